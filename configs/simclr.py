@@ -1,0 +1,182 @@
+"""SimCLR (Chen et al. 2020, arXiv:2002.05709 and arXiv:2006.10029).
+
+  python launch.py train --config=configs/simclr.py --workdir=runs/simclr
+
+Variants (published figures are quoted from their source; ours are in docs/results.md):
+  (default)         embedded scenes, ResNet-10 of width 1/4, minutes on two cores
+  :smoke            the same in seconds, for tests
+  :cifar10_small    JPEG CIFAR-10, ResNet-10 of width 1/4, under 40 minutes on two cores
+  :cifar10          dkobak/simclr-cifar10: ResNet-18, batch 512, 100 epochs, SGD 0.06 x B / 256, no blur, no normalisation, head
+                    1024-128 without BatchNorm, tau 0.5. Published (3 runs): loss 5.18 +- .01, kNN (k=10, cosine) 83.2 +- .2,
+                    linear on stored features 85.6 +- .2; 20 minutes on one A100
+  :cifar10_lightly  lightly's CIFAR-10 benchmark: ResNet-18, batch 512, 200 epochs. Published: kNN (k=200, T=0.1; the best
+                    epoch of one run, on the test split) 84.8
+  :cifar10_simclr   the official README's: ResNet-18, batch 512, 1000 epochs, LARS. Published: linear about 91
+  :imagenet         v1: ResNet-50, batch 4096, LARS 0.3 x B / 256, head 2048-128, tau 0.1, 100 epochs. Published: linear 64.5
+                    (1000 epochs: 69.3); 1.5 hours on 128 TPU v3 cores
+  :imagenet_v2      v2: ResNet-50, head of three layers, LARS 0.1 x sqrt(B), 800 epochs. Published: linear 71.7
+  :imagenet_v2_sk   v2 with selective kernels: ResNet-50 SK. Published: linear 74.6
+  :folder           your own photographs: --config.data.name=/path/to/folder
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def scenes(config):
+    size = common.SCENES_SIZE
+    config.views = (common.simclr_views(size, strength=0.5, blur=False, area=(0.2, 1.0)),) * 2
+    config.total_epochs = 12.0
+    config.model = dict(
+        encoder=dict(name="resnet", depth=10, width=0.25, stem="cifar"),
+        head=dict(widths=(128, 64)),
+        temperature=0.2,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    config.optim = dict(net=dict(name="adamw", lr=3e-3, weight_decay=1e-4, warmup_epochs=1.0))
+    config.evaluate_every_epochs = 4.0
+    config.checkpoint_every_epochs = 1.0
+
+
+def smoke(config):
+    scenes(config)
+    config.batch_size = 32
+    config.total_epochs, config.total_steps = None, 8
+    config.evaluate_every_epochs, config.evaluate_every_steps = None, 4
+    config.checkpoint_every_epochs, config.checkpoint_every_steps = None, 2
+    config.log_every_steps = 1
+    config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
+    config.model.encoder.width = 0.125
+    config.optim.net.warmup_epochs = 0.1
+
+
+def cifar10_small(config):
+    cifar10(config)
+    config.batch_size = 256
+    config.total_epochs = 6.0
+    config.model.encoder = dict(name="resnet", depth=10, width=0.25, stem="cifar")
+    config.model.head = dict(widths=(256, 128))
+    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup_epochs=0.5))
+    config.evals.knn200 = dict(kind="knn", k=200, temperature=0.1)
+    config.evals.linear = dict(kind="linear", solver="lbfgs")
+    config.evaluate_every_epochs, config.checkpoint_every_epochs = 2.0, 1.0
+    config.baselines = True
+
+
+def cifar10(config):
+    config.data.name = "cifar10"
+    config.batch_size = 512
+    config.total_epochs = 100.0
+    config.views = (
+        (
+            ("random_resized_crop", dict(size=32, area=(0.2, 1.0))),
+            ("flip", dict(p=0.5)),
+            ("color_jitter", dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, style="torchvision")),
+            ("grayscale", dict(p=0.1)),
+        ),
+    ) * 2
+    config.model = dict(
+        encoder=dict(name="resnet", depth=18, width=1.0, stem="cifar"),
+        head=dict(widths=(1024, 128), batch_norm=False),
+        temperature=0.5,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    config.optim = dict(
+        net=dict(name="sgd", lr=0.06, lr_scale="linear", weight_decay=5e-4, decay=((".*", 1.0),))  # decays everything
+    )
+    config.evals = dict(
+        knn=dict(kind="knn", k=10, temperature=0.0),  # temperature 0: unweighted votes, as scikit-learn's
+        linear=dict(kind="linear", solver="lbfgs"),
+    )
+    config.evaluate_every_epochs, config.checkpoint_every_epochs = 20.0, 5.0
+    config.log_every_steps = 50
+
+
+def cifar10_lightly(config):
+    cifar10(config)
+    config.total_epochs = 200.0
+    config.views = (
+        (
+            ("random_resized_crop", dict(size=32, area=(0.08, 1.0))),
+            ("flip", dict(p=0.5)),
+            ("color_jitter", dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, style="torchvision")),
+            ("grayscale", dict(p=0.2)),
+        ),
+    ) * 2
+    config.model.head = dict(widths=(512, 128))
+    config.model.mean, config.model.std = common.IMAGENET_MEAN, common.IMAGENET_STD
+    config.optim.net.lr = 0.12  # 0.06 x B / 128
+    config.evals.knn = dict(kind="knn", k=200, temperature=0.1)
+
+
+def cifar10_simclr(config):
+    cifar10(config)
+    config.total_epochs = 1000.0
+    config.views = (common.simclr_views(32, strength=0.5, blur=False),) * 2
+    config.model.encoder.flavour = "simclr"
+    config.model.head = dict(widths=(512, 128), kernel_std=0.01)
+    config.optim = dict(
+        net=dict(name="lars", lr=1.0, lr_scale="linear", weight_decay=1e-4, warmup_epochs=10.0)
+    )
+
+
+def imagenet(config):
+    config.data.name = "imagenet2012"
+    config.data.test_split = "validation"
+    # The host decodes once and crops twice; the photometric half runs on the device.
+    config.data.ops = (("random_resized_crops", dict(size=224, crops=2, area=(0.08, 1.0))),)
+    config.data.eval_ops = common.IMAGENET_EVAL
+    config.data.workers = 16
+    config.batch_size = 4096
+    config.total_epochs = 100.0
+    config.views = (common.simclr_views(224, strength=1.0, blur=True, style="simclr_v1", crop=False),) * 2
+    config.model = dict(
+        encoder=dict(name="resnet", depth=50, width=1.0, stem="imagenet", flavour="simclr"),
+        head=dict(widths=(2048, 128), kernel_std=0.01),
+        temperature=0.1,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    config.optim = dict(net=dict(name="lars", lr=0.3, lr_scale="linear", weight_decay=1e-6, warmup_epochs=10.0))
+    config.evals = dict(
+        knn=dict(kind="knn", k=20, temperature=0.07),
+        linear=dict(kind="linear", solver="sgd"),
+    )
+    config.evaluate_every_epochs, config.checkpoint_every_epochs = 10.0, 1.0
+    config.log_every_steps, config.baselines = 50, False
+
+
+def imagenet_v2(config):
+    imagenet(config)
+    config.total_epochs = 800.0
+    config.views = (common.simclr_views(224, strength=1.0, blur=True, style="simclr_v2", crop=False),) * 2
+    config.model.head.widths = (2048, 2048, 128)
+    config.optim.net.update(dict(lr=0.1, lr_scale="sqrt", weight_decay=1e-4, warmup_epochs=40.0))
+
+
+def imagenet_v2_sk(config):
+    imagenet_v2(config)
+    config.model.encoder.sk = True
+
+
+def folder(config):
+    scenes(config)
+    config.data.name = "/path/to/folder"
+    config.data.ops = (("random_resized_crops", dict(size=64, crops=2, area=(0.2, 1.0))),)
+    config.data.eval_ops = (("resize_crop", dict(resize=72, crop=64)),)
+    config.views = (common.simclr_views(64, strength=0.5, blur=True, crop=False),) * 2
+    config.batch_size = 64
+    config.evals = dict(representation=dict(kind="representation"))  # a folder may have no labels
+    config.best_metric = ""
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.base("simclr")
+    named = {"": scenes, "smoke": smoke, "cifar10_small": cifar10_small, "cifar10": cifar10, "cifar10_lightly": cifar10_lightly,
+             "cifar10_simclr": cifar10_simclr, "imagenet": imagenet, "imagenet_v2": imagenet_v2,
+             "imagenet_v2_sk": imagenet_v2_sk, "folder": folder}  # fmt: skip
+    common.variant_of(variant, named)(config)
+    return config

@@ -1,0 +1,125 @@
+"""Colour operations on one float32 image [H, W, 3] in [0, 1]; every one but `normalize` returns values in [0, 1]."""
+
+import jax
+import jax.numpy as jnp
+
+STYLES = ("simclr_v2", "simclr_v1", "torchvision")
+LUMA = (0.2989, 0.5870, 0.1140)  # as TensorFlow, torchvision and PIL; they sum to 0.9999
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the numbers in `order`
+_CHROMA_SIGN, _CHROMA_CENTRE, _CHROMA_OFFSET = (1.0, -1.0, -1.0), (3.0, 2.0, 4.0), (-1.0, 2.0, 2.0)
+
+
+def _per_channel(values):
+    return jnp.array(values, jnp.float32)[:, None, None]
+
+
+def _luma(planes):
+    return LUMA[0] * planes[0] + LUMA[1] * planes[1] + LUMA[2] * planes[2]
+
+
+def adjust_colors(image, order, brightness, contrast, saturation, hue, style="simclr_v2"):
+    """The four jitters of image [H, W, 3] in the given order, clipped to [0, 1] after each.
+
+    order: int [4], a permutation of (BRIGHTNESS, CONTRAST, SATURATION, HUE); it may be traced.
+    brightness: factor (1 changes nothing), or in 'simclr_v1' an addend (0 changes nothing).
+    contrast: factor around the spatial mean of each channel, or in 'torchvision' around the mean luma.
+    saturation: factor on the S of HSV (clipped to 1), or in 'torchvision' on the distance from the luma.
+    hue: added to the H of HSV, in turns; the same in every style.
+
+    A `switch` over operations becomes "compute all four, select one" under vmap. Here one formula does three of them:
+    each is factor * x + (1 - factor) * base + addend with another base, since scaling S in HSV moves a pixel along the
+    line to its largest channel. Hue is the fourth; all share the pixel's maximum and minimum. The loop over positions
+    is a scan because XLA would otherwise recompute the earlier positions inside the fusions of every later one (25
+    times slower on a CPU).
+    """
+    image_planes = jnp.moveaxis(image, -1, 0)  # planes are contiguous rows: vector instructions work on whole rows
+
+    def adjust(planes, operation):
+        is_contrast, is_saturation = operation == CONTRAST, operation == SATURATION
+        r, g, b = planes
+        high = jnp.maximum(jnp.maximum(r, g), b)
+        low = jnp.minimum(jnp.minimum(r, g), b)
+        chroma = high - low
+        inverse = 1.0 / jnp.where(chroma > 0, chroma, 1.0)
+
+        factor = jnp.where(is_contrast, contrast, jnp.where(is_saturation, saturation, 1.0))
+        addend = 0.0
+        if style == "simclr_v1":
+            addend = jnp.where(operation == BRIGHTNESS, brightness, 0.0)
+        else:
+            factor = jnp.where(operation == BRIGHTNESS, brightness, factor)
+        if style == "torchvision":
+            luma = _luma(planes)
+            base = jnp.where(is_contrast, jnp.mean(luma), jnp.where(is_saturation, luma, 0.0))
+        else:
+            mean = jnp.mean(planes, axis=(1, 2), keepdims=True)
+            base = jnp.where(is_contrast, mean, jnp.where(is_saturation, high, 0.0))
+            # The new S = factor * chroma / high stays at or below 1.
+            factor = jnp.where(is_saturation, jnp.minimum(factor, high * inverse), factor)
+        blended = factor * planes + (1.0 - factor) * base + addend
+
+        # Hue in sixths of a turn. Channels are compared with each other: XLA may have rounded `high` differently.
+        sector = jnp.where(
+            (r >= g) & (r >= b),
+            (g - b) * inverse,
+            jnp.where(g >= b, 2.0 + (b - r) * inverse, 4.0 + (r - g) * inverse),
+        )
+        sector = sector + 6.0 * hue
+        sector = sector - 6.0 * jnp.floor(sector / 6.0)
+        tent = _per_channel(_CHROMA_SIGN) * jnp.abs(sector - _per_channel(_CHROMA_CENTRE))
+        turned = low + chroma * jnp.clip(tent + _per_channel(_CHROMA_OFFSET), 0.0, 1.0)
+
+        return jnp.clip(jnp.where(operation == HUE, turned, blended), 0.0, 1.0), None
+
+    planes, _ = jax.lax.scan(adjust, image_planes, jnp.asarray(order))
+    return jnp.moveaxis(planes, 0, -1)
+
+
+def color_jitter(image, key, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8, style="simclr_v2"):
+    """With probability p, the four jitters of `adjust_colors` in random order (SimCLR, appendix A; BYOL, appendix B).
+
+    Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue in [-hue, hue] turns. style 'simclr_v1' (also
+    BYOL) has the additive brightness, uniform in [-brightness, brightness].
+    """
+    u = jax.random.uniform(key, (9,))  # one draw: hashing keys is what costs for small images
+    order = jnp.argsort(u[5:])
+
+    def factor(strength, u):
+        low, high = max(0.0, 1.0 - strength), 1.0 + strength
+        return low + (high - low) * u
+
+    bright = brightness * (2.0 * u[0] - 1.0) if style == "simclr_v1" else factor(brightness, u[0])
+    turn = hue * (2.0 * u[3] - 1.0)
+    jittered = adjust_colors(image, order, bright, factor(contrast, u[1]), factor(saturation, u[2]), turn, style)
+    return jnp.where(u[4] < p, jittered, image)
+
+
+def to_grayscale(image):
+    """The luma of image [H, W, 3] in all three channels."""
+    luma = _luma(jnp.moveaxis(image, -1, 0))
+    return jnp.broadcast_to(luma[..., None], image.shape)
+
+
+def grayscale(image, key, p=0.2):
+    """With probability p, all three channels become the luma."""
+    return jnp.where(jax.random.uniform(key) < p, to_grayscale(image), image)
+
+
+def invert_above(image, threshold):
+    """x where x < threshold, else 1 - x."""
+    return jnp.where(image < threshold, image, 1.0 - image)
+
+
+def solarize(image, key, p=0.2, threshold=0.5):
+    """With probability p, inverts the values that are not below the threshold (0.5 is PIL's 128)."""
+    return jnp.where(jax.random.uniform(key) < p, invert_above(image, threshold), image)
+
+
+def normalize(image, key, mean, std):
+    """(image - mean) / std per channel; mean and std have 3 numbers for values in [0, 1]. Always applied; the key is
+    unused.
+
+    Leaves [0, 1], so it comes last in a recipe: every other operation clips or expects clipped values.
+    """
+    del key
+    return (image - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)

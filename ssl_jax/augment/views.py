@@ -1,0 +1,205 @@
+"""Recipes of augmentations: their check before anything compiles, and the function from a batch to its views.
+
+A recipe is a sequence of (operation name, keyword arguments) pairs; a method gets one recipe per view:
+
+    (("random_resized_crop", {"size": 32}), ("flip", {}), ("color_jitter", {"hue": 0.1}), ("grayscale", {}))
+"""
+
+import difflib
+import inspect
+import numbers
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.augment import blur, color, geometry
+from ssl_jax.errors import UserError
+
+OPERATIONS = {
+    function.__name__: function
+    for function in (
+        geometry.random_resized_crop,
+        geometry.random_crop,
+        geometry.flip,
+        color.color_jitter,
+        color.grayscale,
+        blur.blur,
+        color.solarize,
+        color.normalize,
+    )
+}
+
+
+def _is_number(value, low, high):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_whole(value, low):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= low
+
+
+def _is_numbers(value, count, low, high):
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) == count
+        and all(_is_number(v, low, high) for v in value)
+    )
+
+
+def _is_range(value, low, high):
+    return _is_numbers(value, 2, low, high) and 0 < value[0] <= value[1]
+
+
+def _is_size(value):
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(_is_whole(v, 1) for v in value)
+    return pair or _is_whole(value, 1)
+
+
+_INF = float("inf")
+# What each argument may be; an argument name means the same in every operation.
+_ARGUMENTS = {
+    "size": (_is_size, "a positive number of pixels, or a pair (height, width)"),
+    "pad": (lambda v: _is_whole(v, 0), "a number of pixels, 0 or more"),
+    "area": (lambda v: _is_range(v, 0, 1), "a pair (least, most) with 0 < least <= most <= 1"),
+    "ratio": (lambda v: _is_range(v, 0, _INF), "a pair (least, most) with 0 < least <= most"),
+    "sigma": (lambda v: _is_range(v, 0, _INF), "a pair (least, most) of pixels with 0 < least <= most"),
+    "interpolation": (lambda v: v in geometry.INTERPOLATIONS, f"one of {', '.join(geometry.INTERPOLATIONS)}"),
+    "sampling": (lambda v: v in geometry.SAMPLINGS, f"one of {', '.join(geometry.SAMPLINGS)}"),
+    "style": (lambda v: v in color.STYLES, f"one of {', '.join(color.STYLES)}"),
+    "padding": (lambda v: v in blur.PADDINGS, f"one of {', '.join(blur.PADDINGS)}"),
+    "antialias": (lambda v: isinstance(v, bool), "True or False"),
+    "p": (lambda v: _is_number(v, 0, 1), "a probability from 0 to 1"),
+    "threshold": (lambda v: _is_number(v, 0, 1), "a number from 0 to 1"),
+    "brightness": (lambda v: _is_number(v, 0, _INF), "a strength of 0 or more"),
+    "contrast": (lambda v: _is_number(v, 0, _INF), "a strength of 0 or more"),
+    "saturation": (lambda v: _is_number(v, 0, _INF), "a strength of 0 or more"),
+    "hue": (lambda v: _is_number(v, 0, 0.5), "a part of a turn, from 0 to 0.5"),
+    "mean": (lambda v: _is_numbers(v, 3, -_INF, _INF), "three numbers, for values in [0, 1]"),
+    "std": (lambda v: _is_numbers(v, 3, 1e-6, _INF), "three positive numbers, for values in [0, 1]"),
+}
+
+
+def _unknown(what, name, known):
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {what} {name!r}; {hint}valid: {', '.join(known)}"
+
+
+def _check_operation(where, name, arguments):
+    if name not in OPERATIONS:
+        raise UserError(f"{where}: {_unknown('operation', name, list(OPERATIONS))}")
+    where = f"{where} {name}"
+    parameters = list(inspect.signature(OPERATIONS[name]).parameters.values())[2:]  # after image and key
+    valid = [parameter.name for parameter in parameters]
+    for argument, value in arguments.items():
+        if argument not in valid:
+            raise UserError(f"{where}: {_unknown('argument', argument, valid)}")
+        accepts, meaning = _ARGUMENTS[argument]
+        if not accepts(value):
+            raise UserError(f"{where}: {argument}={value!r} is not allowed; give {meaning}")
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in arguments:
+            raise UserError(f"{where}: argument {parameter.name!r} is missing; give {_ARGUMENTS[parameter.name][1]}")
+    if arguments.get("sampling") == "simclr" and arguments.get("area", (0, 1))[1] <= geometry.SIMCLR_MIN_COVERED:
+        raise UserError(
+            f"{where}: area={arguments['area']!r} with sampling='simclr', which rejects crops below "
+            f"{geometry.SIMCLR_MIN_COVERED} of the image; use sampling='torchvision' for small crops"
+        )
+
+
+def _as_tuples(value):
+    return tuple(_as_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def check_recipes(recipes):
+    """Checks names, arguments and values of a sequence of recipes, one per view.
+
+    Returns [[(name, arguments), ...], ...] with lists turned into tuples, so that equal recipes compare equal.
+    Raises UserError in one line naming view, position, operation, argument and what is valid.
+    """
+    if isinstance(recipes, str) or not isinstance(recipes, Iterable) or not list(recipes):
+        raise UserError(f"views={recipes!r}: give a list of recipes, one a view, each a list of (operation, arguments)")
+    checked = []
+    for view, recipe in enumerate(recipes):
+        if isinstance(recipe, str) or not isinstance(recipe, Iterable):
+            raise UserError(f"views[{view}]={recipe!r} is not a recipe; give a list of (operation, arguments) pairs")
+        operations = []
+        for position, pair in enumerate(recipe):
+            where = f"views[{view}][{position}]"
+            is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+            if not is_pair or not hasattr(pair[1], "items"):
+                raise UserError(f"{where}={pair!r} is not a pair (operation, arguments), as in ('flip', {{'p': 0.5}})")
+            name, arguments = pair[0], {key: _as_tuples(value) for key, value in pair[1].items()}
+            _check_operation(where, name, arguments)
+            operations.append((name, arguments))
+        names = [name for name, _ in operations]
+        if "normalize" in names[:-1]:
+            raise UserError(f"views[{view}]: 'normalize' leaves the range [0, 1]; put it last in the recipe")
+        checked.append(operations)
+    return checked
+
+
+def output_size(recipes, input_hw):
+    """(height, width) in pixels of the views made from images of input_hw = (H, W).
+
+    Raises UserError where a window is larger than the (padded) image, or where views would differ in size.
+    """
+    sizes = []
+    for view, recipe in enumerate(check_recipes(recipes)):
+        size = tuple(input_hw)
+        for position, (name, arguments) in enumerate(recipe):
+            if name == "random_crop":
+                pad, wanted = arguments.get("pad", 0), geometry.size_pair(arguments["size"])
+                if wanted[0] > size[0] + 2 * pad or wanted[1] > size[1] + 2 * pad:
+                    raise UserError(
+                        f"views[{view}][{position}] random_crop: size={arguments['size']!r} does not fit an image of "
+                        f"{size[0]} x {size[1]} pixels with pad={pad}; use a smaller size, more pad or larger images"
+                    )
+            if "size" in arguments:
+                size = geometry.size_pair(arguments["size"])
+        sizes.append(size)
+    if len(set(sizes)) > 1:
+        raise UserError(f"views: outputs differ in size (height, width): {sizes}; give every view the same size")
+    return sizes[0]
+
+
+def _apply_recipe(recipe, image, key):
+    for position, (name, arguments) in enumerate(recipe):
+        image = OPERATIONS[name](image, jax.random.fold_in(key, position), **arguments)
+    return image
+
+
+def make_views(recipes):
+    """The function (images, key) -> views, float32 [B, V, h, w, 3], for V recipes.
+
+    images: uint8 [B, H, W, 3], all views from one image, or uint8 [B, V, H, W, 3], one crop per view; the index in B is
+    the index in the global batch. Randomness is fold_in(key, example), then fold_in(., view), then fold_in(., position
+    in the recipe): it depends neither on the number of devices nor on that of views. Equal recipes are traced once.
+    Raises UserError for a wrong recipe, when called with recipes; ValueError for wrong images, when traced.
+    """
+    recipes = check_recipes(recipes)
+    count = len(recipes)
+
+    def views(images, key):
+        if images.dtype != jnp.uint8 or images.ndim not in (4, 5) or images.shape[-1] != 3:
+            raise ValueError(f"images must be uint8 [B, H, W, 3] or [B, V, H, W, 3], not {images.dtype}{images.shape}")
+        if images.ndim == 5 and images.shape[1] != count:
+            raise ValueError(f"{images.shape[1]} crops per image for {count} views")
+
+        def views_of_example(index, image):
+            image = image.astype(jnp.float32) / 255.0
+            example_key = jax.random.fold_in(key, index)
+            keys = jax.vmap(lambda view: jax.random.fold_in(example_key, view))(jnp.arange(count))
+            if all(recipe == recipes[0] for recipe in recipes):
+                axis = 0 if images.ndim == 5 else None
+                return jax.vmap(lambda pixels, view_key: _apply_recipe(recipes[0], pixels, view_key), (axis, 0))(
+                    image, keys
+                )
+            crops = image if images.ndim == 5 else [image] * count
+            return jnp.stack([_apply_recipe(recipes[v], crops[v], keys[v]) for v in range(count)])
+
+        return jax.vmap(views_of_example)(jnp.arange(images.shape[0]), images)
+
+    return views

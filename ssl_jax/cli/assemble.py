@@ -1,0 +1,172 @@
+"""From a config to everything that runs: data, method, mesh, compiled step, evaluations. Shared by all verbs."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import logging
+import os
+import pkgutil
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import ssl_jax.methods
+from ssl_jax.cli.config import resolve
+from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches, iterate
+from ssl_jax.data.sources import open_source
+from ssl_jax.engine import loop, optim, sharding
+from ssl_jax.engine.method import Method, State
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context, pixel_context
+
+log = logging.getLogger(__name__)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+class Assembly(NamedTuple):
+    """A config with its data, its method and its compiled step."""
+
+    config: Any  # resolved: image_shape, num_classes, examples and dtype are filled in
+    method: Method
+    batches: TrainBatches
+    run: loop.Run
+    schedules: Mapping
+    durations: Mapping[str, int]  # steps: 'total', 'evaluate', 'checkpoint'
+
+
+def start_jax() -> None:
+    """Settings of every process: the persistent compilation cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+
+
+def build_method(config) -> Method:
+    """`build` of ssl_jax/methods/<config.method>.py, with the stages that it stands on."""
+    names = [module.name for module in pkgutil.iter_modules(ssl_jax.methods.__path__)]
+    if config.method not in names:
+        near = difflib.get_close_matches(str(config.method), names, 1)
+        raise UserError(f"config.method={config.method!r} does not exist; " + (f"did you mean {near[0]!r}?" if near else
+                        f"there are {', '.join(names)}"))  # fmt: skip
+    try:
+        return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, {})
+    except (AttributeError, TypeError) as error:  # a field that the method needs, or one that its modules do not have
+        if "ssl_jax" in str(error.__traceback__.tb_next and error):
+            raise
+        raise UserError(f"config of {config.method!r}: {error}") from error
+
+
+def fill_in(config, train) -> Any:
+    """A copy of `config` with what only the data and the machine know."""
+    config = config.copy_and_resolve_references()
+    spec = element_spec(train, config.data.ops)
+    with config.unlocked():
+        config.data.image_shape = tuple(int(n) for n in spec["image"][0])
+        config.data.num_classes = train.num_classes
+        config.data.examples = len(train)
+        if config.dtype == "auto":
+            config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype={config.dtype!r} is unknown; choose auto, float32 or bfloat16")
+    if config.on_nonfinite not in ("stop", "skip"):
+        raise UserError(f"config.on_nonfinite={config.on_nonfinite!r} is unknown; choose stop or skip")
+    return config
+
+
+def assemble(config, devices=None) -> Assembly:
+    """Check everything that can be checked before compiling, then describe the run (nothing is compiled yet).
+
+    Raises:
+        UserError: with one line for each kind of mistake.
+    """
+    mesh = sharding.make_mesh(config.mesh, devices)
+    train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
+    config = fill_in(config, train)
+    durations = resolve(config, len(train))
+    method = build_method(config)
+    spec = {name: tuple(shape) for name, (shape, _) in element_spec(train, config.data.ops).items()}
+    for name, shape in method.inputs.items():
+        if spec.get(name) != tuple(shape):
+            raise UserError(
+                f"method {config.method!r} needs input {name!r} of shape {tuple(shape)}; {config.data.name!r} with config.data.ops "
+                f"gives {spec.get(name, 'no such feature')} (it has {', '.join(spec)})"
+            )
+    repeats = max(phase.repeat for phase in method.phases)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate * repeats)
+    batches = TrainBatches(
+        train, config.data.ops, config.batch_size, config.seed, jax.process_index(), jax.process_count(),
+        keys=tuple(method.inputs),
+    )  # fmt: skip
+    example = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), np.uint8 if len(shape) > 2 else np.int32)
+        for name, shape in method.inputs.items()
+    }
+    run, schedules = loop.compile_run(
+        method,
+        functools.partial(
+            optim.make_optimizers, config.optim, total=durations["total"], batch_size=config.batch_size, examples=len(train)
+        ),
+        mesh,
+        config.sharding,
+        config.seed,
+        example,
+        accumulate=config.accumulate,
+        skip_nonfinite=config.on_nonfinite == "skip",
+    )
+    return Assembly(config, method, batches, run, schedules, durations)
+
+
+def open_eval(config, split: str):
+    """Unaugmented batches of 'train' (the bank) or 'test' (the queries)."""
+    name = {"train": config.data.train_split, "test": config.data.test_split}[split]
+    source = open_source(config.data.name, name, config.data.data_dir)
+    return eval_batches(source, config.data.eval_ops, config.eval_batch_size, jax.process_index(), jax.process_count())
+
+
+def context(config, method: Method, state: State, mesh) -> Context:
+    """What evaluations may see of a state."""
+    encode = jax.jit(method.encode)
+    views = method.fns.get("views")
+
+    def encode_views(params, mutable, images, key):
+        made = views(images, key)
+        pooled = method.encode(params, mutable, made.reshape(-1, *made.shape[2:]) * 255)["pooled"]
+        return pooled.reshape(*made.shape[:2], -1)
+
+    return Context(
+        functools.partial(encode, state.params, state.mutable),
+        functools.partial(open_eval, config),
+        {"train": config.data.train_split, "test": config.data.test_split},
+        mesh,
+        functools.partial(jax.jit(encode_views), state.params, state.mutable) if views else None,
+    )
+
+
+def raw_pixels(config, mesh) -> Context:
+    """The floor: the same evaluations on pixels."""
+    splits = {"train": config.data.train_split, "test": config.data.test_split}
+    return pixel_context(functools.partial(open_eval, config), splits, mesh)
+
+
+def provenance() -> dict:
+    """Versions, commit and machine, for the workdir and the model card."""
+    root = Path(__file__).resolve().parents[2]
+    git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "commit": git.stdout.strip() or "unknown",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+__all__ = ["Assembly", "assemble", "build_method", "context", "iterate", "open_eval", "provenance", "raw_pixels", "start_jax"]

@@ -1,0 +1,56 @@
+"""Evaluate the checkpoint of a run.
+
+  python launch.py evaluate --workdir=runs/simclr
+  python launch.py evaluate --workdir=runs/simclr --step=200 --config.evals.knn.k=200
+
+Reads the config that the run was trained with; --config.KEY=VALUE changes evaluations or data for this call. The numbers go to
+stdout and, with their protocols, to evaluations.json.
+"""
+
+from __future__ import annotations
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import assemble, context, start_jax
+from ssl_jax.cli.evaluations import Evaluations
+from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli.workdir import read_config
+from ssl_jax.engine import loop
+from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
+from ssl_jax.errors import UserError
+from ssl_jax.evals import run as evals
+
+
+def add_arguments(sub) -> None:
+    add_workdir(sub)
+    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+
+
+def main(args, overrides) -> int:
+    start_jax()
+    config = configs.apply_overrides(read_config(args.workdir), overrides)
+    evals.check(config.evals)
+    this = assemble(config)
+    state = restore(args.workdir, this, args.step)
+    evaluations = Evaluations(args.workdir, this.config.evals)
+    evaluations.add("trained", int(state.step), context(this.config, this.method, state, this.run.mesh))
+    evaluations.show(this.config)
+    return 0
+
+
+def restore(workdir, this, step: int | None = None):
+    """The state of a finished or running run: checkpoint `step`, or the newest.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is corrupt.
+    """
+    saved = Checkpoints(workdir / "checkpoints", read_only=True)
+    steps = saved.steps()
+    if not steps or (step is not None and step not in steps):
+        raise UserError(f"{workdir} has no checkpoint {'' if step is None else step}; there are {steps or 'none'}")
+    step = steps[-1] if step is None else step
+    try:
+        return saved.restore(step, loop.abstract_state(this.run))
+    except Corrupt as error:
+        raise UserError(f"checkpoint {step} in {workdir} is corrupt: {error}; choose another with --step, there are {steps}") from error
+    finally:
+        saved.close()

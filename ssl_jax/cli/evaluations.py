@@ -1,0 +1,66 @@
+"""evaluations.json: every number with the protocol that it was measured under, and the table at the end of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.evals import run as evals
+from ssl_jax.evals.context import Context
+
+log = logging.getLogger(__name__)
+
+
+class Evaluations:
+    """The evaluations of one workdir: entries of `subject` ('raw pixels', 'untrained', 'trained') and step."""
+
+    def __init__(self, workdir: Path, spec: Mapping, upto_step: int | None = None):
+        self.path, self.spec = workdir / "evaluations.json", spec
+        self.entries = json.loads(self.path.read_text()) if self.path.exists() else []
+        if upto_step is not None:  # what a killed process measured after its last checkpoint is measured again
+            self.entries = [entry for entry in self.entries if entry["step"] <= upto_step]
+
+    def add(self, subject: str, step: int, context: Context) -> dict[str, float]:
+        """Run every evaluation of the config; returns {'knn/top1': ...} and writes the file."""
+        began = time.perf_counter()
+        results = evals.run(self.spec, context)
+        metrics = {name: value for result in results.values() for name, value in result.metrics.items()}
+        entry = {
+            "subject": subject,
+            "step": step,
+            "metrics": metrics,
+            "protocols": {label: result.protocol for label, result in results.items()},
+        }
+        self.entries = [e for e in self.entries if (e["subject"], e["step"]) != (subject, step)] + [entry]
+        write_json(self.path, self.entries)
+        told = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+        log.info("%s at step %d: %s (%.0f s)", subject, step, told, time.perf_counter() - began)
+        return metrics
+
+    def show(self, config) -> None:
+        """Print the accuracies of the last entry of each subject beside the recorded references of the config."""
+        rows = {}
+        for entry in self.entries:
+            rows[f"{entry['subject']}" + (f", step {entry['step']}" if entry["subject"] == "trained" else "")] = entry["metrics"]
+        trained = [name for name in rows if name.startswith("trained")]
+        for name in trained[:-1]:
+            del rows[name]
+        rows |= {name: dict(metrics) for name, metrics in config.get("references", {}).items()}
+        columns = [name for name in self.entries[-1]["metrics"]] if self.entries else []
+        table = Table(title=f"{config.method} on {config.data.name}")
+        table.add_column("features")
+        for name in columns:
+            table.add_column(name, justify="right")
+        for row, metrics in rows.items():
+            table.add_row(row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in columns))
+        console = Console()
+        console.print(table)
+        for label, protocol in (self.entries[-1]["protocols"] if self.entries else {}).items():
+            console.print(f"{label}: {protocol}", style="dim", highlight=False)

@@ -1,0 +1,66 @@
+"""The verbs, their flags, and the exit codes: 0 done (or saved after SIGTERM), 2 bad input, 130 saved after SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from ssl_jax.errors import UserError
+
+VERBS = {
+    "train": "train a config in a workdir, or go on where it stopped",
+    "evaluate": "evaluate the checkpoint of a run: kNN, linear probe, ...",
+    "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
+    "report": "turn a workdir into one self-contained HTML page",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(
+        prog="python launch.py",
+        description="ssl_jax: visual representation pretraining in JAX. Every method runs under the same verbs.",
+        epilog="example: python launch.py train --config=configs/simclr.py --workdir=runs/simclr --config.seed=1",
+        allow_abbrev=False,
+    )
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, summary in VERBS.items():
+        module = importlib.import_module(f"ssl_jax.cli.{verb}")
+        sub = verbs.add_parser(
+            verb, help=summary, description=module.__doc__, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        module.add_arguments(sub)
+    return top
+
+
+def main(argv: list[str]) -> int:
+    """Run a verb; a mistake of the user is one line on stderr."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        os.environ.setdefault("NPROC", "16")  # else fake devices wait for each other with fewer threads than devices
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ssl_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+    try:
+        args, overrides = parser().parse_known_args(argv)
+        return importlib.import_module(f"ssl_jax.cli.{args.verb}").main(args, overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def add_workdir(sub: argparse.ArgumentParser) -> None:
+    """The flag that every verb has."""
+    sub.add_argument("--workdir", type=Path, required=True, help="directory of the run")

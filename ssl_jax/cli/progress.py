@@ -1,0 +1,49 @@
+"""What a person watches: a bar with loss, images/s, time left and memory on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+from collections.abc import Mapping
+
+import jax
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+
+def memory() -> str:
+    """Peak memory of the first device, or of this process where the device does not tell."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return f"{stats['peak_bytes_in_use'] / 2**30:.1f} GiB device"
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GiB host"
+
+
+class Progress:
+    """`update(step, metrics)` at every logged step."""
+
+    def __init__(self, start: int, total: int):
+        self.total = total
+        self.bar = Bar(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn(),
+            disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self.task = self.bar.add_task("train", total=total, completed=start, told="compiling")
+
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("/loss"))
+        told = f"{losses}  {metrics['time/images_per_second']:,.0f} images/s  {memory()}"
+        self.bar.update(self.task, completed=step, told=told)
+        if self.bar.disable:
+            left = (self.total - step) * metrics["time/seconds_per_step"]
+            log.info("step %d/%d  %s  %d:%02d left", step, self.total, told, left // 60, left % 60)
+
+    def __exit__(self, *_):
+        self.bar.stop()

@@ -1,0 +1,119 @@
+"""Train a config in a workdir.
+
+  python launch.py train --config=configs/simclr.py --workdir=runs/simclr
+  python launch.py train --config=configs/simclr.py:cifar10 --workdir=runs/c10 --config.seed=1 --config.optim.net.lr=0.1
+
+The same command on the same workdir goes on from the last checkpoint that can be trusted, to the same numbers as a run that
+was never stopped. SIGTERM saves and exits with 0, SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came after the
+last checkpoint. The workdir holds config.json, metrics.jsonl, log.txt, checkpoints/, pictures/, evaluations.json, report.html.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import Assembly, assemble, context, iterate, provenance, raw_pixels, start_jax
+from ssl_jax.cli.evaluations import Evaluations
+from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli.progress import Progress
+from ssl_jax.cli.report import write_report
+from ssl_jax.cli.warm_start import warm_start
+from ssl_jax.cli.workdir import claim, record_config
+from ssl_jax.engine import loop
+from ssl_jax.engine.checkpoint import Checkpoints, write_json
+from ssl_jax.engine.metrics import MetricsWriter
+from ssl_jax.engine.pictures import save_grid
+from ssl_jax.evals import run as evals
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(sub) -> None:
+    sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
+    add_workdir(sub)
+
+
+def main(args, overrides) -> int:
+    start_jax()
+    config = configs.load(args.config, overrides)
+    evals.check(config.evals)
+    with claim(args.workdir):
+        this = assemble(config)
+        record_config(args.workdir, configs.plain(this.config))
+        write_json(args.workdir / "provenance.json", provenance())
+        try:
+            with loop.Signals() as watch:
+                train(this, args.workdir, watch)
+        except loop.Interrupted as interrupted:
+            print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
+            return 0 if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
+    return 0
+
+
+def train(this: Assembly, workdir: Path, watch: loop.Signals) -> None:
+    """Start or go on; evaluate as the config says; end with a table and a report."""
+    config, run, total = this.config, this.run, this.durations["total"]
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
+    state = checkpoints.restore_latest(loop.abstract_state(run))
+    if state is None:
+        state = run.init()
+        if config.warm_start.workdir:
+            state = warm_start(state, config.warm_start.workdir, config.warm_start.rules)
+    start = int(state.step)
+    log.info("%s", loop.describe(workdir, state))
+    evaluations = Evaluations(workdir, config.evals, start)
+    if start == 0:
+        save_views(this, workdir)
+        if config.baselines:
+            evaluations.add("raw pixels", 0, raw_pixels(config, run.mesh))
+            evaluations.add("untrained", 0, context(config, this.method, state, run.mesh))
+    else:
+        log.info("going on at step %d of %d", start, total)
+
+    def evaluate(step, state):
+        return evaluations.add("trained", step, context(config, this.method, state, run.mesh))
+
+    began = time.perf_counter()
+    settings = {
+        **configs.plain(config),
+        "evaluate_every_steps": this.durations["evaluate"],
+        "checkpoint_every_steps": this.durations["checkpoint"],
+    }
+    writer = MetricsWriter(workdir, start)
+    batches = iterate(this.batches, start, total, config.data.workers)
+    try:
+        with Progress(start, total) as progress:
+            state = loop.train(
+                this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
+                this.schedules, evaluate, progress.update, watch,
+            )  # fmt: skip
+    finally:
+        writer.close()
+        checkpoints.close()
+        if this.batches.skipped:
+            log.warning("%d examples could not be read and were replaced (named above)", len(this.batches.skipped))
+    log.info("%d steps in %.0f s", total - start, time.perf_counter() - began)
+    evaluations.show(config)
+    log.info("report: %s", write_report(workdir))
+
+
+def save_views(this: Assembly, workdir: Path) -> None:
+    """`pictures/views.png`: a row per image, what the first phase sees of it in step 0."""
+    if "views" not in this.method.fns:
+        return
+    batch = this.batches[0]
+    images = batch["image"][:8]
+    views = jax.jit(this.method.fns["views"])(images, jax.random.fold_in(jax.random.key(this.config.seed), 0))
+    originals = images if images.ndim == 4 else images[:, 0]
+    rows = [np.asarray(views)]
+    if originals.shape[1:] == views.shape[2:]:
+        rows.insert(0, originals[:, None] / 255)
+    save_grid(np.concatenate(rows, 1), workdir / "pictures" / "views.png")

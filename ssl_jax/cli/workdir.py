@@ -1,0 +1,59 @@
+"""The directory of a run: one process at a time, one config, and a log beside the metrics."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from pathlib import Path
+
+from ssl_jax.cli.config import differences, from_plain
+from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.errors import UserError
+
+
+def claim(workdir: Path):
+    """Create `workdir` and hold it until the returned file is closed or the process ends.
+
+    Raises:
+        UserError: it cannot be written, or another process trains in it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a")  # noqa: SIM115  held for the life of the process
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"--workdir={workdir} is in use by another process; wait for it or choose another directory") from None
+    handler = logging.FileHandler(workdir / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("ssl_jax").addHandler(handler)
+    return lock
+
+
+def record_config(workdir: Path, config: dict) -> None:
+    """Write the resolved config, or check it against the one that this workdir was started with.
+
+    Raises:
+        UserError: the workdir belongs to another config, naming what differs.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        changed = differences(json.loads(path.read_text()), config)
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UserError(
+                f"--workdir={workdir} was started with another config ({'; '.join(changed[:3])}{more}); "
+                "use another --workdir, or the config it was started with"
+            )
+    write_json(path, config)
+
+
+def read_config(workdir: Path):
+    """The locked config of a run. Raises UserError if there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"--workdir={workdir} holds no run (no config.json); give the directory of one")
+    return from_plain(json.loads(path.read_text()))

@@ -1,0 +1,154 @@
+"""Encoded bytes to uint8 RGB, for images from anywhere.
+
+Images are data from strangers: the decoded size is bounded, only raster formats are tried (nothing that starts another
+program), and everything that cannot be shown is one exception, `CorruptImage`, with the reason.
+
+What is kept simple on purpose: EXIF orientation is not applied (torchvision's loader does not either); transparent
+images are laid on white, as a viewer shows them; of an animation the first frame is taken; 16-bit grey is scaled to 8
+bits, not clipped.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+MAX_PIXELS = 178_956_970  # decoded pixels an image may have: 512 MiB as RGB; Pillow itself refuses more
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "MPO")
+MAGIC_BYTES = 16  # as many leading bytes as `sniff` looks at
+
+# What Pillow's decoders may raise on damaged bytes in memory (no file is touched here).
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class CorruptImage(Exception):
+    """The bytes are no image that can be decoded within bounds; the message is the reason."""
+
+
+def sniff(head: bytes) -> str | None:
+    """Why a file with these first bytes is no image, or None when it may be one. Looks at `MAGIC_BYTES` bytes."""
+    if not head:
+        return "empty file"
+    known = (
+        head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*"))
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n#")
+    )
+    return None if known and len(head) > 3 else "not an image"
+
+
+class Picture:
+    """An image whose size is known before its pixels are decoded, so that a crop can choose how much to decode.
+
+    Attributes:
+      height, width: full size in pixels.
+    """
+
+    def __init__(self, data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS):
+        """From encoded bytes, or from pixels that are decoded already (uint8 [H, W, 3]).
+
+        Raises:
+          CorruptImage: no image, or more than `max_pixels` pixels.
+        """
+        self._data, self._array, self._image, self._max_pixels = data, None, None, max_pixels
+        if isinstance(data, np.ndarray):
+            self._array = data
+            self.height, self.width = data.shape[:2]
+            return
+        if reason := sniff(data[:MAGIC_BYTES]):
+            raise CorruptImage(reason)
+        if data[:2] == b"\xff\xd8":
+            try:
+                self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            except (ValueError, KeyError):  # KeyError: a colour space it does not know, or none
+                colours = None
+            if colours in ("YCbCr", "RGB", "Gray"):
+                self._check_size()
+                return
+        self._image = self._open()
+
+    def pixels(self, shrink: float = 1.0) -> np.ndarray:
+        """RGB uint8 [H, W, 3], or a smaller version that is at most `shrink` (>= 1) times smaller in each direction.
+
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size straight from the transform coefficients (sizes round up),
+        which saves work; other formats come at full size.
+
+        Raises:
+          CorruptImage: the body is truncated or damaged.
+        """
+        if self._array is not None:
+            return self._array
+        if self._image is not None:
+            return self._decode_with_pillow(self._image)
+        factor = next((factor for factor in (8, 4, 2) if factor <= shrink), 1)
+        try:
+            return simplejpeg.decode_jpeg(
+                self._data, "RGB", min_height=-(-self.height // factor), min_width=-(-self.width // factor)
+            )
+        except ValueError:
+            # The strict decoder refuses harmless oddities too (stray bytes between markers). Pillow accepts those and
+            # refuses what is truncated, so it has the last word.
+            return self._decode_with_pillow(self._open())
+
+    def _check_size(self):
+        if self.height * self.width > self._max_pixels:
+            raise CorruptImage(f"{self.width}x{self.height} pixels decoded, more than the bound of {self._max_pixels}")
+
+    def _open(self) -> Image.Image:
+        try:
+            image = Image.open(io.BytesIO(self._data), formats=FORMATS)
+        except _PILLOW_ERRORS as error:
+            raise CorruptImage(_reason(error)) from error
+        self.width, self.height = image.size
+        self._check_size()
+        return image
+
+    def _decode_with_pillow(self, image: Image.Image) -> np.ndarray:
+        try:
+            return _to_rgb(image)
+        except _PILLOW_ERRORS as error:
+            raise CorruptImage(_reason(error)) from error
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Encoded bytes to RGB uint8 [H, W, 3]; raises CorruptImage(reason)."""
+    return Picture(data, max_pixels).pixels()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit integer image with no defined range")
+        grey = ((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("floating-point image with no defined range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))

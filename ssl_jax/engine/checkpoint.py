@@ -1,0 +1,234 @@
+"""Orbax checkpoints that can be trusted: asynchronous, atomic, verified leaf by leaf on restore, falling back loudly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from ssl_jax.engine.method import State
+from ssl_jax.engine.sharding import leaf_names
+from ssl_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    """uint32 sum of the bits of each element times an odd weight of its index: any single flipped bit changes it.
+
+    Integer sums are exact in any order, so the value does not depend on how the array lies on devices.
+    """
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, width)
+    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for d in reversed(range(x.ndim)):
+        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[d]
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+
+
+_checksum_tree = jax.jit(lambda tree: jax.tree.map(_checksum, tree))
+
+
+def checksums(tree) -> dict[str, int]:
+    """{leaf name: checksum} of a tree of arrays, computed where the arrays are."""
+    values = jax.device_get(jax.tree.leaves(_checksum_tree(tree)))
+    return {name: int(value) for name, value in zip(leaf_names(tree), values, strict=True)}
+
+
+def saved_part(state: State) -> dict:
+    """What a checkpoint holds of a state: everything but `frozen`."""
+    return {"step": state.step, "params": state.params, "opt": state.opt, "mutable": state.mutable}
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory`: the last `keep` and the best one by `best_metric`.
+
+    Each holds the state, the resolved config, and a checksum per leaf. The position in the data is the step.
+    """
+
+    def __init__(self, directory: Path | str, keep: int = 2, best_metric: str = "", read_only: bool = False):
+        self.directory = Path(directory).absolute()
+        preserve = [policies.LatestN(keep)]
+        if best_metric:
+            preserve.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        if read_only and not self.directory.is_dir():
+            raise UserError(f"no checkpoints in {self.directory}; give the --workdir of a run that has saved one")
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(preserve),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+            "checksums": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+    def steps(self) -> list[int]:
+        """Saved steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: State, config: Mapping, metrics: Mapping[str, float] | None = None) -> None:
+        """Start saving; the arrays are copied before this returns, the files are written in the background.
+
+        Raises:
+            UserError: the previous or this save failed (disk full, directory gone); older checkpoints stay as they are.
+        """
+        step, tree = int(state.step), saved_part(state)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree),
+                    config=ocp.args.JsonSave(dict(config)),
+                    checksums=ocp.args.JsonSave(checksums(tree)),
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._save_failed(error) from error
+
+    def wait(self) -> None:
+        """Return when everything is on disk. Raises UserError if the save in flight failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._save_failed(error) from error
+
+    def _save_failed(self, error: Exception) -> UserError:
+        done = self.steps()
+        cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return UserError(
+            f"could not save a checkpoint under {self.directory} ({cause}); free space or mend the directory and run the same "
+            f"command again: it resumes from " + (f"step {done[-1]}" if done else "the start, nothing is saved yet")
+        )
+
+    def config(self, step: int) -> dict:
+        """The resolved config that checkpoint `step` was written with."""
+        return dict(self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config)
+
+    def restore(self, step: int, target: State) -> State:
+        """Checkpoint `step` as arrays placed like `target` (shapes with shardings); `frozen` is taken from `target`.
+
+        Raises:
+            UserError: it is of another config (names or shapes differ).
+            Corrupt: it cannot be read, or a leaf does not have the checksum it was saved with.
+        """
+        wanted = saved_part(target)
+        try:
+            meta = self._manager.item_metadata(step)
+            saved = {name: tuple(leaf.shape) for name, leaf in _named(meta["state"].tree)}
+        except Exception as error:  # noqa: BLE001  whatever stops us from reading metadata means the same: not readable
+            raise Corrupt(f"its metadata cannot be read ({_first_line(error)})") from error
+        self._check_structure(step, saved, {name: tuple(leaf.shape) for name, leaf in _named(wanted)})
+        try:
+            read = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), checksums=ocp.args.JsonRestore())
+            )
+        except Exception as error:  # noqa: BLE001  Orbax, TensorStore, JSON and zstd each raise their own
+            raise Corrupt(f"it cannot be read ({_first_line(error)})") from error
+        verify(read.state, read.checksums)
+        return target._replace(**read.state)
+
+    def _check_structure(self, step: int, saved: Mapping, wanted: Mapping) -> None:
+        for name in [*wanted, *saved]:
+            if saved.get(name) != wanted.get(name):
+                raise UserError(
+                    f"checkpoint {step} in {self.directory} is of another config: {name} has shape {saved.get(name)} there and "
+                    f"{wanted.get(name)} here; use the config of that run or another --workdir"
+                )
+
+    def restore_latest(self, target: State) -> State | None:
+        """The newest checkpoint that can be trusted, or None if there is none at all.
+
+        A corrupt one is reported, moved aside to `<directory>_corrupt/` and the one before is tried.
+
+        Raises:
+            UserError: there were checkpoints and every one is corrupt.
+        """
+        found = self.steps()
+        for step in reversed(found):
+            try:
+                return self.restore(step, target)
+            except Corrupt as error:
+                moved = self._set_aside(step)
+                log.error("checkpoint %d is corrupt: %s; moved to %s, falling back to the one before", step, error, moved)
+        if found:
+            raise UserError(
+                f"every checkpoint in {self.directory} is corrupt (moved to {self.directory}_corrupt); "
+                "restore one from a backup, or delete the workdir to start again"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> Path:
+        graveyard = Path(f"{self.directory}_corrupt")
+        graveyard.mkdir(exist_ok=True)
+        target = graveyard / f"{step}-{len(list(graveyard.iterdir()))}"
+        if jax.process_index() == 0:
+            os.replace(self.directory / str(step), target)
+        self._manager.reload()
+        return target
+
+    def read(self, step: int, parts: tuple[str, ...] = ("params", "mutable")) -> dict:
+        """`parts` of checkpoint `step` as a plain nested dict on the first local device, verified; needs no config.
+
+        Raises:
+            UserError: there is no such checkpoint, or it is corrupt.
+        """
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            tree = self._manager.item_metadata(step)["state"].tree
+            target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
+            read = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), checksums=ocp.args.JsonRestore())
+            )
+            verify(read.state, read.checksums)
+        except Exception as error:  # noqa: BLE001  Orbax, TensorStore, JSON and zstd each raise their own
+            raise UserError(
+                f"checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}); there are {self.steps()}"
+            ) from error
+        return {part: read.state[part] for part in parts}
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+class Corrupt(Exception):
+    """A checkpoint that cannot be trusted, and why."""
+
+
+def verify(tree, expected: Mapping[str, int]) -> None:
+    """Raises Corrupt unless every leaf of `tree` has the checksum in `expected`."""
+    bad = [name for name, value in checksums(tree).items() if expected.get(name) != value]
+    if bad:
+        raise Corrupt(f"{len(bad)} of {len(expected)} leaves differ from their checksums, first {bad[0]!r}")
+
+
+def _named(tree) -> list[tuple[str, object]]:
+    return list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
+
+
+def write_json(path: Path, value) -> None:
+    """Write atomically, so that a killed process leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+    os.replace(temporary, path)

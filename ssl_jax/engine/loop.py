@@ -1,0 +1,252 @@
+"""The training loop: batches in, metrics out one step late, checkpoints, evaluations; flat and without a method's name."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ssl_jax.engine import sharding
+from ssl_jax.engine.checkpoint import Checkpoints
+from ssl_jax.engine.method import Batch, Method, State
+from ssl_jax.engine.metrics import MetricsWriter
+from ssl_jax.engine.step import check_groups, make_step
+from ssl_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """A compiled run: everything that does not change from step to step."""
+
+    mesh: Mesh
+    shardings: State  # of the state
+    init: Callable[[], State]  # makes the sharded initial state
+    step: Callable[[State, Batch, jax.Array], tuple[State, Mapping]]  # donates the state
+    root: jax.Array  # the key that every other is folded from
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT arrived; the state has been saved."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"{signal.Signals(signum).name} at step {step}: saved")
+        self.signum, self.step = signum, step
+
+
+def compile_run(
+    method: Method,
+    make_optimizers: Callable[[Mapping], tuple[Mapping, Mapping]],
+    mesh: Mesh,
+    rules,
+    seed: int,
+    example: Batch,
+    frozen: Mapping | None = None,
+    accumulate: int = 1,
+    skip_nonfinite: bool = False,
+) -> tuple[Run, Mapping]:
+    """Shapes -> optimizers -> shardings -> jitted init and step. No array of the state exists yet.
+
+    Args:
+        make_optimizers: shapes of the params -> ({group: transformation}, {group: schedule}).
+        rules: (regex, rule) list for the parameters (`engine.sharding`).
+        example: a host batch, for its shapes.
+
+    Returns:
+        (the run, {group: learning-rate schedule})
+    """
+    frozen = dict(frozen or {})
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in example.items()}
+    zeros = {name: np.zeros(x.shape, x.dtype) for name, x in example.items()}
+    params, _ = jax.eval_shape(method.init, jax.random.key(0), shapes, frozen)
+    optimizers, schedules = make_optimizers(params)
+    check_groups(method, params, optimizers)
+
+    def init(key, batch, frozen) -> State:
+        params, mutable = method.init(key, batch, frozen)
+        opt = {group: optimizers[group].init(params[group]) for group in params}
+        return State(np.zeros((), np.int32), params, opt, mutable, frozen)
+
+    root = jax.random.key(seed)
+    state_shapes = jax.eval_shape(init, root, shapes, frozen)
+    state_shardings = sharding.shard_state(rules, state_shapes, mesh)
+    replicated = NamedSharding(mesh, sharding.P())
+    batch_shardings = {name: NamedSharding(mesh, sharding.BATCH) for name in example}
+
+    with jax.set_mesh(mesh):
+        jitted_init = jax.jit(init, out_shardings=state_shardings)
+        jitted_step = jax.jit(
+            make_step(method, optimizers, accumulate, skip_nonfinite),
+            in_shardings=(state_shardings, batch_shardings, replicated),
+            out_shardings=(state_shardings, replicated),
+            donate_argnums=0,
+        )
+
+    def in_mesh(function):
+        def call(*args):
+            with jax.set_mesh(mesh):  # models place activations on the ambient mesh
+                return function(*args)
+
+        return call
+
+    run = Run(
+        mesh=mesh,
+        shardings=state_shardings,
+        init=in_mesh(lambda: jitted_init(root, zeros, frozen)),
+        step=in_mesh(jitted_step),
+        root=jax.device_put(root, replicated),
+    )
+    return run._replace(step=_with_lower(run.step, jitted_step, mesh)), schedules
+
+
+def _with_lower(step, jitted, mesh):
+    def lower(*args):
+        with jax.set_mesh(mesh):
+            return jitted.lower(*args)
+
+    step.lower, step.traces = lower, jitted._cache_size
+    return step
+
+
+def abstract_state(run: Run) -> State:
+    """Shapes with shardings, to restore into."""
+    shapes = jax.eval_shape(run.init)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, run.shardings)
+
+
+def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[Batch]:
+    """Batches of this process as global arrays, `ahead` of them in flight."""
+    placement, queue = NamedSharding(mesh, sharding.BATCH), []
+    for batch in batches:
+        queue.append({k: jax.make_array_from_process_local_data(placement, x) for k, x in batch.items()})
+        if len(queue) >= ahead:
+            yield queue.pop(0)
+    yield from queue
+
+
+class Signals:
+    """Remembers the first SIGTERM or SIGINT; a second SIGINT is a plain interrupt."""
+
+    def __enter__(self):
+        self.received: int | None = None
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, signum, _frame):
+        if self.received == signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signum
+
+    def __exit__(self, *_):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+def check_finite(method: Method, step: int, metrics: Mapping[str, float]) -> None:
+    """Raises UserError if a loss or gradient of a phase that ran in `step` is not finite, naming step, phase and group."""
+    for phase in method.phases:
+        for name in ("loss", *(f"grad_norm/{group}" for group in phase.trains)):
+            value = metrics.get(f"{phase.name}/{name}", 0.0)
+            if not math.isfinite(value):
+                where = f"gradient of group {name.split('/')[1]!r}" if "/" in name else "loss"
+                raise UserError(
+                    f"step {step}: the {where} in phase {phase.name!r} (groups {', '.join(phase.trains)}) is {value}; the last "
+                    "checkpoint is kept. Lower the learning rate, or set config.on_nonfinite='skip'"
+                )
+
+
+def train(
+    method: Method,
+    run: Run,
+    state: State,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    total: int,
+    writer: MetricsWriter,
+    checkpoints: Checkpoints,
+    settings: Mapping,
+    config: Mapping,
+    schedules: Mapping[str, Callable],
+    evaluate: Callable[[int, State], Mapping[str, float]],
+    progress: Callable[[int, Mapping[str, float]], None],
+    watch: Signals,
+) -> State:
+    """Train `state` to step `total`.
+
+    `settings` needs `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps` and `on_nonfinite`;
+    `config` is what a checkpoint remembers. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a step are fetched
+    while the next one runs, so the device is never waited for with nothing to do.
+
+    Raises:
+        Interrupted: after a signal, with the state saved.
+        UserError: a loss that is not finite, a checkpoint that cannot be written.
+    """
+    start = int(state.step)
+    waiting: list[tuple[int, Mapping, float]] = []
+    clock, input_wait, last_log = time.perf_counter(), 0.0, start
+
+    def settle(step: int, metrics: Mapping, waited: float) -> dict[str, float]:
+        """Fetch and check the metrics of a step; a phase that did not run in it has none."""
+        nonlocal input_wait
+        told = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+        idle = [p.name for p in method.phases if p.when is not None and not bool(p.when(np.int32(step - 1)))]
+        told = {name: x for name, x in told.items() if name.split("/")[0] not in idle}
+        if settings["on_nonfinite"] == "stop":
+            check_finite(method, step, told)
+        input_wait += waited
+        return told
+
+    def report(step: int, told: Mapping[str, float], scores: Mapping[str, float]) -> None:
+        nonlocal clock, input_wait, last_log
+        now = time.perf_counter()
+        seconds = (now - clock) / (step - last_log)
+        told = {**told, **{f"lr/{group}": float(rate(step - 1)) for group, rate in schedules.items()}, **scores}
+        told["time/seconds_per_step"] = seconds
+        told["time/images_per_second"] = settings["batch_size"] / seconds
+        told["time/input_wait"] = input_wait / (now - clock)
+        writer.write(step, told)
+        progress(step, told)
+        clock, input_wait, last_log = now, 0.0, step
+
+    source = to_device(batches, run.mesh)
+    for step in range(start + 1, total + 1):
+        before = time.perf_counter()
+        batch = next(source)
+        waited = time.perf_counter() - before
+        with jax.transfer_guard("disallow"):
+            state, metrics = run.step(state, batch, run.root)
+        waiting.append((step, metrics, waited))
+        stop = watch.received is not None
+        due = step % settings["evaluate_every_steps"] == 0 or step == total
+        save = due or stop or step % settings["checkpoint_every_steps"] == 0
+        while len(waiting) > (0 if save else 1):
+            done, *rest = waiting.pop(0)
+            told, scores = settle(done, *rest), {}
+            if done == step and due and not stop:
+                paused = time.perf_counter()
+                scores = evaluate(step, state)
+                clock += time.perf_counter() - paused  # not step time
+            if scores or done == total or done % settings["log_every_steps"] == 0:
+                report(done, told, scores)
+        if save:
+            paused = time.perf_counter()
+            checkpoints.save(state, config, scores)
+            clock += time.perf_counter() - paused
+        if stop:
+            checkpoints.wait()
+            raise Interrupted(watch.received, step)
+    checkpoints.wait()
+    return state
+
+
+def describe(workdir: Path, state: State) -> str:
+    """'11,173,056 parameters in net' for the log."""
+    sizes = {group: sum(x.size for x in jax.tree.leaves(tree)) for group, tree in state.params.items()}
+    return f"{workdir}: " + ", ".join(f"{size:,} parameters in {group!r}" for group, size in sizes.items())

@@ -1,0 +1,58 @@
+"""The contract between a method and the house: three records of pure functions and arrays, no base class.
+
+A method file (`ssl_jax/methods/<name>.py`) exports one function, `build(config, stages) -> Method`. The engine knows no
+method by name; it runs the phases, owns the optimizers, the mesh, the checkpoints and the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Tree = Any  # a pytree of arrays
+Batch = Mapping[str, jax.Array]
+Metrics = Mapping[str, jax.Array]  # name -> float32 scalar
+
+
+class State(NamedTuple):
+    """The whole run: one pytree, one checkpoint (minus `frozen`).
+
+    There is no random state: every key is `fold_in(root, step, ...)`; and no data position: it is a function of the step.
+    """
+
+    step: jax.Array  # int32 scalar, number of steps done
+    params: dict[str, Tree]  # {group: tree}; trained; every group is owned by at least one phase
+    opt: dict[str, Tree]  # {group: optax state}
+    mutable: dict[str, Tree]  # moves but is not differentiated: batch_stats, ema, queue, codebook, centre, ...
+    frozen: dict[str, Tree]  # fixed: stage 1, perceptual nets; an argument of the step, never a jit constant, never saved
+
+
+class Phase(NamedTuple):
+    """Differentiate `loss` with respect to the groups in `trains`, then update exactly those."""
+
+    name: str  # metric prefix: 'd', 'g', 'ssl'
+    trains: tuple[str, ...]  # ('net',) or ('g', 'e')
+    loss: Callable[[dict, State, Batch, jax.Array], tuple[jax.Array, tuple[dict, Metrics]]]
+    # loss(train, state, batch, key) -> (scalar, (mutable_update, metrics)); `train` is {group: params} of `trains`
+    repeat: int = 1  # n sub-steps, each on 1/n of the batch (discriminator steps)
+    when: Callable[[jax.Array], jax.Array] | None = None  # step -> bool: lazy regularisers, late starts, layer windows
+
+
+class Method(NamedTuple):
+    """What `build(config, stages)` returns."""
+
+    inputs: Mapping[str, tuple[int, ...]]  # {'image': (H, W, 3)}: per-example shapes, checked against the data
+    init: Callable[[jax.Array, Batch, dict], tuple[dict, dict]]  # (key, batch, frozen) -> (params, mutable)
+    phases: tuple[Phase, ...]
+    encode: Callable[[dict, dict, jax.Array], dict[str, jax.Array]]
+    # (params, mutable, images uint8 [B, H, W, 3]) -> {'pooled': [B, D], 'layer3': [B, h, w, C], ...}, in inference mode
+    after: Callable[[State], dict] = lambda state: state.mutable  # teachers and moving averages, once per step
+    fns: Mapping[str, Callable] = {}  # optional pure functions: 'views', 'tokens', 'decode', 'sample', ...
+    couples_batch: bool = False  # the loss mixes examples: gradient accumulation is refused
+
+
+def groups(method: Method) -> set[str]:
+    """The parameter groups that the phases of `method` train."""
+    return {group for phase in method.phases for group in phase.trains}

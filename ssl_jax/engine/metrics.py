@@ -1,0 +1,57 @@
+"""Metrics on disk: JSON lines are the source of truth, TensorBoard is a copy to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends one JSON object per logged step to `<workdir>/metrics.jsonl`.
+
+    Everything that depends on the clock or the machine stands under keys that start with `time/`; the rest is the same in
+    every run of the same config. After a restart the lines past the resumed step are cut, so that a file never tells two
+    stories.
+    """
+
+    def __init__(self, workdir: Path, start_step: int = 0, tensorboard: bool = True):
+        self.path = Path(workdir) / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(temporary, self.path)
+        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed in close()
+        self._board = None
+        if tensorboard:
+            self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write what has a value; JSON has none for NaN and inf, and the loop has dealt with them before."""
+        told = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **told}) + "\n")
+        if self._board is not None:
+            for name, value in told.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(workdir: Path | str) -> list[dict]:
+    """The logged steps of a run; a line that was cut off by a crash is left out."""
+    path, lines = Path(workdir) / "metrics.jsonl", []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # only the last line of a killed process can be torn
+    return lines

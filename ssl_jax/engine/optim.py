@@ -1,0 +1,148 @@
+"""Config to optax: one optimizer per parameter group; rates, decay and freezing by (regex, value) lists that must cover."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.engine.sharding import leaf_names, match
+from ssl_jax.errors import UserError
+
+# Decay (and, under LARS, layer-wise rates) for weights only: biases and normalisation parameters are left alone.
+WEIGHTS_ONLY = ((r"(bias|scale)$", 0.0), (r".*", 1.0))
+UNITS = ("steps", "epochs", "examples")
+
+
+def duration(config: Mapping, name: str, batch_size: int, examples: int, default: int | None = None) -> int:
+    """Steps of a duration given in any unit: `<name>_steps`, `<name>_epochs` or `<name>_examples`.
+
+    Raises:
+        UserError: none or several units given, or a negative one.
+    """
+    given = {unit: config[f"{name}_{unit}"] for unit in UNITS if config.get(f"{name}_{unit}") is not None}
+    if not given and default is not None:
+        return default
+    if len(given) != 1:
+        raise UserError(f"config: give exactly one of {', '.join(f'{name}_{unit}' for unit in UNITS)} (got {given or 'none'})")
+    (unit, value), = given.items()
+    if value < 0:
+        raise UserError(f"config.{name}_{unit}={value} is negative; durations start at 0")
+    return {"steps": round(value), "epochs": math.floor(value * examples / batch_size), "examples": math.floor(value / batch_size)}[unit]
+
+
+def schedule(kind: str, peak: float, total: int, warmup: int, milestones: Sequence[float] = (), factor: float = 0.1, end: float = 0.0):
+    """Linear warm-up from 0 over `warmup` steps, then 'cosine' to `end` x peak at `total`, 'step' (x `factor` at each
+    fraction of `total` in `milestones`) or 'constant'.
+    """
+    if kind == "cosine":
+        tail = optax.cosine_decay_schedule(peak, max(1, total - warmup), alpha=end)
+    elif kind == "step":
+        # optax joins schedules at `warmup` and counts the tail from there.
+        tail = optax.piecewise_constant_schedule(peak, {max(0, round(m * total) - warmup): factor for m in milestones})
+    elif kind == "constant":
+        tail = optax.constant_schedule(peak)
+    else:
+        raise UserError(f"config.optim: unknown schedule {kind!r}; choose cosine, step or constant")
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), tail], [warmup]) if warmup else tail
+
+
+def _core(spec: Mapping, rate, adapt, add_decay) -> list[optax.GradientTransformation]:
+    """Gradients to updates, rate included."""
+    kind, descend = spec["name"], optax.scale_by_learning_rate(rate)
+    if kind == "sgd":
+        return [add_decay, optax.trace(spec["momentum"], spec["nesterov"]), descend]
+    if kind == "lars":
+        # The rate goes inside the momentum and only `adapt`ed leaves get the trust ratio: SimCLR's LARS (You et al. 2017;
+        # other codebases put the rate outside, which differs under a schedule).
+        trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=spec["trust"]), adapt)
+        return [add_decay, trust, descend, optax.trace(spec["momentum"])]
+    moments = optax.scale_by_adam(spec["b1"], spec["b2"], spec["eps"])
+    if kind == "adam":
+        return [add_decay, moments, descend]
+    return [moments, add_decay, descend]  # decoupled decay (Loshchilov & Hutter 2019, algorithm 2)
+
+
+DEFAULTS = {
+    "sgd": dict(momentum=0.9, nesterov=False),
+    "lars": dict(momentum=0.9, trust=0.001),
+    "adam": dict(b1=0.9, b2=0.999, eps=1e-8),
+    "adamw": dict(b1=0.9, b2=0.999, eps=1e-8),
+}
+COMMON = dict(
+    lr=None, lr_scale="none", schedule="cosine", warmup_steps=None, warmup_epochs=None, warmup_examples=None, milestones=(),
+    factor=0.1, end=0.0, weight_decay=0.0, decay=WEIGHTS_ONLY, rates=((r".*", 1.0),), clip_norm=None,
+)  # fmt: skip
+
+
+def base_rate(spec: Mapping, batch_size: int) -> float:
+    """Peak learning rate after batch scaling: 'none', 'linear' (x B / 256) or 'sqrt' (x sqrt(B)); SimCLR, appendix B.1."""
+    scales = {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}
+    if spec["lr_scale"] not in scales:
+        raise UserError(f"config.optim: unknown lr_scale {spec['lr_scale']!r}; choose {', '.join(scales)}")
+    if spec["lr"] is None or not spec["lr"] > 0:
+        raise UserError(f"config.optim: lr={spec['lr']} must be positive; to freeze parameters give rates=((regex, 0.0), ...)")
+    return spec["lr"] * scales[spec["lr_scale"]]
+
+
+def resolve(spec: Mapping, group: str) -> dict:
+    """`spec` with defaults filled in. Raises UserError for an unknown optimizer or option."""
+    kind = spec.get("name")
+    if kind not in DEFAULTS:
+        raise UserError(f"config.optim.{group}.name={kind!r} is unknown; choose {', '.join(DEFAULTS)}")
+    known = {"name": kind, **COMMON, **DEFAULTS[kind]}
+    unknown = sorted(set(spec) - set(known))
+    if unknown:
+        raise UserError(f"config.optim.{group}.{unknown[0]} is no option of {kind}; options: {', '.join(sorted(known))}")
+    return {**known, **spec}
+
+
+def make_optimizer(group: str, spec: Mapping, params, total: int, batch_size: int, examples: int):
+    """The optax transformation for one parameter group, and its learning-rate schedule (step -> rate).
+
+    `decay` and `rates` are (regex, multiplier) lists on 'group/module/leaf' names that must cover every parameter; a rate of 0
+    freezes (what is never trained belongs in `State.frozen`, which costs no moments).
+    """
+    spec = resolve(spec, group)
+    warmup = duration(spec, "warmup", batch_size, examples, default=0)
+    if warmup > total:
+        raise UserError(f"config.optim.{group}: warm-up of {warmup} steps is longer than the run of {total}; shorten it")
+    rate = schedule(
+        spec["schedule"], base_rate(spec, batch_size), total, warmup, spec["milestones"], spec["factor"], spec["end"]
+    )
+    names = [f"{group}/{name}" for name in leaf_names(params)]
+    structure = jax.tree.structure(params)
+
+    def tree(key):
+        given = spec[key] is not COMMON[key]  # the defaults need not hit everything in every model
+        return jax.tree.unflatten(structure, match(spec[key], names, f"config.optim.{group}.{key}", all_used=given))
+
+    decay, rates = tree("decay"), tree("rates")
+    add_decay = optax.stateless(
+        lambda updates, weights: jax.tree.map(lambda u, w, d: u + spec["weight_decay"] * d * w, updates, weights, decay)
+    )
+    chain = [optax.clip_by_global_norm(spec["clip_norm"])] if spec["clip_norm"] else []
+    chain += _core(spec, rate, jax.tree.map(bool, decay), add_decay)
+    if any(r != 1 for r in jax.tree.leaves(rates)):
+        chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates)))
+    return optax.chain(*chain), rate
+
+
+def make_optimizers(config: Mapping, params: Mapping, total: int, batch_size: int, examples: int):
+    """({group: transformation}, {group: schedule}) for `config.optim`.
+
+    Raises:
+        UserError: if its groups are not those of `params`.
+    """
+    if set(config) != set(params):
+        raise UserError(f"config.optim has groups {sorted(config)}, the method trains {sorted(params)}; give each one an optimizer")
+    made = {g: make_optimizer(g, config[g], params[g], total, batch_size, examples) for g in params}
+    return {g: m[0] for g, m in made.items()}, {g: m[1] for g, m in made.items()}
+
+
+def exponential_moving_average(average, params, decay: jax.Array | float):
+    """decay x average + (1 - decay) x params, leaf by leaf, in float32."""
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * jnp.asarray(p, a.dtype), average, params)

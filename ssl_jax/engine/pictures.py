@@ -1,0 +1,35 @@
+"""PNG grids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
+    """[rows, columns, h, w, 3] or [n, h, w, 3], uint8 or float in [0, 1] -> uint8 [H, W, 3] with white gaps."""
+    images = np.asarray(images)
+    if images.ndim == 4:
+        columns = int(np.ceil(np.sqrt(len(images))))
+        padding = -len(images) % columns
+        images = np.concatenate([images, np.ones((padding, *images.shape[1:]), images.dtype)])
+        images = images.reshape(-1, columns, *images.shape[1:])
+    if images.dtype != np.uint8:
+        images = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    rows, columns, h, w, c = images.shape
+    canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 255, np.uint8)
+    for r in range(rows):
+        for k in range(columns):
+            y, x = gap + r * (h + gap), gap + k * (w + gap)
+            canvas[y : y + h, x : x + w] = images[r, k]
+    return canvas
+
+
+def save_grid(images: np.ndarray, path: Path) -> None:
+    """Write `grid(images)` as PNG, enlarged (nearest) where the pictures are thumbnails."""
+    picture = Image.fromarray(grid(images))
+    scale = max(1, min(4, 900 // max(picture.size)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)

@@ -1,0 +1,136 @@
+"""Meshes and (regex, rule) shardings: parameters never exist unsharded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ssl_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))  # every batch dimension is spread over both
+
+
+def make_mesh(spec: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes ('data', 'fsdp', 'tensor'); one size may be -1: what is left.
+
+    Raises:
+        UserError: if the product of the sizes is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: int(spec.get(axis, 1)) for axis in AXES}
+    unknown, free = set(spec) - set(AXES), [axis for axis in AXES if sizes[axis] == -1]
+    if unknown:
+        raise UserError(f"config.mesh: unknown axis {sorted(unknown)}; the axes are {', '.join(AXES)}")
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"config.mesh={sizes}: sizes are positive and at most one is -1 (what is left)")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"config.mesh={sizes} asks for a multiple of {fixed} devices, but there are {len(devices)}; "
+            "make the product of the sizes the number of devices, or set one to -1"
+        )
+    grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def leaf_names(tree) -> list[str]:
+    """'net/encoder/conv1/kernel'-like names of the leaves, in flattening order."""
+    return ["/".join(_key_name(k) for k in path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _key_name(key) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def match(rules: Sequence[tuple[str, object]], names: Sequence[str], what: str, all_used: bool = True) -> list[object]:
+    """For each name the value of the first rule whose regex is found in it.
+
+    Raises:
+        UserError: a rule that is no regex or (with `all_used`) matches nothing, or a name that no rule matches.
+    """
+    try:
+        compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    except re.error as error:
+        raise UserError(f"{what}: {error.pattern!r} is not a regular expression ({error})") from None
+    found, used = [], set()
+    for name in names:
+        hits = [i for i, (pattern, _) in enumerate(compiled) if pattern.search(name)]
+        if not hits:
+            raise UserError(f"{what}: no rule matches parameter {name!r}; end the list with ('.*', value)")
+        used.update(hits)
+        found.append(compiled[hits[0]][1])
+    idle = [rules[i][0] for i in range(len(rules)) if i not in used]
+    if idle and all_used:
+        raise UserError(f"{what}: rule {idle[0]!r} matches no parameter; parameters are named like {names[0]!r}")
+    return found
+
+
+def spec_of(rule, shape: tuple[int, ...], mesh: Mesh, name: str) -> P:
+    """The PartitionSpec that `rule` gives an array of this shape.
+
+    Rules: 'replicate'; 'fsdp' (the largest dimension that divides is spread over 'fsdp'); or a sequence with one mesh axis,
+    or None, per dimension from the last one backwards when shorter than the shape.
+    """
+    if rule == "replicate" or not shape:
+        return P()
+    if rule == "fsdp":
+        size = mesh.shape["fsdp"]
+        dims = [d for d in range(len(shape)) if size > 1 and shape[d] % size == 0 and math.prod(shape) >= 1024]
+        if not dims:
+            return P()
+        largest = max(dims, key=lambda d: shape[d])
+        return P(*("fsdp" if d == largest else None for d in range(len(shape))))
+    if isinstance(rule, str) or len(rule) > len(shape):
+        raise UserError(f"config.sharding: rule {rule!r} does not fit {name!r} of shape {shape}; use 'replicate', 'fsdp' or axes")
+    axes = (None,) * (len(shape) - len(rule)) + tuple(rule)
+    for axis, dim in zip(axes, shape, strict=True):
+        if axis is not None and axis not in mesh.shape:
+            raise UserError(f"config.sharding: unknown mesh axis {axis!r} for {name!r}; the axes are {', '.join(AXES)}")
+        if axis is not None and dim % mesh.shape[axis]:
+            raise UserError(f"config.sharding: {name!r} of shape {shape} does not divide by {axis}={mesh.shape[axis]}")
+    return P(*axes)
+
+
+def shard_state(rules: Sequence[tuple[str, object]], shapes, mesh: Mesh):
+    """Shardings for a `State` of shapes. Rules are matched on 'group/module/leaf' names of the parameters, and optimizer
+    moments lie as their parameter does; counters, statistics and frozen trees are replicated.
+    """
+    names = leaf_names(shapes.params)
+    rule_of = dict(zip(names, match(rules, names, "config.sharding"), strict=True))
+
+    def place(group: str, path: tuple, leaf) -> NamedSharding:
+        parts = [_key_name(key) for key in path]
+        owners = ("/".join([group, *parts[i:]]) for i in range(len(parts)))  # a moment's path ends as its parameter's does
+        owner = next((name for name in owners if name in rule_of), None)
+        spec = spec_of(rule_of[owner], leaf.shape, mesh, owner) if owner else P()
+        return NamedSharding(mesh, spec)
+
+    def place_groups(trees: Mapping) -> dict:
+        return {
+            group: jax.tree_util.tree_map_with_path(lambda path, leaf, group=group: place(group, path, leaf), tree)
+            for group, tree in trees.items()
+        }
+
+    replicated = NamedSharding(mesh, P())
+    everywhere = jax.tree.map(lambda _: replicated, shapes)
+    return everywhere._replace(params=place_groups(shapes.params), opt=place_groups(shapes.opt))
+
+
+def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises UserError unless the batch divides over the devices and the parts of a step."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size < 1 or batch_size % (devices * parts):
+        raise UserError(
+            f"config.batch_size={batch_size} does not divide by {devices} devices"
+            + (f" x {parts} sub-batches" if parts > 1 else "")
+            + f"; the nearest that does is {max(1, round(batch_size / (devices * parts))) * devices * parts}"
+        )

@@ -1,0 +1,108 @@
+"""The one train step: run the phases of a method in order, then its teachers, then the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.engine.method import Batch, Method, Metrics, Phase, State, groups
+from ssl_jax.errors import UserError
+
+
+def split(batch: Batch, n: int) -> list[Batch]:
+    """`batch` as `n` interleaved parts, each still spread over every device.
+
+    `reshape(B // n, n, ...)[:, i]` compiles to no collective; the reverse order of axes costs three.
+    """
+    if n == 1:
+        return [batch]
+    return [{k: x.reshape(x.shape[0] // n, n, *x.shape[1:])[:, i] for k, x in batch.items()} for i in range(n)]
+
+
+def check_groups(method: Method, params: Mapping, optimizers: Mapping) -> None:
+    """The groups named by phases, returned by init and given optimizers must be the same set.
+
+    Raises:
+        UserError: if they are not, naming the three sets.
+    """
+    named = {"phases": groups(method), "init": set(params), "config.optim": set(optimizers)}
+    if len({frozenset(names) for names in named.values()}) > 1:
+        told = ", ".join(f"{where} {sorted(names)}" for where, names in named.items())
+        raise UserError(f"parameter groups differ: {told}; give every group one optimizer in config.optim")
+
+
+def make_step(
+    method: Method, optimizers: Mapping[str, optax.GradientTransformation], accumulate: int = 1, skip_nonfinite: bool = False
+) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
+    """`step(state, batch, root) -> (state, metrics)`, a pure function to be jitted with shardings.
+
+    Args:
+        method: what to train.
+        optimizers: one optax transformation per parameter group.
+        accumulate: average the gradient over this many parts of the batch before each update.
+        skip_nonfinite: leave the state as it was where a loss or gradient is not finite (counted in `<phase>/skipped`).
+
+    Metrics are float32 scalars: what the phases report, prefixed with the phase's name, with `loss` and a gradient norm for
+    each group. In a step in which `phase.when` is false its metrics are NaN (no value), which the writer leaves out.
+
+    Raises:
+        UserError: `accumulate` > 1 for a method whose loss mixes the examples of a batch.
+    """
+    if accumulate > 1 and method.couples_batch:
+        raise UserError(
+            "config.accumulate > 1, but this method's loss mixes the examples of a batch (its gradient would be another one); "
+            "set config.accumulate=1 and use more devices or config.model.encoder.remat"
+        )
+
+    def gradient(phase: Phase, state: State, batch: Batch, key: jax.Array):
+        train = {group: state.params[group] for group in phase.trains}
+        differentiate = jax.value_and_grad(phase.loss, has_aux=True)
+        parts = split(batch, accumulate)
+        total, mutable = None, state.mutable
+        for i, part in enumerate(parts):
+            part_key = key if accumulate == 1 else jax.random.fold_in(key, i)
+            (loss, (update, logs)), grads = differentiate(train, state._replace(mutable=mutable), part, part_key)
+            unknown = set(update) - set(state.mutable)
+            assert not unknown, f"phase {phase.name!r} writes mutable {sorted(unknown)} that init did not create"
+            mutable = {**mutable, **update}
+            this = (grads, {**logs, "loss": loss})
+            total = this if total is None else jax.tree.map(jnp.add, total, this)
+        grads, logs = jax.tree.map(lambda x: x / len(parts), total) if len(parts) > 1 else total
+        return grads, mutable, logs
+
+    def run_phase(phase: Phase, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        grads, mutable, logs = gradient(phase, state, batch, key)
+        norms = {f"grad_norm/{group}": optax.global_norm(grads[group]) for group in phase.trains}
+        params, opt = dict(state.params), dict(state.opt)
+        for group in phase.trains:
+            updates, opt[group] = optimizers[group].update(grads[group], opt[group], params[group])
+            params[group] = optax.apply_updates(params[group], updates)
+        new = state._replace(params=params, opt=opt, mutable=mutable)
+        if skip_nonfinite:
+            finite = jnp.isfinite(logs["loss"]) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+            logs = {**logs, "skipped": 1.0 - finite}
+        metrics = {f"{phase.name}/{name}": jnp.asarray(x, jnp.float32) for name, x in {**logs, **norms}.items()}
+        return new, metrics
+
+    def step(state: State, batch: Batch, root: jax.Array) -> tuple[State, Metrics]:
+        key, metrics = jax.random.fold_in(root, state.step), {}
+        for i, phase in enumerate(method.phases):
+            for r, part in enumerate(split(batch, phase.repeat)):
+                part_key = jax.random.fold_in(jax.random.fold_in(key, i), r)
+
+                def run(s, phase=phase, part=part, part_key=part_key):
+                    return run_phase(phase, s, part, part_key)
+
+                def idle(s, run=run):
+                    return s, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(run, s)[1])
+
+                state, told = run(state) if phase.when is None else jax.lax.cond(phase.when(state.step), run, idle, state)
+                metrics |= told
+        state = state._replace(mutable=method.after(state))
+        return state._replace(step=state.step + 1), metrics
+
+    return step

@@ -1,0 +1,106 @@
+"""What an evaluator sees: features by split and layer, computed once, and nothing of the method behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ssl_jax.errors import UserError
+from ssl_jax.evals.features import Features, extract, pixel_encode
+
+Split = Literal["train", "test"]
+OpenBatches = Callable[[str], Iterable[Mapping[str, np.ndarray]]]
+
+
+class Result(NamedTuple):
+    """What an evaluator returns."""
+
+    metrics: dict[str, float]  # accuracies in percent
+    protocol: str  # one line: everything that has to agree before two numbers may be compared
+
+
+class Context:
+    """Cached features of one frozen encoder.
+
+    encode: jitted and bound to its parameters, images uint8 [B, H, W, 3] -> {layer: array}.
+    open_batches: 'train' (bank) or 'test' (query) -> batches with 'image', 'label', 'mask', without augmentation.
+    split_names: {'train': ..., 'test': ...} as the data calls them, for the protocol.
+    limits: {'train': n, 'test': n} uses the first n examples only, and the protocol says so; the data must come in an
+        order that does not follow the classes then.
+    encode_views: (images uint8 [B, H, W, 3], key) -> [B, V, D], features of V augmented views; None: no alignment.
+    """
+
+    def __init__(
+        self,
+        encode: Callable,
+        open_batches: OpenBatches,
+        split_names: Mapping[str, str] | None = None,
+        mesh: Mesh | None = None,
+        encode_views: Callable | None = None,
+        limits: Mapping[str, int] | None = None,
+    ):
+        self.mesh = mesh
+        self._encode, self._open_batches, self._encode_views = encode, open_batches, encode_views
+        self._split_names = dict(split_names or {"train": "train", "test": "test"})
+        self._limits = dict(limits or {})
+        self._features: dict[tuple[str, str], Features] = {}
+        self._views: dict[tuple[int, int], np.ndarray] = {}
+
+    def features(self, split: Split, layer: str = "pooled") -> Features:
+        """x [N, D], y [N] of a split; the first call encodes, later ones are free."""
+        if (split, layer) not in self._features:
+            batches = self._open_batches(split)
+            self._features[split, layer] = extract(self._encode, batches, layer, self.mesh, self._limits.get(split))
+        return self._features[split, layer]
+
+    def name(self, split: Split) -> str:
+        """'train(50000)', or 'train[:8000](8000)' where a limit applies; call after `features`."""
+        count = next(len(features.y) for (done, _), features in self._features.items() if done == split)
+        limited = f"[:{count}]" if count == self._limits.get(split) else ""
+        return f"{self._split_names[split]}{limited}({count})"
+
+    def views(self, examples: int = 1024, seed: int = 0) -> np.ndarray | None:
+        """Features [N, V, D] of augmented views of the first test images, N <= `examples`; None without `encode_views`.
+
+        The key of batch i is fold_in(key(seed), i).
+        """
+        if self._encode_views is None:
+            return None
+        if (examples, seed) not in self._views:
+            self._views[examples, seed] = self._extract_views(examples, seed)
+        return self._views[examples, seed]
+
+    def _extract_views(self, examples, seed):
+        key = jax.random.key(seed)
+
+        def keyed(images):
+            # Views ride along as one flat row per example, so that placement, padding and counting stay those of `extract`.
+            nonlocal batch
+            views = self._encode_views(images, jax.random.fold_in(key, batch))
+            batch += 1
+            shape.append(views.shape[1:])
+            return {"views": views.reshape(len(views), -1)}
+
+        batch, shape = 0, []
+        flat = extract(keyed, self._open_batches("test"), "views", self.mesh, examples).x
+        return flat.reshape(len(flat), *shape[0])
+
+
+def pixel_context(
+    open_batches: OpenBatches,
+    split_names: Mapping[str, str] | None = None,
+    mesh: Mesh | None = None,
+    limits: Mapping[str, int] | None = None,
+) -> Context:
+    """Raw pixels behind the same interface: layer 'pooled' in [0, 1], 'normalised' with ImageNet mean and std removed."""
+    return Context(pixel_encode, open_batches, split_names, mesh, None, limits)
+
+
+def require_two_classes(features: Features, what: str) -> None:
+    """UserError when the labels of a bank cannot train a classifier."""
+    if len(np.unique(features.y)) < 2:
+        raise UserError(f"{what} needs at least two classes in the train split; check the split and its limit")

@@ -1,0 +1,63 @@
+"""SimCLR v1 and v2: two augmented views of an image are each other's positive among all views of the global batch.
+
+Chen et al. 2020a, "A simple framework for contrastive learning of visual representations" (arXiv:2002.05709), algorithm 1;
+Chen et al. 2020b, "Big self-supervised models are strong semi-supervised learners" (arXiv:2006.10029): a deeper head, selective
+kernels, and fine-tuning from the first hidden layer of the head (the 'head1' that `encode` returns; see `supervised`).
+"""
+
+from __future__ import annotations
+
+import jax
+
+from ssl_jax.augment.color import normalize
+from ssl_jax.augment.views import make_views
+from ssl_jax.engine.method import Method, Phase
+from ssl_jax.models.common import apply, init_variables
+from ssl_jax.models.encoders import build_encoder
+from ssl_jax.models.heads import ProjectionHead
+from ssl_jax.objectives.contrastive import nt_xent
+
+
+def build(config, stages) -> Method:
+    """`config.model`: encoder (see `build_encoder`), head (fields of ProjectionHead), temperature, mean and std of the input."""
+    model = config.model
+    encoder = build_encoder(model.encoder, config.dtype)
+    head = ProjectionHead(**model.head, dtype=config.dtype)
+    views = make_views(config.views)
+
+    def init(key, batch, frozen):
+        first, second = jax.random.split(key)
+        x = views(batch["image"], key)[:, 0]
+        params, stats = init_variables(encoder, first, x)
+        h, _ = apply(encoder, params, stats, x, train=True)
+        head_params, head_stats = init_variables(head, second, h["pooled"])
+        return (
+            {"net": {"encoder": params, "head": head_params}},
+            {"batch_stats": {"encoder": stats, "head": head_stats}},
+        )
+
+    def loss(train, state, batch, key):
+        net, stats = train["net"], state.mutable["batch_stats"]
+        x = views(batch["image"], key)  # [B, 2, h, w, 3]
+        pairs = x.shape[:2]
+        x = normalize(x.reshape(-1, *x.shape[2:]), model.mean, model.std)  # batch outermost: both views in one BatchNorm
+        h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
+        z, head_stats = apply(head, net["head"], stats["head"], h["pooled"], train=True)
+        value, logs = nt_xent(z[-1].reshape(*pairs, -1), model.temperature)
+        return value, ({"batch_stats": {"encoder": encoder_stats, "head": head_stats}}, logs)
+
+    def encode(params, mutable, images):
+        net, stats = params["net"], mutable["batch_stats"]
+        x = normalize(images.astype("float32") / 255, model.mean, model.std)
+        h, _ = apply(encoder, net["encoder"], stats["encoder"], x, train=False)
+        z, _ = apply(head, net["head"], stats["head"], h["pooled"], train=False)
+        return {**h, **{f"head{i}": hidden for i, hidden in enumerate(z[1:-1], 1)}, "projection": z[-1]}
+
+    return Method(
+        inputs={"image": tuple(config.data.image_shape)},
+        init=init,
+        phases=(Phase("ssl", ("net",), loss),),
+        encode=encode,
+        fns={"views": views},
+        couples_batch=True,
+    )

@@ -1,0 +1,56 @@
+"""What every module shares, and the two calls through which the floors above run a module without knowing Flax."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import PartitionSpec
+
+Tree = Any
+
+BATCH_AXES = ("data", "fsdp")
+
+# The one convolution and the one batch normalisation here. Statistics are always float32 and, because the step
+# is one global program, always over the global batch. Decay 0.9 is PyTorch's momentum 0.1; the running variance is the
+# biased one, where PyTorch keeps the unbiased one (it differs by n / (n - 1), n = batch * height * width).
+Conv = nn.Conv
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+def shard_batch(x: jax.Array) -> jax.Array:
+    """Pin axis 0 of `x` [B, ...] to the mesh axes ('data', 'fsdp') of the ambient mesh; identity where there is none.
+
+    With sharded parameters and no such pin, XLA is free to shard the features instead and to all-reduce activations.
+    Also the identity where the constraint cannot hold: inside `shard_map`, and for a batch that the axes do not divide
+    (a batch of one, used to find shapes).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(BATCH_AXES) <= set(mesh.auto_axes):
+        return x
+    if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def init_variables(module: nn.Module, key: jax.Array, x: jax.Array, train: bool = True) -> tuple[Tree, Tree]:
+    """Make variables of `module` for inputs like `x`; returns (params, batch_stats), the second {} without norms."""
+    variables = dict(module.init(key, x, train))
+    params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
+    assert not variables, f"unexpected variable collections {sorted(variables)}"
+    return params, batch_stats
+
+
+def apply(module: nn.Module, params: Tree, batch_stats: Tree, x: jax.Array, train: bool) -> tuple[Any, Tree]:
+    """Run `module` on `x`; returns (its output, the new batch statistics).
+
+    With train=True batches are normalised by their own statistics and the running ones move; with train=False the
+    running ones are used and come back as they were.
+    """
+    variables = {"params": params, "batch_stats": batch_stats}
+    if not train:
+        return module.apply(variables, x, False), batch_stats
+    out, updates = module.apply(variables, x, True, mutable=["batch_stats"])
+    return out, dict(updates).get("batch_stats", {})

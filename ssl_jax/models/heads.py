@@ -1,0 +1,85 @@
+"""What sits on top of an encoder."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.models.common import BatchNorm
+
+
+class ProjectionHead(nn.Module):
+    """Linear layers with BatchNorm and ReLU between them; the projector or predictor of joint-embedding methods.
+
+    The defaults are SimCLR's head: no linear bias, BatchNorm everywhere, on the output with a scale only and no ReLU.
+
+    Fields:
+      widths: of the linear layers; the last is the output's.
+      batch_norm: BatchNorm and ReLU after each hidden layer; else ReLU only, and linear layers have biases.
+      last_batch_norm: BatchNorm on the output too; it needs `batch_norm`.
+      last_scale: that last BatchNorm has a scale (SimSiam's has none); it never has an offset.
+      bias: linear layers have biases also beside BatchNorm.
+      last_bias: the same for the last layer alone; None means as the others.
+      kernel_std: kernels start as N(0, kernel_std), 0.01 in SimCLR's code; None is Flax's default (fan-in normal).
+      dtype: of the computation; parameters, statistics and the output are float32.
+    """
+
+    widths: tuple[int, ...] = (2048, 128)
+    batch_norm: bool = True
+    last_batch_norm: bool = True
+    last_scale: bool = True
+    bias: bool = False
+    last_bias: bool | None = None
+    kernel_std: float | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+        """[B, D] -> (x, hidden 1, ..., output [B, widths[-1]] in float32).
+
+        Hidden activations [B, widths[i]] are those after the ReLU; SimCLR v2 fine-tunes from element 1.
+        """
+        bias = self.bias or not self.batch_norm
+        last_bias = bias if self.last_bias is None else self.last_bias
+        init = nn.initializers.lecun_normal() if self.kernel_std is None else nn.initializers.normal(self.kernel_std)
+
+        out = [x]
+        for index, width in enumerate(self.widths, start=1):
+            last = index == len(self.widths)
+            x = nn.Dense(
+                width,
+                use_bias=last_bias if last else bias,
+                kernel_init=init,
+                dtype=self.dtype,
+                name=f"linear{index}",
+            )(x)
+            if self.batch_norm and (self.last_batch_norm or not last):
+                x = BatchNorm(
+                    use_running_average=not train,
+                    use_bias=not last,
+                    use_scale=self.last_scale or not last,
+                    dtype=self.dtype,
+                    name=f"bn{index}",
+                )(x)
+            x = x.astype(jnp.float32) if last else nn.relu(x)
+            out.append(x)
+        return tuple(out)
+
+
+class LinearHead(nn.Module):
+    """One linear layer to logits, in float32: params are {'kernel': [D, classes], 'bias': [classes]}.
+
+    `zero_init` starts at uniform probabilities; otherwise the kernel is a fan-in normal.
+    """
+
+    classes: int
+    zero_init: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[B, D] -> logits [B, classes] float32; `train` changes nothing."""
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (x.shape[-1], self.classes), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.classes,), jnp.float32)
+        return x.astype(jnp.float32) @ kernel + bias

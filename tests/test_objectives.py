@@ -1,0 +1,96 @@
+"""Objectives against slow float64 loops, golden values and lightly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_reference import require_lightly, require_torch
+
+from ssl_jax.objectives.classification import cross_entropy
+from ssl_jax.objectives.contrastive import nt_xent, unit
+
+A = np.sin(1 + 8 * np.arange(4)[:, None] + np.arange(8)[None])
+B = np.cos(2 + 0.5 * (8 * np.arange(4)[:, None] + np.arange(8)[None]))
+
+
+def nt_xent_loop(a, b, temperature):
+    """The mean over anchors of eq. 1 of the paper, term by term in float64."""
+    z = np.concatenate([a, b]).astype(np.float64)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    n, total = len(a), 0.0
+    for i in range(2 * n):
+        partner = (i + n) % (2 * n)
+        others = [np.exp(z[i] @ z[k] / temperature) for k in range(2 * n) if k != i]
+        total -= np.log(np.exp(z[i] @ z[partner] / temperature) / np.sum(others))
+    return total / (2 * n)
+
+
+def stack(a, b):
+    return jnp.stack([jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)], 1)
+
+
+@pytest.mark.parametrize(("temperature", "golden"), [(0.1, 5.070721444459873), (0.5, 2.018646155621925)])
+def test_nt_xent_golden_and_loop(temperature, golden):
+    assert nt_xent_loop(A, B, temperature) == pytest.approx(golden, abs=1e-12)
+    assert float(nt_xent(stack(A, B), temperature)[0]) == pytest.approx(golden, rel=1e-5)
+    # The official code returns the sum of the two directions: twice this.
+    assert 2 * nt_xent_loop(A, B, temperature) == pytest.approx({0.1: 10.141442888919748, 0.5: 4.037292311243851}[temperature])
+
+
+def test_nt_xent_value_and_gradient_equal_lightly():
+    lightly, torch = require_lightly(), require_torch()
+    a, b = torch.tensor(A, requires_grad=True), torch.tensor(B, requires_grad=True)
+    loss = lightly.NTXentLoss(temperature=0.2)(a, b)
+    loss.backward()
+    ours, grad = jax.value_and_grad(lambda z: nt_xent(z, 0.2)[0])(stack(A, B))
+    assert float(ours) == pytest.approx(float(loss.detach()), rel=1e-5)
+    np.testing.assert_allclose(grad[:, 0], a.grad, atol=2e-6)
+    np.testing.assert_allclose(grad[:, 1], b.grad, atol=2e-6)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(4, 1.945910), (256, 6.236370)])
+def test_nt_xent_of_collapsed_embeddings_is_log_of_the_choices(n, expected):
+    loss, logs = nt_xent(jnp.ones((n, 2, 16)), 0.1)
+    assert float(loss) == pytest.approx(expected, abs=1e-5) == pytest.approx(np.log(2 * n - 1), abs=1e-5)
+
+
+def test_nt_xent_of_aligned_orthogonal_pairs():
+    n, tau = 4, 0.5
+    z = jnp.repeat(jnp.eye(n, 16)[:, None], 2, 1)
+    loss, logs = nt_xent(z, tau)
+    assert float(loss) == pytest.approx(-1 / tau + np.log(np.exp(1 / tau) + 2 * n - 2), abs=1e-5)
+    assert float(logs["accuracy"]) == 1.0
+
+
+def test_nt_xent_of_random_directions():
+    """log(2N - 1) + 1 / (2 tau^2 d) for unaligned Gaussian directions."""
+    z = jax.random.normal(jax.random.key(0), (256, 2, 128))
+    assert float(nt_xent(z, 0.5)[0]) == pytest.approx(6.2677, abs=0.02)
+
+
+def test_nt_xent_symmetries():
+    z = stack(A, B)
+    value = float(nt_xent(z, 0.2)[0])
+    scales = jnp.asarray(np.random.default_rng(0).uniform(0.1, 9, (4, 2, 1)), jnp.float32)
+    rotation = jnp.asarray(np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0], jnp.float32)
+    for other in (z * scales, z @ rotation, z[:, ::-1], z[jnp.array([2, 0, 3, 1])]):
+        assert float(nt_xent(other, 0.2)[0]) == pytest.approx(value, rel=1e-5)
+    grad = jax.grad(lambda z: nt_xent(z, 0.2)[0])(z)
+    np.testing.assert_allclose(jnp.sum(z * grad, -1), 0, atol=1e-5)  # invariance to length
+
+
+def test_unit_has_a_finite_gradient_at_zero():
+    assert np.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros(3))).all()
+
+
+def test_cross_entropy_loop_and_torch():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 5)) * 3, rng.integers(0, 5, 6)
+    loss, logs = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert float(loss) == pytest.approx(-np.mean([np.log(p[i, y]) for i, y in enumerate(labels)]), rel=1e-5)
+    assert float(logs["accuracy"]) == pytest.approx(np.mean(logits.argmax(1) == labels))
+    torch = require_torch()
+    expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels), label_smoothing=0.1)
+    assert float(cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels), 0.1)[0]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(cross_entropy(jnp.zeros((4, 10)), jnp.arange(4))[0]) == pytest.approx(np.log(10), rel=1e-6)
