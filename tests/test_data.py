@@ -109,7 +109,7 @@ def png_header(width, height):
         (b"", "empty"),
         (b"hello, this is text", "not an image"),
         (encode(photo(60, 80))[:700], "truncated"),
-        (encode(photo(60, 80))[:40], "not an image"),
+        (encode(photo(60, 80))[:40], "Truncated File"),
         (encode(photo(60, 80), "PNG")[:300], "truncated"),
         (png_header(60000, 60000), "bomb"),
         (png_header(13000, 13000), "more than the bound|truncated"),
@@ -153,10 +153,12 @@ def test_scaled_decode_is_the_picture_made_smaller():
     pixels = photo(201, 303)
     picture = Picture(encode(pixels, quality=95))
     for shrink, factor in ((1.9, 1), (2.0, 2), (7.5, 4), (100, 8)):
-        small = picture.pixels(shrink)
-        assert small.shape == (-(-201 // factor), -(-303 // factor), 3)
-        expected = np.asarray(Image.fromarray(pixels).resize(small.shape[1::-1], Image.Resampling.BOX), int)
-        assert np.abs(small - expected)[2:-2, 2:-2].mean() < 3
+        small, used = picture.pixels_and_factor(shrink)
+        height, width = -(-201 // factor), -(-303 // factor)
+        assert (used, small.shape) == (factor, (height, width, 3))
+        padded = np.pad(pixels, ((0, height * factor - 201), (0, width * factor - 303), (0, 0)), "edge")
+        expected = padded.reshape(height, factor, width, factor, 3).mean((1, 3))
+        assert np.abs(small - expected)[:-1, :-1].mean() < 1.5
 
 
 # ------------------------------------------------------------------------------------------------- geometry
@@ -167,7 +169,7 @@ def test_scaled_decode_is_the_picture_made_smaller():
     ("height", "width"), [(64, 64), (65, 80), (100, 100), (119, 127), (200, 150), (401, 333), (20, 30)]
 )
 def test_resize_is_as_good_as_pillows(height, width, interpolation):
-    """Edges and noise, where aliasing shows: the error against Pillow is a fraction of what plain interpolation makes."""
+    """Stripes and noise, where aliasing shows: as close to Pillow as area interpolation, closer than a plain one."""
     import cv2
 
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3))
@@ -175,10 +177,10 @@ def test_resize_is_as_good_as_pillows(height, width, interpolation):
     flag = getattr(Image.Resampling, interpolation.upper())
     expected = np.asarray(Image.fromarray(pixels).resize((64, 64), flag), float)
     error = np.abs(resize(pixels, 64, 64, interpolation) - expected).mean()
-    assert error < 9
-    if min(height, width) >= 128:
+    assert error <= 1.35 * np.abs(cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA) - expected).mean() + 0.2
+    if min(height, width) >= 100:
         plain = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_LINEAR)
-        assert error < 0.4 * np.abs(plain - expected).mean()
+        assert error < 0.5 * np.abs(plain - expected).mean()
 
 
 def test_resize_crop_equals_torchvisions_evaluation_transform():
@@ -200,7 +202,7 @@ def test_resize_crop_equals_torchvisions_evaluation_transform():
     ("name", "mean_area", "narrow"), [("simclr", 0.409, 0.426), ("torchvision", 0.453, 0.5), ("byol", 0.523, 0.5)]
 )
 def test_crop_distributions_match_the_published_implementations(name, mean_area, narrow):
-    """Mean areas measured with TensorFlow, torchvision and BYOL's code on a 400 x 500 image; the share of narrow crops."""
+    """Mean areas measured with TensorFlow, torchvision and BYOL's code on 400 x 500 pixels; share of narrow crops."""
     rng = np.random.default_rng(0)
     boxes = np.array([DISTRIBUTIONS[name](rng, 400, 500, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(6000)])
     top, left, height, width = boxes.T
@@ -210,8 +212,9 @@ def test_crop_distributions_match_the_published_implementations(name, mean_area,
     assert (left + width).max() <= 500
     area = height * width / (400 * 500)
     np.testing.assert_allclose(area.mean(), mean_area, atol=0.012)
-    small = area < 0.6  # where the image does not bound the aspect
-    np.testing.assert_allclose((width < height)[small].mean(), narrow, atol=0.04)
+    boxes = np.array([DISTRIBUTIONS[name](rng, 400, 400, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(6000)])
+    height, width = boxes.T[2:]
+    np.testing.assert_allclose((width < height).mean() + 0.5 * (width == height).mean(), narrow, atol=0.02)
     assert (area.min() >= 0.0995) == (name == "simclr")
 
 
@@ -384,9 +387,9 @@ def tfds_dir(tmp_path_factory):
             for i in range(count):
                 pixels = np.full((12, 10, 3), i, np.uint8)
                 mask = io.BytesIO(encode(pixels[:, :, 0], "PNG"))
-                box = [{"bbox": tfds.features.BBox(0, 0, 1, 1)}] * (i % 3)
-                yield i, {"image": io.BytesIO(encode(pixels, "PNG")), "label": i % 2, "mask": mask, "point": [i, -i], "name": str(i),
-                              "boxes": box}  # fmt: skip
+                box = [{"bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0)}] * (i % 3)
+                example = {"label": i % 2, "mask": mask, "point": [i, -i], "name": str(i), "boxes": box}
+                yield i, {"image": io.BytesIO(encode(pixels, "PNG")), **example}
 
     root = tmp_path_factory.mktemp("tfds")
     Dots(data_dir=root, file_format="array_record").download_and_prepare()
@@ -416,10 +419,10 @@ def test_tfds_by_name_by_path_and_in_splits(tfds_dir, monkeypatch):
 
 def test_tfds_other_features_reach_the_batch(tfds_dir):
     source = open_source("dots", "test", str(tfds_dir))
-    keys = ("image", "label", "mask", "point", "name")
+    keys = {"image": "image", "label": "label", "segments": "mask", "point": "point", "name": "name"}
     spec = element_spec(source, [], keys)
     assert spec == {
-        "image": ((12, 10, 3), np.uint8), "label": ((), np.int32), "mask": ((12, 10, 1), np.uint8),
+        "image": ((12, 10, 3), np.uint8), "label": ((), np.int32), "segments": ((12, 10, 1), np.uint8),
         "point": ((2,), np.float32), "name": ((), np.dtype(object)),
     }  # fmt: skip
     (batch,) = eval_batches(source, [], 9, keys=keys)
@@ -429,9 +432,11 @@ def test_tfds_other_features_reach_the_batch(tfds_dir):
         if key in spec:
             assert (value.shape[1:], value.dtype) == spec[key]
     np.testing.assert_array_equal(batch["image"][:, 3, 4, 1], order)
-    np.testing.assert_array_equal(batch["mask"][:, 3, 4, 0], order)
+    np.testing.assert_array_equal(batch["segments"][:, 3, 4, 0], order)
     np.testing.assert_array_equal(batch["point"], np.stack([order, np.negative(order)], -1))
     np.testing.assert_array_equal(batch["label"], np.mod(order, 2))
+    with pytest.raises(UserError, match="feature 'mask' needs another name"):
+        element_spec(source, [], ("image", "mask"))
     with pytest.raises(UserError, match="'boxes' is no array"):
         element_spec(source, [], ("image", "boxes"))
 
@@ -454,7 +459,8 @@ def test_tfds_damage_is_a_user_error(tfds_dir, tmp_path):
 
 def test_no_tensorflow_and_no_threads_of_opencv(tfds_dir):
     code = (
-        "import sys; from ssl_jax.data.sources import open_source; from ssl_jax.data.pipeline import TrainBatches, iterate;"
+        "import sys; from ssl_jax.data.sources import open_source;"
+        "from ssl_jax.data.pipeline import TrainBatches, iterate;"
         f"source = open_source('dots', 'train', {str(tfds_dir)!r});"
         "assert len(list(iterate(TrainBatches(source, [], 8, seed=0), 0, 3))) == 3;"
         "assert 'tensorflow' not in sys.modules; import cv2; assert cv2.getNumThreads() == 1"
@@ -526,13 +532,14 @@ def test_workers_threads_and_processes_give_the_same_bits(photos, caplog):
 
     plain = list(iterate(make(), 0, 5, threads=0))
     equal(plain, list(iterate(make(), 0, 5, threads=4, prefetch=1)))
+    caplog.clear()
     with caplog.at_level("WARNING"):
         batches = make()
         worked = list(iterate(batches, 0, 5, workers=2))
     equal(plain, worked)
-    del worked  # its arrays are shared memory of the workers
+    del worked  # its arrays are the workers' shared memory
     assert sorted(batches.skipped) == [3, 4, 8]  # reported by the main process, each once
-    assert all("truncated" in reason for reason in batches.skipped.values())
+    assert all("truncated" in reason.lower() for reason in batches.skipped.values())
     assert sum("is left out" in record.message for record in caplog.records) == 3
     halves = [list(iterate(make(index, 2), 0, 5)) for index in range(2)]
     joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)]
@@ -554,7 +561,7 @@ def test_a_damaged_record_is_replaced_by_its_next_readable_neighbour(tmp_path):
         path.write_bytes(path.read_bytes()[:50])
     source = open_source(str(root), "all")
     for ops in ([], CROPS):
-        with pytest.raises(UserError, match=r"10 images in a row cannot be read \(first: number 0, .*truncated"):
+        with pytest.raises(UserError, match=r"10 images in a row cannot be read \(first: number \d, .*truncated"):
             next(iterate(TrainBatches(source, ops, 5, seed=0), 0, 1))
 
 

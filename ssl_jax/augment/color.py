@@ -75,23 +75,31 @@ def adjust_colors(image, order, brightness, contrast, saturation, hue, style="si
     return jnp.moveaxis(planes, 0, -1)
 
 
-def color_jitter(image, key, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8, style="simclr_v2"):
-    """With probability p, the four jitters of `adjust_colors` in random order (SimCLR, appendix A; BYOL, appendix B).
+def sample_jitter(key, brightness, contrast, saturation, hue, style):
+    """Random (order, brightness, contrast, saturation, hue) for `adjust_colors`, from the strengths.
 
-    Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue in [-hue, hue] turns. style 'simclr_v1' (also
-    BYOL) has the additive brightness, uniform in [-brightness, brightness].
+    The order is uniform over the 24. Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue in [-hue,
+    hue] turns, the addend of 'simclr_v1' in [-brightness, brightness].
     """
-    u = jax.random.uniform(key, (9,))  # one draw: hashing keys is what costs for small images
-    order = jnp.argsort(u[5:])
+    u = jax.random.uniform(key, (8,))  # one draw: hashing keys is what costs for small images
 
     def factor(strength, u):
         low, high = max(0.0, 1.0 - strength), 1.0 + strength
         return low + (high - low) * u
 
     bright = brightness * (2.0 * u[0] - 1.0) if style == "simclr_v1" else factor(brightness, u[0])
-    turn = hue * (2.0 * u[3] - 1.0)
-    jittered = adjust_colors(image, order, bright, factor(contrast, u[1]), factor(saturation, u[2]), turn, style)
-    return jnp.where(u[4] < p, jittered, image)
+    return jnp.argsort(u[4:]), bright, factor(contrast, u[1]), factor(saturation, u[2]), hue * (2.0 * u[3] - 1.0)
+
+
+def color_jitter(image, key, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8, style="simclr_v2"):
+    """With probability p, the four jitters of `adjust_colors` in random order (SimCLR appendix A; BYOL appendix B).
+
+    The defaults are SimCLR's at strength 1. style 'simclr_v2' scales the brightness, 'simclr_v1' (also BYOL's) adds to
+    it, 'torchvision' is ColorJitter on float tensors.
+    """
+    apply_key, value_key = jax.random.split(key)
+    values = sample_jitter(value_key, brightness, contrast, saturation, hue, style)
+    return jnp.where(jax.random.uniform(apply_key) < p, adjust_colors(image, *values, style), image)
 
 
 def to_grayscale(image):

@@ -148,7 +148,7 @@ def sample_crop(key, image_hw, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), sampling=
     # TensorFlow draws the place from [0, slack), the others from [0, slack].
     places = jnp.maximum(slack, 1.0) if sampling == "simclr" else slack + 1.0
     place = jnp.minimum(jnp.floor(u[:, _TRIES] * places), places - 1.0)
-    place = jnp.where(found, place, jnp.round(slack / 2))
+    place = jnp.where(found, place, jnp.floor(slack / 2))
     return place[0], place[1], height, width
 
 

@@ -138,7 +138,7 @@ def context(config, method: Method, state: State, mesh) -> Context:
 
     def encode_views(params, mutable, images, key):
         made = views(images, key)
-        pooled = method.encode(params, mutable, made.reshape(-1, *made.shape[2:]) * 255)["pooled"]
+        pooled = method.encode(params, mutable, made.reshape(-1, *made.shape[2:]))["pooled"]
         return pooled.reshape(*made.shape[:2], -1)
 
     return Context(

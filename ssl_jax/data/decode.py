@@ -84,28 +84,31 @@ class Picture:
                 return
         self._image = self._open()
 
-    def pixels(self, shrink: float = 1.0) -> np.ndarray:
-        """RGB uint8 [H, W, 3], or a smaller version that is at most `shrink` (>= 1) times smaller in each direction.
+    def pixels(self) -> np.ndarray:
+        """RGB uint8 [H, W, 3]; raises CorruptImage where the body is truncated or damaged."""
+        return self.pixels_and_factor(1.0)[0]
 
-        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size straight from the transform coefficients (sizes round up),
-        which saves work; other formats come at full size.
+    def pixels_and_factor(self, shrink: float) -> tuple[np.ndarray, int]:
+        """RGB uint8 [ceil(H / f), ceil(W / f), 3], each pixel the mean of f x f, and f, at most `shrink` (>= 1).
 
-        Raises:
-          CorruptImage: the body is truncated or damaged.
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size straight from the transform coefficients, which saves work;
+        other formats come at full size.
         """
         if self._array is not None:
-            return self._array
+            return self._array, 1
         if self._image is not None:
-            return self._decode_with_pillow(self._image)
+            return self._decode_with_pillow(self._image), 1
         factor = next((factor for factor in (8, 4, 2) if factor <= shrink), 1)
+        height, width = -(-self.height // factor), -(-self.width // factor)
         try:
-            return simplejpeg.decode_jpeg(
-                self._data, "RGB", min_height=-(-self.height // factor), min_width=-(-self.width // factor)
-            )
-        except ValueError:
+            pixels = simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width)
+        except (ValueError, KeyError):
             # The strict decoder refuses harmless oddities too (stray bytes between markers). Pillow accepts those and
             # refuses what is truncated, so it has the last word.
-            return self._decode_with_pillow(self._open())
+            return self._decode_with_pillow(self._open()), 1
+        if pixels.shape[:2] != (height, width):  # a header that the decoder reads in two ways
+            raise CorruptImage("not the size its header says")
+        return pixels, factor
 
     def _check_size(self):
         if self.height * self.width > self._max_pixels:

@@ -116,13 +116,12 @@ def random_resized_crops(
     """
     sample = DISTRIBUTIONS[distribution]
     boxes = [sample(rng, picture.height, picture.width, area, ratio) for _ in range(crops)]
-    pixels = picture.pixels(shrink=max(1.0, min(min(h, w) for _, _, h, w in boxes) / size))
-    scale_y, scale_x = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
+    pixels, factor = picture.pixels_and_factor(max(1.0, min(min(h, w) for _, _, h, w in boxes) / size))
     out = np.empty((crops, size, size, 3), np.uint8)
     for i, (top, left, h, w) in enumerate(boxes):
-        y0, y1 = round(top * scale_y), max(round((top + h) * scale_y), round(top * scale_y) + 1)
-        x0, x1 = round(left * scale_x), max(round((left + w) * scale_x), round(left * scale_x) + 1)
-        out[i] = resize(pixels[y0:y1, x0:x1], size, size, interpolation)
+        rows = slice(round(top / factor), round((top + h) / factor))
+        columns = slice(round(left / factor), round((left + w) / factor))
+        out[i] = resize(pixels[rows, columns], size, size, interpolation)
     return out
 
 
@@ -149,7 +148,8 @@ def resize_crop(
     del rng
     short = min(picture.height, picture.width)
     height, width = (resize * side // short for side in (picture.height, picture.width))
-    pixels = _resize(picture.pixels(shrink=max(1.0, short / resize)), height, width, interpolation)
+    pixels, _ = picture.pixels_and_factor(max(1.0, short / resize))
+    pixels = _resize(pixels, height, width, interpolation)
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     return np.ascontiguousarray(pixels[top : top + crop, left : left + crop])
 

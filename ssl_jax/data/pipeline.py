@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain.python as grain
 import numpy as np
@@ -31,11 +31,29 @@ CACHE_BYTES = 1 << 30  # decoded images kept per source and process
 MAX_WALK = 1000  # unreadable records in a row after which the data, not the record, is at fault
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 Skipped = list[tuple[int, str]]  # (index in the source, reason)
+Keys = Sequence[str] | Mapping[str, str]  # features to read, or {name in the batch: feature}
+RESERVED = ("mask", "index", "skipped")  # names in a batch that are ours
 
 
-def element_spec(source: Source, ops: Recipe, keys: Sequence[str] = ("image", "label")) -> Spec:
+def element_spec(source: Source, ops: Recipe, keys: Keys = ("image", "label")) -> Spec:
     """{name: (shape, dtype)} of one example; decodes at most the first readable image, and seldom that."""
     return _Reader(source, ops, keys).spec
+
+
+def _check_keys(source: Source, keys: Keys) -> dict[str, str]:
+    """{name in the batch: feature}; 'label' is left out where the source has none."""
+    keys = dict(keys) if isinstance(keys, Mapping) else {key: key for key in keys}
+    assert keys.get("image") == "image", "a batch is made around its images"
+    for key, feature in list(keys.items()):
+        if key in RESERVED:
+            raise UserError(
+                f"feature '{feature}' needs another name in a batch; give keys={{'the_{key}': '{feature}'}}"
+            )
+        if feature not in source.features and key == "label":
+            del keys[key]
+        elif feature not in source.features:
+            raise UserError(f"data '{source.name}' has no feature '{feature}'; it has {', '.join(source.features)}")
+    return keys
 
 
 class _Cache:
@@ -49,19 +67,16 @@ class _Cache:
 class _Reader:
     """Reads examples by index: decoding, geometry, replacement of unreadable ones."""
 
-    def __init__(self, source: Source, ops: Recipe, keys: Sequence[str]):
+    def __init__(self, source: Source, ops: Recipe, keys: Keys):
         check_host_ops(ops)
         self.ops = tuple((name, dict(arguments)) for name, arguments in ops)
-        self.keys = tuple(key for key in keys if key in source.features or key != "label")  # not everything has labels
-        for key in self.keys:
-            if key not in source.features:
-                raise UserError(f"data '{source.name}' has no feature '{key}'; it has {', '.join(source.features)}")
-        self.source = source.select(self.keys)
+        self.keys = _check_keys(source, keys)
+        self.source = source.select(tuple(self.keys.values()))
         self.bad: dict[int, str] = {}  # index -> reason
         shape, shapes, first = source.image_shape, {}, None
-        if any(key != "image" for key in self.keys) or not (self.ops or shape):
+        if len(self.keys) > 1 or not (self.ops or shape):
             first = self._first(decode=not (self.ops or shape))
-            shapes = {key: _convert(key, first[key]) for key in self.keys if key != "image"}
+            shapes = self._others(first)
             shape = shape or (first["image"].shape if not self.ops else None)
         spec = {key: (value.shape, value.dtype) for key, value in shapes.items()}
         self.raw_spec = {"image": (shape, np.dtype(np.uint8)), **spec} if shape else None
@@ -74,7 +89,7 @@ class _Reader:
         bytes_each = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.raw_spec.values())
         if bytes_each * len(source) > CACHE_BYTES:
             return None
-        return source.caches.setdefault(self.keys, _Cache(len(source), self.raw_spec))
+        return source.caches.setdefault(tuple(self.keys.items()), _Cache(len(source), self.raw_spec))
 
     def _first(self, decode: bool) -> dict:
         """The first readable example, with its image decoded if `decode`."""
@@ -89,6 +104,9 @@ class _Reader:
                 return example
         raise self._all_bad(0)
 
+    def _others(self, example: dict) -> dict:
+        return {key: _convert(key, example[feature]) for key, feature in self.keys.items() if key != "image"}
+
     def _all_bad(self, index):
         count = min(len(self.source), MAX_WALK)
         return UserError(
@@ -99,7 +117,7 @@ class _Reader:
     def _decode(self, index: int) -> dict:
         """The example with its image decoded and its shape checked: numpy values of `raw_spec`."""
         example = self.source[index]
-        values = {key: _convert(key, example[key]) for key in self.keys if key != "image"}
+        values = self._others(example)
         values["image"] = Picture(example["image"]).pixels()
         self._check_shapes(index, values, self.raw_spec)
         return values
@@ -134,7 +152,7 @@ class _Reader:
                 picture = Picture(values["image"])
             else:
                 example = self.source[index]
-                values = {key: _convert(key, example[key]) for key in self.keys if key != "image"}
+                values = self._others(example)
                 picture = Picture(example["image"])
             rng = np.random.default_rng(seed) if self.ops else None
             values["image"] = apply_host_ops(self.ops, picture, rng)
@@ -228,13 +246,13 @@ class TrainBatches(_Batches):
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
-        keys: Sequence[str] = ("image", "label"),
+        keys: Keys = ("image", "label"),
     ):
         """
         Args:
           batch_size: of all processes together; process p takes rows [p b, (p + 1) b), b = batch_size / process_count.
           seed: of the order and of the crops; 0 <= seed < 2**32.
-          keys: features of a batch; 'label' is left out where the source has none.
+          keys: features of a batch, or {name: feature}; 'label' is left out where the source has none.
         """
         if batch_size > len(source):
             raise UserError(
@@ -316,7 +334,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
-    keys: Sequence[str] = ("image", "label"),
+    keys: Keys = ("image", "label"),
 ) -> EvalBatches:
     """Finite, exact evaluation batches; see `EvalBatches`. `limit` takes that many examples, evenly spaced."""
     return EvalBatches(source, ops, batch_size, process_index, process_count, limit, keys)

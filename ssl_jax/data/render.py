@@ -2,7 +2,7 @@
 
 What decides the class is the part structure alone (how many limbs, holes, rungs or rings, and how they are joined).
 Colour, texture, background, pose, proportions, scale, light, shadow, blur and noise are drawn independently of it.
-Objects stand roughly upright (within 35 degrees) and the light comes from above, as in photographs, so that rotation
+Objects stand roughly upright (within 43 degrees) and the light comes from above, as in photographs, so that rotation
 prediction has a signal. Every scene is a pure function of (seed, index).
 
 A scene is painted once on a canvas larger than the frame, in twice its resolution, and looked at twice. Coordinates: x
@@ -29,6 +29,7 @@ MAX_PEBBLES = 3
 ANSWERS = ("yes", "no", *(str(n) for n in range(MAX_PEBBLES + 1)), *COLOURS, *CLASSES)
 BACKGROUND, OBJECT, PEBBLES = 0, 1, 2  # values of the mask
 
+MAX_ANGLE = 0.75  # of an object: radians from upright, to either side
 MAX_SHIFT = 4.0  # camera motion: pixels
 MAX_TURN = 0.25  # radians
 MAX_LOG_ZOOM = 0.12
@@ -298,7 +299,7 @@ def _box(region: np.ndarray) -> tuple[float, float, float, float]:
     return rows[0] / SIZE, columns[0] / SIZE, (rows[-1] + 1) / SIZE, (columns[-1] + 1) / SIZE
 
 
-def _ask(label: int, colour: int, pebbles: int, rng: np.random.Generator) -> tuple[str, str]:
+def ask(label: int, colour: int, pebbles: int, rng: np.random.Generator) -> tuple[str, str]:
     """A question and its answer; knowing the question alone is right in about 27% of the cases."""
     kind = rng.integers(4)
     if kind == 0:
@@ -334,7 +335,7 @@ def render(seed: int, index: int) -> Scene:
     colour = int(rng.integers(len(COLOURS)))
 
     # Geometry: object coordinates -> frame. Proportions and mirroring first, then the pose.
-    radius, angle = u(11, 19), u(-0.75, 0.75)
+    radius, angle = u(11, 19), u(-MAX_ANGLE, MAX_ANGLE)
     place = _CENTRE + u(-1, 1, 2) * (25 - radius)
     stretch = np.exp(u(-0.2, 0.2))
     shape = np.array([[stretch * rng.choice([-1, 1]), u(-0.2, 0.2)], [0, 1 / stretch]])
@@ -405,6 +406,6 @@ def render(seed: int, index: int) -> Scene:
         mask[region] = PEBBLES
         boxes.append(_box(region))
         box_labels.append(PEBBLE)
-    question, answer = _ask(label, colour, len(stones), rng)
+    question, answer = ask(label, colour, len(stones), rng)
     pose = np.array([angle, *place, radius], np.float32)
     return Scene(image, label, pose, mask[:, :, None], boxes, box_labels, question, answer, image2, motion)

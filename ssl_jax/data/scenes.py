@@ -48,7 +48,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     Features of one example:
         image     uint8 [48, 48, 3]
         label     int, one of `render.CLASSES`
-        pose      float32 [4]: angle (radians, clockwise on the screen, within 0.6), x and y of the centre (pixels, x
+        pose      float32 [4]: angle (radians, clockwise on the screen, within 0.75), x and y of the centre (pixels, x
                   to the right, y down), radius (pixels)
         mask      uint8 [48, 48, 1]: 0 ground, 1 object, 2 pebbles
         objects   sequence of bbox (ymin, xmin, ymax, xmax in [0, 1]) and label (a class or 'pebble'); the object first

@@ -201,7 +201,9 @@ class TfdsSource(Source):
         if not self._instructions:
             raise UserError(f"data '{self.name}': split '{self.split}' is empty; it has {', '.join(splits)}")
         try:
-            reader = builder.as_data_source(self.split)
+            self._records = builder.as_data_source(self.split).data_source
+            for index in (0, len(self._records) - 1):  # a shard whose end is missing fails on every record
+                self._records[index]
         except NotImplementedError as error:
             raise UserError(
                 f"data '{self.name}' in '{self.directory}' is not stored as array_record; prepare it again with "
@@ -210,7 +212,6 @@ class TfdsSource(Source):
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"data '{self.name}': a shard is damaged ({_line(error)}); prepare it again") from error
         keys = self._keys or tuple(builder.info.features)
-        self._records = reader.data_source
         self._features = tfds.features.FeaturesDict({key: builder.info.features[key] for key in keys})
         self._decoders = {"image": tfds.decode.SkipDecoding()} if "image" in keys else None
         return builder

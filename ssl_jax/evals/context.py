@@ -78,7 +78,7 @@ class Context:
         key = jax.random.key(seed)
 
         def keyed(images):
-            # Views ride along as one flat row per example, so that placement, padding and counting stay those of `extract`.
+            # One flat row per example: placement, padding and counting stay those of `extract`.
             nonlocal batch
             views = self._encode_views(images, jax.random.fold_in(key, batch))
             batch += 1
@@ -96,7 +96,7 @@ def pixel_context(
     mesh: Mesh | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> Context:
-    """Raw pixels behind the same interface: layer 'pooled' in [0, 1], 'normalised' with ImageNet mean and std removed."""
+    """Raw pixels behind the same interface: layer 'pooled' in [0, 1], 'normalised' without ImageNet mean and std."""
     return Context(pixel_encode, open_batches, split_names, mesh, None, limits)
 
 

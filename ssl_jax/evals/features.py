@@ -71,7 +71,7 @@ def extract(
         raise UserError("an evaluation split has no examples; check the split name and its slice")
     features = Features(_join(x)[:limit], _join(y)[:limit])
     if not np.isfinite(features.x).all():
-        raise UserError(f"layer {layer!r} has features that are not finite; the model has diverged or overflows its type")
+        raise UserError(f"layer {layer!r} has features that are not finite; the model diverged or overflows its type")
     return features
 
 
@@ -132,8 +132,8 @@ def moments(x: np.ndarray, size: int = 65536) -> tuple[np.ndarray, np.ndarray]:
 def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Is the label among the k best scores? scores [N, C], labels [N] -> bool [N].
 
-    Equal scores are ranked by class index, as argmax does. A label without a finite score (unknown to the bank, no vote,
-    a diverged head) is a miss.
+    Equal scores are ranked by class index, as argmax does. A label without a finite score (unknown to the bank, no
+    vote, a diverged head) is a miss.
     """
     rows = np.arange(len(labels))
     known = labels < scores.shape[1]

@@ -1,4 +1,4 @@
-"""Few-shot linear regression on frozen features: the `fewshot_lsr` protocol of big_vision (Kolesnikov et al. 2020, BiT)."""
+"""Few-shot linear regression on frozen features: `fewshot_lsr` of big_vision (Kolesnikov et al. 2020, BiT)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluate(
     l2: float = 1024.0,
     layer: str = "pooled",
 ) -> Result:
-    """'5shot_top1' (mean over seeds) and '5shot_top1_std' (population std over seeds) in percent for each of `shots`."""
+    """'5shot_top1' and '5shot_top1_std', mean and population std over seeds in percent, for each of `shots`."""
     check_options(shots, seeds, l2)
     bank, query = context.features("train", layer), context.features("test", layer)
     require_two_classes(bank, "few-shot evaluation")

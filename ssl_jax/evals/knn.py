@@ -98,7 +98,7 @@ def neighbours(
     Raises UserError when the bank has fewer than k rows.
     """
     if k > len(bank):
-        raise UserError(f"kNN k={k} needs a bank of at least {k} examples, it has {len(bank)}; lower k or enlarge the bank")
+        raise UserError(f"kNN k={k} needs a bank of at least {k} examples, it has {len(bank)}; lower k")
     mesh = flat_mesh(mesh)
     rows, group = _chunk_shape(min(bank_chunk, len(bank)), mesh.size, k)
     query_chunk = min(query_chunk, len(query))

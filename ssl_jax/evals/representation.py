@@ -89,7 +89,7 @@ def uniformity(x: np.ndarray, t: float = 2.0) -> float:
 
 
 def alignment(views: np.ndarray, alpha: float = 2.0) -> float:
-    """Mean |x - y|^alpha over all pairs of views of the same image, unit rows (Wang and Isola 2020, eq. 1); [N, V, D]."""
+    """Mean |x - y|^alpha over pairs of views of one image, unit rows [N, V, D] (Wang and Isola 2020, eq. 1)."""
     views = unit(np.asarray(views, np.float64))
     first, second = np.triu_indices(views.shape[1], 1)
     distance = np.linalg.norm(views[:, first] - views[:, second], axis=-1)

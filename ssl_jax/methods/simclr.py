@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jax
 
-from ssl_jax.augment.color import normalize
+from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase
 from ssl_jax.models.common import apply, init_variables
@@ -40,7 +40,7 @@ def build(config, stages) -> Method:
         net, stats = train["net"], state.mutable["batch_stats"]
         x = views(batch["image"], key)  # [B, 2, h, w, 3]
         pairs = x.shape[:2]
-        x = normalize(x.reshape(-1, *x.shape[2:]), model.mean, model.std)  # batch outermost: both views in one BatchNorm
+        x = to_input(x.reshape(-1, *x.shape[2:]), model.mean, model.std)  # batch outermost: both views in one BatchNorm
         h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
         z, head_stats = apply(head, net["head"], stats["head"], h["pooled"], train=True)
         value, logs = nt_xent(z[-1].reshape(*pairs, -1), model.temperature)
@@ -48,7 +48,7 @@ def build(config, stages) -> Method:
 
     def encode(params, mutable, images):
         net, stats = params["net"], mutable["batch_stats"]
-        x = normalize(images.astype("float32") / 255, model.mean, model.std)
+        x = to_input(images, model.mean, model.std)
         h, _ = apply(encoder, net["encoder"], stats["encoder"], x, train=False)
         z, _ = apply(head, net["head"], stats["head"], h["pooled"], train=False)
         return {**h, **{f"head{i}": hidden for i, hidden in enumerate(z[1:-1], 1)}, "projection": z[-1]}

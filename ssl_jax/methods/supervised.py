@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jax
 
-from ssl_jax.augment.color import normalize
+from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
@@ -50,7 +50,7 @@ def build(config, stages) -> Method:
         return {"net": params}, {"batch_stats": stats}
 
     def loss(train, state, batch, key):
-        x = normalize(views(batch["image"], key)[:, 0], model.mean, model.std)
+        x = to_input(views(batch["image"], key)[:, 0], model.mean, model.std)
         _, top, stats = features(train["net"], state.mutable["batch_stats"], x, train=True)
         logits, _ = apply(classifier, train["net"]["classifier"], {}, top, train=True)
         value, logs = cross_entropy(logits, batch["label"], model.smoothing)
@@ -58,7 +58,7 @@ def build(config, stages) -> Method:
 
     def encode(params, mutable, images):
         net = params["net"]
-        x = normalize(images.astype("float32") / 255, model.mean, model.std)
+        x = to_input(images, model.mean, model.std)
         h, top, _ = features(net, mutable["batch_stats"], x, train=False)
         logits, _ = apply(classifier, net["classifier"], {}, top, train=False)
         return {**h, "logits": logits}

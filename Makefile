@@ -1,0 +1,33 @@
+# Two commands: `make demo` trains the embedded default and shows its result, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test reference lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/python launch.py train --config=configs/simclr.py --workdir=runs/simclr
+
+test: $(VENV)/tested
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+# The PyTorch references of the parity tests, which skip without them.
+reference: $(VENV)/tested
+	$(BIN)/pip install --quiet -r requirements-reference.txt
+	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 lightly==1.6.0 lightly_utils pytorch_lightning
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/tested: $(VENV)/ready requirements-test.txt
+	$(BIN)/pip install --quiet -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

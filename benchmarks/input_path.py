@@ -1,0 +1,165 @@
+"""Photographs at full size to two 224-pixel crops, one core: ours against Pillow and torchvision.
+
+    TFDS_DATA_DIR=... python benchmarks/input_path.py [--split original] [--rounds 5] [--png crops.png]
+
+Three paths turn the same encoded JPEGs into two random resized crops each:
+    ours        the host op `random_resized_crops`: one decode at the scale the crops need, OpenCV geometry
+    reference   Pillow decodes once, torchvision's RandomResizedCrop runs twice on it: what a careful PyTorch loader does
+    two decodes Pillow decodes for every crop: nobody means to, some do
+They run image by image in turns, in one thread, and time is CPU time of the process, so that other work on the machine
+falls on all alike. Prints images/s (an image is one pair of crops), the ratio per round, and one line of JSON.
+
+It also measures the resize itself: agreement with Pillow's antialiased resize in dB and milliseconds, beside OpenCV's area
+and linear interpolation. `--png` writes the crops of both paths side by side, from the same boxes.
+"""
+
+import argparse
+import io
+import json
+import time
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ssl_jax.data import geometry
+from ssl_jax.data.decode import Picture
+from ssl_jax.data.sources import open_source
+
+SIZE = 224
+
+
+def torchvision_crop(interpolation):
+    """torchvision's transform; its compiled operators may be missing beside a CPU-only torch and are not needed here."""
+    import torch
+
+    torch.set_num_threads(1)
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
+        try:
+            library.define(name)
+        except RuntimeError:
+            pass  # a complete torchvision has declared it
+    from torchvision import transforms
+
+    crop = transforms.RandomResizedCrop(SIZE, interpolation=transforms.InterpolationMode(interpolation))
+    crop.library = library  # must live as long as torchvision is used
+    return crop
+
+
+def paths(interpolation):
+    """{name: function of encoded bytes that makes two crops}"""
+    crop = torchvision_crop(interpolation)
+    rng = np.random.default_rng(0)
+    ops = (("random_resized_crops", {"size": SIZE, "crops": 2, "interpolation": interpolation}),)
+
+    def decode(data):
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+    def reference(data):
+        image = decode(data)
+        return np.stack([np.asarray(crop(image)) for _ in range(2)])
+
+    return {
+        "ours": lambda data: geometry.apply_host_ops(ops, Picture(data), rng),
+        "reference": reference,
+        "two decodes": lambda data: np.stack([np.asarray(crop(decode(data))) for _ in range(2)]),
+    }
+
+
+def compare_paths(images, interpolation, rounds):
+    """CPU seconds of every path, [rounds] each; the paths take turns on every image."""
+    functions = paths(interpolation)
+    for function in functions.values():
+        function(images[0])
+    seconds = {name: np.zeros(rounds) for name in functions}
+    for i in range(rounds):
+        for data in images:
+            for name, function in functions.items():
+                start = time.process_time()
+                function(data)
+                seconds[name][i] += time.process_time() - start
+    return seconds
+
+
+def compare_resizes(images, interpolation):
+    """{name: (dB against Pillow, ms)} over random crops that shrink to SIZE."""
+    rng = np.random.default_rng(0)
+    flag = getattr(Image.Resampling, interpolation.upper())
+    ways = {
+        "ours": lambda crop: geometry.resize(crop, SIZE, SIZE, interpolation),
+        "cv2 area": lambda crop: cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_AREA),
+        "cv2 linear": lambda crop: cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR),
+    }
+    totals = {name: [] for name in ways}
+    for data in images:
+        pixels = Picture(data).pixels()
+        top, left, height, width = geometry.torchvision_box(rng, *pixels.shape[:2], (0.08, 1.0), (3 / 4, 4 / 3))
+        if min(height, width) <= SIZE:
+            continue
+        crop = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        expected = np.asarray(Image.fromarray(crop).resize((SIZE, SIZE), flag), float)
+        for name, way in ways.items():
+            start = time.process_time()
+            got = way(crop)
+            took = time.process_time() - start
+            totals[name].append((10 * np.log10(255**2 / np.mean((got - expected) ** 2)), 1e3 * took))
+    return {name: np.mean(values, axis=0).tolist() for name, values in totals.items()}
+
+
+def write_picture(images, path, interpolation):
+    """Rows of (whole image, our two crops, Pillow's two crops from the same boxes)."""
+    op = {"size": SIZE, "crops": 2, "interpolation": interpolation}
+    flag = getattr(Image.Resampling, interpolation.upper())
+    rows = []
+    for i, data in enumerate(images[:8]):
+        ours = geometry.random_resized_crops(Picture(data), np.random.default_rng(i), **op)
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        rng = np.random.default_rng(i)
+        boxes = [geometry.torchvision_box(rng, image.height, image.width, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in "12"]
+        pillow = [image.resize((SIZE, SIZE), flag, (x, y, x + w, y + h)) for y, x, h, w in boxes]
+        rows.append(np.hstack([np.asarray(image.resize((SIZE, SIZE))), *ours, *map(np.asarray, pillow)]))
+    Image.fromarray(np.vstack(rows)).save(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="imagenet_sample")
+    parser.add_argument("--split", default="original")
+    parser.add_argument("--data_dir", default="", help="TFDS data directory; default $TFDS_DATA_DIR")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--interpolation", default="bilinear", choices=list(geometry.INTERPOLATIONS))
+    parser.add_argument("--png", default="", help="write crops of both paths here")
+    arguments = parser.parse_args()
+    source = open_source(arguments.dataset, arguments.split, arguments.data_dir)
+    images = [source[i]["image"] for i in range(min(arguments.images, len(source)))]
+
+    seconds = compare_paths(images, arguments.interpolation, arguments.rounds)
+    rates = {name: len(images) / np.median(values) for name, values in seconds.items()}
+    print(f"{len(images)} JPEGs, two {SIZE}-pixel crops each, {arguments.interpolation}, one thread, CPU time")
+    print(f"{'path':14}{'images/s':>10}{'ours is faster by':>22}{'(rounds)':>18}")
+    ratios = {name: values / seconds["ours"] for name, values in seconds.items()}
+    for name, rate in rates.items():
+        bounds = f"{ratios[name].min():.2f} .. {ratios[name].max():.2f}"
+        print(f"{name:14}{rate:10.0f}{np.median(ratios[name]):21.2f}x{bounds:>18}")
+    resizes = compare_resizes(images, arguments.interpolation)
+    print(f"\n{'shrinking':14}{'dB to Pillow':>14}{'ms':>8}")
+    for name, (decibel, milliseconds) in resizes.items():
+        print(f"{name:14}{decibel:14.1f}{milliseconds:8.2f}")
+    if arguments.png:
+        write_picture(images, arguments.png, arguments.interpolation)
+    result = {
+        "benchmark": "input_path",
+        "dataset": f"{arguments.dataset}:{arguments.split}",
+        "images": len(images),
+        "interpolation": arguments.interpolation,
+        "images_per_second": {name: round(rate, 1) for name, rate in rates.items()},
+        "speedup": {name: round(float(np.median(values)), 3) for name, values in ratios.items()},
+        "resize": {name: {"db": round(db, 2), "ms": round(ms, 3)} for name, (db, ms) in resizes.items()},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Find, check and run the evaluators that a config names. A kind is a module of this package with an `evaluate`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import ssl_jax.evals
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context, Result
+
+# Keys of an entry that say when to evaluate; they belong to the training loop.
+SCHEDULE = ("every_steps", "every_epochs", "every_examples")
+
+
+def run(evals: Mapping[str, Mapping[str, Any]], context: Context) -> dict[str, Result]:
+    """Run {label: {'kind': ..., option: value, ...}}; the metrics of each Result are named '<label>/<metric>'."""
+    check(evals)
+    results = {}
+    for label, entry in evals.items():
+        metrics, protocol = _evaluator(label, entry).evaluate(context, **_options(entry))
+        results[label] = Result({f"{label}/{name}": value for name, value in metrics.items()}, protocol)
+    return results
+
+
+def check(evals: Mapping[str, Mapping[str, Any]]) -> None:
+    """UserError for an unknown kind, option or choice, or a value out of range, before anything is encoded."""
+    for label, entry in evals.items():
+        module = _evaluator(label, entry)
+        parameters = inspect.signature(module.evaluate).parameters
+        allowed = [name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        hints = get_type_hints(module.evaluate)
+        for name, value in _options(entry).items():
+            if name not in allowed:
+                shown = f"options of {entry['kind']!r}: {', '.join(['kind', *allowed, *SCHEDULE])}"
+                raise UserError(f"evals.{label}.{name}: unknown option{_close(name, allowed)}; {shown}")
+            choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else None
+            if choices and value not in choices:
+                raise UserError(f"evals.{label}.{name}={value!r}{_close(value, choices)}; choose one of {choices}")
+        if hasattr(module, "check_options"):
+            try:
+                module.check_options(**_options(entry))
+            except UserError as error:
+                raise UserError(f"evals.{label}: {error}") from None
+
+
+def kinds() -> list[str]:
+    """Names of all evaluators."""
+    names = (module.name for module in pkgutil.iter_modules(ssl_jax.evals.__path__))
+    return sorted(name for name in names if hasattr(_import(name), "evaluate"))
+
+
+def _evaluator(label: str, entry: Mapping[str, Any]) -> ModuleType:
+    kind = entry.get("kind")
+    valid = kinds()
+    if kind not in valid:
+        raise UserError(f"evals.{label}.kind={kind!r} is unknown{_close(kind, valid)}; kinds: {', '.join(valid)}")
+    return _import(kind)
+
+
+def _import(name: str) -> ModuleType:
+    return importlib.import_module(f"ssl_jax.evals.{name}")
+
+
+def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in ("kind", *SCHEDULE)}
+
+
+def _close(name: Any, valid: Any) -> str:
+    matches = difflib.get_close_matches(str(name), valid, n=2)
+    return f" (did you mean {' or '.join(map(repr, matches))}?)" if matches else ""

@@ -1,0 +1,192 @@
+"""What every method promises, tested for each config merely because it exists (its `:smoke` variant, the same code small)."""
+
+import functools
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import assemble, build_method
+from ssl_jax.data.pipeline import element_spec
+from ssl_jax.engine import loop
+from ssl_jax.engine.checkpoint import Checkpoints
+from ssl_jax.engine.method import groups
+from ssl_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
+SMALL = ("--config.batch_size=32",)
+every_config = pytest.mark.parametrize("name", NAMES)
+
+
+def load(name, variant="smoke", *overrides):
+    return configs.load(f"{ROOT}/configs/{name}.py:{variant}", (*SMALL, *overrides) if variant == "smoke" else overrides)
+
+
+@functools.cache
+def made(name, devices=8, fsdp=1, *overrides):
+    """An assembly on `devices` fake devices, shared by the tests of a config."""
+    config = load(name, "smoke", f"--config.mesh.fsdp={fsdp}", *overrides)
+    return assemble(config, jax.devices()[:devices])
+
+
+def steps(this, n, state=None, start=0):
+    state = this.run.init() if state is None else state
+    told = []
+    batches = ({k: v for k, v in this.batches[s].items() if k != "skipped"} for s in range(start, start + n))
+    for batch in loop.to_device(batches, this.run.mesh, ahead=1):
+        state, metrics = this.run.step(state, batch, this.run.root)
+        told.append({k: float(v) for k, v in jax.device_get(metrics).items()})
+    return state, told
+
+
+def losses(told):
+    return np.array([[v for k, v in sorted(t.items()) if k.endswith("/loss")] for t in told])
+
+
+def variants(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    return [v for v in re.findall(r'"(\w*)": \w+[,}]', text.split("def get_config")[1])]
+
+
+@every_config
+def test_every_variant_locks_and_builds_abstractly(name):
+    """Published recipes build too: shapes only, no data, no arrays."""
+    found = variants(name)
+    assert {"", "smoke"} <= set(found)
+    with pytest.raises(UserError, match="variant 'nonsense' does not exist; there are"):
+        load(name, "nonsense")
+    for variant in found:
+        config = load(name, variant)
+        assert config.is_locked
+        json.dumps(configs.plain(config))
+        size = next((dict(kwargs)["size"] for _, kwargs in (*config.data.ops, *config.views[0]) if "size" in kwargs))
+        crops = next((dict(kwargs).get("crops", 2) for op, kwargs in config.data.ops if op == "random_resized_crops"), None)
+        with config.unlocked():
+            config.data.image_shape = (size, size, 3) if crops is None else (crops, size, size, 3)
+            config.data.num_classes, config.dtype = 10, "float32"
+        method = build_method(config)
+        batch = {k: jax.ShapeDtypeStruct((8, *s), np.uint8 if len(s) > 2 else np.int32) for k, s in method.inputs.items()}
+        params, _ = jax.eval_shape(method.init, jax.random.key(0), batch, {})
+        assert set(params) == groups(method) == set(config.optim)
+
+
+@every_config
+def test_data_fits_the_method(name):
+    this = made(name)
+    spec = element_spec(this.batches.source, this.config.data.ops)
+    for feature, shape in this.method.inputs.items():
+        assert tuple(spec[feature][0]) == tuple(shape)
+
+
+@every_config
+def test_eight_devices_equal_one_and_one_trace(name):
+    """Losses over 20 steps on 1 device, data 8, and data 4 x fsdp 2; the state keeps tree, shapes, types and shardings."""
+    one, told = steps(made(name, 1), 20)
+    assert np.isfinite(losses(told)).all()
+    for fsdp in (1, 2):
+        this = made(name, 8, fsdp)
+        before = this.run.init()
+        described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), before)
+        after, spread = steps(this, 20, before)
+        np.testing.assert_allclose(losses(spread), losses(told), rtol=1e-5, atol=1e-5)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), after) == described
+        assert this.run.step.traces() == 1
+        if fsdp == 2:
+            split = [x for x in jax.tree.leaves(after.params) if x.sharding.spec != jax.sharding.PartitionSpec()]
+            assert split, "no parameter lies on the fsdp axis"
+            assert all("fsdp" in x.sharding.spec for x in split)
+
+
+@every_config
+def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
+    this = made(name)
+    start = this.run.init()
+    first = jax.device_get(start)  # before it is donated
+    state, _ = steps(this, 1, start)
+    assert int(state.step) == 1
+    for group in groups(this.method):
+        moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first.params[group]), jax.tree.leaves(state.params[group]), strict=True)]  # fmt: skip
+        assert any(moved), group
+    assert jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(state.frozen), first.frozen))
+
+
+@every_config
+def test_save_restore_step_equals_uninterrupted_also_on_another_mesh(name, tmp_path):
+    this = made(name)
+    state, _ = steps(this, 2)
+    saved = Checkpoints(tmp_path / "c")
+    saved.save(state, configs.plain(this.config))
+    saved.wait()
+    _, on = steps(this, 2, state, start=2)
+    back = saved.restore_latest(loop.abstract_state(this.run))
+    again, told = steps(this, 2, back, start=2)
+    assert told == on  # bit-equal
+    other = made(name, 1)
+    elsewhere = saved.restore_latest(loop.abstract_state(other.run))
+    np.testing.assert_allclose(losses(steps(other, 2, elsewhere, start=2)[1]), losses(on), rtol=1e-5, atol=1e-5)
+    saved.close()
+
+
+@every_config
+def test_encode_gives_finite_features(name):
+    this = made(name)
+    state = this.run.init()
+    images = np.random.default_rng(0).integers(0, 256, (4, *this.config.data.image_shape[-3:]), np.uint8)
+    features = jax.jit(this.method.encode)(state.params, state.mutable, images)
+    assert features["pooled"].ndim == 2
+    assert features["pooled"].dtype == jnp.float32
+    assert all(np.isfinite(x).all() and len(x) == 4 for x in features.values())
+    one = jax.jit(this.method.encode)(state.params, state.mutable, images[:1])
+    np.testing.assert_allclose(one["pooled"], features["pooled"][:1], rtol=2e-4, atol=2e-5)  # inference mode: no batch statistics
+
+
+@every_config
+def test_loss_falls_on_one_batch(name):
+    this = made(name)
+    batch = {k: v for k, v in this.batches[0].items() if k != "skipped"}
+    placed = next(loop.to_device([batch], this.run.mesh))
+    state, told = this.run.init(), []
+    for _ in range(30):
+        state, metrics = this.run.step(state, placed, this.run.root)
+        told.append(jax.device_get(metrics))
+    first, last = losses(told[:3]).mean(), losses(told[-3:]).mean()
+    assert last < first - 0.05, (first, last)
+
+
+@every_config
+def test_accumulation_is_refused_iff_the_loss_couples_the_batch(name):
+    if made(name).method.couples_batch:
+        with pytest.raises(UserError, match="config.accumulate"):
+            assemble(load(name, "smoke", "--config.accumulate=2"))
+    else:
+        this = assemble(load(name, "smoke", "--config.accumulate=2"))
+        assert np.isfinite(losses(steps(this, 1)[1])).all()
+
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def collectives(text):
+    """{kind: count} in compiled HLO; an asynchronous pair counts once."""
+    return {kind: len(re.findall(rf"= \S.* {kind}(?:-start)?\(", text)) for kind in COLLECTIVES if re.search(rf" {kind}(-start)?\(", text)}
+
+
+def test_collectives_of_simclr_are_those_that_the_method_needs():
+    """Data parallel: only sums (statistics, gradients) and one gathering of the embeddings; FSDP adds gathers of parameters."""
+    counted = {}
+    for fsdp in (1, 2):
+        this = made("simclr", 8, fsdp)
+        batch = next(loop.to_device([{k: v for k, v in this.batches[0].items() if k != "skipped"}], this.run.mesh))
+        state = loop.abstract_state(this.run)
+        counted[fsdp] = collectives(this.run.step.lower(state, batch, this.run.root).compile().as_text())
+    print(counted)
+    assert counted == GOLDEN, counted
+
+
+GOLDEN: dict = {}
