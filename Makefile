@@ -1,6 +1,7 @@
 # Two commands: `make demo` trains the embedded default and shows its result, `make test` runs the tests.
 PYTHON ?= python3
 VENV ?= .venv
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 BIN := $(VENV)/bin
 
 .PHONY: demo test reference lint clean

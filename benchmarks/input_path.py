@@ -1,16 +1,16 @@
-"""Photographs at full size to two 224-pixel crops, one core: ours against Pillow and torchvision.
+"""Photographs to two 224-pixel crops on one core: ours against Pillow and torchvision.
 
     TFDS_DATA_DIR=... python benchmarks/input_path.py [--split original] [--rounds 5] [--png crops.png]
 
 Three paths turn the same encoded JPEGs into two random resized crops each:
-    ours        the host op `random_resized_crops`: one decode at the scale the crops need, OpenCV geometry
-    reference   Pillow decodes once, torchvision's RandomResizedCrop runs twice on it: what a careful PyTorch loader does
-    two decodes Pillow decodes for every crop: nobody means to, some do
+    ours         the host op `random_resized_crops`: one decode at the scale the crops need, OpenCV geometry
+    reference    Pillow decodes once, torchvision's RandomResizedCrop runs twice on it: a careful PyTorch loader
+    two decodes  Pillow decodes for every crop
 They run image by image in turns, in one thread, and time is CPU time of the process, so that other work on the machine
 falls on all alike. Prints images/s (an image is one pair of crops), the ratio per round, and one line of JSON.
 
-It also measures the resize itself: agreement with Pillow's antialiased resize in dB and milliseconds, beside OpenCV's area
-and linear interpolation. `--png` writes the crops of both paths side by side, from the same boxes.
+It also measures the resize alone, beside OpenCV's area and linear interpolation: agreement with Pillow's antialiased
+resize in dB, and milliseconds. `--png` writes the crops of both paths side by side, from the same boxes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SIZE = 224
 
 
 def torchvision_crop(interpolation):
-    """torchvision's transform; its compiled operators may be missing beside a CPU-only torch and are not needed here."""
+    """torchvision's transform; its compiled operators may not load beside a CPU-only torch and are not needed."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,20 +1,17 @@
-"""Device-side augmentations: golden pixels, parity with torch, torchvision and PIL, distributions, recipes, devices."""
+"""Device-side augmentations: golden pixels, parity with torch, torchvision and PIL, crop and jitter distributions."""
 
 import colorsys
 import itertools
-import re
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from torch_reference import require_torch, require_torchvision
 
 from ssl_jax.augment import blur, color, geometry
-from ssl_jax.augment.views import OPERATIONS, check_recipes, make_views, output_size
-from ssl_jax.errors import UserError
+from ssl_jax.augment.pixels import to_input
+from ssl_jax.augment.views import OPERATIONS
 
 GOLDEN = np.array([[(0.2, 0.4, 0.6), (0.9, 0.1, 0.3)], [(0.5, 0.5, 0.5), (0, 0.7, 0.2)]], np.float32)
 NEUTRAL = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
@@ -52,7 +49,7 @@ def keys(count, seed=0):
         (
             "torchvision",
             {"saturation": 1.5},
-            [(0.11851, 0.41851, 0.71851), (1, 0, 0.26905), (0.5,) * 3, (0, 0.83315, 0.08315)],
+            [(0.11851, 0.41851, 0.71851), (1, 0, 0.26905), (0.50002,) * 3, (0, 0.83315, 0.08315)],
         ),
         (
             "torchvision",
@@ -69,14 +66,19 @@ def test_golden_pixels(style, change, expected):
     np.testing.assert_allclose(out, np.clip(np.reshape(expected, (2, 2, 3)), 0, 1), atol=2e-5)
 
 
-def test_golden_grayscale_solarize_normalize():
+def test_golden_grayscale_solarize():
     gray = np.reshape([0.36298, 0.36191, 0.49995, 0.43370], (2, 2, 1)) * np.ones(3)
     np.testing.assert_allclose(color.to_grayscale(GOLDEN), gray, atol=2e-5)
     solar = np.reshape([(0.2, 0.4, 0.4), (0.1, 0.1, 0.3), (0.5,) * 3, (0, 0.3, 0.2)], (2, 2, 3))
     np.testing.assert_allclose(color.invert_above(GOLDEN, 0.5), solar, atol=1e-6)
+
+
+def test_to_input_is_the_same_for_bytes_and_floats():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    out = color.normalize(GOLDEN, jax.random.key(0), mean=mean, std=std)
-    np.testing.assert_allclose(out, (GOLDEN - np.array(mean)) / np.array(std), rtol=1e-5, atol=1e-6)
+    bytes_ = np.round(GOLDEN * 255).astype(np.uint8)
+    expected = (bytes_ / 255 - np.array(mean)) / np.array(std)
+    np.testing.assert_allclose(to_input(jnp.asarray(bytes_), mean, std), expected, atol=1e-5)
+    np.testing.assert_allclose(to_input(jnp.asarray(bytes_ / 255), mean, std), expected, atol=1e-5)
 
 
 def slow_jitter(image, order, values, additive):
@@ -104,7 +106,7 @@ def slow_jitter(image, order, values, additive):
 @pytest.mark.parametrize("style", ["simclr_v1", "simclr_v2"])
 def test_jitter_in_every_order_against_a_loop(style):
     image = random_image(5, 4)
-    image[0, :2] = 0.3, 1.0  # grey pixels have no hue
+    image[0, 0], image[0, 1], image[0, 2] = 0.3, 1.0, 0.0  # grey pixels have no hue
     values = (0.3 if style == "simclr_v1" else 1.6, 1.7, 1.8, -0.17)
     orders = np.array(list(itertools.permutations(range(4))))
     out = jax.jit(jax.vmap(lambda order: color.adjust_colors(image, order, *values, style)))(orders)
@@ -125,8 +127,8 @@ def test_jitter_matches_torchvision(values, order):
         expected = getattr(functional, names[operation])(expected, values[operation])
     out = adjust(image, jnp.array(order), *values, style="torchvision")
     np.testing.assert_allclose(out, expected.permute(1, 2, 0).numpy(), atol=2e-5)
-    solar = functional.solarize(torch.from_numpy(image), 0.4).numpy()
-    np.testing.assert_allclose(color.invert_above(image, 0.4), solar, atol=1e-6)
+    solar = functional.solarize(expected, 0.4).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(color.invert_above(expected.permute(1, 2, 0).numpy(), 0.4), solar, atol=1e-6)
 
 
 def test_sampled_jitter_is_uniform():
@@ -194,7 +196,8 @@ def test_crop_matches_torch_pil_and_jax(box, size, interpolation):
     torch = require_torch()
     from PIL import Image
 
-    pixels = np.random.default_rng(2).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    # PIL clips to 8 bits between its two passes: no extreme values here.
+    pixels = np.random.default_rng(2).integers(80, 176, (40, 50, 3), dtype=np.uint8)
     image = pixels.astype(np.float32) / 255
     top, left, height, width = box
     cut = (slice(top, top + height), slice(left, left + width))
@@ -219,10 +222,10 @@ def sampled_crops(sampling, image_hw, count, **ranges):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "mean_area", "portrait"),
-    [("torchvision", 0.453, 0.5), ("simclr", 0.409, 0.426), ("clamp", 0.523, 0.5)],
+    ("sampling", "mean_area", "least_area", "portrait"),
+    [("torchvision", 0.453, 0.08, 0.5), ("simclr", 0.409, 0.10, 0.426), ("clamp", 0.523, 0.08, 0.5)],
 )
-def test_crop_distributions(sampling, mean_area, portrait):
+def test_crop_distributions(sampling, mean_area, least_area, portrait):
     top, left, height, width = sampled_crops(sampling, (400, 500), 20_000)
     for part in (top, left, height, width):
         np.testing.assert_array_equal(part, np.round(part))
@@ -233,9 +236,10 @@ def test_crop_distributions(sampling, mean_area, portrait):
         assert (top + height)[height < 400].max() == 399  # TensorFlow's half-open range
     share = height * width / (400 * 500)
     assert abs(share.mean() - mean_area) < 0.006
-    if sampling != "clamp":  # clamping changes the aspect of large crops
-        assert abs(np.mean(width < height) - portrait) < 0.02
-    assert share.min() == pytest.approx(0.10 if sampling == "simclr" else 0.08, abs=0.002)
+    assert share.min() == pytest.approx(least_area, abs=0.002)
+    # The aspect as drawn: of crops so small that none is rejected or cut. It is uniform only in SimCLR.
+    _, _, height, width = sampled_crops(sampling, (400, 500), 20_000, area=(0.2, 0.4))
+    assert abs(np.mean(width < height) - portrait) < 0.015
 
 
 def test_torchvision_crops_have_torchvisions_distribution():
@@ -286,147 +290,3 @@ def test_probability_of_application(name):
     assert always.max() <= 1
     if name == "flip":
         np.testing.assert_array_equal(always[0], image[:, ::-1])
-
-
-# Recipes and views
-SIZE = 20
-SIMCLR = (
-    ("random_resized_crop", {"size": SIZE, "sampling": "simclr"}),
-    ("flip", {}),
-    ("color_jitter", {}),
-    ("grayscale", {}),
-    ("blur", {}),
-)
-SOLARIZED = (*SIMCLR[:4], ("solarize", {"p": 1.0}), ("normalize", {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}))
-
-
-def batch(count, height=24, width=28, views=None):
-    shape = (count, height, width, 3) if views is None else (count, views, height, width, 3)
-    return np.random.default_rng(7).integers(0, 256, shape, dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def simclr_views():
-    return jax.jit(make_views([SIMCLR, SIMCLR]))
-
-
-def test_views_are_distinct_and_in_range(simclr_views):
-    """One image sixteen times, two views: 32 different pictures."""
-    same = np.repeat(batch(1), 16, axis=0)
-    views = simclr_views(same, jax.random.key(0))
-    assert views.shape == (16, 2, SIZE, SIZE, 3)
-    assert views.dtype == jnp.float32
-    assert 0.0 <= views.min() <= views.max() <= 1.0
-    flat = np.asarray(views).reshape(32, -1)
-    distance = np.abs(flat[:, None] - flat[None]).mean(-1) + np.eye(32)
-    assert distance.min() > 1e-3
-    again, other = simclr_views(same, jax.random.key(0)), simclr_views(same, jax.random.key(1))
-    np.testing.assert_array_equal(again, views)
-    assert np.all(np.abs(other - views).mean((2, 3, 4)) > 1e-3)
-
-
-def test_views_do_not_depend_on_devices(simclr_views):
-    images = batch(16)
-    alone = simclr_views(images, jax.random.key(5))
-    mesh = Mesh(np.array(jax.devices()[:8]), ("data",), axis_types=(AxisType.Auto,))
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    sharded = jax.jit(make_views([SIMCLR, SIMCLR]), in_shardings=(split, None), out_shardings=split)
-    compiled = sharded.lower(images, jax.random.key(5)).compile()
-    out = compiled(jax.device_put(images, split), jax.random.key(5))
-    assert len(out.sharding.device_set) == 8
-    np.testing.assert_allclose(out, alone, atol=1e-6)
-    assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
-
-
-def test_views_follow_the_key_rule_on_every_path():
-    """Different recipes, host crops, and a loop over examples by hand give the same pictures."""
-    images, key = batch(3, views=2), jax.random.key(9)
-    views = jax.jit(make_views([SIMCLR, SOLARIZED]))(images, key)
-
-    @jax.jit
-    def by_hand(image, example, view):
-        view_key = jax.random.fold_in(jax.random.fold_in(key, example), view)
-        image = image / jnp.float32(255)
-        crop, flip, jitter, gray, last = (
-            OPERATIONS[name] for name in ("random_resized_crop", "flip", "color_jitter", "grayscale", "blur")
-        )
-        image = crop(image, jax.random.fold_in(view_key, 0), SIZE, sampling="simclr")
-        image = flip(image, jax.random.fold_in(view_key, 1))
-        image = jitter(image, jax.random.fold_in(view_key, 2))
-        image = gray(image, jax.random.fold_in(view_key, 3))
-        solarized = (color.invert_above(image, 0.5) - jnp.array((0.5, 0.4, 0.3))) / jnp.array((0.2, 0.3, 0.4))
-        return last(image, jax.random.fold_in(view_key, 4)), solarized
-
-    for example in range(3):
-        np.testing.assert_allclose(views[example, 0], by_hand(images[example, 0], example, 0)[0], atol=2e-6)
-        solarized = by_hand(images[example, 1], example, 1)[1]
-        # A value at the threshold may be inverted on one path and not on the other.
-        assert np.mean(np.abs(views[example, 1] - solarized) > 1e-4) < 0.01
-
-
-def test_shared_image_equals_repeated_host_crops(simclr_views):
-    images, key = batch(4), jax.random.key(2)
-    repeated = np.repeat(images[:, None], 2, axis=1)
-    np.testing.assert_allclose(simclr_views(repeated, key), simclr_views(images, key), atol=1e-6)
-
-
-def test_wrong_images_are_refused(simclr_views):
-    with pytest.raises(ValueError, match="uint8"):
-        simclr_views(batch(2).astype(np.float32), jax.random.key(0))
-    with pytest.raises(ValueError, match="3 crops per image for 2 views"):
-        simclr_views(batch(2, views=3), jax.random.key(0))
-
-
-@pytest.mark.parametrize(
-    ("recipes", "message"),
-    [
-        ([], "give a list of recipes"),
-        ("simclr", "give a list of recipes"),
-        ([("flip", {})], r"views\[0\]\[0\]='flip' is not a pair"),
-        ([["flip"]], "is not a pair"),
-        ([SIMCLR, [("colour_jitter", {})]], r"views\[1\]\[0\].*did you mean 'color_jitter'\? valid: .*flip"),
-        (
-            [[("color_jitter", {"brightnes": 0.4})]],
-            "color_jitter: .*'brightnes'.*'brightness'.*valid: brightness, contrast",
-        ),
-        ([[("flip", {"image": 1})]], "unknown argument 'image'"),
-        ([[("random_resized_crop", {})]], "'size' is missing"),
-        ([[("random_resized_crop", {"size": -3})]], "size=-3"),
-        ([[("random_resized_crop", {"size": (8, 8, 3)})]], "size="),
-        ([[("random_resized_crop", {"size": 8, "area": (0.5, 0.2)})]], "area=.*least <= most"),
-        ([[("random_resized_crop", {"size": 8, "area": (0.5, 1.2)})]], "area="),
-        ([[("random_resized_crop", {"size": 8, "ratio": 1.0})]], "ratio="),
-        ([[("random_resized_crop", {"size": 8, "sampling": "byol"})]], "sampling='byol'.*clamp"),
-        ([[("random_resized_crop", {"size": 8, "sampling": "simclr", "area": (0.05, 0.1)})]], "simclr.*torchvision"),
-        ([[("flip", {"p": 1.5})]], "p=1.5.*from 0 to 1"),
-        ([[("flip", {"p": True})]], "p=True"),
-        ([[("flip", {"p": float("nan")})]], "p=nan"),
-        ([[("color_jitter", {"hue": 0.7})]], "hue=0.7"),
-        ([[("blur", {"sigma": (0.0, 2.0)})]], "sigma="),
-        ([[("normalize", {"mean": (0.5,) * 3, "std": (0.0, 1.0, 1.0)})]], "std="),
-        ([[("normalize", {"mean": (0.5,) * 3, "std": (1.0,) * 3}), ("flip", {})]], "put it last"),
-    ],
-)
-def test_wrong_recipes(recipes, message):
-    with pytest.raises(UserError, match=message) as error:
-        check_recipes(recipes)
-    assert "\n" not in str(error.value)
-
-
-def test_recipes_from_a_config():
-    config = ml_collections.ConfigDict({"views": [SIMCLR, [[n, dict(a)] for n, a in SIMCLR]]})
-    first, second = check_recipes(config.views)
-    assert first == second
-    assert first[0] == ("random_resized_crop", {"size": SIZE, "sampling": "simclr"})
-    nested = ml_collections.ConfigDict({"arguments": {"mean": [0.5] * 3, "std": [0.2] * 3}})
-    assert check_recipes([[("normalize", nested.arguments)]])[0][0][1]["std"] == (0.2,) * 3
-
-
-def test_output_size():
-    assert output_size([SIMCLR, SIMCLR], (24, 28)) == (SIZE, SIZE)
-    assert output_size([[("flip", {})]], (24, 28)) == (24, 28)
-    assert output_size([[("random_crop", {"size": (32, 30), "pad": 4})]], (24, 28)) == (32, 30)
-    with pytest.raises(UserError, match=r"random_crop: size=33 does not fit an image of 24 x 28 pixels with pad=4"):
-        output_size([[("random_crop", {"size": 33, "pad": 4})]], (24, 28))
-    with pytest.raises(UserError, match=r"differ in size.*\(20, 20\), \(24, 28\)"):
-        output_size([SIMCLR, [("flip", {})]], (24, 28))

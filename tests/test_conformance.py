@@ -96,7 +96,7 @@ def test_eight_devices_equal_one_and_one_trace(name):
         after, spread = steps(this, 20, before)
         np.testing.assert_allclose(losses(spread), losses(told), rtol=1e-5, atol=1e-5)
         assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), after) == described
-        assert this.run.step.traces() == 1
+        assert this.run.traces() == 1
         if fsdp == 2:
             split = [x for x in jax.tree.leaves(after.params) if x.sharding.spec != jax.sharding.PartitionSpec()]
             assert split, "no parameter lies on the fsdp axis"
@@ -124,11 +124,11 @@ def test_save_restore_step_equals_uninterrupted_also_on_another_mesh(name, tmp_p
     saved.save(state, configs.plain(this.config))
     saved.wait()
     _, on = steps(this, 2, state, start=2)
-    back = saved.restore_latest(loop.abstract_state(this.run))
+    back = saved.restore_latest(this.run.abstract)
     again, told = steps(this, 2, back, start=2)
     assert told == on  # bit-equal
     other = made(name, 1)
-    elsewhere = saved.restore_latest(loop.abstract_state(other.run))
+    elsewhere = saved.restore_latest(other.run.abstract)
     np.testing.assert_allclose(losses(steps(other, 2, elsewhere, start=2)[1]), losses(on), rtol=1e-5, atol=1e-5)
     saved.close()
 
@@ -183,8 +183,8 @@ def test_collectives_of_simclr_are_those_that_the_method_needs():
     for fsdp in (1, 2):
         this = made("simclr", 8, fsdp)
         batch = next(loop.to_device([{k: v for k, v in this.batches[0].items() if k != "skipped"}], this.run.mesh))
-        state = loop.abstract_state(this.run)
-        counted[fsdp] = collectives(this.run.step.lower(state, batch, this.run.root).compile().as_text())
+        state = this.run.abstract
+        counted[fsdp] = collectives(this.run.lower(state, batch, this.run.root).compile().as_text())
     print(counted)
     assert counted == GOLDEN, counted
 

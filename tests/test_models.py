@@ -18,7 +18,7 @@ R18_SMALL = {"name": "resnet", "depth": 10, "width": 0.25, "stem": "cifar"}
 
 
 def abstract_variables(module, *shape):
-    init = functools.partial(common.init_variables, module)
+    init = functools.partial(common.init_variables, module, train=False)  # less to trace
     return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
@@ -30,6 +30,13 @@ def residual_block(flavour="torchvision", **fields):
     defaults = {"stride": 2, "bottleneck": False, "always_project": True, "sk": False, "zero_init_residual": True}
     fields = {**defaults, "kernel_init": resnet.KERNEL_INITS[flavour], "dtype": jnp.float32, **fields}
     return resnet.Block(**fields)
+
+
+@functools.cache
+def small_vit():
+    """(module, params, images): one block of width 32 on 2x2 patches."""
+    module, x = build_encoder({"name": "vit", "variant": "mu/8"}), images(8, 16)
+    return module, init(module, x)[0], x
 
 
 def count(tree):
@@ -318,7 +325,7 @@ def test_sincos2d_layout():
 
 
 def test_vit_initialisers():
-    params, _ = init(build_encoder({"name": "vit", "variant": "mu/8"}), images(1))
+    _, params, _ = small_vit()
     for kernel, bound in (
         (params["block0"]["attention"]["qkv"]["kernel"], np.sqrt(6 / (32 + 32))),
         (params["block0"]["mlp"]["fc1"]["kernel"], np.sqrt(6 / (32 + 128))),
@@ -328,11 +335,10 @@ def test_vit_initialisers():
 
 
 def test_rematerialisation_changes_nothing():
-    x = images(2, 16)
-    params, grads = None, []
+    _, params, x = small_vit()
+    grads = []
     for remat in ("none", "dots", "full"):
         module = build_encoder({"name": "vit", "variant": "mu/8", "remat": remat})
-        params = params or init(module, x)[0]
 
         def loss(params, module=module):
             return jnp.sum(common.apply(module, params, {}, x, True)[0]["pooled"] ** 3)
@@ -348,24 +354,21 @@ def mesh():
 
 
 def test_activations_are_pinned_to_the_batch_axes(mesh):
-    module = build_encoder({"name": "vit", "variant": "mu/8"})
-    x = images(8, 16)
-    params, _ = init(module, x)
+    module, params, x = small_vit()
     run = jax.jit(lambda params, x: common.apply(module, params, {}, x, False)[0])
     alone = run(params, x)
     with jax.set_mesh(mesh):
         text = run.lower(params, x).as_text()
         batch = jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
         together = run(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), batch)
-        assert run(params, x[:3])["pooled"].shape == (3, 32)  # four does not divide three: no pin, no error
+        assert common.shard_batch(x[:3]).sharding == x.sharding  # four does not divide three: no pin, no error
+        assert common.shard_batch(x).sharding.spec == PartitionSpec(("data", "fsdp"))
     assert len(re.findall(r"sharding_constraint", text)) == 2  # embedded tokens, one block
     np.testing.assert_allclose(together["pooled"], alone["pooled"], atol=1e-5)
 
 
 def test_tensor_rules_match_and_change_nothing(mesh):
-    module = build_encoder({"name": "vit", "variant": "mu/8"})
-    x = images(8, 16)
-    params, _ = init(module, x)
+    module, params, x = small_vit()
     run = jax.jit(lambda params, x: common.apply(module, params, {}, x, False)[0]["pooled"])
     matched = set()
 

@@ -63,22 +63,22 @@ def test_boxes_are_those_of_the_mask(rendered):
 
 
 def test_pose_is_where_the_mask_is(rendered):
-    """Rings, gears and flowers are symmetric about their centre: the box of the mask is centred on (x, y)."""
+    """A ring is symmetric about its centre, however it is stretched: the box of its mask is centred on (x, y)."""
     checked = 0
     for scene in rendered:
-        if render.CLASSES[scene.label] not in ("ring", "cross"):
+        if render.CLASSES[scene.label] != "ring":
             continue
         _, x, y, radius = scene.pose
         ymin, xmin, ymax, xmax = np.array(scene.boxes[0]) * SIZE
         if min(ymin, xmin) > 0 and max(ymax, xmax) < SIZE:
-            np.testing.assert_allclose([(xmin + xmax - 1) / 2, (ymin + ymax - 1) / 2], [x, y], atol=1.0)
-            assert 0.6 < max(ymax - ymin, xmax - xmin) / (2 * radius) < 1.5
+            np.testing.assert_allclose([(xmin + xmax - 1) / 2, (ymin + ymax - 1) / 2], [x, y], atol=0.8)
+            assert 0.75 < max(ymax - ymin, xmax - xmin) / (2 * radius) < 1.5
             checked += 1
     assert checked >= 8
 
 
-def test_upright_cross_turns_by_the_angle_of_the_pose(rendered):
-    """The long beam of a dumbbell points along (sin, -cos) of the angle up to the shear, on average exactly."""
+def test_dumbbell_turns_by_the_angle_of_the_pose(rendered):
+    """Its long axis points along (sin, -cos) of the angle, up to the shear."""
     errors = []
     for scene in rendered:
         if render.CLASSES[scene.label] == "dumbbell":
@@ -210,13 +210,12 @@ def test_parallel_rendering_equals_serial(monkeypatch):
 
 
 def _start(root, *lines):
-    """A fresh process that prepares below `root` and runs `lines`; TensorFlow cannot be imported, sockets cannot be made."""
+    """A fresh process that runs `lines`; in it no address can be connected to."""
     code = """
         import socket, sys
         def no_network(*arguments, **keywords):
             raise RuntimeError("network")
         socket.socket.connect = socket.create_connection = no_network
-        sys.modules["tensorflow"] = None
         from ssl_jax.data import scenes
     """
     code = textwrap.dedent(code) + "\n".join(lines)
@@ -254,7 +253,9 @@ def test_interrupted_and_simultaneous_preparation(tmp_path):
     assert not (root / "scenes/tiny/1.0.0").exists()
     use = (
         f"builder = scenes.prepare({str(root)!r}, 'tiny')",
-        "print('read', sum(int(x['label']) for x in builder.as_data_source('train')))",
+        "total = sum(int(x['label']) for x in builder.as_data_source('train'))",
+        "assert 'tensorflow' not in sys.modules",
+        "print('read', total)",
     )
     outputs = [process.communicate(timeout=120)[0] for process in [_start(root, *use), _start(root, *use)]]
     total = sum(index % len(render.CLASSES) for index in range(192))

@@ -74,7 +74,7 @@ def torchvision_resnet(depth, stem="imagenet"):
     ("spec", "size"),
     [
         ({"depth": 18}, 65),  # odd at every stage
-        ({"depth": 50}, 64),
+        ({"depth": 50}, 48),
         ({"depth": 18, "stem": "cifar"}, 32),
         ({"depth": 50, "stem": "cifar", "flavour": "simclr"}, 16),
     ],
@@ -115,28 +115,23 @@ def test_training_equals_torchvision_up_to_the_unbiased_variance():
         np.testing.assert_allclose(unbiased + old, theirs[f"{name}.running_var"], rtol=1e-4)
 
 
+MU = {"embed_dim": 32, "depth": 1, "num_heads": 2}  # our size mu
+GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+REGISTERS = {"reg_tokens": 4, "no_embed_class": True}
+
+
 @pytest.mark.parametrize(
-    ("spec", "arguments"),
+    ("spec", "name", "arguments"),
     [
-        ({"pool": "cls"}, {}),
-        ({"pool": "gap"}, {"class_token": False, "global_pool": "avg", "fc_norm": False}),
-        ({"pool": "cls", "registers": 4}, {"reg_tokens": 4, "no_embed_class": True}),
-        (
-            {"pool": "gap", "registers": 4},
-            {
-                "class_token": False,
-                "global_pool": "avg",
-                "fc_norm": False,
-                "reg_tokens": 4,
-                "no_embed_class": True,
-            },
-        ),
+        ({"variant": "S/16"}, "vit_small", {}),
+        ({"variant": "Ti/16", "registers": 4}, "vit_tiny", REGISTERS),
+        ({"variant": "mu/16", "pool": "gap"}, "vit_tiny", {**MU, **GAP}),
+        ({"variant": "mu/16", "pool": "gap", "registers": 4}, "vit_tiny", {**MU, **GAP, **REGISTERS}),
     ],
-    ids=["cls", "gap", "cls with registers", "gap with registers"],
+    ids=["cls", "cls with registers", "gap", "gap with registers"],
 )
-def test_vit_equals_timm(spec, arguments):
-    name, variant = ("vit_small", "S/16") if spec == {"pool": "cls"} else ("vit_tiny", "Ti/16")
-    spec = {"name": "vit", "variant": variant, **spec}
+def test_vit_equals_timm(spec, name, arguments):
+    spec = {"name": "vit", **spec}
     model = randomise(require_timm().create_model(f"{name}_patch16_224", img_size=48, num_classes=0, **arguments))
     x = pixels(48)
     variables, ours = run_ours(spec, model.state_dict(), x)
@@ -147,24 +142,22 @@ def test_vit_equals_timm(spec, arguments):
     assert_round_trip(spec, variables, model.state_dict())
 
 
-def test_sizes_h_and_g_have_timm_names_and_shapes():
+@pytest.mark.parametrize(("variant", "name"), [("H/14", "vit_huge_patch14_224"), ("g/14", "vit_giant_patch14_224")])
+def test_sizes_h_and_g_are_those_of_timm(variant, name):
     torch, timm = require_torch(), require_timm()
-    for variant, name in (("H/14", "vit_huge_patch14_224"), ("g/14", "vit_giant_patch14_224")):
-        with torch.device("meta"):
-            theirs = timm.create_model(name, num_classes=0).state_dict()
-        spec = {"name": "vit", "variant": variant}
-        init = functools.partial(common.init_variables, build_encoder(spec))
-        abstract, _ = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-        ours = to_torch(spec, jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract), {})
-        assert {key: value.shape for key, value in ours.items()} == {
-            key: tuple(value.shape) for key, value in theirs.items()
-        }
+    with torch.device("meta"):
+        theirs = timm.create_model(name, num_classes=0)
+    init = functools.partial(common.init_variables, build_encoder({"name": "vit", "variant": variant}))
+    ours, _ = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
+    assert sorted(leaf.size for leaf in jax.tree.leaves(ours)) == sorted(p.numel() for p in theirs.parameters())
 
 
 def test_learned_positions_resize_as_in_timm():
     timm = require_timm()
-    model = randomise(timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, dynamic_img_size=True))
-    spec = {"name": "vit", "variant": "Ti/16"}
+    model = randomise(
+        timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, dynamic_img_size=True, **MU)
+    )
+    spec = {"name": "vit", "variant": "mu/16"}
     params, _ = from_torch(spec, model.state_dict())
     run = jax.jit(functools.partial(common.apply, build_encoder(spec), train=False))
     for height, width in ((32, 48), (96, 96)):
@@ -175,17 +168,18 @@ def test_learned_positions_resize_as_in_timm():
 
 def test_fixed_positions_travel_as_a_parameter():
     timm = require_timm()
-    spec = {"name": "vit", "variant": "Ti/16", "position": "sincos2d"}
+    spec = {"name": "vit", "variant": "mu/16", "position": "sincos2d"}
     x = pixels(32)
-    params, _ = jax.jit(functools.partial(common.init_variables, build_encoder(spec)))(jax.random.key(0), x)
+    generator = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: generator.normal(0, 0.1, leaf.shape).astype(np.float32), zeros(spec)[0])
     with pytest.raises(UserError, match="pass image_size=PIXELS"):
         to_torch(spec, params, {})
     state = to_torch(spec, params, {}, image_size=32)
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **MU).eval()
     model.load_state_dict({name: require_torch().from_numpy(value) for name, value in state.items()})
     back, _ = from_torch(spec, model.state_dict())
     jax.tree.map(np.testing.assert_array_equal, back, params)
-    out, _ = common.apply(build_encoder(spec), params, {}, x, False)
+    out, _ = jax.jit(functools.partial(common.apply, build_encoder(spec), train=False))(params, {}, x)
     np.testing.assert_allclose(out["tokens"], run_theirs(model.forward_features, x).numpy(), atol=1e-4)
     with pytest.raises(UserError, match="not the fixed sincos2d table"):
         from_torch(spec, {**state, "pos_embed": state["pos_embed"] + 1})
@@ -242,8 +236,9 @@ def test_weights_that_do_not_fit():
     ):
         assert part in str(error.value)
     assert "(3 in all)" in str(error.value)
+    vit = {"name": "vit", "variant": "mu/8"}
+    vit_state = to_torch(vit, *zeros(vit, 16))
     with pytest.raises(UserError, match="5 patch positions, which form no square"):
-        vit = {"name": "vit", "variant": "mu/8"}
-        from_torch({**vit, "pool": "gap"}, to_torch(vit, *zeros(vit, 16)))
+        from_torch({**vit, "pool": "gap"}, vit_state)
     with pytest.raises(UserError, match="'pos_embed' is missing"):
         from_torch({"name": "vit"}, state)

@@ -1,4 +1,4 @@
-"""Colour operations on one float32 image [H, W, 3] in [0, 1]; every one but `normalize` returns values in [0, 1]."""
+"""Colour operations on one float32 image [H, W, 3] in [0, 1]; every one returns values in [0, 1]."""
 
 import jax
 import jax.numpy as jnp
@@ -121,13 +121,3 @@ def invert_above(image, threshold):
 def solarize(image, key, p=0.2, threshold=0.5):
     """With probability p, inverts the values that are not below the threshold (0.5 is PIL's 128)."""
     return jnp.where(jax.random.uniform(key) < p, invert_above(image, threshold), image)
-
-
-def normalize(image, key, mean, std):
-    """(image - mean) / std per channel; mean and std have 3 numbers for values in [0, 1]. Always applied; the key is
-    unused.
-
-    Leaves [0, 1], so it comes last in a recipe: every other operation clips or expects clipped values.
-    """
-    del key
-    return (image - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)

@@ -164,8 +164,8 @@ def random_resized_crop(
 ):
     """A random crop of image [H, W, 3] resized to `size` (int or (h, w), pixels) -> [h, w, 3]; see `sample_crop`.
 
-    antialias=True is PIL and torchvision on uint8; False is TensorFlow (SimCLR, BYOL). The TF1 kernel of the original
-    SimCLR differs once more (a = -3/4 and corner-aligned centres): it is not offered.
+    antialias=True is PIL and torchvision on uint8; False is TensorFlow 2 (BYOL). TensorFlow 1's legacy bicubic kernel
+    (original SimCLR, no antialiasing either) has other coefficients and pixel centres: it is not offered.
     """
     box = sample_crop(key, image.shape[:2], area, ratio, sampling)
     return crop_and_resize(image, box, size, interpolation, antialias)

@@ -26,7 +26,6 @@ OPERATIONS = {
         color.grayscale,
         blur.blur,
         color.solarize,
-        color.normalize,
     )
 }
 
@@ -76,8 +75,6 @@ _ARGUMENTS = {
     "contrast": (lambda v: _is_number(v, 0, _INF), "a strength of 0 or more"),
     "saturation": (lambda v: _is_number(v, 0, _INF), "a strength of 0 or more"),
     "hue": (lambda v: _is_number(v, 0, 0.5), "a part of a turn, from 0 to 0.5"),
-    "mean": (lambda v: _is_numbers(v, 3, -_INF, _INF), "three numbers, for values in [0, 1]"),
-    "std": (lambda v: _is_numbers(v, 3, 1e-6, _INF), "three positive numbers, for values in [0, 1]"),
 }
 
 
@@ -134,9 +131,6 @@ def check_recipes(recipes):
             name, arguments = pair[0], {key: _as_tuples(value) for key, value in pair[1].items()}
             _check_operation(where, name, arguments)
             operations.append((name, arguments))
-        names = [name for name, _ in operations]
-        if "normalize" in names[:-1]:
-            raise UserError(f"views[{view}]: 'normalize' leaves the range [0, 1]; put it last in the recipe")
         checked.append(operations)
     return checked
 
@@ -177,7 +171,7 @@ def make_views(recipes):
     images: uint8 [B, H, W, 3], all views from one image, or uint8 [B, V, H, W, 3], one crop per view; the index in B is
     the index in the global batch. Randomness is fold_in(key, example), then fold_in(., view), then fold_in(., position
     in the recipe): it depends neither on the number of devices nor on that of views. Equal recipes are traced once.
-    Raises UserError for a wrong recipe, when called with recipes; ValueError for wrong images, when traced.
+    Raises UserError for a wrong recipe; the returned function raises ValueError for wrong images.
     """
     recipes = check_recipes(recipes)
     count = len(recipes)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import importlib.metadata
 import logging
 import os
-import pkgutil
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-import ssl_jax.methods
 from ssl_jax.cli.config import resolve
 from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches, iterate
 from ssl_jax.data.sources import open_source
@@ -26,6 +22,7 @@ from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.engine.method import Method, State
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, pixel_context
+from ssl_jax.methods import build_method
 
 log = logging.getLogger(__name__)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -40,6 +37,8 @@ class Assembly(NamedTuple):
     run: loop.Run
     schedules: Mapping
     durations: Mapping[str, int]  # steps: 'total', 'evaluate', 'checkpoint'
+    encode: Callable  # jitted method.encode
+    encode_views: Callable | None  # jitted, for alignment
 
 
 def start_jax() -> None:
@@ -47,21 +46,6 @@ def start_jax() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
-
-
-def build_method(config) -> Method:
-    """`build` of ssl_jax/methods/<config.method>.py, with the stages that it stands on."""
-    names = [module.name for module in pkgutil.iter_modules(ssl_jax.methods.__path__)]
-    if config.method not in names:
-        near = difflib.get_close_matches(str(config.method), names, 1)
-        raise UserError(f"config.method={config.method!r} does not exist; " + (f"did you mean {near[0]!r}?" if near else
-                        f"there are {', '.join(names)}"))  # fmt: skip
-    try:
-        return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, {})
-    except (AttributeError, TypeError) as error:  # a field that the method needs, or one that its modules do not have
-        if "ssl_jax" in str(error.__traceback__.tb_next and error):
-            raise
-        raise UserError(f"config of {config.method!r}: {error}") from error
 
 
 def fill_in(config, train) -> Any:
@@ -121,7 +105,8 @@ def assemble(config, devices=None) -> Assembly:
         accumulate=config.accumulate,
         skip_nonfinite=config.on_nonfinite == "skip",
     )
-    return Assembly(config, method, batches, run, schedules, durations)
+    encode_views = _encode_views(method) if "views" in method.fns else None
+    return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views)
 
 
 def open_eval(config, split: str):
@@ -131,23 +116,27 @@ def open_eval(config, split: str):
     return eval_batches(source, config.data.eval_ops, config.eval_batch_size, jax.process_index(), jax.process_count())
 
 
-def context(config, method: Method, state: State, mesh) -> Context:
+def context(this: Assembly, state: State) -> Context:
     """What evaluations may see of a state."""
-    encode = jax.jit(method.encode)
-    views = method.fns.get("views")
-
-    def encode_views(params, mutable, images, key):
-        made = views(images, key)
-        pooled = method.encode(params, mutable, made.reshape(-1, *made.shape[2:]))["pooled"]
-        return pooled.reshape(*made.shape[:2], -1)
-
+    config, bind = this.config, lambda function: functools.partial(function, state.params, state.mutable)
     return Context(
-        functools.partial(encode, state.params, state.mutable),
+        bind(this.encode),
         functools.partial(open_eval, config),
         {"train": config.data.train_split, "test": config.data.test_split},
-        mesh,
-        functools.partial(jax.jit(encode_views), state.params, state.mutable) if views else None,
+        this.run.mesh,
+        bind(this.encode_views) if this.encode_views else None,
     )
+
+
+def _encode_views(method: Method):
+    """(params, mutable, images uint8 [B, H, W, 3], key) -> pooled features of the views, [B, V, D]."""
+
+    def encode_views(params, mutable, images, key):
+        views = method.fns["views"](images, key)
+        pooled = method.encode(params, mutable, views.reshape(-1, *views.shape[2:]))["pooled"]
+        return pooled.reshape(*views.shape[:2], -1)
+
+    return jax.jit(encode_views)
 
 
 def raw_pixels(config, mesh) -> Context:

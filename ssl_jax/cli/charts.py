@@ -9,29 +9,36 @@ from collections.abc import Mapping, Sequence
 WIDTH, HEIGHT = 360, 190  # units of the viewBox; the page scales them
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 24
 MAX_POINTS = 300  # per line; longer ones are averaged
-MAX_DOTS = 40  # up to here points are dots as well
+MAX_DOTS = 20  # up to here points are dots as well
+PERCENT = "\N{NO-BREAK SPACE}%"  # as a unit
 COLOURS = 6  # --c0 ... of the page
 
 Points = Sequence[tuple[float, float]]
 
 
-def chart(title: str, lines: Mapping[str, Points], levels: Mapping[str, float] | None = None, until: float = 0, unit: str = "") -> str:
+def chart(
+    title: str,
+    lines: Mapping[str, Points],
+    levels: Mapping[str, float] | None = None,
+    until: float = 0,
+    unit: str = "",
+    from_zero: bool = False,
+) -> str:
     """A figure with one line per name over steps, and dashed horizontal `levels` to compare with.
 
     Args:
         title: heading, plain text like all names.
-        lines: {name: (step, value) pairs in ascending order}; values are finite. A single point is drawn as a dot.
+        lines: {name: (step, value) pairs in ascending order}, finite, one pair or more in all. One alone is a dot.
         levels: {name: value}.
         until: the step axis ends here or at the last point, whichever is later.
-        unit: follows the values in the legend, ' %' for instance.
+        unit: follows the values in the legend; PERCENT fixes two decimals.
+        from_zero: the axis of the values begins at 0.
     """
     dots = max(map(len, lines.values()), default=0) <= MAX_DOTS
     lines = {name: thinned(points) for name, points in lines.items() if points}
     levels = levels or {}
-    values = [y for points in lines.values() for _, y in points] + list(levels.values())
-    if not values:
-        return ""
-    y_ticks = ticks(*_padded(min(values), max(values)), 4)
+    values = [y for points in lines.values() for _, y in points] + list(levels.values()) + [0] * from_zero
+    y_ticks = ticks(*_padded(min(values), max(values)), 5)
     x_end = max([until, 1, *(points[-1][0] for points in lines.values())])
     x_ticks = [x for x in ticks(0, x_end, 4) if x == round(x)]
     low, high = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
@@ -48,26 +55,27 @@ def chart(title: str, lines: Mapping[str, Points], levels: Mapping[str, float] |
         drawn.append(_text(min(at, WIDTH - 2), HEIGHT - 7, told, anchor))
     drawn += [_horizontal(place(0, y)[1], f"level l{i % 2}") for i, y in enumerate(levels.values())]
     drawn += [_line(name, points, place, unit, i % COLOURS, dots) for i, (name, points) in enumerate(lines.items())]
-    legend = [f'<span><i class="key c{i % COLOURS}"></i>{html.escape(name)} <b>{number(points[-1][1])}{unit}</b></span>'
+    legend = [f'<span><i class="key c{i % COLOURS}"></i>{html.escape(name)} <b>{number(points[-1][1], unit)}</b></span>'
               for i, (name, points) in enumerate(lines.items())]  # fmt: skip
-    legend += [f'<span><i class="key l{i % 2}"></i>{html.escape(name)} <b>{number(y)}{unit}</b></span>'
+    legend += [f'<span><i class="key l{i % 2}"></i>{html.escape(name)} <b>{number(y, unit)}</b></span>'
                for i, (name, y) in enumerate(levels.items())]  # fmt: skip
-    return (
-        f'<figure class="chart"><figcaption><strong>{html.escape(title)}</strong><span class="legend">{"".join(legend)}</span>'
-        f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} over steps">'
-        f"{''.join(drawn)}</svg></figure>"
-    )
+    title = html.escape(title)
+    caption = f'<figcaption><strong>{title}</strong><span class="legend">{"".join(legend)}</span></figcaption>'
+    frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over steps">'
+    return f'<figure class="chart">{caption}{frame}{"".join(drawn)}</svg></figure>'
 
 
-def number(value: float) -> str:
-    """At most four significant digits, with separators from 10,000 on."""
+def number(value: float, unit: str = "") -> str:
+    """At most four significant digits; percentages with two decimals; separators in thousands."""
+    if unit == PERCENT:
+        return f"{value:.2f}{unit}"
     if abs(value) >= 1000 or value == 0:
         return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) >= 0.01 else f"{value:.2e}"
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) within [low, high]; at least two around them."""
+    """Some `count` multiples of 1, 2, 2.5 or 5 times a power of ten in [low, high]; two around it if it has none."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
@@ -113,9 +121,10 @@ def _text(x: float, y: float, told: str, anchor: str) -> str:
 def _line(name: str, points: Points, place, unit: str, colour: int, dots: bool) -> str:
     """Polyline; `dots` tell their value under the mouse. A single point is always one."""
     at = [place(x, y) for x, y in points]
-    drawn = f'<polyline class="c{colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>' if len(at) > 1 else ""
+    told = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+    drawn = f'<polyline class="c{colour}" points="{told}"/>' if len(at) > 1 else ""
     if dots or len(at) == 1:
         for (x, y), (step, value) in zip(at, points, strict=True):
-            told = f"{html.escape(name)}, step {step:,.0f}: {number(value)}{unit}"
+            told = f"{html.escape(name)}, step {step:,.0f}: {number(value, unit)}"
             drawn += f'<circle class="c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{told}</title></circle>'
     return drawn

@@ -51,6 +51,8 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
         if not argument.startswith("--config.") or not equals:
             raise UserError(f"argument {argument!r} is not understood; overrides look like --config.optim.net.lr=0.1")
         _check_key(config, name)
+    if not overrides:
+        return config
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values)
     try:

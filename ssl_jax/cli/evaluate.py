@@ -32,7 +32,7 @@ def main(args, overrides) -> int:
     this = assemble(config)
     state = restore(args.workdir, this, args.step)
     evaluations = Evaluations(args.workdir, this.config.evals)
-    evaluations.add("trained", int(state.step), context(this.config, this.method, state, this.run.mesh))
+    evaluations.add("trained", int(state.step), context(this, state))
     evaluations.show(this.config)
     return 0
 
@@ -49,7 +49,7 @@ def restore(workdir, this, step: int | None = None):
         raise UserError(f"{workdir} has no checkpoint {'' if step is None else step}; there are {steps or 'none'}")
     step = steps[-1] if step is None else step
     try:
-        return saved.restore(step, loop.abstract_state(this.run))
+        return saved.restore(step, this.run.abstract)
     except Corrupt as error:
         raise UserError(f"checkpoint {step} in {workdir} is corrupt: {error}; choose another with --step, there are {steps}") from error
     finally:

@@ -49,8 +49,8 @@ def save_neighbours(context: Context, open_batches: OpenBatches, path: Path, que
 def fetch_images(batches: Iterable[Mapping[str, np.ndarray]], rows: np.ndarray, count: int) -> dict[int, np.ndarray]:
     """{row: uint8 [H, W, 3]} for rows of features, of which the split gave `count`.
 
-    A row of features is an example whose mask is 1. Only the batches that hold wanted rows are read where the batches can
-    be indexed and every example gave a row; otherwise they are read in order, up to the last wanted row.
+    A row of features is an example whose mask is 1. Where the batches can be indexed and every example gave a row, only
+    the batches that hold wanted rows are read; otherwise they are read in order, up to the last wanted row.
     """
     wanted = np.unique(rows)
     if getattr(batches, "num_examples", None) == count:

@@ -10,6 +10,7 @@ last checkpoint. The workdir holds config.json, metrics.jsonl, log.txt, checkpoi
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import sys
@@ -20,9 +21,10 @@ import jax
 import numpy as np
 
 from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import Assembly, assemble, context, iterate, provenance, raw_pixels, start_jax
+from ssl_jax.cli.assemble import Assembly, assemble, context, iterate, open_eval, provenance, raw_pixels, start_jax
 from ssl_jax.cli.evaluations import Evaluations
 from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli.neighbours import save_neighbours
 from ssl_jax.cli.progress import Progress
 from ssl_jax.cli.report import write_report
 from ssl_jax.cli.warm_start import warm_start
@@ -50,19 +52,18 @@ def main(args, overrides) -> int:
         record_config(args.workdir, configs.plain(this.config))
         write_json(args.workdir / "provenance.json", provenance())
         try:
-            with loop.Signals() as watch:
-                train(this, args.workdir, watch)
+            train(this, args.workdir)
         except loop.Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
             return 0 if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
     return 0
 
 
-def train(this: Assembly, workdir: Path, watch: loop.Signals) -> None:
+def train(this: Assembly, workdir: Path) -> None:
     """Start or go on; evaluate as the config says; end with a table and a report."""
     config, run, total = this.config, this.run, this.durations["total"]
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
-    state = checkpoints.restore_latest(loop.abstract_state(run))
+    state = checkpoints.restore_latest(run.abstract)
     if state is None:
         state = run.init()
         if config.warm_start.workdir:
@@ -74,12 +75,16 @@ def train(this: Assembly, workdir: Path, watch: loop.Signals) -> None:
         save_views(this, workdir)
         if config.baselines:
             evaluations.add("raw pixels", 0, raw_pixels(config, run.mesh))
-            evaluations.add("untrained", 0, context(config, this.method, state, run.mesh))
+            evaluations.add("untrained", 0, context(this, state))
     else:
         log.info("going on at step %d of %d", start, total)
 
+    last = context(this, state)
+
     def evaluate(step, state):
-        return evaluations.add("trained", step, context(config, this.method, state, run.mesh))
+        nonlocal last
+        last = context(this, state)
+        return evaluations.add("trained", step, last)
 
     began = time.perf_counter()
     settings = {
@@ -90,7 +95,7 @@ def train(this: Assembly, workdir: Path, watch: loop.Signals) -> None:
     writer = MetricsWriter(workdir, start)
     batches = iterate(this.batches, start, total, config.data.workers)
     try:
-        with Progress(start, total) as progress:
+        with loop.Signals() as watch, Progress(start, total) as progress:
             state = loop.train(
                 this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
                 this.schedules, evaluate, progress.update, watch,
@@ -101,6 +106,8 @@ def train(this: Assembly, workdir: Path, watch: loop.Signals) -> None:
         if this.batches.skipped:
             log.warning("%d examples could not be read and were replaced (named above)", len(this.batches.skipped))
     log.info("%d steps in %.0f s", total - start, time.perf_counter() - began)
+    if config.data.num_classes:
+        save_neighbours(last, functools.partial(open_eval, config), workdir / "pictures" / "neighbours.png")
     evaluations.show(config)
     log.info("report: %s", write_report(workdir))
 

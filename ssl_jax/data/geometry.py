@@ -11,7 +11,7 @@ Three crop distributions are in use in the literature and differ in their mean a
   torchvision  area uniform, aspect log-uniform, ten tries, else the largest centre crop (MoCo, SimSiam, MAE, DINO, ...)
   simclr       TensorFlow's sample_distorted_bounding_box as SimCLR calls it: aspect uniform, height uniform between the
                bounds of the area, and at least a tenth of the image
-  byol         area uniform, aspect log-uniform, sides clamped to the image, no second try
+  clamp        area uniform, aspect log-uniform, sides clamped to the image, no second try
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ssl_jax.errors import UserError
 cv2.setNumThreads(0)  # we run many images at once; threads inside one image only fight over the cores
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+NEARLY = 1.2
 Recipe = Sequence[tuple[str, Mapping]]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
@@ -36,12 +37,14 @@ Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:
     """uint8 [H, W, 3] to [height, width, 3] without aliasing.
 
-    To shrink by a factor k > 1, the image is first interpolated up to the next whole multiple of the target, then
-    averaged in whole blocks. On photographs that is as close to Pillow's antialiased resize as OpenCV's area
-    interpolation, at less than half its cost (benchmarks/input_path.py).
+    An axis that shrinks is first interpolated up to the next whole multiple of the target, then averaged in whole
+    blocks. On photographs that is as close to Pillow's antialiased resize as OpenCV's area interpolation, and cheaper
+    (benchmarks/input_path.py). An axis that shrinks by less than `NEARLY` is interpolated only: the difference is no
+    larger than that between Pillow's bilinear and bicubic.
     """
     flag = INTERPOLATIONS[interpolation]
-    rows, columns = math.ceil(pixels.shape[0] / height), math.ceil(pixels.shape[1] / width)
+    rows = 1 if pixels.shape[0] <= NEARLY * height else math.ceil(pixels.shape[0] / height)
+    columns = 1 if pixels.shape[1] <= NEARLY * width else math.ceil(pixels.shape[1] / width)
     if rows == columns == 1:
         return cv2.resize(pixels, (width, height), interpolation=flag)
     pixels = cv2.resize(pixels, (width * columns, height * rows), interpolation=flag)
@@ -51,11 +54,11 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bi
 def torchvision_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
     """RandomResizedCrop.get_params of torchvision, same distribution."""
     for _ in range(10):
-        target = height * width * rng.uniform(*area)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        u = rng.random(4).tolist()  # one call: a generator's overhead is per call
+        target, aspect = height * width * _between(u[0], area), _log_between(u[1], ratio)
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return _anywhere(rng, height, width, h, w)
+            return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w
     w = min(width, round(height * ratio[1]))
     h = min(height, round(width / ratio[0]))
     return (height - h) // 2, (width - w) // 2, max(h, 1), max(w, 1)
@@ -65,30 +68,36 @@ def simclr_box(rng: np.random.Generator, height: int, width: int, area, ratio) -
     """tf.image.sample_distorted_bounding_box with the whole image as its box, min_object_covered=0.1, 100 attempts."""
     smallest, largest = max(area[0], 0.1) * height * width, area[1] * height * width
     for _ in range(100):
-        aspect = rng.uniform(*ratio)
+        u = rng.random(4).tolist()
+        aspect = _between(u[0], ratio)
         low = round(math.sqrt(area[0] * height * width / aspect))
         high = min(round(math.sqrt(largest / aspect)), int((width + 0.5 - 1e-7) / aspect), height)
-        h = int(rng.integers(min(low, high), high + 1))
+        low = min(low, high)
+        h = low + int(u[1] * (high - low + 1))
         w = round(h * aspect)
         if 0 < h <= height and 0 < w <= width and smallest <= h * w <= largest:
-            return _anywhere(rng, height, width, h, w)
+            return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w
     return 0, 0, height, width
 
 
-def byol_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
+def clamp_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
     """The crop of BYOL's reference and of MAE's linear probe: no rejection, sides clamped to the image."""
-    target = height * width * rng.uniform(*area)
-    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    u = rng.random(4).tolist()
+    target, aspect = height * width * _between(u[0], area), _log_between(u[1], ratio)
     w = min(max(round(math.sqrt(target * aspect)), 1), width)
     h = min(max(round(math.sqrt(target / aspect)), 1), height)
-    return _anywhere(rng, height, width, h, w)
+    return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w
 
 
-def _anywhere(rng, height, width, h, w) -> Box:
-    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+def _between(u: float, bounds) -> float:
+    return bounds[0] + u * (bounds[1] - bounds[0])
 
 
-DISTRIBUTIONS = {"torchvision": torchvision_box, "simclr": simclr_box, "byol": byol_box}
+def _log_between(u: float, bounds) -> float:
+    return bounds[0] * (bounds[1] / bounds[0]) ** u
+
+
+SAMPLINGS = {"torchvision": torchvision_box, "simclr": simclr_box, "clamp": clamp_box}
 
 
 def random_resized_crops(
@@ -100,7 +109,7 @@ def random_resized_crops(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
-    distribution: str = "torchvision",
+    sampling: str = "torchvision",
 ) -> np.ndarray:
     """Independent random crops of one picture, each resized: uint8 [crops, size, size, 3].
 
@@ -112,9 +121,9 @@ def random_resized_crops(
       area: bounds of the crop's share of the image, 0 < low <= high <= 1.
       ratio: bounds of width / height.
       interpolation: 'bilinear' or 'bicubic'; antialiased when shrinking.
-      distribution: 'torchvision', 'simclr' or 'byol', see the module's text.
+      sampling: 'torchvision', 'simclr' or 'clamp', see the module's text.
     """
-    sample = DISTRIBUTIONS[distribution]
+    sample = SAMPLINGS[sampling]
     boxes = [sample(rng, picture.height, picture.width, area, ratio) for _ in range(crops)]
     pixels, factor = picture.pixels_and_factor(max(1.0, min(min(h, w) for _, _, h, w in boxes) / size))
     out = np.empty((crops, size, size, 3), np.uint8)
@@ -133,11 +142,11 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
-    distribution: str = "torchvision",
+    sampling: str = "torchvision",
 ) -> np.ndarray:
     """One random crop without the axis of crops: uint8 [size, size, 3]. Arguments as `random_resized_crops`."""
     return random_resized_crops(
-        picture, rng, size=size, crops=1, area=area, ratio=ratio, interpolation=interpolation, distribution=distribution
+        picture, rng, size=size, crops=1, area=area, ratio=ratio, interpolation=interpolation, sampling=sampling
     )[0]
 
 
@@ -206,7 +215,7 @@ def _check_value(name, argument, value):
         if not 0 < value[0] <= value[1] <= upper:
             fail("0 < low <= high" + (" <= 1" if argument == "area" else ""))
     else:
-        choices = INTERPOLATIONS if argument == "interpolation" else DISTRIBUTIONS
+        choices = INTERPOLATIONS if argument == "interpolation" else SAMPLINGS
         if value not in choices:
             fail("one of " + ", ".join(choices))
 

@@ -259,6 +259,8 @@ class TrainBatches(_Batches):
                 f"batch size {batch_size} is larger than data '{source.name}' split '{source.split}' "
                 f"({len(source)} examples); choose a smaller batch size"
             )
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed {seed} is not within 0 ... 2**32 - 1; choose another")
         super().__init__(source, ops, batch_size, process_index, process_count, keys)
         self.seed = seed
         self.order = self._order()

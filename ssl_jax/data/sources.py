@@ -170,7 +170,7 @@ class TfdsSource(Source):
             raise UserError(
                 f"data '{self.name}' has no feature 'image' but {', '.join(features)}; choose another dataset"
             )
-        self.features = tuple(features)
+        self.features = tuple(sorted(features))  # TFDS gives them in another order in every process
         shape = features["image"].shape
         self.image_shape = None if None in shape else (*shape[:2], 3)
         self.num_classes = getattr(features["label"], "num_classes", None) if "label" in features else None
@@ -192,14 +192,16 @@ class TfdsSource(Source):
         try:
             self._instructions = splits[self.split].file_instructions
         except (ValueError, KeyError) as error:
-            raise UserError(f"data '{self.name}' has no split '{self.split}'; it has {', '.join(splits)}") from error
+            raise UserError(
+                f"data '{self.name}' has no split '{self.split}'; it has {', '.join(sorted(splits))}"
+            ) from error
         for instruction in self._instructions:
             if not _epath(instruction.filename).exists():
                 raise UserError(
                     f"data '{self.name}': shard '{instruction.filename}' is missing; prepare the data again"
                 )
         if not self._instructions:
-            raise UserError(f"data '{self.name}': split '{self.split}' is empty; it has {', '.join(splits)}")
+            raise UserError(f"data '{self.name}': split '{self.split}' is empty; it has {', '.join(sorted(splits))}")
         try:
             self._records = builder.as_data_source(self.split).data_source
             for index in (0, len(self._records) - 1):  # a shard whose end is missing fails on every record

@@ -28,9 +28,11 @@ class Run(NamedTuple):
     """A compiled run: everything that does not change from step to step."""
 
     mesh: Mesh
-    shardings: State  # of the state
+    abstract: State  # shapes with shardings, to restore into
     init: Callable[[], State]  # makes the sharded initial state
     step: Callable[[State, Batch, jax.Array], tuple[State, Mapping]]  # donates the state
+    lower: Callable  # (state, batch, root) -> jax.stages.Lowered of the step
+    traces: Callable[[], int]  # how often the step has been traced
     root: jax.Array  # the key that every other is folded from
 
 
@@ -81,45 +83,33 @@ def compile_run(
     replicated = NamedSharding(mesh, sharding.P())
     batch_shardings = {name: NamedSharding(mesh, sharding.BATCH) for name in example}
 
-    with jax.set_mesh(mesh):
-        jitted_init = jax.jit(init, out_shardings=state_shardings)
-        jitted_step = jax.jit(
-            make_step(method, optimizers, accumulate, skip_nonfinite),
-            in_shardings=(state_shardings, batch_shardings, replicated),
-            out_shardings=(state_shardings, replicated),
-            donate_argnums=0,
-        )
+    jitted_init = jax.jit(init, out_shardings=state_shardings)
+    jitted_step = jax.jit(
+        make_step(method, optimizers, accumulate, skip_nonfinite),
+        in_shardings=(state_shardings, batch_shardings, replicated),
+        out_shardings=(state_shardings, replicated),
+        donate_argnums=0,
+    )
 
     def in_mesh(function):
         def call(*args):
-            with jax.set_mesh(mesh):  # models place activations on the ambient mesh
+            with jax.set_mesh(mesh):  # models pin activations to the ambient mesh
                 return function(*args)
 
         return call
 
     run = Run(
         mesh=mesh,
-        shardings=state_shardings,
+        abstract=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_shapes, state_shardings
+        ),
         init=in_mesh(lambda: jitted_init(root, zeros, frozen)),
         step=in_mesh(jitted_step),
+        lower=in_mesh(jitted_step.lower),
+        traces=jitted_step._cache_size,
         root=jax.device_put(root, replicated),
     )
-    return run._replace(step=_with_lower(run.step, jitted_step, mesh)), schedules
-
-
-def _with_lower(step, jitted, mesh):
-    def lower(*args):
-        with jax.set_mesh(mesh):
-            return jitted.lower(*args)
-
-    step.lower, step.traces = lower, jitted._cache_size
-    return step
-
-
-def abstract_state(run: Run) -> State:
-    """Shapes with shardings, to restore into."""
-    shapes = jax.eval_shape(run.init)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, run.shardings)
+    return run, schedules
 
 
 def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[Batch]:

@@ -31,6 +31,7 @@ class Context:
     split_names: {'train': ..., 'test': ...} as the data calls them, for the protocol.
     limits: {'train': n, 'test': n} uses the first n examples only, and the protocol says so; the data must come in an
         order that does not follow the classes then.
+    layers: the layers to choose from; an evaluation that asks for another gets the first. None: the encoder's own.
     encode_views: (images uint8 [B, H, W, 3], key) -> [B, V, D], features of V augmented views; None: no alignment.
     """
 
@@ -42,8 +43,9 @@ class Context:
         mesh: Mesh | None = None,
         encode_views: Callable | None = None,
         limits: Mapping[str, int] | None = None,
+        layers: tuple[str, ...] | None = None,
     ):
-        self.mesh = mesh
+        self.mesh, self.layers = mesh, layers
         self._encode, self._open_batches, self._encode_views = encode, open_batches, encode_views
         self._split_names = dict(split_names or {"train": "train", "test": "test"})
         self._limits = dict(limits or {})
@@ -96,11 +98,16 @@ def pixel_context(
     mesh: Mesh | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> Context:
-    """Raw pixels behind the same interface: layer 'pooled' in [0, 1], 'normalised' without ImageNet mean and std."""
-    return Context(pixel_encode, open_batches, split_names, mesh, None, limits)
+    """Raw pixels behind the same interface: layer 'pooled' in [0, 1], 'normalised' without ImageNet mean and std.
+
+    Evaluations of any other layer are given 'pooled', so that the floor can be measured for every config.
+    """
+    return Context(pixel_encode, open_batches, split_names, mesh, None, limits, ("pooled", "normalised"))
 
 
-def require_two_classes(features: Features, what: str) -> None:
-    """UserError when the labels of a bank cannot train a classifier."""
-    if len(np.unique(features.y)) < 2:
+def require_labels(bank: Features, what: str) -> None:
+    """UserError when a bank cannot train a classifier: labels missing (negative), or only one class."""
+    if bank.y.min() < 0:
+        raise UserError(f"{what} needs labels and the train split has none; use kind='representation' instead")
+    if bank.y.min() == bank.y.max():
         raise UserError(f"{what} needs at least two classes in the train split; check the split and its limit")

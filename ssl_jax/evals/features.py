@@ -101,7 +101,8 @@ def flat_mesh(mesh: Mesh | None) -> Mesh:
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Host array, equal on all processes, to devices: each device receives its own part only."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
@@ -136,7 +137,7 @@ def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     vote, a diverged head) is a miss.
     """
     rows = np.arange(len(labels))
-    known = labels < scores.shape[1]
+    known = (labels >= 0) & (labels < scores.shape[1])
     inside = np.where(known, labels, 0)
     own = np.where(known, scores[rows, inside], -np.inf)[:, None]
     earlier = np.arange(scores.shape[1])[None] < labels[:, None]
@@ -152,7 +153,8 @@ def _pool(feature):
 def _put(array, sharding):
     if sharding is None:
         return jax.device_put(array)
-    return jax.make_array_from_process_local_data(sharding, array)
+    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know
+        return jax.make_array_from_process_local_data(sharding, array)
 
 
 def _join(blocks: deque) -> np.ndarray:

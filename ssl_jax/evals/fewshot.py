@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssl_jax.errors import UserError
-from ssl_jax.evals.context import Context, Result, require_two_classes
+from ssl_jax.evals.context import Context, Result, require_labels
 from ssl_jax.evals.features import Features, chunks, hits
 
 BIAS = 100.0  # the constant feature: so large that the ridge hardly shrinks the intercept
@@ -32,7 +32,7 @@ def evaluate(
     """'5shot_top1' and '5shot_top1_std', mean and population std over seeds in percent, for each of `shots`."""
     check_options(shots, seeds, l2)
     bank, query = context.features("train", layer), context.features("test", layer)
-    require_two_classes(bank, "few-shot evaluation")
+    require_labels(bank, "few-shot evaluation")
     metrics = {}
     for count in shots:
         accuracy = [_accuracy(bank, query, support(bank.y, count, seed), l2) for seed in seeds]

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax.errors import UserError
-from ssl_jax.evals.context import Context, Result
+from ssl_jax.evals.context import Context, Result, require_labels
 from ssl_jax.evals.features import Features, chunks, flat_mesh, hits, moments, padded, place
 
 BANK_CHUNK = 65536  # bank rows on all devices together at a time
@@ -27,11 +27,11 @@ Normalisation = Literal["none", "center", "standardize"]
 
 
 def check_options(k: int = 20, temperature: float = 0.07, **_) -> None:
-    """UserError unless k >= 1 and T > 0."""
+    """UserError unless k >= 1 and T >= 0."""
     if k < 1:
         raise UserError(f"kNN k={k} must be at least 1")
-    if not temperature > 0:
-        raise UserError(f"kNN temperature={temperature} must be positive (inf = every neighbour has the same vote)")
+    if not temperature >= 0:
+        raise UserError(f"kNN temperature={temperature} must be positive, or 0 for unweighted votes")
 
 
 def evaluate(
@@ -45,15 +45,18 @@ def evaluate(
 ) -> Result:
     """Classify the test split with the train split as bank: top1 and top5 in percent.
 
-    temperature=inf is the plain majority vote. `normalisation` uses the statistics of the bank, before the l2 norm.
+    temperature=0 stands for unweighted votes, as scikit-learn's default.
+    `normalisation` uses the statistics of the bank, before the l2 norm.
     """
     check_options(k, temperature)
     bank, query = context.features("train", layer), context.features("test", layer)
+    require_labels(bank, "kNN")
     index, similarity = neighbours(bank.x, query.x, k, metric, normalisation, context.mesh)
     metrics = vote(index, similarity, bank, query.y, temperature)
     rows = "l2-normalised" if metric == "cosine" else "unscaled"
+    votes = f"T={temperature:g}" if temperature else "unweighted"
     protocol = (
-        f"kNN k={k} T={temperature:g} {metric} {rows} normalisation={normalisation} layer={layer}"
+        f"kNN k={k} {votes} {metric} {rows} normalisation={normalisation} layer={layer}"
         f" bank={context.name('train')} query={context.name('test')}"
     )
     return Result(metrics, protocol)
@@ -62,14 +65,14 @@ def evaluate(
 def vote(index: np.ndarray, similarity: np.ndarray, bank: Features, labels: np.ndarray, temperature: float) -> dict:
     """Neighbours [Q, k] -> {'top1', 'top5'} in percent, against labels [Q].
 
-    Weights are exp((s - max s) / T): the same ratios as exp(s / T), and no overflow at any T. A class without a
-    neighbour is never a hit, not even in the top 5.
+    Weights are exp((s - max s) / T): the same ratios as exp(s / T), and no overflow at any T; T = 0: all weights 1.
+    A class without a neighbour is never a hit, not even in the top 5.
     """
     classes = int(bank.y.max()) + 1
     correct = np.zeros(2)
     for start, stop in chunks(len(index), 4096):
         s = similarity[start:stop].astype(np.float64)
-        weight = np.exp((s - s.max(1, keepdims=True)) / temperature)
+        weight = np.exp((s - s.max(1, keepdims=True)) / temperature) if temperature else np.ones_like(s)
         cell = np.arange(stop - start)[:, None] * classes + bank.y[index[start:stop]]
         cells = (stop - start) * classes
         scores = np.bincount(cell.ravel(), weight.ravel(), cells).reshape(-1, classes)

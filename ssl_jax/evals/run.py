@@ -23,7 +23,10 @@ def run(evals: Mapping[str, Mapping[str, Any]], context: Context) -> dict[str, R
     check(evals)
     results = {}
     for label, entry in evals.items():
-        metrics, protocol = _evaluator(label, entry).evaluate(context, **_options(entry))
+        options = _options(entry)
+        if context.layers is not None and "layer" in options and options["layer"] not in context.layers:
+            options["layer"] = context.layers[0]
+        metrics, protocol = _evaluator(label, entry).evaluate(context, **options)
         results[label] = Result({f"{label}/{name}": value for name, value in metrics.items()}, protocol)
     return results
 

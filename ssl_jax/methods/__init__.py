@@ -1,0 +1,29 @@
+"""One file per method. A method is found by the name of its file; there is nothing to register."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+
+from ssl_jax.engine.method import Method
+from ssl_jax.errors import UserError
+
+
+def build_method(config) -> Method:
+    """`build` of ssl_jax/methods/<config.method>.py, with the stages that it stands on.
+
+    Raises:
+        UserError: no such method, or a field of `config` that it needs or does not have.
+    """
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    if config.method not in names:
+        near = difflib.get_close_matches(str(config.method), names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        raise UserError(f"config.method={config.method!r} does not exist; {hint}")
+    try:
+        return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, {})
+    except (AttributeError, TypeError) as error:  # a field that the method needs, or one that its modules do not have
+        if "ssl_jax" in str(error):
+            raise
+        raise UserError(f"config of {config.method!r}: {error}") from error

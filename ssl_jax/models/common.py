@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec
 
+from ssl_jax.models.conv import conv
+
 Tree = Any
 
 BATCH_AXES = ("data", "fsdp")
@@ -16,7 +18,7 @@ BATCH_AXES = ("data", "fsdp")
 # The one convolution and the one batch normalisation here. Statistics are always float32 and, because the step
 # is one global program, always over the global batch. Decay 0.9 is PyTorch's momentum 0.1; the running variance is the
 # biased one, where PyTorch keeps the unbiased one (it differs by n / (n - 1), n = batch * height * width).
-Conv = nn.Conv
+Conv = functools.partial(nn.Conv, conv_general_dilated=conv)
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 

@@ -73,7 +73,7 @@ def to_torch(
     for collection, tree in (("params", params), ("batch_stats", batch_stats)):
         for path, value in flatten_dict(tree, sep="/").items():
             entry = _entry(module, path)
-            state[entry.name] = np.ascontiguousarray(entry.to_torch(np.asarray(value)))
+            state[entry.name] = np.array(entry.to_torch(np.asarray(value)), order="C")
             if collection == "batch_stats" and path.endswith("/mean"):
                 state[entry.name.removesuffix(".running_mean") + _COUNTER] = np.zeros((), np.int64)
     if isinstance(module, ViT) and module.position == "sincos2d":
@@ -82,8 +82,8 @@ def to_torch(
         state["pos_embed"] = _fixed_positions(module, image_size // parse_variant(module.variant)[1])
     if head is not None:
         name = _HEADS[type(module)]
-        state[f"{name}.weight"] = np.ascontiguousarray(np.asarray(head["kernel"]).T)
-        state[f"{name}.bias"] = np.asarray(head["bias"])
+        state[f"{name}.weight"] = np.array(np.asarray(head["kernel"]).T, order="C")
+        state[f"{name}.bias"] = np.array(head["bias"])
     return state
 
 
@@ -122,7 +122,7 @@ def from_torch(spec: Mapping[str, Any], state_dict: StateDict) -> tuple[Tree, Tr
             if value.shape != shape:
                 problems.append(f"{entry.name} has shape {list(value.shape)}, not {list(shape)}")
                 continue
-            flat[path] = np.ascontiguousarray(entry.from_torch(value), np.float32)
+            flat[path] = np.array(entry.from_torch(value), np.float32, order="C")
         trees.append(unflatten_dict(flat, sep="/"))
     problems += [f"{name} is unexpected" for name in given]
     if problems:

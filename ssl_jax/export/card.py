@@ -1,0 +1,111 @@
+"""card.json: what an exported function is, expects and achieves, and whether its files are those that were written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import ssl_jax
+from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.errors import UserError
+from ssl_jax.export.source import Source, normalisation, plain
+
+CARD, SCHEMA = "card.json", 1
+REQUIRED = ("schema", "format", "method", "config", "input", "files")
+
+
+def make_card(form: str, source: Source, features: Mapping[str, jax.Array], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The card without its files.
+
+    Args:
+        features: of the probe images, as this form gives them.
+        about: 'step', 'total_steps', 'metrics', 'protocols', 'versions'.
+    """
+    mean, std = normalisation(source.config)
+    height, width, _ = source.image_shape
+    return {
+        "schema": SCHEMA,
+        "format": form,
+        "method": source.config.method,
+        "encoder": plain(source.config).get("model", {}).get("encoder"),
+        "step": about["step"],
+        "total_steps": about["total_steps"],
+        "input": {
+            "layout": ["batch", "height", "width", "channel"],
+            "dtype": "uint8",
+            "colour_space": "RGB",
+            "range": [0, 255],
+            "height": height,
+            "width": width,
+            "free": ["batch", "height", "width"] if form == "safetensors" else ["batch"],
+            "normalisation": {"scale": "x / 255", "then": "(x - mean) / std", "mean": mean, "std": std,
+                              "applied_by": "encode"},
+        },
+        "features": {name: ["b", *value.shape[1:]] for name, value in features.items()},
+        "compute_dtype": source.config.dtype,
+        "metrics": about["metrics"],
+        "protocols": about["protocols"],
+        "data": {name: source.config.data.get(name) for name in ("name", "train_split", "test_split")},
+        "licence": None,
+        "versions": {"ssl_jax": ssl_jax.__version__, **about["versions"]},
+        "config": plain(source.config),
+    }  # fmt: skip
+
+
+def seal(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the card with size and SHA-256 of every file in `folder`; returns it as written."""
+    files = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in _files(folder).items()}
+    write_json(folder / CARD, {**card, "files": files})
+    return json.loads((folder / CARD).read_text())
+
+
+def open_card(folder: Path) -> dict[str, Any]:
+    """The card of an export.
+
+    Raises:
+        UserError: there is none, it is not one of ours, or a file beside it is not the one that it describes.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise UserError(f"{folder} holds no export (no {CARD}); give the folder that `launch.py export` wrote")
+    try:
+        card = json.loads(path.read_text())
+        missing = [name for name in REQUIRED if name not in card]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); export again") from None
+    if missing or not isinstance(card["files"], dict):
+        raise UserError(f"{path} has no {missing[0] if missing else 'list of files'!r}; export again")
+    if card["schema"] != SCHEMA:
+        raise UserError(
+            f"{path} has schema {card['schema']!r} and this ssl_jax reads {SCHEMA}; use the version that wrote it"
+        )
+    there = _files(folder)  # names in the card are only compared with these, so that they cannot lead out of the folder
+    for name, expected in card["files"].items():
+        if name not in there:
+            raise UserError(f"{folder} has no {name!r}, which its card lists; copy the whole folder or export again")
+        if sha256(there[name]) != expected.get("sha256"):
+            raise UserError(f"{there[name]} is damaged: its SHA-256 is not that of the card; copy or export it again")
+    extra = sorted(set(there) - set(card["files"]))
+    if extra:
+        raise UserError(
+            f"{folder} has {extra[0]!r}, which its card does not list; keep exports in folders of their own"
+        )
+    return card
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """{name in the card: path} of every file below `folder`, except the card."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths.pop(CARD, None)
+    return paths

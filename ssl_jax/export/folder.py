@@ -1,0 +1,119 @@
+"""Writing an export so that a folder is there whole or not at all, and loading one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ssl_jax.errors import UserError
+from ssl_jax.export.card import CARD, make_card, open_card, seal
+from ssl_jax.export.formats import FORMATS, Encode
+from ssl_jax.export.source import TOLERANCES, Source, difference, plain
+
+
+def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `source` to `folder` in one of FORMATS, read it back, compare on two images, and only then put it in place.
+
+    Args:
+        folder: made if need be; an export that is there already is replaced.
+        about: what the card says of the run: 'step', 'total_steps', 'metrics', 'protocols', 'versions'.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: the folder cannot be written or holds something else; NoTorchLayout: see `formats`.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an export; choose another --output")
+    writer, reader = FORMATS[form]
+    building = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+    try:
+        building.mkdir(parents=True)
+        fields = writer(building, source)
+        features = reader(building, {"config": plain(source.config)})(source.probe)
+        error = difference(jax.device_get(features), source.expected)
+        assert error <= TOLERANCES[source.config.dtype], f"the {form} form differs from the method by {error:.1e}"
+        card = {**make_card(form, source, features, about), "largest_difference": error, **fields}
+        card = seal(building, card)
+        _put_in_place(building, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}); free space or choose --output"
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return card
+
+
+def _put_in_place(building: Path, folder: Path) -> None:
+    """Rename `building` to `folder`; what was there goes last, since a folder cannot replace a full one in one move."""
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(building, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A loaded export. Call it with images to get features; `card` is what card.json says."""
+
+    card: Mapping[str, Any]
+    run: Encode = dataclasses.field(repr=False)
+
+    def __call__(self, images: np.ndarray | jax.Array) -> dict[str, jax.Array]:
+        """uint8 RGB [B, H, W, 3] -> {'pooled': [B, D], ...}. Raises UserError for images of another kind."""
+        check_images(images, self.card["input"])
+        return self.run(images)
+
+
+def load(path: str | Path) -> Encoder:
+    """The encoder in an exported folder, whichever its form; `path` is the folder or a file in it.
+
+    Raises:
+        UserError: no export there, damaged files, or a program that this JAX cannot run.
+    """
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    card = open_card(folder)
+    if card["format"] not in FORMATS:
+        raise UserError(f"{folder} is of format {card['format']!r}; this ssl_jax reads {', '.join(FORMATS)}")
+    return Encoder(card, FORMATS[card["format"]][1](folder, card))
+
+
+def check_images(images: Any, expected: Mapping[str, Any]) -> None:
+    """Raises UserError, with the remedy, unless `images` are what the card's 'input' asks for."""
+    height, width = expected["height"], expected["width"]
+    free = set(expected["free"])
+    size = f"{'H' if 'height' in free else height}, {'W' if 'width' in free else width}"
+    wanted = f"encode takes uint8 RGB images [B, {size}, 3] with values 0 .. 255"
+    if not isinstance(images, np.ndarray | jax.Array):
+        raise UserError(f"{wanted}, not a {type(images).__name__}; convert it with numpy.asarray")
+    shape = images.shape
+    given = f"{wanted}, not {images.dtype} {list(shape)}"
+    if len(shape) == 3 and shape[-1] == 3:
+        raise UserError(f"{given}; add the batch axis: images[None]")
+    if len(shape) == 3 or (len(shape) == 4 and shape[-1] == 1):
+        raise UserError(f"{given}; greyscale becomes RGB by numpy.repeat(images.reshape(B, H, W, 1), 3, axis=-1)")
+    if len(shape) == 4 and shape[-1] == 4:
+        raise UserError(f"{given}; drop the alpha channel: images[..., :3]")
+    if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
+        raise UserError(f"{given}; channels come last: images.transpose(0, 2, 3, 1)")
+    if len(shape) != 4 or shape[-1] != 3 or shape[0] == 0:
+        raise UserError(f"{given}; give at least one image, channels last")
+    if images.dtype != np.uint8:
+        scale = "(images * 255).round()" if np.issubdtype(images.dtype, np.floating) else "images"
+        raise UserError(f"{given}; it scales and normalises itself: {scale}.astype('uint8') if they are pixels")
+    if ("height" not in free and shape[1] != height) or ("width" not in free and shape[2] != width):
+        raise UserError(
+            f"{given}; resize them, or load the safetensors form, which takes any size that its encoder takes"
+        )

@@ -1,0 +1,131 @@
+"""What is exported: a method with its weights, and what it says about two probe images."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax.augment.pixels import to_input
+from ssl_jax.data.geometry import output_shape
+from ssl_jax.engine.method import Method
+from ssl_jax.errors import UserError
+from ssl_jax.methods import build_method
+from ssl_jax.models.common import apply, init_variables
+from ssl_jax.models.encoders import build_encoder
+
+Tree = Any
+
+# Largest difference, relative to the largest feature, between two compilations of the same function.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+class Source(NamedTuple):
+    """A trained method, ready to be written in any form."""
+
+    config: Any  # resolved ConfigDict; `dtype` is the compute type of the exported function
+    method: Method
+    params: Tree
+    mutable: Tree
+    image_shape: tuple[int, int, int]  # (H, W, 3) in pixels
+    probe: np.ndarray  # uint8 [2, H, W, 3]
+    expected: Mapping[str, np.ndarray]  # encode(probe)
+
+
+def make_source(config, params: Tree, mutable: Tree) -> Source:
+    """Build the method of a resolved config and encode two noise images with it, for the forms to be checked against.
+
+    Raises:
+        UserError: the config does not build, or a feature is not finite.
+    """
+    method = build_method(config)
+    shape = input_shape(config)
+    probe = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    expected = jax.device_get(jax.jit(method.encode)(params, mutable, probe))
+    broken = [name for name, value in expected.items() if not np.isfinite(np.asarray(value, np.float32)).all()]
+    if broken:
+        raise UserError(f"feature {broken[0]!r} of this checkpoint is not finite; export an earlier one with --step=N")
+    return Source(config, method, params, mutable, shape, probe, expected)
+
+
+def input_shape(config) -> tuple[int, int, int]:
+    """(H, W, 3) of the images that evaluations feed to `encode`."""
+    return tuple(int(n) for n in output_shape(config.data.eval_ops) or config.data.image_shape[-3:])
+
+
+def normalisation(config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) per channel of pixels in [0, 1]; the identity for a method that has none."""
+    mean, std = (config.model.get(name, default) for name, default in (("mean", (0.0,) * 3), ("std", (1.0,) * 3)))
+    return tuple(mean), tuple(std)
+
+
+def plain(config) -> dict:
+    """A config as JSON types."""
+    return json.loads(config.to_json_best_effort())
+
+
+def difference(features: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
+    """Largest difference over the features of both, each relative to the largest value of that feature."""
+    largest = 0.0
+    for name in set(features) & set(expected):
+        target = np.asarray(expected[name], np.float32)
+        error = np.max(np.abs(np.asarray(features[name], np.float32) - target))
+        largest = max(largest, float(error) / max(float(np.max(np.abs(target))), 1e-12))
+    return largest
+
+
+def encoder_function(config) -> Callable[[Tree, Tree, Any], dict[str, jax.Array]]:
+    """(params, batch_stats, uint8 [B, H, W, 3]) -> features of `config.model.encoder`; equal configs compile once."""
+    recipe = [plain(config)["model"]["encoder"], config.dtype, *normalisation(config)]
+    return functools.partial(_encoder_features, json.dumps(recipe))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encoder_features(recipe: str, params: Tree, batch_stats: Tree, images: jax.Array) -> dict[str, jax.Array]:
+    spec, dtype, mean, std = json.loads(recipe)
+    return apply(build_encoder(spec, dtype), params, batch_stats, to_input(images, mean, std), train=False)[0]
+
+
+def find_encoder(source: Source) -> tuple[Tree, Tree]:
+    """(params, batch_stats) of `config.model.encoder` that give what the method's `encode` gives, wherever they live.
+
+    A method may encode with its trained network or with a moving average of it, under names of its own. Every pair of
+    trees that fits the encoder is tried on the probe images, and the best has to reproduce all features that it shares.
+
+    Raises:
+        UserError: none does, because `encode` is more than an encoder on normalised pixels.
+    """
+    config = source.config
+    encoder, run = build_encoder(config.model.encoder, config.dtype), encoder_function(config)
+    images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
+    wanted = jax.eval_shape(lambda key, x: init_variables(encoder, key, x), jax.random.key(0), images)
+    places = {"params": source.params, "mutable": source.mutable}
+    found = [list(_fitting(places, tree)) if jax.tree.leaves(tree) else [tree] for tree in wanted]
+
+    tried = []
+    for pair in itertools.product(*found):
+        features = run(*pair, source.probe)
+        if "pooled" in source.expected and source.expected["pooled"].shape == features["pooled"].shape:
+            tried.append((difference(features, source.expected), pair))
+    error, best = min(tried, key=lambda entry: entry[0], default=(np.inf, None))
+    if error > TOLERANCES[config.dtype]:
+        raise UserError(
+            f"the features of method {config.method!r} are not those of config.model.encoder alone, so PyTorch's "
+            f"{config.model.encoder.name} cannot give them; export with --format=orbax or --format=stablehlo"
+        )
+    return best
+
+
+def _fitting(tree: Tree, wanted: Tree) -> Iterator[Tree]:
+    """The subtrees with the structure of `wanted`."""
+    if jax.tree.structure(tree) == jax.tree.structure(wanted):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for child in tree.values():
+            yield from _fitting(child, wanted)

@@ -1,0 +1,90 @@
+"""Python source that builds the PyTorch model of an encoder and loads its weights: for the card, never run by us."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ssl_jax.models.encoders import build_encoder
+from ssl_jax.models.resnet import DEPTHS, ResNet, is_bottleneck
+from ssl_jax.models.vit import ViT, parse_variant
+
+_USE = """
+model.load_state_dict(load_file("weights.safetensors"), strict=True)
+model.eval()
+
+
+def encode(images):
+    \"\"\"uint8 RGB [B, H, W, 3] -> [B, D].\"\"\"
+    x = images.permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ({mean}, {std}))
+    with torch.no_grad():
+        return model((x - mean) / std)
+"""
+
+_SCALED = """
+
+class ScaledResNet(ResNet):  # torchvision has no argument for the channels of every layer
+    def _make_layer(self, block, planes, *args, **kwargs):
+        if planes == 64:
+            self.inplanes = {channels}
+        return super()._make_layer(block, planes * {channels} // 64, *args, **kwargs)
+
+
+"""
+
+
+def torch_recipe(
+    spec: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], weights: Mapping[str, Any]
+) -> dict[str, Any]:
+    """{'needs': packages, 'constructor': torchvision's or timm's, or None, 'code': source} for `weights`.
+
+    The code is run in the folder of the export; it defines `model`, without a classifier, and `encode`.
+    """
+    encoder = build_encoder(spec)
+    package, constructor, code = {ResNet: _resnet, ViT: _vit}[type(encoder)](encoder, weights)
+    code += _USE.format(mean=tuple(mean), std=tuple(std))
+    return {"needs": ["torch", package, "safetensors"], "constructor": constructor, "code": code}
+
+
+def _resnet(encoder, weights):
+    block = "Bottleneck" if is_bottleneck(encoder.depth) else "BasicBlock"
+    channels = weights["conv1.weight"].shape[0]
+    scaled, cifar = channels != 64, encoder.stem == "cifar"
+    code = "import torch\nfrom safetensors.torch import load_file\n"
+    code += f"from torchvision.models.resnet import {block}, ResNet\n"
+    code += _SCALED.format(channels=channels) if scaled else "\n"
+    code += f"model = {'Scaled' if scaled else ''}ResNet({block}, {list(DEPTHS[encoder.depth])})\n"
+    if scaled or cifar:
+        geometry = "3, 1, 1" if cifar else "7, 2, 3"
+        code += f"model.conv1 = torch.nn.Conv2d(3, {channels}, {geometry}, bias=False)\n"
+    if scaled:
+        code += f"model.bn1 = torch.nn.BatchNorm2d({channels})\n"
+    if cifar:
+        code += "model.maxpool = torch.nn.Identity()\n"
+    code += "model.fc = torch.nn.Identity()"
+    exists = encoder.depth in (18, 34, 50, 101, 152) and not scaled and not cifar
+    return "torchvision", f"torchvision.models.resnet{encoder.depth}()" if exists else None, code
+
+
+def _vit(encoder, weights):
+    size, patch = parse_variant(encoder.variant)
+    positions = weights["pos_embed"].shape[1] - (encoder.pool == "cls" and not encoder.registers)
+    arguments = {
+        "img_size": math.isqrt(positions) * patch,
+        "patch_size": patch,
+        "embed_dim": size.width,
+        "depth": size.depth,
+        "num_heads": size.heads,
+        "mlp_ratio": size.hidden / size.width,
+        "num_classes": 0,
+        "dynamic_img_size": True,
+    }
+    if encoder.pool == "gap":
+        arguments |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    if encoder.registers:
+        arguments |= {"reg_tokens": encoder.registers, "no_embed_class": True}
+    call = f"VisionTransformer({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+    code = "import torch\nfrom safetensors.torch import load_file\nfrom timm.models import VisionTransformer\n\n"
+    return "timm", f"timm.models.{call}", f"{code}model = {call}"

@@ -1,0 +1,105 @@
+"""The quick weight gradient is XLA's, for the strides and paddings of the models; several devices keep theirs."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from ssl_jax.models import conv as subject
+
+CASES = [  # batch, side, channels, features, kernel, stride, padding
+    (6, 8, 3, 4, 3, 1, 1),
+    (6, 9, 4, 8, 3, 2, 1),
+    (5, 8, 4, 8, 3, 2, "SAME"),
+    (4, 8, 4, 8, 1, 2, 0),
+    (3, 15, 3, 4, 7, 2, 3),
+    (4, 8, 4, 2, 3, 1, "VALID"),
+]
+
+
+def layers(features, kernel, stride, padding, **fields):
+    plain = nn.Conv(features, (kernel, kernel), strides=stride, padding=padding, use_bias=False, **fields)
+    return plain.clone(conv_general_dilated=subject.conv), plain
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradients(layer, params, x, cotangent):
+    y, backward = jax.vjp(layer.apply, params, x)
+    dparams, dx = backward(cotangent)
+    return y, dparams["params"]["kernel"], dx
+
+
+def jaxpr_of_gradient(layer, params, x):
+    return str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(layer.apply(p, x))))(params))
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2**12])
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradients_are_those_of_lax(case, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(subject, "CHUNK_BYTES", chunk_bytes)
+    batch, side, channels, *fields = case
+    quick, plain = layers(*fields)
+    x = jax.random.normal(jax.random.key(0), (batch, side, side, channels))
+    params = plain.init(jax.random.key(1), x)
+    cotangent = jax.random.normal(jax.random.key(2), plain.apply(params, x).shape)
+    chunked = fields[1] > 1 and batch > 1
+    assert ("scan" in jaxpr_of_gradient(quick, params, x)) == chunked
+    expected = gradients(plain, params, x, cotangent)
+    for got, want in zip(gradients(quick, params, x, cotangent), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+def test_bfloat16_and_second_order():
+    quick, plain = layers(4, 3, 1, 1)
+    x = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
+    params = plain.init(jax.random.key(1), x)
+
+    def penalty(layer, params):  # the shape of R1: a gradient norm, differentiated again
+        score = lambda x: jnp.sum(jnp.tanh(layer.apply(params, x)))  # noqa: E731
+        return jnp.sum(jax.grad(score)(x) ** 2)
+
+    got, expected = (jax.grad(penalty, 1)(layer, params)["params"]["kernel"] for layer in (quick, plain))
+    np.testing.assert_allclose(got, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+    quick, plain = layers(4, 3, 1, 1, dtype=jnp.bfloat16)
+    got, expected = (
+        jax.grad(lambda p, layer=layer: jnp.sum(layer.apply(p, x).astype(jnp.float32) ** 2))(params)["params"]["kernel"]
+        for layer in (quick, plain)
+    )
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, atol=2e-2 * float(jnp.abs(expected).max()))
+
+
+def test_several_devices_groups_and_large_kernels_are_left_alone():
+    x = jnp.ones((8, 16, 16, 4))
+    for fields in ((4, 3, 1, 1, {"feature_group_count": 2}), (4, 3, 1, 1, {"kernel_dilation": 2}), (4, 8, 8, 0, {})):
+        quick, plain = layers(*fields[:4], **fields[4])
+        params = plain.init(jax.random.key(0), x)
+        assert jaxpr_of_gradient(quick, params, x) == jaxpr_of_gradient(plain, params, x)
+    quick, plain = layers(4, 3, 1, 1)
+    params = plain.init(jax.random.key(0), x)
+    assert jaxpr_of_gradient(quick, params, x) != jaxpr_of_gradient(plain, params, x)
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, jax.NamedSharding(mesh, PartitionSpec("data")))
+        assert jaxpr_of_gradient(quick, params, x) == jaxpr_of_gradient(plain, params, x)
+
+
+def test_compiled_for_an_accelerator_it_is_xlas_own():
+    quick, plain = layers(4, 3, 1, 1)
+    x = jnp.ones((2, 8, 8, 3))
+    params = plain.init(jax.random.key(0), x)
+
+    def text(layer, platform):
+        step = jax.jit(jax.grad(lambda p: jnp.sum(layer.apply(p, x) ** 2)))
+        return jax.export.export(step, platforms=[platform])(params).mlir_module()
+
+    for platform in ("tpu", "cuda"):
+        ours, theirs = (text(layer, platform).count("stablehlo.convolution") for layer in (quick, plain))
+        assert ours == theirs > 0
+        assert "stablehlo.dot_general" not in text(quick, platform)
+    assert "stablehlo.dot_general" in text(quick, "cpu")

@@ -1,0 +1,398 @@
+"""Exports give the same features from every form, in PyTorch too, and mistakes with them are one line."""
+
+import argparse
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import ssl_jax
+from ssl_jax import export
+from ssl_jax.cli import config as configs
+from ssl_jax.cli import export as verb
+from ssl_jax.engine.checkpoint import Checkpoints
+from ssl_jax.engine.method import State
+from ssl_jax.errors import UserError
+from ssl_jax.export import card as cards
+from ssl_jax.export.source import find_encoder
+from ssl_jax.models.common import init_variables
+from ssl_jax.models.encoders import build_encoder
+from tests.torch_reference import require_timm, require_torch, require_torchvision
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIZE, TOTAL = 16, 8
+RESNET = {"name": "resnet", "depth": 10, "width": 0.125, "stem": "cifar"}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+METRICS = {"knn/top1": 71.25}
+PROTOCOLS = {"knn": "cosine, k=20"}
+
+
+def smoke_config(encoder=RESNET, size=SIZE):
+    """The resolved config of a small SimCLR run, as a workdir holds it."""
+    config = configs.load(f"{ROOT}/configs/simclr.py:smoke")
+    with config.unlocked():
+        config.model.encoder = encoder
+        config.model.head.widths = (16, 8)
+        config.model.mean, config.model.std = MEAN, STD
+        config.views = ((("random_resized_crop", {"size": size}),),) * 2
+        config.data.image_shape, config.data.num_classes, config.data.examples = (size, size, 3), 10, 512
+        config.dtype = "float32"
+    return configs.from_plain(configs.plain(config))
+
+
+def randomised(tree, seed):
+    """Weights and statistics away from their initial values, so that every one of them matters."""
+    rng = np.random.default_rng(seed)
+
+    def noisy(path, leaf):
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        name = path[-1].key
+        if name in ("var", "scale"):
+            return jnp.asarray(1 + 0.2 * np.clip(noise, -3, 3))
+        return jnp.asarray(noise / np.sqrt(np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.2 * noise)
+
+    return jax.tree_util.tree_map_with_path(noisy, tree)
+
+
+def trained(config, seed=0):
+    """(params, mutable) as if from training."""
+    method = export.source.build_method(config)
+    batch = {"image": jax.ShapeDtypeStruct((4, *method.inputs["image"]), np.uint8)}
+    return randomised(jax.eval_shape(method.init, jax.random.key(0), batch, {}), seed)
+
+
+def images(batch=3, size=SIZE, seed=1):
+    return np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), np.uint8)
+
+
+def arguments(workdir, *flags):
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser.parse_known_args([f"--workdir={workdir}", *flags])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run, one checkpoint before the end and one at it, exported in every form."""
+    path = tmp_path_factory.mktemp("run")
+    config = smoke_config()
+    (path / "config.json").write_text(json.dumps(configs.plain(config)))
+    (path / "evaluations.json").write_text(
+        json.dumps(
+            [
+                {"subject": subject, "step": step, "metrics": metrics, "protocols": PROTOCOLS}
+                for subject, step, metrics in (
+                    ("untrained", 0, {"knn/top1": 20.0}),
+                    ("trained", 4, {"knn/top1": 50.0}),
+                    ("trained", TOTAL, METRICS),
+                )
+            ]
+        )
+    )
+    checkpoints = Checkpoints(path / "checkpoints")
+    for step in (4, TOTAL):
+        params, mutable = trained(config, seed=step)
+        checkpoints.save(State(np.int32(step), params, {"net": jnp.zeros(3)}, mutable, {}), configs.plain(config))
+    checkpoints.wait()
+    checkpoints.close()
+    assert verb.main(*arguments(path)) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoders(workdir):
+    return {form: ssl_jax.load(workdir / "export" / form) for form in export.FORMATS}
+
+
+def test_every_form_gives_the_features_of_the_method_for_any_batch(workdir, encoders):
+    config = smoke_config()
+    method = export.source.build_method(config)
+    encode = jax.jit(functools.partial(method.encode, *trained(config, seed=TOTAL)))
+    for batch in (1, 5):
+        x = images(batch)
+        expected = encode(x)
+        for form, encoder in encoders.items():
+            features = encoder(jnp.asarray(x) if batch == 1 else x)
+            assert set(features) == set(encoder.card["features"])
+            assert set(features) >= {"pooled", "layer1", "layer4"}
+            assert ("projection" in features) == (form != "safetensors")
+            for name, value in features.items():
+                assert value.shape == (batch, *encoder.card["features"][name][1:])
+                np.testing.assert_allclose(value, expected[name], atol=1e-5 * np.abs(expected[name]).max(), rtol=0)
+    assert np.abs(expected["pooled"]).max() > 0.1
+
+
+def test_the_card_tells_what_is_in_the_folder(workdir, encoders):
+    for form, encoder in encoders.items():
+        card = encoder.card
+        assert card == json.loads((workdir / "export" / form / "card.json").read_text())
+        assert (card["format"], card["method"], card["step"], card["total_steps"]) == (form, "simclr", TOTAL, TOTAL)
+        assert (card["metrics"], card["protocols"]) == (METRICS, PROTOCOLS)
+        assert card["config"] == configs.plain(smoke_config())
+        assert (card["input"]["colour_space"], card["input"]["dtype"]) == ("RGB", "uint8")
+        assert (card["input"]["height"], card["input"]["width"]) == (SIZE, SIZE)
+        assert card["input"]["normalisation"]["mean"] == list(MEAN)
+        assert card["features"]["pooled"] == ["b", 64]
+        assert card["versions"]["export"]["packages"]["jax"] == jax.__version__
+        assert card["versions"]["ssl_jax"] == ssl_jax.__version__
+        assert card["largest_difference"] < 1e-5
+    assert set(encoders["stablehlo"].card["stablehlo"]["platforms"]) == {"cpu", "cuda", "tpu"}
+    assert set(encoders["safetensors"].card["files"]) == {"weights.safetensors"}
+    assert f'version = "{ssl_jax.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_only_what_encode_reads_travels_with_the_program(tmp_path):
+    config = smoke_config()
+    params, mutable = trained(config)
+    source = export.make_source(config, params, {**mutable, "queue": jnp.zeros((1000, 8))})
+    export.write(tmp_path / "stablehlo", "stablehlo", source, about())
+    weights = load_file(tmp_path / "stablehlo" / "weights.safetensors")
+    assert set(weights) == {
+        *(f"params/{name}" for name in export.formats.leaf_names(params)),
+        *(f"mutable/{name}" for name in export.formats.leaf_names(mutable)),
+    }
+
+
+def about():
+    return {"step": TOTAL, "total_steps": TOTAL, "metrics": {}, "protocols": {}, "versions": {}}
+
+
+def in_torch(folder, monkeypatch, x):
+    """Features of the model that the recipe of the card builds and loads with strict=True."""
+    torch = require_torch()
+    monkeypatch.chdir(folder)
+    scope = {}
+    exec(json.loads((folder / "card.json").read_text())["torch"]["code"], scope)  # as a reader of the card would
+    return scope["encode"](torch.from_numpy(x)).numpy()
+
+
+def test_pytorch_gives_the_same_features_from_a_run(workdir, encoders, monkeypatch):
+    """A width that torchvision has no argument for, with CIFAR's stem."""
+    require_torchvision()
+    ours = np.asarray(encoders["safetensors"](images())["pooled"])
+    theirs = in_torch(workdir / "export" / "safetensors", monkeypatch, images())
+    np.testing.assert_allclose(theirs, ours, atol=1e-4 * np.abs(ours).max(), rtol=0)
+    assert encoders["safetensors"].card["torch"]["constructor"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "constructor"),
+    [
+        ({"name": "resnet", "depth": 18, "stem": "imagenet"}, "torchvision.models.resnet18()"),
+        ({"name": "resnet", "depth": 50, "width": 0.125, "stem": "imagenet"}, None),
+        ({"name": "vit", "variant": "mu/8"}, "timm.models.VisionTransformer(img_size=32, patch_size=8, "),
+        ({"name": "vit", "variant": "mu/8", "registers": 2}, "timm.models.VisionTransformer(img_size=32, "),
+        ({"name": "vit", "variant": "mu/8", "pool": "gap", "position": "sincos2d"}, "timm.models.VisionTransformer("),
+    ],
+    ids=["torchvision's own", "narrow bottlenecks", "class token", "registers", "average, fixed positions"],
+)
+def test_pytorch_gives_the_same_features(fields, constructor, tmp_path, monkeypatch):
+    _ = require_torchvision() if fields["name"] == "resnet" else require_timm()
+    config = smoke_config(fields, size=32)
+    source = export.make_source(config, *trained(config))
+    card = export.write(tmp_path / "safetensors", "safetensors", source, about())
+    ours = source.expected["pooled"]
+    theirs = in_torch(tmp_path / "safetensors", monkeypatch, source.probe)
+    np.testing.assert_allclose(theirs, ours, atol=1e-4 * np.abs(ours).max(), rtol=0)
+    found = card["torch"]["constructor"]
+    assert found is None if constructor is None else found.startswith(constructor)
+
+
+def test_orbax_and_stablehlo_take_what_pytorch_does_not_have(tmp_path):
+    encoder = {"name": "resnet", "depth": 10, "width": 0.125, "stem": "cifar", "flavour": "simclr"}
+    config = smoke_config(encoder)
+    source = export.make_source(config, *trained(config))
+    with pytest.raises(export.NoTorchLayout, match=r"shortcut of layer1\.0"):
+        export.write(tmp_path / "safetensors", "safetensors", source, about())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverged_checkpoint_is_refused():
+    config = smoke_config({"name": "mlp", "widths": (4,)})
+    diverged = jax.tree.map(lambda x: x * np.nan, trained(config))
+    with pytest.raises(UserError, match="is not finite; export an earlier one with --step=N"):
+        export.make_source(config, *diverged)
+
+
+def test_the_encoder_is_found_where_encode_reads_it():
+    """A method that encodes with a moving average exports that one, not the network under training."""
+    config = smoke_config()
+    init = functools.partial(init_variables, build_encoder(RESNET))
+    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    student, teacher = randomised(shapes, 1), randomised(shapes, 2)
+    params = {"student": {"encoder": student[0]}}
+    mutable = {"ema": {"encoder": teacher[0]}, "stats": {"student": student[1], "teacher": teacher[1]}}
+
+    def encode(scale):
+        features = export.source.encoder_function(config)(*teacher, images(2))
+        return jax.device_get({**features, "pooled": features["pooled"] * scale})
+
+    source = export.Source(config, None, params, mutable, (SIZE, SIZE, 3), images(2), encode(scale=1.0))
+    jax.tree.map(np.testing.assert_array_equal, find_encoder(source), teacher)
+    with pytest.raises(UserError, match=r"not those of config.model.encoder alone.* --format=orbax or"):
+        find_encoder(source._replace(expected=encode(scale=1.5)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (images().astype(np.float32) / 255, r"not float32 \[3, 16, 16, 3\]; it scales .* \(images \* 255\).round\(\)"),
+        (
+            images().astype(np.int32),
+            r"RGB images \[B, .*, 3\] with values 0 .. 255, not int32 .*astype\('uint8'\)",
+        ),
+        (images().transpose(0, 3, 1, 2), r"channels come last: images.transpose\(0, 2, 3, 1\)"),
+        (images()[..., :1], "greyscale becomes RGB by numpy.repeat"),
+        (images()[..., 0], "greyscale becomes RGB by numpy.repeat"),
+        (images()[0], r"add the batch axis: images\[None\]"),
+        (np.concatenate([images(), images()[..., :1]], -1), r"drop the alpha channel: images\[..., :3\]"),
+        (images()[:0], "at least one image"),
+        (images()[0, 0], "channels last"),
+        ([[1, 2], [3]], "not a list; convert it with numpy.asarray"),
+    ],
+)
+def test_images_of_another_kind_are_refused(wrong, message, encoders):
+    for encoder in encoders.values():
+        with pytest.raises(UserError, match=message) as error:
+            encoder(wrong)
+        assert "\n" not in str(error.value)
+
+
+def test_sizes_are_free_where_the_encoder_takes_them(encoders):
+    assert encoders["safetensors"](images(size=24))["layer4"].shape == (3, 3, 3, 64)
+    for form in ("orbax", "stablehlo"):
+        with pytest.raises(UserError, match=r"\[B, 16, 16, 3\] .* not uint8 \[3, 24, 24, 3\]; resize them"):
+            encoders[form](images(size=24))
+
+
+def copy(workdir, form, target):
+    return pathlib.Path(shutil.copytree(workdir / "export" / form, target / form))
+
+
+def test_damaged_and_foreign_folders_are_refused(workdir, tmp_path):
+    with pytest.raises(UserError, match="holds no export"):
+        ssl_jax.load(tmp_path)
+    for form in export.FORMATS:
+        folder = copy(workdir, form, tmp_path)
+        name = max(cards.open_card(folder)["files"].items(), key=lambda item: item[1]["bytes"])[0]
+        content = bytearray((folder / name).read_bytes())
+        content[-5] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} is damaged: its SHA-256 is not that of the card"):
+            ssl_jax.load(folder)
+        (folder / name).unlink()
+        with pytest.raises(UserError, match=f"has no '{name}', which its card lists"):
+            ssl_jax.load(folder)
+
+    folder = tmp_path / "safetensors"
+    card = json.loads((folder / "card.json").read_text())
+    for change, message in (
+        ({"schema": 2}, "has schema 2 and this ssl_jax reads 1"),
+        ({"files": {}, "format": "pickle"}, "is of format 'pickle'; this ssl_jax reads safetensors, orbax, stablehlo"),
+        ({"files": {"../orbax/card.json": {"sha256": ""}}}, "has no '../orbax/card.json'"),
+        ({"files": []}, "has no 'list of files'"),
+    ):
+        (folder / "card.json").write_text(json.dumps({**card, **change}))
+        with pytest.raises(UserError, match=message):
+            ssl_jax.load(folder)
+    (folder / "card.json").write_text("{")
+    with pytest.raises(UserError, match=r"card\.json cannot be read"):
+        ssl_jax.load(folder)
+
+
+def test_programs_that_call_native_code_or_cannot_be_read_are_refused(workdir, tmp_path):
+    folder = copy(workdir, "stablehlo", tmp_path)
+    card = cards.open_card(folder)
+
+    native = jax.ffi.ffi_call("run_anything", jax.ShapeDtypeStruct((1, 3), np.float32))
+    allowed = [jax.export.DisabledSafetyCheck.custom_call("run_anything")]
+    exported = jax.export.export(jax.jit(lambda weights, x: {"pooled": native(x)}), disabled_checks=allowed)(
+        {}, jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.uint8)
+    )
+    (folder / "encode.stablehlo").write_bytes(exported.serialize())
+    cards.seal(folder, {k: v for k, v in card.items() if k != "files"})
+    with pytest.raises(UserError, match=r"calls native code \(run_anything\), which is refused"):
+        ssl_jax.load(folder)
+
+    (folder / "encode.stablehlo").write_bytes(b"nonsense")
+    cards.seal(folder, {k: v for k, v in card.items() if k != "files"})
+    with pytest.raises(UserError, match=f"written by jax {jax.__version__} and cannot be read by jax"):
+        ssl_jax.load(folder)
+
+
+def test_unfinished_runs_other_steps_and_foreign_folders(workdir, tmp_path, capsys):
+    config = json.loads((workdir / "config.json").read_text())
+    for name in ("checkpoints", "evaluations.json"):
+        (tmp_path / name).symlink_to(workdir / name)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "total_steps": 20}))
+    with pytest.raises(UserError, match=r"is unfinished \(step 8 of 20\); finish .* with --step=8"):
+        verb.main(*arguments(tmp_path))
+    with pytest.raises(UserError, match=r"has no checkpoint 5; there are \[4, 8\]"):
+        verb.main(*arguments(tmp_path, "--step=5"))
+    with pytest.raises(UserError, match=r"'--config.seed=1' is not understood; export writes a run as it was trained"):
+        verb.main(*arguments(tmp_path, "--config.seed=1"))
+    with pytest.raises(UserError, match="--dtype=float16 is unknown; choose float32, bfloat16"):
+        verb.main(*arguments(tmp_path, "--dtype=float16"))
+    with pytest.raises(UserError, match="--format=onnx is unknown; choose safetensors, orbax, stablehlo, all"):
+        verb.main(*arguments(tmp_path, "--format=onnx"))
+
+    output = tmp_path / "output"
+    (output / "safetensors").mkdir(parents=True)
+    (output / "safetensors" / "precious.txt").write_text("mine")
+    flags = ("--format=safetensors", "--step=4", f"--output={output}", "--dtype=bfloat16")
+    with pytest.raises(UserError, match="exists and is not an export; choose another --output"):
+        verb.main(*arguments(tmp_path, *flags))
+    (output / "safetensors" / "precious.txt").unlink()
+    assert verb.main(*arguments(tmp_path, *flags)) == 0
+    assert [path.name for path in output.iterdir()] == ["safetensors"]
+    assert "step 4" in capsys.readouterr().out
+    encoder = ssl_jax.load(output / "safetensors" / "weights.safetensors")
+    assert (encoder.card["step"], encoder.card["total_steps"], encoder.card["metrics"]) == (4, 20, {"knn/top1": 50.0})
+    assert encoder(images())["layer4"].dtype == jnp.bfloat16
+
+
+def test_an_export_is_replaced_whole_or_not_at_all(workdir, tmp_path, monkeypatch):
+    folder = copy(workdir, "safetensors", tmp_path)
+    source = export.Source(smoke_config(), None, {}, {}, (SIZE, SIZE, 3), images(2), {"pooled": np.zeros((2, 3))})
+
+    def writer(fails):
+        def write(path, source):
+            (path / "half").write_bytes(b"half")
+            if fails:
+                raise OSError(28, "No space left on device")
+            return {}
+
+        return write
+
+    def reader(path, card):
+        return lambda x: source.expected
+
+    before = (folder / "card.json").read_text()
+    monkeypatch.setitem(export.FORMATS, "safetensors", (writer(fails=True), reader))
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free space or"):
+        export.write(folder, "safetensors", source, about())
+    assert (folder / "card.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["safetensors"]
+
+    monkeypatch.setitem(export.FORMATS, "safetensors", (writer(fails=False), reader))
+    card = export.write(folder, "safetensors", source, about())
+    assert set(card["files"]) == {"half"} == {path.name for path in folder.iterdir()} - {"card.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["safetensors"]
+
+
+def test_weights_of_another_config_are_refused(workdir, tmp_path):
+    """Whoever edits the weights and the card consistently still meets the layout check."""
+    folder = copy(workdir, "safetensors", tmp_path)
+    card = cards.open_card(folder)
+    weights = load_file(folder / "weights.safetensors")
+    weights["layer9.weight"] = weights.pop("conv1.weight")
+    save_file(weights, folder / "weights.safetensors")
+    cards.seal(folder, {k: v for k, v in card.items() if k != "files"})
+    with pytest.raises(UserError, match=r"conv1\.weight is missing; layer9\.weight is unexpected"):
+        ssl_jax.load(folder)

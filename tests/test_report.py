@@ -1,0 +1,310 @@
+"""The report of a run: right numbers, self-contained, safe, and complete about what is missing."""
+
+import argparse
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_jax.cli import report
+from ssl_jax.cli.charts import chart, labels, thinned, ticks
+from ssl_jax.cli.neighbours import OTHER, SAME, UNKNOWN, fetch_images, save_neighbours
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context
+
+HOSTILE = '<script>alert("x")</script>&<img src="http://example.com/a.png">'
+VOID = {"meta", "img", "br"}
+FETCHING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; raises on tags that do not nest."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.attributes, self.stack, self.words = [], [], [], []
+        self.feed(source)
+        self.close()
+        assert not self.stack, f"never closed: {self.stack}"
+        self.text = " ".join(" ".join(self.words).split())  # no-break spaces too
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.stack[-1:] == [tag], f"</{tag}> closes nothing"
+        self.stack.pop()
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def png(colour) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def entry(subject, step, knn, linear, protocol="kNN k=20"):
+    metrics = {"knn/top1": knn, "linear/top1": linear, "rank/rankme": 12.5}
+    return {"subject": subject, "step": step, "metrics": metrics, "protocols": {"knn": protocol, "linear": "L-BFGS"}}
+
+
+CONFIG = {
+    "method": "simclr", "batch_size": 64, "total_epochs": 2.0, "total_steps": None, "best_metric": "knn/top1",
+    "data": {"name": "scenes", "num_classes": 10, "examples": 640},
+    "views": [[["flip", {"p": 0.5}], ["grayscale", {"p": 0.2}]]] * 2,
+    "optim": {"net": {"lr": 0.003}},
+    "references": {"published": {"knn/top1": 83.2}},
+}  # fmt: skip
+
+
+def write_run(workdir, steps=20, **config):
+    (workdir / "pictures").mkdir(parents=True)
+    (workdir / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    (workdir / "provenance.json").write_text(json.dumps({"commit": "abc123", "packages": {"jax": "0.10.2"}}))
+    entries = [entry("raw pixels", 0, 18.02, 24.5), entry("untrained", 0, 31.25, 40.0)]
+    entries += [entry("trained", 10, 50.5, 60.25), entry("trained", 20, 63.125, 70.75)]
+    (workdir / "evaluations.json").write_text(json.dumps(entries))
+    lines = [
+        {"step": s, "ssl/loss": 6 - s / 10, "ssl/grad_norm/net": 1.0, "lr/net": 1e-3 * s, "time/seconds_per_step": 9.0,
+         "time/images_per_second": 321.0, "time/input_wait": 0.02, "knn/top1": 50.0}
+        for s in range(1, steps + 1)
+    ]  # fmt: skip
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (workdir / "log.txt").write_text(
+        "2025-01-01 10:00:00,123 INFO all is well\n" + 3 * "2025-01-01 10:00:00,124 WARNING example 7 is left out\n"
+    )
+    for name in ("views", "neighbours", "samples_000010", "samples_000020"):
+        (workdir / "pictures" / f"{name}.png").write_bytes(png((10, 20, 30)))
+    return workdir
+
+
+def read(workdir) -> tuple[str, Page]:
+    path = report.write_report(workdir)
+    assert path == workdir / "report.html"
+    assert not list(workdir.glob("*.tmp"))
+    source = path.read_text(encoding="utf-8")
+    return source, Page(source)
+
+
+def check_self_contained(source, page):
+    assert "script" not in page.tags
+    assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name not in FETCHING or value.startswith("data:image/png;base64,"), (name, value)
+        assert "url(" not in (value or "")
+    style = source[source.index("<style>") : source.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_page_holds_the_numbers(tmp_path):
+    source, page = read(write_run(tmp_path / "run"))
+    told = page.text
+    assert "simclr on scenes" in told
+    assert re.search(r"kNN 63\.1[23] % against 31\.25 % untrained and 18\.02 % raw pixels", told)
+    for expected in ("70.75 %", "10.00 %", "83.20 %", "quoted: published", "12.5", "kNN k=20", "L-BFGS", "+30.75",
+                     "abc123", "20 of 20", "1,280 (2 epochs)", "321 (median)", "3 min",
+                     "WARNING example 7 is left out (x 3)",
+                     "flip(p=0.5)", "optim.net.lr", "0.003", "the newest of 2 in pictures/"):  # fmt: skip
+        assert expected in told, expected
+    assert "Missing" not in told
+    assert "all is well" not in told
+    assert "Unfinished" not in told
+    assert page.tags.count("img") == 3
+    assert "kNN top1, step 10: 50.50" not in told  # its value belongs to the line 'trained'
+    assert "trained, step 10: 50.50 %" in told
+    titles = re.findall(r"<figcaption><strong>([^<]*)</strong>", source)
+    assert titles == ["kNN top1", "linear top1", "rank rankme", "ssl/loss", "gradient norm", "learning rate",
+                      "images per second", "time spent waiting for input"]  # fmt: skip
+    check_self_contained(source, page)
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", source).lower().replace("provenance", "")
+
+
+def test_verdict_does_not_flatter(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "evaluations.json").write_text(json.dumps([entry("untrained", 0, 31.25, 1), entry("trained", 20, 30.0, 2)]))
+    _, page = read(run)
+    assert "no better than a baseline (31.25 % untrained)" in page.text
+    told = [entry("untrained", 0, 31.25, 1, "kNN k=20"), entry("trained", 20, 33.0, 2, "kNN k=200")]
+    (run / "evaluations.json").write_text(json.dumps(told))
+    _, page = read(run)
+    assert "different protocols, which do not compare: trained: kNN k=200 untrained: kNN k=20" in page.text
+
+
+def test_hostile_text_is_escaped(tmp_path):
+    run = write_run(tmp_path / "run", method=HOSTILE, references={HOSTILE: {"knn/top1": 1.0}}, **{HOSTILE: HOSTILE})
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["name"], config["views"] = HOSTILE, [[HOSTILE, {HOSTILE: HOSTILE}]]
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "provenance.json").write_text(json.dumps({HOSTILE: HOSTILE, "devices": HOSTILE}))
+    told = {"step": 0, "metrics": {HOSTILE: 1.0, f"{HOSTILE}/top1": 2.0}, "protocols": {HOSTILE: HOSTILE}}
+    told = [{"subject": subject, **told} for subject in (HOSTILE, "untrained", "trained")]
+    (run / "evaluations.json").write_text(json.dumps(told))
+    line = {"step": 5, HOSTILE: 1.0, f"lr/{HOSTILE}": 0.1, f"p/grad_norm/{HOSTILE}": 0.1, f"{HOSTILE}/loss": 3.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (run / "log.txt").write_text(f"2025-01-01 10:00:00,124 WARNING {HOSTILE}\n")
+    (run / "pictures" / '<b onclick="x">.png').write_bytes(png("red"))
+    source, page = read(run)
+    assert "<script" not in source
+    assert page.tags.count("img") == 4
+    check_self_contained(source, page)
+    assert HOSTILE in page.text
+    assert "$body" not in source
+
+
+def test_empty_workdir_names_everything_that_is_missing(tmp_path):
+    source, page = read(tmp_path)
+    for name in ("config.json", "provenance.json", "evaluations.json", "pictures/views.png", "pictures/neighbours.png"):
+        assert f"{name} does not exist" in page.text
+    assert "metrics.jsonl has no line" in page.text
+    assert "No step has been logged yet" in page.text
+    check_self_contained(source, page)
+
+
+def test_unfinished_and_damaged(tmp_path):
+    run = write_run(tmp_path / "run", steps=1)
+    with open(run / "metrics.jsonl", "a") as out:
+        out.write('{"step": 2, "ssl/loss": NaN}\n7\n{"step": 3, "ssl/lo')  # no value, no object, a torn line
+    (run / "evaluations.json").write_text(json.dumps([entry("untrained", 0, 31.25, 40.0), 5, {"step": "x"}]))
+    (run / "provenance.json").write_text("{")
+    (run / "pictures" / "views.png").write_bytes(png("red")[:-5])
+    source, page = read(run)
+    assert "Unfinished: step 2 of 20." in page.text
+    assert "is not measured after training yet (31.25" in page.text
+    assert "2 of 3 entries are not understood" in page.text
+    assert "provenance.json cannot be read" in page.text
+    assert "pictures/views.png is not a complete PNG" in page.text
+    assert "<circle" in source  # the only logged loss
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", source).lower().replace("provenance", "")
+    (run / "config.json").write_text(json.dumps({"data": 3, "total_epochs": "x", "batch_size": [], "references": 1}))
+    (run / "metrics.jsonl").unlink()
+    read(run)
+
+
+def test_verb(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    args = parser.parse_args(["--workdir", str(tmp_path)])
+    assert report.main(args, []) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    with pytest.raises(UserError, match=r"--config\.a=1"):
+        report.main(args, ["--config.a=1"])
+    with pytest.raises(UserError, match="no directory"):
+        report.write_report(tmp_path / "absent")
+
+
+def test_chart_geometry():
+    drawn = chart("t", {"a": [(0, 1.0), (50, 2.0), (100, 3.0)]}, {"floor": 2.0}, until=100)
+    told = re.search(r'<polyline[^>]*points="([^"]*)"', drawn)[1]
+    points = [tuple(map(float, pair.split(","))) for pair in told.split()]
+    assert np.allclose(np.diff(points, axis=0)[0], np.diff(points, axis=0)[1])  # equal steps up and across
+    assert points[0][1] > points[2][1]  # more is higher
+    level = float(re.search(r'class="level l0"[^>]*y1="([0-9.]+)"', drawn)[1])
+    assert level == pytest.approx(points[1][1])
+    for points in ([(5, 0.0)], [(0, 1e-12)], [(0, 7.0), (1, 7.0)], [(0, -3e9), (10**7, 4e9)]):
+        assert "nan" not in chart("t", {"a": points})
+    flat = {"a": [(0, 5.0), (1, 5.0)]}
+    drawn = [chart("t", flat, from_zero=from_zero) for from_zero in (False, True)]
+    low, high = (float(re.search(r'<polyline[^>]*,([0-9.]+)"/>', svg)[1]) for svg in drawn)
+    assert low > high  # in the middle, and near the top of an axis that begins at 0
+
+
+def test_ticks_labels_thinning():
+    assert np.allclose(ticks(0, 1, 5), [0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert np.allclose(ticks(-1.3, 2.6, 4), [-1, 0, 1, 2])
+    assert labels([0, 0.5, 1.0]) == ["0.0", "0.5", "1.0"]
+    assert labels([0, 25000, 50000]) == ["0", "25k", "50k"]
+    assert labels([0, 2.5e6, 5e6]) == ["0.0", "2.5M", "5.0M"]
+    assert labels([0, 2e-6, 4e-6]) == ["0", "2e-06", "4e-06"]
+    for n in (1, 2, 299, 300, 301, 5000, 5001):
+        points = [(i, float(i)) for i in range(n)]
+        few = thinned(points)
+        assert len(few) <= 300
+        assert few[-1] == points[-1]
+        assert all(x == y for x, y in few)  # a mean of both coordinates stays on the line
+        assert sorted(few) == few
+
+
+class Batches:
+    """Indexable like the evaluation batches of the pipeline; counts what is read."""
+
+    def __init__(self, images, labels, mask, batch_size):
+        self.images, self.labels, self.mask = images, labels, mask
+        self.batch_size, self.num_examples, self.read = batch_size, len(images), []
+
+    def __getitem__(self, number):
+        self.read.append(number)
+        part = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        missing = self.batch_size - len(self.images[part])
+        values = {"image": self.images[part], "label": self.labels[part], "mask": self.mask[part]}
+        return {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for k, v in values.items()}
+
+    def __iter__(self):
+        return (self[number] for number in range(-(-self.num_examples // self.batch_size)))
+
+
+def batches(count, unreadable=(), label=lambda i: i % 2):
+    """Image i is filled with i; labels alternate."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, 3))
+    mask = ~np.isin(np.arange(count), unreadable)
+    return Batches(images, np.array([label(i) for i in range(count)], np.int32), mask, 4)
+
+
+def test_only_needed_batches_are_read():
+    split = batches(22)
+    found = fetch_images(split, np.array([[21, 1], [9, 1]]), 22)
+    assert {row: int(image[0, 0, 0]) for row, image in found.items()} == {1: 1, 9: 9, 21: 21}
+    assert split.read == [0, 2, 5]
+    split = batches(22, unreadable=(2, 5))  # rows of features shift behind each
+    found = fetch_images(split, np.array([1, 2, 9]), 20)
+    assert {row: int(image[0, 0, 0]) for row, image in found.items()} == {1: 1, 2: 3, 9: 11}
+    assert split.read == [0, 1, 2]
+    with pytest.raises(ValueError, match="row 30"):
+        fetch_images(batches(22), np.array([30]), 99)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_neighbours_picture(tmp_path, labelled):
+    def encode(images):  # angle by brightness: the nearest image is the one of the nearest brightness
+        angle = images[:, 0, 0, 0].astype("float32") / 40
+        return {"pooled": np.stack([np.cos(angle), np.sin(angle)], 1)}
+
+    splits = {"train": (21, (0, 7)), "test": (10, ())}
+
+    def open_batches(split):
+        count, unreadable = splits[split]
+        return batches(count, unreadable, label=(lambda i: i % 2) if labelled else (lambda i: 0))
+
+    path = tmp_path / "pictures" / "neighbours.png"
+    save_neighbours(Context(encode, open_batches), open_batches, path, queries=3, k=3)
+    picture = np.asarray(Image.open(path))
+    tile, gap, frame = (112 + 8 + 18, 112 + 8), 3, 4
+    assert picture.shape == (3 * (tile[0] + gap) + gap, 4 * (tile[1] + gap) + gap, 3)
+    corners = [[(gap + r * (tile[0] + gap), gap + c * (tile[1] + gap)) for c in range(4)] for r in range(3)]
+    shown = [[int(picture[y + frame + 50, x + frame + 50, 0]) for y, x in row] for row in corners]
+    assert [row[0] for row in shown] == [0, 4, 9]  # evenly over the test split
+    # 0 and 7 cannot be read; equal distances come in the order of the bank
+    assert shown[0][1:] == [1, 2, 3]
+    assert shown[1][1] == 4
+    assert set(shown[1][2:]) == {3, 5}
+    assert shown[2][1] == 9
+    frames = [[tuple(picture[y, x].tolist()) for y, x in row[1:]] for row in corners]
+    if labelled:
+        assert frames[0] == [OTHER, SAME, OTHER]
+        assert frames[1] == [SAME, OTHER, OTHER]
+    else:
+        assert {colour for row in frames for colour in row} == {UNKNOWN}
