@@ -50,6 +50,7 @@ def smoke(config):
     config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
     config.model.encoder.width = 0.125
     config.optim.net.warmup_epochs = 0.1
+    config.evals.linear = dict(kind="linear", solver="lbfgs", l2=(1e-2,), iterations=20)
 
 
 def cifar10_small(config):

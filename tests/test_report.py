@@ -142,7 +142,13 @@ def test_verdict_does_not_flatter(tmp_path):
     told = [entry("untrained", 0, 31.25, 1, "kNN k=20"), entry("trained", 20, 33.0, 2, "kNN k=200")]
     (run / "evaluations.json").write_text(json.dumps(told))
     _, page = read(run)
-    assert "different protocols, which do not compare: trained: kNN k=200 untrained: kNN k=20" in page.text
+    assert "different protocols; these numbers may not compare: trained: kNN k=200 untrained: kNN k=20" in page.text
+    chosen = ["probe l2=0.1 chosen of 8 D=64 seed=0", "probe l2=1e-06 chosen of 8 D=128 seed=0"]  # by the same protocol
+    told = [entry("untrained", 0, 31.25, 1, chosen[0]), entry("trained", 20, 33.0, 2, chosen[1])]
+    (run / "evaluations.json").write_text(json.dumps(told))
+    _, page = read(run)
+    assert f"{chosen[1]}; untrained: l2=0.1 D=64" in page.text
+    assert "may not compare" not in page.text
 
 
 def test_hostile_text_is_escaped(tmp_path):

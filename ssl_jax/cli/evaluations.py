@@ -46,6 +46,8 @@ class Evaluations:
 
     def show(self, config) -> None:
         """Print the accuracies of the last entry of each subject beside the recorded references of the config."""
+        if not self.entries:
+            return
         rows = {}
         for entry in self.entries:
             rows[f"{entry['subject']}" + (f", step {entry['step']}" if entry["subject"] == "trained" else "")] = entry["metrics"]
@@ -53,7 +55,7 @@ class Evaluations:
         for name in trained[:-1]:
             del rows[name]
         rows |= {name: dict(metrics) for name, metrics in config.get("references", {}).items()}
-        columns = [name for name in self.entries[-1]["metrics"]] if self.entries else []
+        columns = [name for name in self.entries[-1]["metrics"] if not name.endswith(("/top5", "/validation_top1"))]
         table = Table(title=f"{config.method} on {config.data.name}")
         table.add_column("features")
         for name in columns:
@@ -62,5 +64,5 @@ class Evaluations:
             table.add_row(row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in columns))
         console = Console()
         console.print(table)
-        for label, protocol in (self.entries[-1]["protocols"] if self.entries else {}).items():
+        for label, protocol in self.entries[-1]["protocols"].items():
             console.print(f"{label}: {protocol}", style="dim", highlight=False)

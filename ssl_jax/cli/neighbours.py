@@ -40,7 +40,7 @@ def save_neighbours(context: Context, open_batches: OpenBatches, path: Path, que
         for place, value in zip(places, values, strict=True):
             same = bank.y[place] == query.y[row]
             colour, told = ((SAME, " same") if same else (OTHER, " other")) if labelled else (UNKNOWN, "")
-            tiles.append(_tile(found[place], f"{value:.2f}{told}", colour))
+            tiles.append(_tile(found[place], f"{value:.3f}{told}", colour))
     tiles = np.stack(tiles).reshape(len(rows), 1 + index.shape[1], *tiles[0].shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid(tiles, gap=3)).save(path, optimize=True)

@@ -16,7 +16,7 @@ from ssl_jax.errors import UserError
 LOGGED = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) (.*)")
 EXPECTED = {
     "views": "the run has not started, or its method has no augmented views",
-    "neighbours": "they are drawn after the last step",
+    "neighbours": "they are drawn after the last step, where the data has labels",
 }  # pictures of every run, and why one may be missing
 
 

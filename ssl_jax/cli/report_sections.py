@@ -14,6 +14,8 @@ from ssl_jax.cli.charts import PERCENT, chart, number
 from ssl_jax.cli.report_run import EXPECTED, Run
 
 ACCURACY = re.compile(r"top\d+|accuracy")  # evaluations give accuracies in percent
+# Parts of a protocol in which features measured alike may differ: what was chosen for them, their width and views.
+OF_THE_FEATURES = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$")
 FROM_ZERO = ("images per second", "time spent waiting for input")  # charts whose small changes mean little
 MAX_WARNINGS = 30
 CAPTIONS = {
@@ -137,15 +139,14 @@ def evaluations(run: Run) -> str:
 
 
 def _protocol(run: Run, label: str) -> str:
-    """The protocol that all subjects were measured under, or whose is which."""
-    protocols: dict[str, list[str]] = {}
-    for subject, entry in run.latest.items():
-        if label in entry.protocols:
-            protocols.setdefault(entry.protocols[label], []).append(subject)
-    if len(protocols) < 2:
-        return "".join(map(text, protocols))
-    told = "<br>".join(text(f"{', '.join(subjects)}: {protocol}") for protocol, subjects in protocols.items())
-    return f'<b class="bad">Measured under different protocols, which do not compare:</b><br>{told}'
+    """The protocol that all subjects were measured under, and what each chose; or whose is which."""
+    protocols = {subject: entry.protocols[label] for subject, entry in run.latest.items() if label in entry.protocols}
+    if len({OF_THE_FEATURES.sub("", protocol) for protocol in protocols.values()}) > 1:
+        told = "<br>".join(text(f"{subject}: {protocol}") for subject, protocol in protocols.items())
+        return f'<b class="bad">Measured under different protocols; these numbers may not compare:</b><br>{told}'
+    protocol = next(iter(protocols.values()), "")
+    own = {subject: OF_THE_FEATURES.findall(told) for subject, told in protocols.items() if told != protocol}
+    return text(protocol) + "".join(text(f"; {subject}: {''.join(parts).strip()}") for subject, parts in own.items())
 
 
 def curves(run: Run) -> str:

@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax.errors import UserError
-from ssl_jax.evals.features import Features, extract, pixel_encode
+from ssl_jax.evals.features import Features, extract, pixel_encode, place
 
 Split = Literal["train", "test"]
 OpenBatches = Callable[[str], Iterable[Mapping[str, np.ndarray]]]
@@ -77,12 +77,13 @@ class Context:
         return self._views[examples, seed]
 
     def _extract_views(self, examples, seed):
-        key = jax.random.key(seed)
-
         def keyed(images):
             # One flat row per example: placement, padding and counting stay those of `extract`.
             nonlocal batch
-            views = self._encode_views(images, jax.random.fold_in(key, batch))
+            numbers = np.array([seed, batch], np.uint32)
+            whole = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+            key = _view_key(jax.device_put(numbers) if whole is None else place(numbers, whole))
+            views = self._encode_views(images, key)
             batch += 1
             shape.append(views.shape[1:])
             return {"views": views.reshape(len(views), -1)}
@@ -90,6 +91,11 @@ class Context:
         batch, shape = 0, []
         flat = extract(keyed, self._open_batches("test"), "views", self.mesh, examples).x
         return flat.reshape(len(flat), *shape[0])
+
+
+@jax.jit
+def _view_key(numbers):
+    return jax.random.fold_in(jax.random.key(numbers[0]), numbers[1])
 
 
 def pixel_context(

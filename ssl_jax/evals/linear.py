@@ -44,6 +44,7 @@ DEFAULTS = {
 }
 CHUNK_BYTES = 256 * 2**20  # features on all devices together at a time
 RESIDENT_BYTES = 8 * 2**30  # features that lbfgs keeps on one device
+LARGEST_BASIS = 2048  # dimensions up to which lbfgs changes basis
 TOLERANCE = 1e-5  # largest gradient entry of a converged lbfgs, in units where curvature is about one
 HIGHEST = jax.lax.Precision.HIGHEST  # the default for float32 is bfloat16 or TF32 on accelerators
 rows_first, replicated = PartitionSpec("shard"), PartitionSpec()
@@ -148,6 +149,8 @@ def fit(
         options["seed"] = seed
     else:
         grid = tuple((value,) for value in options.pop("l2"))
+    if solver == "lbfgs":
+        options["eigenbasis"] = _eigenbasis(bank, scale, mesh)
     train = {"sgd": _train_sgd, "lbfgs": _train_lbfgs, "ridge": _train_ridge}[solver]
     probe = Probe(*train(bank, np.sort(order[held_out:]), scale, grid, mesh, **options), *scale)
     rows = np.sort(order[:held_out])
@@ -233,25 +236,23 @@ def _sgd_steps(carry, x, y, constants):
     return jax.lax.scan(step, carry, (x, y))[0]
 
 
-def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations):
+def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
     """L-BFGS on the host over a loss and gradient on the devices; one l2 after the other. Returns kernel, bias.
 
     Solved in the eigenbasis of the feature covariance, each direction scaled to curvature about one: the same optimum
-    in some ten iterations where the raw features take hundreds. The covariance of a sample of rows is enough for that.
+    in some ten iterations where the raw features take hundreds. An estimate of the covariance is enough for that.
     """
     per_device = 4 * len(rows) * bank.x.shape[1] / mesh.size
     if per_device > RESIDENT_BYTES:
         raise UserError(f"linear probe lbfgs would keep {per_device / 2**30:.0f} GiB on each device; use solver='sgd'")
     dim, classes = bank.x.shape[1], int(bank.y.max()) + 1
-    sample = rows[:: max(1, len(rows) // max(8192, 4 * dim))]
-    covariance, centre, *_ = _sums(bank, sample, scale, mesh)
-    eigenvalues, basis = np.linalg.eigh(covariance)
+    eigenvalues, basis, centre = eigenbasis
     curvature = np.maximum(eigenvalues, 0) * (classes - 1) / classes**2  # of the cross-entropy at zero
     size = -(-len(rows) // mesh.size) * mesh.size
     split = NamedSharding(mesh, rows_first)
     x, y = (place(padded(array[rows], size), split) for array in (bank.x, bank.y))
     weight = place(padded(np.full(len(rows), 1 / len(rows), np.float32), size), split)
-    x = _rotate(x, *place_tree((centre, basis, *scale), mesh))
+    x = _rotate(x, *place_tree((centre, *scale), mesh), None if basis is None else place_tree(basis, mesh))
     kernels, biases = np.zeros((dim, len(grid), classes)), np.zeros((len(grid), classes))
     kernel, bias = np.zeros((dim, classes)), np.zeros(classes)
     for head in np.argsort([-value for (value,) in grid]):  # the strongest first: each starts where the last one ended
@@ -260,33 +261,53 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations):
 
         def objective(flat, direction=direction, l2=l2):
             scaled, bias = flat[:-classes].reshape(dim, classes), flat[-classes:]
-            params = place_tree((scaled * direction, bias, l2), mesh)
-            value, (kernel_grad, bias_grad) = jax.device_get(_loss_and_grad(x, y, weight, *params, mesh=mesh))
-            return float(value), np.concatenate([(kernel_grad * direction).ravel(), bias_grad]).astype(np.float64)
+            kernel = scaled * direction
+            losses, grads = jax.device_get(
+                _losses_and_grads(x, y, weight, *place_tree((kernel, bias), mesh), mesh=mesh)
+            )
+            value = losses.sum(dtype=np.float64) + 0.5 * l2 * np.square(kernel).sum()
+            return value, np.concatenate([((grads[0] + l2 * kernel) * direction).ravel(), grads[1]])
 
         start = np.concatenate([(kernel / direction).ravel(), bias])
         options = {"maxiter": iterations, "gtol": TOLERANCE, "ftol": 1e-9}
         flat = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
         kernel, bias = flat[:-classes].reshape(dim, classes) * direction, flat[-classes:]
-        kernels[:, head] = basis @ kernel
+        kernels[:, head] = kernel if basis is None else basis @ kernel
         biases[head] = bias - centre @ kernels[:, head]
     return kernels, biases
 
 
+def _eigenbasis(bank, scale, mesh):
+    """(variance [D] along the directions, directions [D, D] or None for the axes, mean [D]) of scaled features.
+
+    The covariance is that of a sample of rows. Above LARGEST_BASIS dimensions (raw pixels) the decomposition would cost
+    more than the iterations that it saves.
+    """
+    count, dim = bank.x.shape
+    if dim > LARGEST_BASIS:
+        mean, std = moments(bank.x)
+        return np.square(std / scale[1]), None, (mean - scale[0]) / scale[1]
+    covariance, centre, *_ = _sums(bank, np.arange(0, count, max(1, count // max(8192, 4 * dim))), scale, mesh)
+    return *np.linalg.eigh(covariance), centre
+
+
 @functools.partial(jax.jit, donate_argnums=0)
-def _rotate(x, centre, basis, mean, std):
-    return jnp.matmul((x - mean) / std - centre, basis, precision=HIGHEST)
+def _rotate(x, centre, mean, std, basis):
+    x = (x - mean) / std - centre
+    return x if basis is None else jnp.matmul(x, basis, precision=HIGHEST)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _loss_and_grad(x, y, weight, kernel, bias, l2, *, mesh):
+def _losses_and_grads(x, y, weight, kernel, bias, *, mesh):
+    """Weighted losses [N], to be summed in float64: a float32 sum is too coarse for a line search. Their gradients."""
+
     def loss(kernel, bias):
         logits = jnp.matmul(x, kernel, precision=HIGHEST) + bias
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        return jnp.sum(weight * losses) + 0.5 * l2 * jnp.sum(kernel * kernel)
+        losses = weight * optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return losses.sum(), losses
 
-    solved = jax.value_and_grad(loss, (0, 1))(kernel, bias)
-    return jax.lax.with_sharding_constraint(solved, NamedSharding(mesh, replicated))
+    grads, losses = jax.grad(loss, (0, 1), has_aux=True)(kernel, bias)
+    return jax.lax.with_sharding_constraint((losses, grads), NamedSharding(mesh, replicated))
 
 
 def _train_ridge(bank, rows, scale, grid, mesh):

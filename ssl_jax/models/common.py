@@ -26,13 +26,10 @@ def shard_batch(x: jax.Array) -> jax.Array:
     """Pin axis 0 of `x` [B, ...] to the mesh axes ('data', 'fsdp') of the ambient mesh; identity where there is none.
 
     With sharded parameters and no such pin, XLA is free to shard the features instead and to all-reduce activations.
-    Also the identity where the constraint cannot hold: inside `shard_map`, and for a batch that the axes do not divide
-    (a batch of one, used to find shapes).
+    Also the identity inside `shard_map`, where axes are not the compiler's, and outside of a trace, without compiler.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not set(BATCH_AXES) <= set(mesh.auto_axes):
-        return x
-    if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    if not set(BATCH_AXES) <= set(mesh.auto_axes) or not isinstance(x, jax.core.Tracer):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
