@@ -82,9 +82,9 @@ def test_repeat_gives_each_sub_step_its_part_of_the_batch():
 def test_accumulation_equals_the_whole_batch_and_is_refused_for_coupled_losses():
     method = game()
     whole, _ = jax.jit(make_step(method, SGD))(start(method), BATCH, jax.random.key(1))
-    parts, logs = jax.jit(make_step(method, SGD, accumulate=4))(start(method), BATCH, jax.random.key(1))
+    parts, _logs = jax.jit(make_step(method, SGD, accumulate=4))(start(method), BATCH, jax.random.key(1))
     np.testing.assert_allclose(whole.params["d"]["w"], parts.params["d"]["w"], rtol=1e-5)
-    with pytest.raises(UserError, match="config.accumulate"):
+    with pytest.raises(UserError, match="accumulate"):
         make_step(game(couples=True), SGD, accumulate=2)
 
 

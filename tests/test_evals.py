@@ -240,6 +240,25 @@ def test_one_sgd_step_is_nesterov_by_hand():
     np.testing.assert_allclose(bias[0], b, rtol=1e-5)
 
 
+def test_sgd_shuffles_and_sees_every_row_in_every_epoch(monkeypatch):
+    epochs = []
+
+    def spy(array, sharding):
+        if array.dtype == np.int32:
+            epochs.append(array.ravel())
+        return features_module.place(array, sharding)
+
+    monkeypatch.setattr(linear, "place", spy)
+    bank = Features(blobs(20).x, np.arange(20, dtype=np.int32))  # the label is the row
+    mesh, rows = features_module.flat_mesh(None), np.arange(3, 20)
+    linear._train_sgd(bank, rows, moments(bank.x), ((0.1, 0.0),), mesh, epochs=2, batch_size=8, seed=0)
+    assert [len(order) for order in epochs] == [24, 24]  # three batches of 8 for 17 rows
+    for order in epochs:
+        np.testing.assert_array_equal(np.unique(order), rows)
+        np.testing.assert_array_equal(np.sort(order[:17]), rows)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
 def test_selection_never_sees_the_test_split():
     bank, query = blobs(300), blobs(100, seed=1)
     permuted = Features(query.x, np.random.default_rng(0).permutation(query.y))
@@ -280,6 +299,7 @@ def test_fewshot_primal_dual_and_scikit_learn_agree():
     augmented = fewshot.whiten(x, x.mean(0), x.std(0))
     assert augmented.shape == (60, 17)
     assert (augmented[:, -1] == 100).all()
+    np.testing.assert_allclose(augmented[:, :-1], (x - x.mean(0)) / (np.sqrt(x.var(0)) + 1e-5), rtol=1e-12)
     targets = 2.0 * np.eye(5)[bank.y] - 1
     reference = sklearn_linear.Ridge(alpha=1024, fit_intercept=False).fit(augmented, targets).coef_.T
     for dual in (True, False, None):

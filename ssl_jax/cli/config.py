@@ -54,7 +54,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
     if not overrides:
         return config
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *overrides])
     try:
         values(["launch.py", *overrides])
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -14,7 +14,6 @@ from ssl_jax.cli.assemble import assemble, context, start_jax
 from ssl_jax.cli.evaluations import Evaluations
 from ssl_jax.cli.main import add_workdir
 from ssl_jax.cli.workdir import read_config
-from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals

@@ -75,9 +75,6 @@ def motion_matrix(motion: np.ndarray) -> np.ndarray:
     return np.concatenate([rotation, (centre - rotation @ centre + (dx, dy))[:, None]], axis=1)
 
 
-# ---------------------------------------------------------------------------------------------------------------- parts
-
-
 def _disc(x: float, y: float, radius: float, corners: int = 28) -> np.ndarray:
     angle = np.arange(corners) * (2 * np.pi / corners)
     return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], 1)
@@ -178,9 +175,6 @@ def _parts(name: str, rng: np.random.Generator) -> list[_Part]:
     return [_Part(p, 0) for p in body] + [_Part(p, 1) for p in accent] + [_Part(p, -1) for p in holes]
 
 
-# --------------------------------------------------------------------------------------------------------------- canvas
-
-
 def _to_canvas(points: np.ndarray) -> np.ndarray:
     return (points + 0.5 + _MARGIN) * _FINE - 0.5
 
@@ -260,10 +254,8 @@ def _scatter(count: int, coverage: np.ndarray, rng: np.random.Generator) -> list
         window = free[box[0] : box[1], box[2] : box[3]]
         if window.all():
             window[:] = False
-            corners = int(rng.choice([3, 4, 12]))
-            turn = rng.uniform(0, 2 * np.pi)
-            around = _disc(0, 0, radius, corners) @ _rotation(turn)
-            pebbles.append(around + np.array([x, y]))
+            outline = _disc(0, 0, radius, corners=int(rng.choice([3, 4, 12])))
+            pebbles.append(outline @ _rotation(rng.uniform(0, 2 * np.pi)) + np.array([x, y]))
     return pebbles
 
 
@@ -275,8 +267,7 @@ def _look(canvas: np.ndarray, matrix: np.ndarray | None = None) -> np.ndarray:
     else:
         to_frame = np.array([[1 / _FINE, 0, 0.5 / _FINE - 0.5 - _MARGIN], [0, 1 / _FINE, 0.5 / _FINE - 0.5 - _MARGIN]])
         from_frame = np.array([[_FINE, 0, _FINE * 0.5 - 0.5], [0, _FINE, _FINE * 0.5 - 0.5], [0, 0, 1]])
-        square = np.vstack
-        matrix = (from_frame @ square([matrix, [0, 0, 1]]) @ square([to_frame, [0, 0, 1]]))[:2]
+        matrix = (from_frame @ np.vstack([matrix, [0, 0, 1]]) @ np.vstack([to_frame, [0, 0, 1]]))[:2]
         view = cv2.warpAffine(canvas, matrix, (fine, fine), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return cv2.resize(view, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
@@ -288,9 +279,6 @@ def _expose(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         picture = cv2.GaussianBlur(picture, (5, 5), blur)
     picture = picture + rng.standard_normal(picture.shape, np.float32) * rng.uniform(0.005, 0.03)
     return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-
-
-# ---------------------------------------------------------------------------------------------------------------- scene
 
 
 def _box(region: np.ndarray) -> tuple[float, float, float, float]:

@@ -7,7 +7,8 @@ split, so chance is 8.3%. Training pictures and test pictures are different scen
 Test accuracy in per cent, config `full`:
 
     pixels, cosine k-nearest-neighbours (k = 20, temperature 0.07)   26.2
-    pixels, linear (ridge, best of five penalties)                   11.7
+    the same after subtracting the mean training picture             32.4
+    pixels, linear (ridge, the best of five penalties on this split) 11.7
 """
 
 from __future__ import annotations

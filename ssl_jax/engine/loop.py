@@ -171,8 +171,8 @@ def train(
     """Train `state` to step `total`.
 
     `settings` needs `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps` and `on_nonfinite`;
-    `config` is what a checkpoint remembers. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a step are fetched
-    while the next one runs, so the device is never waited for with nothing to do.
+    `config` is what a checkpoint remembers. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows
+    them. The metrics of a step are fetched while the next one runs, so the device is never waited for with nothing to do.
 
     Raises:
         Interrupted: after a signal, with the state saved.

@@ -28,10 +28,11 @@ def duration(config: Mapping, name: str, batch_size: int, examples: int, default
         return default
     if len(given) != 1:
         raise UserError(f"config: give exactly one of {', '.join(f'{name}_{unit}' for unit in UNITS)} (got {given or 'none'})")
-    (unit, value), = given.items()
+    ((unit, value),) = given.items()
     if value < 0:
         raise UserError(f"config.{name}_{unit}={value} is negative; durations start at 0")
-    return {"steps": round(value), "epochs": math.floor(value * examples / batch_size), "examples": math.floor(value / batch_size)}[unit]
+    steps = {"steps": value, "epochs": value * examples / batch_size, "examples": value / batch_size}
+    return math.floor(steps[unit])
 
 
 def schedule(kind: str, peak: float, total: int, warmup: int, milestones: Sequence[float] = (), factor: float = 0.1, end: float = 0.0):

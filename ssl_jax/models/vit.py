@@ -133,10 +133,7 @@ class ViT(nn.Module):
             for name, count in prefix
         ]
         positions = self._positions(grid, size.width).astype(self.dtype)
-        if self.registers:
-            x = jnp.concatenate([*tokens, x + positions], axis=1)
-        else:
-            x = jnp.concatenate([*tokens, x], axis=1) + positions
+        x = jnp.concatenate([*tokens, x + positions], axis=1) if self.registers else jnp.concatenate([*tokens, x], axis=1) + positions
         x = shard_batch(x)
 
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat])
