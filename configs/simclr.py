@@ -89,7 +89,7 @@ def cifar10(config):
         net=dict(name="sgd", lr=0.06, lr_scale="linear", weight_decay=5e-4, decay=((".*", 1.0),))  # decays everything
     )
     config.evals = dict(
-        knn=dict(kind="knn", k=10, temperature=1e6),  # so warm that votes are unweighted, as scikit-learn's
+        knn=dict(kind="knn", k=10, temperature=0.0),  # 0: unweighted votes
         linear=dict(kind="linear", solver="lbfgs"),
     )
     config.evaluate_every_epochs, config.checkpoint_every_epochs = 20.0, 5.0

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ssl_jax.augment.views import output_size
 from ssl_jax.cli.config import resolve
 from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches, iterate
 from ssl_jax.data.sources import open_source
@@ -76,6 +77,8 @@ def assemble(config, devices=None) -> Assembly:
     config = fill_in(config, train)
     durations = resolve(config, len(train))
     method = build_method(config)
+    if "views" in config:
+        output_size(config.views, config.data.image_shape[-3:-1])
     spec = {name: tuple(shape) for name, (shape, _) in element_spec(train, config.data.ops).items()}
     for name, shape in method.inputs.items():
         if spec.get(name) != tuple(shape):

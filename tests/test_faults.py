@@ -1,0 +1,241 @@
+"""Real processes through the command line: killed, stopped, continued, evaluated, and handed bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+PIXELS = 24
+CONFIG = """
+from configs import simclr
+
+def get_config(variant=""):
+    config = simclr.get_config("smoke")
+    config.baselines, config.best_metric, config.evals = False, "", {}
+    config.batch_size, config.total_steps, config.checkpoint_every_steps = 16, 12, 3
+    config.data.train_split = config.data.test_split = "all"
+    if variant == "bad_evaluation":
+        config.evals.x = dict(kind="knnn")
+    if variant == "bad_view":
+        config.views = ((("flipp", {}),),) * 2
+    if variant == "bad_argument":
+        config.views = ((("flip", {"prob": 0.5}),),) * 2
+    if variant == "small_image":
+        config.views = ((("random_crop", {"size": 99}),),) * 2
+    return config
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("settings") / "configs" / "tiny.py"
+    path.parent.mkdir()
+    path.write_text(CONFIG)
+    CONFIGS["tiny"] = path
+
+
+CONFIGS = {}
+
+
+def photographs(folder, count=48):
+    """A folder of small pictures, in two sub-folders that are classes."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / ("warm" if i % 2 else "cold") / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 120, (PIXELS, PIXELS, 3), np.uint8)
+        pixels[..., 0 if i % 2 else 2] += 100
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("photographs"))
+
+
+def command(workdir, folder, *overrides, variant=""):
+    flags = [f"--config={CONFIGS['tiny']}:{variant}", f"--workdir={workdir}", f"--config.data.name={folder}"]
+    return [sys.executable, "launch.py", "train", *flags, *overrides]
+
+
+def environment(devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "16", "PYTHONUNBUFFERED": "1"}
+
+
+def run(arguments, devices=1, timeout=240):
+    return subprocess.run(arguments, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=timeout)
+
+
+def lines(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def interrupt_at(arguments, workdir, step, signum):
+    """Start, send `signum` once `step` is logged, return (exit code, stderr)."""
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.time() + 240
+    path = workdir / "metrics.jsonl"
+    while time.time() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= step:
+            process.send_signal(signum)
+            break
+        time.sleep(0.01)
+    return process.wait(timeout=120), process.stderr.read()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, folder):
+    """An uninterrupted run, with two checkpoints kept."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    done = run(command(workdir, folder))
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_a_run_leaves_what_the_readme_says(straight):
+    names = {path.name for path in straight.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "pictures", "report.html", "log.txt", "provenance.json"} <= names
+    assert [row["step"] for row in lines(straight)] == list(range(1, 13))
+    assert (straight / "pictures" / "views.png").stat().st_size > 1000
+
+
+def test_kill_9_then_the_same_numbers(straight, folder, tmp_path):
+    workdir = tmp_path / "killed"
+    code, _ = interrupt_at(command(workdir, folder), workdir, 5, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    done = run(command(workdir, folder))
+    assert done.returncode == 0, done.stderr
+    assert "going on at step" in done.stderr
+    assert lines(workdir) == lines(straight)  # bit for bit
+
+
+def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path):
+    for signum, expected in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        workdir = tmp_path / signal.Signals(signum).name
+        code, stderr = interrupt_at(command(workdir, folder), workdir, 4, signum)
+        assert code == expected, stderr
+        assert "saved; run the same command again" in stderr
+        saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+        assert saved == lines(workdir)[-1]["step"] or saved > 3
+    done = run(command(workdir, folder))
+    assert done.returncode == 0, done.stderr
+    assert lines(workdir) == lines(straight)
+
+
+def test_worker_processes_and_eight_devices_change_nothing(straight, folder, tmp_path):
+    """Workers: bit-identical, over a kill. Devices: losses to 1e-5, from 1 to 8 and back."""
+    workdir = tmp_path / "mixed"
+    code, _ = interrupt_at(command(workdir, folder, "--config.data.workers=2"), workdir, 4, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    first = lines(workdir)
+    assert first == lines(straight)[: len(first)]
+    code, stderr = interrupt_at(command(workdir, folder), workdir, 7, signal.SIGTERM)
+    assert code == 0, stderr
+    many = run(command(workdir, folder), devices=8)
+    assert many.returncode == 0, many.stderr
+    for ours, theirs in zip(lines(workdir), lines(straight), strict=True):
+        assert ours["ssl/loss"] == pytest.approx(theirs["ssl/loss"], abs=1e-5)
+
+
+BAD = {
+    "unknown key": (["--config.modle.temperature=1"], "did you mean config.model?"),
+    "wrong type": (["--config.batch_size=many"], "override:"),
+    "missing dataset": (["--config.data.name=cifar11", "--config.data.train_split=train"], "cifar11"),
+    "no such split": (["--config.data.train_split=validation"], "validation"),
+    "zero steps": (["--config.total_steps=0"], "zero steps"),
+    "negative rate": (["--config.optim.net.lr=-0.1"], "must be positive"),
+    "wrong mesh": (["--config.mesh.fsdp=3"], "config.mesh"),
+    "batch and devices": (["--config.batch_size=15"], "the nearest that does is 16"),
+    "batch and data": (["--config.batch_size=512"], "larger than data"),
+    "unknown evaluation": ("bad_evaluation", "did you mean 'knn'"),
+    "unknown view op": ("bad_view", "did you mean 'flip'?"),
+    "unknown view argument": ("bad_argument", "unknown argument 'prob'"),
+    "image too small for the crop": ("small_image", "random_crop: size=99 does not fit an image of 24 x 24"),
+    "unknown method": (["--config.method=simcrl"], "did you mean 'simclr'?"),
+    "unknown optimizer": (["--config.optim.net.name=adamm"], "is unknown"),
+    "unknown encoder field": (["--config.model.encoder.depth=19"], "19"),
+    "rule that misses": (["--config.sharding=(('kernel', 'fsdp'),)"], "no rule matches parameter"),
+    "rule that hits nothing": (["--config.sharding=(('transformer', 'fsdp'), ('.*', 'fsdp'))"], "matches no parameter"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name, folder, tmp_path, capsys):
+    from ssl_jax.cli.main import main
+
+    change, told = BAD[name]
+    variant, overrides = (change, []) if isinstance(change, str) else ("", change)
+    before = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        code = main(command(tmp_path / "w", folder, *overrides, variant=variant)[2:])
+    finally:
+        os.chdir(before)
+    stderr = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert code == 2
+    assert stderr[-1].startswith("error: ")
+    assert told in stderr[-1], stderr
+    assert not (tmp_path / "w" / "metrics.jsonl").exists()
+
+
+def one_line(done, told):
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert told in last
+    assert "Traceback" not in done.stderr
+
+
+def test_misspelt_variant_missing_flags_and_unwritable_workdir(folder, tmp_path):
+    one_line(run(command(tmp_path / "w", folder, variant="cifar100")), "variant 'cifar100' does not exist")
+    one_line(run([sys.executable, "launch.py", "train"]), "--help")
+    one_line(run([sys.executable, "launch.py", "evaluate", f"--workdir={tmp_path / 'nothing'}"]), "holds no run")
+    (tmp_path / "file").write_text("")
+    one_line(run(command(tmp_path / "file" / "w", folder)), "cannot be written")
+
+
+def test_workdir_of_another_config_and_second_process(straight, folder):
+    before = (straight / "config.json").read_text()
+    one_line(run(command(straight, folder, "--config.model.temperature=0.9")), "model.temperature: 0.2 -> 0.9")
+    assert (straight / "config.json").read_text() == before
+    import fcntl
+
+    with open(straight / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        one_line(run(command(straight, folder)), "in use by another process")
+
+
+def test_nan_loss_names_the_step_and_keeps_the_checkpoint(folder, tmp_path):
+    rate = ("--config.optim.net.lr=1e30", "--config.optim.net.name=sgd", "--config.optim.net.warmup_epochs=0.0")
+    done = run(command(tmp_path / "w", folder, *rate, "--config.checkpoint_every_steps=1"))
+    one_line(done, "in phase 'ssl'")
+    skipped = run(command(tmp_path / "s", folder, *rate, "--config.on_nonfinite=skip"))
+    assert skipped.returncode == 0, skipped.stderr
+    assert any(row.get("ssl/skipped") == 1 for row in lines(tmp_path / "s"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is a tmpfs of 6 MB, and mounting needs root")
+def test_full_disk_loses_nothing(folder, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        wide = ("--config.model.encoder.width=0.5", "--config.keep_checkpoints=9")
+        done = run(command(disk / "w", folder, *wide))
+        one_line(done, "free space")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
