@@ -1,14 +1,17 @@
 """One SimCLR train step, ours against the same model, loss and optimizer in eager PyTorch, on the CPU.
 
-    JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/train_step.py [--cases resnet18_32 resnet50_224 vit_s16_224] [--pairs 5]
-        [--profile profiles/]
+    JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/train_step.py [--cases resnet18_32 resnet50_224 vit_s16_224]
+        [--pairs 5] [--profile profiles/]
 
 A step is: two uint8 crops per image to floats, forward, NT-Xent over the batch, backward, update. Ours is the step that
 `launch.py train` compiles (`methods.simclr` under `engine.loop`, on one device) without augmentations; the reference is
-torchvision's ResNet (channels-last) or timm's ViT under a two-layer head, with as many threads as there are cores. The
-two take turns, so that other work on the machine falls on both. A pair is one step of each; the table gives medians
-over pairs, and the ratio both of wall-clock time and of CPU time (which all threads spend; it stands when the machine
-is shared). A ratio above 1 means that ours is faster. Ends with one line of JSON.
+torchvision's ResNet (channels-last) or timm's ViT under a two-layer head, with as many threads as there are cores. A
+pair is one step of each in turns; the table gives medians over pairs, and the ratio of wall-clock time with its range. A
+ratio above 1 means that ours is faster. Ends with one line of JSON.
+
+Quote figures of a quiet machine only: PyTorch's threads wait for each other by spinning, so with other work on the
+cores it loses more wall-clock and spends more CPU time than ours, and both ratios come out too high. The load average
+before and after each case is in the table and in the JSON: 1 or less before means quiet.
 
 `--profile` writes, per case, where the time of our step goes: by kind of operation, and the longest single ones.
 
@@ -176,7 +179,7 @@ def timed(step, images) -> tuple[float, float]:
 
 def compare(name: str, pairs: int, profile: Path | None) -> dict:
     """Times of both sides of one case, and their ratios."""
-    case = CASES[name]
+    case, load_before = CASES[name], load_average()
     (our_step, our_size, text), (their_step, their_size) = ours(case), theirs(case)
     assert our_size == their_size, f"{name}: {our_size} parameters against {their_size}"
     images = np.random.default_rng(0).integers(0, 256, (case.batch, 2, case.size, case.size, 3), np.uint8)
@@ -193,6 +196,7 @@ def compare(name: str, pairs: int, profile: Path | None) -> dict:
     ratios = seconds[:, 1] / seconds[:, 0]
     wall, cpu = np.median(seconds, 0).T
     return {
+        "load": [load_before, load_average()],
         "batch": case.batch,
         "parameters": our_size,
         "ours_images_per_second": round(float(case.batch / wall[0]), 2),
@@ -205,6 +209,11 @@ def compare(name: str, pairs: int, profile: Path | None) -> dict:
     }
 
 
+def load_average() -> float:
+    """Of the last minute."""
+    return round(os.getloadavg()[0], 1)
+
+
 def machine() -> dict:
     """What the figures depend on."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -213,7 +222,6 @@ def machine() -> dict:
     return {
         "cpu": models[0] if models else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
         "huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "flax", "torch", "torchvision", "timm")},
@@ -236,7 +244,7 @@ def main():
     described = machine()
     print(", ".join(f"{key} {value}" for key, value in described.items()))
     print(
-        f"{'case':14}{'batch':>6}{'ours':>9}{'torch':>9}{'ratio':>8}{'(range)':>14}{'CPU s':>9}{'torch':>8}{'ratio':>8}"
+        f"{'case':14}{'batch':>6}{'ours':>9}{'torch':>9}{'ratio':>8}{'(range)':>14}{'CPU s':>9}{'torch':>8}{'ratio':>8}  load"
     )
     results = {}
     for name in arguments.cases:
@@ -245,7 +253,8 @@ def main():
         print(
             f"{name:14}{r['batch']:6}{r['ours_images_per_second']:9.1f}{r['torch_images_per_second']:9.1f}"
             f"{r['ratio_wall']:8.2f}{f'{low:.2f}..{high:.2f}':>14}"
-            f"{r['ours_cpu_seconds']:9.2f}{r['torch_cpu_seconds']:8.2f}{r['ratio_cpu']:8.2f}",
+            f"{r['ours_cpu_seconds']:9.2f}{r['torch_cpu_seconds']:8.2f}{r['ratio_cpu']:8.2f}"
+            f"  {' -> '.join(map(str, r['load']))}",
             flush=True,
         )
     print("ours, torch: images/s (an image is two views); ratio above 1: ours is faster")

@@ -27,7 +27,7 @@ from configs import common
 def scenes(config):
     # Crops of 32 pixels from pictures of 48: shapes keep their size in pixels, and a step costs half.
     config.views = (common.simclr_views(32, strength=0.75, blur=False, area=(0.2, 1.0), sampling="torchvision"),) * 2
-    config.total_epochs = 40.0
+    config.total_epochs = 25.0
     config.model = dict(
         encoder=dict(name="resnet", depth=10, width=0.25, stem="cifar"),
         head=dict(widths=(128, 64)),
@@ -36,7 +36,8 @@ def scenes(config):
         std=(1.0, 1.0, 1.0),
     )
     config.optim = dict(net=dict(name="adamw", lr=3e-3, weight_decay=1e-4, warmup_epochs=1.0))
-    config.evaluate_every_epochs = 10.0
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))  # enough here, also for raw pixels
+    config.evaluate_every_epochs = 25.0
     config.checkpoint_every_epochs = 2.0
 
 

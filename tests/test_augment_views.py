@@ -78,7 +78,7 @@ def test_views_follow_the_key_rule_on_every_path():
         image = flip(image, jax.random.fold_in(view_key, 1))
         image = jitter(image, jax.random.fold_in(view_key, 2))
         image = gray(image, jax.random.fold_in(view_key, 3))
-        solarized = (color.invert_above(image, 0.5) - jnp.array((0.5, 0.4, 0.3))) / jnp.array((0.2, 0.3, 0.4))
+        solarized = color.invert_above(image, 0.5)
         return last(image, jax.random.fold_in(view_key, 4)), solarized
 
     for example in range(3):

@@ -480,7 +480,7 @@ def test_context_encodes_once_names_its_limits_and_keeps_views_apart():
 # --- the table of evaluations
 
 SPEC = {
-    "near": {"kind": "knn", "k": 3, "layer": "map", "every_epochs": 5.0},
+    "near": {"kind": "knn", "k": 3, "layer": "map"},
     "linear": {"kind": "linear", "solver": "ridge"},
     "few": {"kind": "fewshot", "shots": (1, 2)},
     "shape": {"kind": "representation", "examples": 20},
@@ -535,7 +535,6 @@ def test_pixels_run_through_the_same_code():
         ({"kind": "features"}, "kind='features' is unknown"),
         ({"k": 3}, "kind=None is unknown"),
         ({"kind": "knn", "temprature": 1}, r"evals\.near\.temprature: unknown option \(did you mean 'temperature'\?\)"),
-        ({"kind": "knn", "every_epoch": 1}, "every_epoch: unknown option.*every_epochs"),
         ({"kind": "knn", "metric": "cosin"}, r"evals\.near\.metric='cosin' \(did you mean 'cosine'\?\)"),
         ({"kind": "knn", "k": 0}, r"evals\.near: kNN k=0"),
         ({"kind": "knn", "temperature": -1.0}, "temperature=-1.0"),

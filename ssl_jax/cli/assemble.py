@@ -112,11 +112,12 @@ def assemble(config, devices=None) -> Assembly:
     return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views)
 
 
-def open_eval(config, split: str):
-    """Unaugmented batches of 'train' (the bank) or 'test' (the queries)."""
+def open_eval(config, split: str, processes: int | None = None):
+    """Unaugmented batches of 'train' (the bank) or 'test' (the queries): this process's part, or whole with processes=1."""
     name = {"train": config.data.train_split, "test": config.data.test_split}[split]
     source = open_source(config.data.name, name, config.data.data_dir)
-    return eval_batches(source, config.data.eval_ops, config.eval_batch_size, jax.process_index(), jax.process_count())
+    share = (jax.process_index(), jax.process_count()) if processes is None else (0, processes)
+    return eval_batches(source, config.data.eval_ops, config.eval_batch_size, *share)
 
 
 def context(this: Assembly, state: State) -> Context:

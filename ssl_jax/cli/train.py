@@ -106,8 +106,9 @@ def train(this: Assembly, workdir: Path) -> None:
         if this.batches.skipped:
             log.warning("%d examples could not be read and were replaced (named above)", len(this.batches.skipped))
     log.info("%d steps in %.0f s", total - start, time.perf_counter() - began)
-    if config.data.num_classes:
-        save_neighbours(last, functools.partial(open_eval, config), workdir / "pictures" / "neighbours.png")
+    if config.evals:  # the features are there already
+        whole = functools.partial(open_eval, config, processes=1)
+        save_neighbours(last, whole, workdir / "pictures" / "neighbours.png")
     evaluations.show(config)
     log.info("report: %s", write_report(workdir))
 

@@ -34,7 +34,7 @@ def extract(
     """Encode every example with mask 1 and bring one layer to the host.
 
     `encode` is jitted and bound to its parameters: images uint8 [B, H, W, 3] -> {layer: array}. Maps [B, h, w, C] and
-    tokens [B, N, C] are averaged over space. A batch has 'image', 'label' [B] and 'mask' [B] (0 = padding, dropped).
+    tokens [B, N, C] are averaged over space. A batch has 'image', 'label' [B] (absent: -1) and 'mask' [B] (0 = padding, dropped).
     With a `mesh` the batch is split over ('data', 'fsdp'); with several processes each one passes its own part of the
     batch and all of them end up with all features. Only the features leave the device, one batch behind the encoder.
     `limit` stops after that many examples.
@@ -54,7 +54,9 @@ def extract(
 
     pending = None
     for batch in batches:
-        images, labels, mask = (_put(np.asarray(batch[name]), split) for name in ("image", "label", "mask"))
+        unlabelled = np.full(len(batch["mask"]), -1, np.int32)
+        host = (batch["image"], batch.get("label", unlabelled), batch["mask"])
+        images, labels, mask = (_put(np.asarray(x), split) for x in host)
         outputs = encode(images)
         if layer not in outputs:
             raise UserError(f"evaluation layer {layer!r} does not exist; the encoder has {', '.join(sorted(outputs))}")

@@ -14,9 +14,6 @@ import ssl_jax.evals
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
 
-# Keys of an entry that say when to evaluate; they belong to the training loop.
-SCHEDULE = ("every_steps", "every_epochs", "every_examples")
-
 
 def run(evals: Mapping[str, Mapping[str, Any]], context: Context) -> dict[str, Result]:
     """Run {label: {'kind': ..., option: value, ...}}; the metrics of each Result are named '<label>/<metric>'."""
@@ -40,7 +37,7 @@ def check(evals: Mapping[str, Mapping[str, Any]]) -> None:
         hints = get_type_hints(module.evaluate)
         for name, value in _options(entry).items():
             if name not in allowed:
-                shown = f"options of {entry['kind']!r}: {', '.join(['kind', *allowed, *SCHEDULE])}"
+                shown = f"options of {entry['kind']!r}: {', '.join(['kind', *allowed])}"
                 raise UserError(f"evals.{label}.{name}: unknown option{_close(name, allowed)}; {shown}")
             choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else None
             if choices and value not in choices:
@@ -71,7 +68,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name not in ("kind", *SCHEDULE)}
+    return {name: value for name, value in entry.items() if name != "kind"}
 
 
 def _close(name: Any, valid: Any) -> str:
