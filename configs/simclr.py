@@ -57,14 +57,17 @@ def smoke(config):
 def cifar10_small(config):
     cifar10(config)
     config.batch_size = 256
-    config.total_epochs = 6.0
+    config.total_epochs = 5.0
     config.model.encoder = dict(name="resnet", depth=10, width=0.25, stem="cifar")
-    config.model.head = dict(widths=(256, 128))
-    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup_epochs=0.5))
-    config.evals.knn200 = dict(kind="knn", k=200, temperature=0.1)
-    config.evals.linear = dict(kind="linear", solver="lbfgs")
-    config.evaluate_every_epochs, config.checkpoint_every_epochs = 2.0, 1.0
-    config.baselines = True
+    config.model.head = dict(widths=(128, 64))
+    config.model.temperature = 0.2
+    config.optim = dict(net=dict(name="adamw", lr=3e-3, weight_decay=1e-4, warmup_epochs=0.25))
+    config.evals = dict(
+        knn=dict(kind="knn", k=20, temperature=0.07),
+        knn200=dict(kind="knn", k=200, temperature=0.1),
+        linear=dict(kind="linear", solver="lbfgs", l2=(1e-3, 1e-2, 1e-1), iterations=50),
+    )
+    config.evaluate_every_epochs, config.checkpoint_every_epochs = 5.0, 1.0
 
 
 def cifar10(config):
