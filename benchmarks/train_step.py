@@ -11,7 +11,8 @@ ratio above 1 means that ours is faster. Ends with one line of JSON.
 
 Quote figures of a quiet machine only: PyTorch's threads wait for each other by spinning, so with other work on the
 cores it loses more wall-clock and spends more CPU time than ours, and both ratios come out too high. The load average
-before and after each case is in the table and in the JSON: 1 or less before means quiet.
+before and after each case is in the table and in the JSON. The benchmark adds up to one per core itself, so look at the
+first number (1 or less is quiet) and whether later ones exceed the number of cores.
 
 `--profile` writes, per case, where the time of our step goes: by kind of operation, and the longest single ones.
 

@@ -20,7 +20,9 @@ from configs import common, simclr
 def scenes(config):
     simclr.scenes(config)
     size = common.SCENES_SIZE
-    config.views = ((("random_resized_crop", dict(size=size, area=(0.2, 1.0))), ("flip", dict(p=0.5))),)
+    config.views = ((("random_resized_crop", dict(size=size, area=(0.5, 1.0))), ("flip", dict(p=0.5))),)
+    config.total_epochs = 20.0
+    config.evaluate_every_epochs = 20.0
     del config.model["temperature"]
     config.model.head_layers = 0  # hidden layers of model.head under the classifier
     config.model.smoothing = 0.0

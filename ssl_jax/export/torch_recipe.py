@@ -51,20 +51,20 @@ def torch_recipe(
 def _resnet(encoder, weights):
     block = "Bottleneck" if is_bottleneck(encoder.depth) else "BasicBlock"
     channels = weights["conv1.weight"].shape[0]
-    scaled, cifar = channels != 64, encoder.stem == "cifar"
+    scaled, small = channels != 64, encoder.stem != "imagenet"
     code = "import torch\nfrom safetensors.torch import load_file\n"
     code += f"from torchvision.models.resnet import {block}, ResNet\n"
     code += _SCALED.format(channels=channels) if scaled else "\n"
     code += f"model = {'Scaled' if scaled else ''}ResNet({block}, {list(DEPTHS[encoder.depth])})\n"
-    if scaled or cifar:
-        geometry = "3, 1, 1" if cifar else "7, 2, 3"
+    if scaled or small:
+        geometry = {"cifar": "3, 1, 1", "stride2": "3, 2, 1", "imagenet": "7, 2, 3"}[encoder.stem]
         code += f"model.conv1 = torch.nn.Conv2d(3, {channels}, {geometry}, bias=False)\n"
     if scaled:
         code += f"model.bn1 = torch.nn.BatchNorm2d({channels})\n"
-    if cifar:
+    if small:
         code += "model.maxpool = torch.nn.Identity()\n"
     code += "model.fc = torch.nn.Identity()"
-    exists = encoder.depth in (18, 34, 50, 101, 152) and not scaled and not cifar
+    exists = encoder.depth in (18, 34, 50, 101, 152) and not scaled and not small
     return "torchvision", f"torchvision.models.resnet{encoder.depth}()" if exists else None, code
 
 

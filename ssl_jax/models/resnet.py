@@ -23,7 +23,7 @@ DEPTHS = {  # depth -> blocks per group; up to 34 the blocks are basic (two 3x3)
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
-STEMS = ("imagenet", "cifar")
+STEMS = ("imagenet", "cifar", "stride2")
 FLAVOURS = ("torchvision", "simclr")
 SK_RATIO, SK_MIN_CHANNELS = 0.0625, 32
 
@@ -44,7 +44,8 @@ class ResNet(nn.Module):
     Fields:
       depth: a key of DEPTHS; 10 is for laptops.
       width: multiplies the channels of every layer (64 at the stem); 0.25 gives 16.
-      stem: 'imagenet' is 7x7 stride 2 and a 3x3 max-pool; 'cifar' is one 3x3 stride 1 and no pool.
+      stem: 'imagenet' is 7x7 stride 2 and a 3x3 max-pool; 'cifar' is one 3x3 stride 1 and no pool; 'stride2' is one 3x3
+        stride 2 and no pool, for thumbnails that are larger than CIFAR's.
       flavour: 'simclr' projects the shortcut of every first block, also where shapes agree (group 1 of depths <= 34),
         pads the max-pool 'SAME' (at the end, for even sizes) and initialises with fan-in truncated normals;
         'torchvision' projects only where shapes differ, pads the pool by 1 on both sides and initialises with fan-out
@@ -107,8 +108,8 @@ class ResNet(nn.Module):
             x = _conv(features, kernel, stride, KERNEL_INITS[self.flavour], self.dtype, f"stem_conv{suffix}")(x)
             return nn.relu(_norm(train, self.dtype, f"stem_bn{suffix}")(x))
 
-        if self.stem == "cifar":
-            return conv_bn_relu(x, channels, 3, 1, "")
+        if self.stem != "imagenet":
+            return conv_bn_relu(x, channels, 3, 2 if self.stem == "stride2" else 1, "")
         if self.sk:
             x = conv_bn_relu(x, channels // 2, 3, 2, "_a")
             x = conv_bn_relu(x, channels // 2, 3, 1, "_b")
