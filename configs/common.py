@@ -47,7 +47,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     )
     config.eval_batch_size = 256
     config.references = {}  # {name: {metric: value}} shown beside the results of a run
-    config.baselines = True  # evaluate raw pixels and the untrained encoder before the first step
+    config.baselines = ("raw pixels", "untrained")  # evaluated before the first step
     return config
 
 

@@ -64,9 +64,9 @@ def smoke(config):
 def cifar10_small(config):
     cifar10(config)
     config.batch_size = 256
-    config.total_epochs = 5.0
-    config.model.encoder = dict(name="resnet", depth=10, width=0.25, stem="cifar")
-    config.model.head = dict(widths=(128, 64))
+    config.total_epochs = 7.0
+    config.model.encoder = dict(name="resnet", depth=10, width=0.25, stem="stride2", zero_init_residual=False)
+    config.model.head = dict(widths=(256, 128))
     config.model.temperature = 0.2
     config.optim = dict(net=dict(name="adamw", lr=3e-3, weight_decay=1e-4, warmup_epochs=0.25))
     config.evals = dict(
@@ -74,7 +74,7 @@ def cifar10_small(config):
         knn200=dict(kind="knn", k=200, temperature=0.1),
         linear=dict(kind="linear", solver="lbfgs", l2=(1e-3, 1e-2, 1e-1), iterations=50),
     )
-    config.evaluate_every_epochs, config.checkpoint_every_epochs = 5.0, 1.0
+    config.evaluate_every_epochs, config.checkpoint_every_epochs = 7.0, 1.0
 
 
 def cifar10(config):
@@ -158,7 +158,7 @@ def imagenet(config):
         linear=dict(kind="linear", solver="sgd"),
     )
     config.evaluate_every_epochs, config.checkpoint_every_epochs = 10.0, 1.0
-    config.log_every_steps, config.baselines = 50, False
+    config.log_every_steps, config.baselines = 50, ()
 
 
 def imagenet_v2(config):

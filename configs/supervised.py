@@ -64,7 +64,7 @@ def imagenet(config):
         net=dict(name="sgd", nesterov=True, lr=0.1, lr_scale="linear", weight_decay=1e-4, warmup_epochs=5.0)
     )
     config.evaluate_every_epochs, config.checkpoint_every_epochs = 10.0, 1.0
-    config.log_every_steps, config.baselines, config.best_metric = 50, False, ""
+    config.log_every_steps, config.baselines, config.best_metric = 50, (), ""
 
 
 def finetune(config):

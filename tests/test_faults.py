@@ -19,7 +19,7 @@ from configs import simclr
 
 def get_config(variant=""):
     config = simclr.get_config("smoke")
-    config.baselines, config.best_metric, config.evals = False, "", {}
+    config.baselines, config.best_metric, config.evals = (), "", {}
     config.batch_size, config.total_steps, config.checkpoint_every_steps = 16, 12, 3
     config.data.train_split = config.data.test_split = "all"
     if variant == "bad_evaluation":

@@ -33,6 +33,7 @@ from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.metrics import MetricsWriter
 from ssl_jax.engine.pictures import save_grid
+from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ def add_arguments(sub) -> None:
 def main(args, overrides) -> int:
     start_jax()
     config = configs.load(args.config, overrides)
+    unknown = sorted(set(config.baselines) - {"raw pixels", "untrained"})
+    if unknown:
+        raise UserError(f"config.baselines: {unknown[0]!r} is unknown; choose of 'raw pixels', 'untrained'")
     evals.check(config.evals)
     with claim(args.workdir):
         this = assemble(config)
@@ -73,9 +77,8 @@ def train(this: Assembly, workdir: Path) -> None:
     evaluations = Evaluations(workdir, config.evals, start)
     if start == 0:
         save_views(this, workdir)
-        if config.baselines:
-            evaluations.add("raw pixels", 0, raw_pixels(config, run.mesh))
-            evaluations.add("untrained", 0, context(this, state))
+        for name in config.baselines:
+            evaluations.add(name, 0, raw_pixels(config, run.mesh) if name == "raw pixels" else context(this, state))
     else:
         log.info("going on at step %d of %d", start, total)
 

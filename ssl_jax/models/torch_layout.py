@@ -3,7 +3,8 @@
 One table of (our path, its name, how to turn the array) drives both directions, so they are inverses by construction.
 
 ResNet: `torchvision.models.resnet.ResNet(Bottleneck, [3, 4, 6, 3])` and so on, with its `fc` or with `fc = Identity()`.
-For stem='cifar' set `conv1 = Conv2d(3, 64, 3, 1, 1, bias=False)` (stride 2 for 'stride2') and `maxpool = Identity()`. Widths other than 1 keep
+For stem='cifar' set `conv1 = Conv2d(3, 64, 3, 1, 1, bias=False)` and `maxpool = Identity()`;
+stride 2 for stem='stride2'. Widths other than 1 keep
 the names and need a class whose channels are scaled alike.
 ViT: `timm.models.VisionTransformer(global_pool='token')` for pool='cls'; for pool='gap'
 `(class_token=False, global_pool='avg', fc_norm=False)`; with registers `(reg_tokens=n, no_embed_class=True)`.
