@@ -25,6 +25,19 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
+class _Once(logging.Filter):
+    """Lets every message through once."""
+
+    def __init__(self):
+        super().__init__()
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        fresh = record.getMessage() not in self.told
+        self.told.add(record.getMessage())
+        return fresh
+
+
 def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="python launch.py",
@@ -49,6 +62,7 @@ def main(argv: list[str]) -> int:
         os.environ.setdefault("NPROC", "16")  # else fake devices wait for each other with fewer threads than devices
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
+    logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
     try:
         args, overrides = parser().parse_known_args(argv)
