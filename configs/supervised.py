@@ -33,7 +33,7 @@ def smoke(config):
     scenes(config)
     views, model = config.views, config.model.to_dict()
     simclr.smoke(config)
-    model["encoder"]["width"] = 0.125
+    model["encoder"] |= dict(width=0.125, zero_init_residual=True)
     config.views, config.model, config.best_metric = views, model, ""
 
 
