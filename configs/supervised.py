@@ -26,7 +26,7 @@ def scenes(config):
     del config.model["temperature"]
     config.model.head_layers = 0  # hidden layers of model.head under the classifier
     config.model.smoothing = 0.0
-    config.best_metric = ""
+    config.best_metric, config.references = "", {}
 
 
 def smoke(config):
@@ -34,7 +34,7 @@ def smoke(config):
     views, model = config.views, config.model.to_dict()
     simclr.smoke(config)
     model["encoder"] |= dict(width=0.125, zero_init_residual=True)
-    config.views, config.model, config.best_metric = views, model, ""
+    config.views, config.model, config.best_metric, config.references = views, model, "", {}
 
 
 def cifar10_small(config):
