@@ -229,7 +229,7 @@ def test_nan_loss_names_the_step_and_keeps_the_checkpoint(folder, tmp_path):
     assert any(row.get("ssl/skipped") == 1 for row in lines(tmp_path / "s"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is a tmpfs of 6 MB, and mounting needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is a tmpfs of 3 MB, and mounting needs root")
 def test_full_disk_loses_nothing(folder, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -133,14 +133,14 @@ class Checkpoints:
         try:
             meta = self._manager.item_metadata(step)
             saved = {name: tuple(leaf.shape) for name, leaf in _named(meta["state"].tree)}
-        except Exception as error:
+        except Exception as error:  # Orbax, TensorStore, JSON and zstd each raise their own: all mean not readable
             raise Corrupt(f"its metadata cannot be read ({_first_line(error)})") from error
         self._check_structure(step, saved, {name: tuple(leaf.shape) for name, leaf in _named(wanted)})
         try:
             read = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), checksums=ocp.args.JsonRestore())
             )
-        except Exception as error:
+        except Exception as error:  # Orbax, TensorStore, JSON and zstd each raise their own: all mean not readable
             raise Corrupt(f"it cannot be read ({_first_line(error)})") from error
         verify(read.state, read.checksums)
         return target._replace(**read.state)
@@ -198,7 +198,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), checksums=ocp.args.JsonRestore())
             )
             verify(read.state, read.checksums)
-        except Exception as error:
+        except Exception as error:  # Orbax, TensorStore, JSON and zstd each raise their own: all mean not readable
             raise UserError(
                 f"checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}); there are {self.steps()}"
             ) from error
