@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,14 +31,8 @@ def load(name, variant="smoke", *overrides):
 
 @functools.cache
 def made(name, devices=8, fsdp=1, *overrides):
-    """An assembly on `devices` fake devices, shared by the tests of a config.
-
-    Every group is trained by SGD at a small rate: sums in another order differ in the last bit, which Adam (it divides noise by
-    itself where the true gradient is zero) and large steps (a chaotic map) amplify to 1e-3 in 20 steps.
-    """
+    """An assembly on `devices` fake devices, shared by the tests of a config."""
     config = load(name, "smoke", f"--config.mesh.fsdp={fsdp}", *overrides)
-    with config.unlocked():
-        config.optim = {group: dict(name="sgd", lr=0.003, schedule="constant") for group in config.optim}
     return assemble(config, jax.devices()[:devices])
 
 
@@ -51,8 +46,8 @@ def steps(this, n, state=None, start=0):
     return state, told
 
 
-def losses(told):
-    return np.array([[v for k, v in sorted(t.items()) if k.endswith("/loss")] for t in told])
+def losses(told, kind="/loss"):
+    return np.array([[v for k, v in sorted(t.items()) if kind in k] for t in told])
 
 
 def variants(name):
@@ -91,22 +86,42 @@ def test_data_fits_the_method(name):
 
 
 @every_config
-def test_eight_devices_equal_one_and_one_trace(name):
-    """Losses over 20 steps on 1 device, data 8, and data 4 x fsdp 2; the state keeps tree, shapes, types and shardings.
+def test_eight_devices_equal_one_over_20_steps(name, monkeypatch):
+    """Losses on 1 device, data 8, and data 4 x fsdp 2, each going its own way for 20 steps of the config's own optimizer.
 
-    Equal to 1e-5 for ten steps. Later SimCLR's jump apart by up to 1e-2 in one step (from step 11 in this config), which rounding
-    alone does not explain: an open question in docs/results.md.
+    The network is made smooth. Devices add in another order, so parameters differ by 1e-8; where that carries one ReLU over its
+    kink the gradient jumps (by the share of one unit in the batch, 0.5 % in a head) and the runs part, each as right as the other.
     """
-    _one, told = steps(made(name, 1), 20)
-    assert np.isfinite(losses(told)).all()
+    monkeypatch.setattr(nn, "relu", nn.silu)
+    config = load(name, "smoke")
+    curves = []
+    for devices, fsdp in ((1, 1), (8, 1), (8, 2)):
+        with config.unlocked():
+            config.mesh.fsdp = fsdp
+        curves.append(losses(steps(assemble(config, jax.devices()[:devices]), 20)[1]))
+    assert np.isfinite(curves).all() and np.ptp(curves[0]) > 1e-2
+    np.testing.assert_allclose(curves[1:], [curves[0]] * 2, rtol=1e-5, atol=1e-5)
+
+
+@every_config
+def test_from_the_same_state_eight_devices_take_the_same_step(name):
+    """The network as it is: 20 states of one device, each also given to data 8 and to data 4 x fsdp 2; loss and gradient norm agree,
+    the step is traced once, and the state keeps its tree, shapes, types and shardings."""
+    one, state, told, starts = made(name, 1), None, [], []
+    for step in range(20):
+        starts.append(jax.device_get(one.run.init() if state is None else state))
+        state, metrics = steps(one, 1, state, start=step)
+        told += metrics
     for fsdp in (1, 2):
-        this = made(name, 8, fsdp)
-        before = this.run.init()
-        described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), before)
-        after, spread = steps(this, 20, before)
-        np.testing.assert_allclose(losses(spread)[:10], losses(told)[:10], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(losses(spread), losses(told), rtol=2e-2)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), after) == described
+        this, spread = made(name, 8, fsdp), []
+        for step, start in enumerate(starts):
+            before = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), start, this.run.abstract)
+            described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), before)
+            after, metrics = steps(this, 1, before, start=step)
+            spread += metrics
+            assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), after) == described
+        np.testing.assert_allclose(losses(spread), losses(told), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(losses(spread, "/grad_norm/"), losses(told, "/grad_norm/"), rtol=1e-4)
         assert this.run.traces() == 1
         if fsdp == 2:
             split = [x for x in jax.tree.leaves(after.params) if x.sharding.spec != jax.sharding.PartitionSpec()]
@@ -119,8 +134,8 @@ def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
     this = made(name)
     start = this.run.init()
     first = jax.device_get(start)  # before it is donated
-    state, _ = steps(this, 1, start)
-    assert int(state.step) == 1
+    state, _ = steps(this, 2, start)  # the first may have a learning rate of zero
+    assert int(state.step) == 2
     for group in groups(this.method):
         same = jax.tree.map(np.array_equal, first.params[group], jax.device_get(state.params[group]))
         assert not jax.tree.all(same), group
@@ -197,4 +212,4 @@ def test_collectives_of_simclr_are_those_that_the_method_needs():
         batch = next(loop.to_device([{k: v for k, v in this.batches[0].items() if k != "skipped"}], this.run.mesh))
         state = this.run.abstract
         counted[fsdp] = collectives(this.run.lower(state, batch, this.run.root).compile().as_text())
-    assert counted == {1: {"all-reduce": 23, "all-gather": 1}, 2: {"all-reduce": 29, "all-gather": 21}}
+    assert counted == {1: {"all-reduce": 23, "all-gather": 1}, 2: {"all-reduce": 29, "all-gather": 23}}

@@ -8,21 +8,26 @@ import subprocess
 import sys
 import time
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from PIL import Image
 
+from ssl_jax.cli.main import main
+
 ROOT = pathlib.Path(__file__).parent.parent
 PIXELS = 24
 CONFIG = """
+import flax.linen as nn
 from configs import simclr
+
+nn.relu = nn.silu  # smooth, so that rounding cannot carry a unit over its kink: see test_conformance
 
 def get_config(variant=""):
     config = simclr.get_config("smoke")
     config.baselines, config.best_metric, config.evals = (), "", {}
     config.batch_size, config.total_steps, config.checkpoint_every_steps = 16, 12, 3
     config.data.train_split = config.data.test_split = "all"
-    config.optim = dict(net=dict(name="sgd", lr=0.003))  # Adam would amplify the rounding of devices
     if variant == "bad_evaluation":
         config.evals.x = dict(kind="knnn")
     if variant == "bad_view":
@@ -83,9 +88,9 @@ def lines(workdir):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-def interrupt_at(arguments, workdir, step, signum):
+def interrupt_at(arguments, workdir, step, signum, devices=1):
     """Start, send `signum` once `step` is logged, return (exit code, stderr)."""
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(devices), stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 240
     path = workdir / "metrics.jsonl"
     while time.time() < deadline and process.poll() is None:
@@ -142,13 +147,12 @@ def test_worker_processes_and_eight_devices_change_nothing(straight, folder, tmp
     assert code == -signal.SIGKILL
     first = lines(workdir)
     assert first == lines(straight)[: len(first)]
-    code, stderr = interrupt_at(command(workdir, folder), workdir, 7, signal.SIGTERM)
+    code, stderr = interrupt_at(command(workdir, folder), workdir, 7, signal.SIGTERM, devices=8)
     assert code == 0, stderr
-    many = run(command(workdir, folder), devices=8)
-    assert many.returncode == 0, many.stderr
+    back = run(command(workdir, folder))
+    assert back.returncode == 0, back.stderr
     for ours, theirs in zip(lines(workdir), lines(straight), strict=True):
-        tolerance = 1e-5 if ours["step"] <= 10 else 1e-1  # see test_conformance on what happens later
-        assert ours["ssl/loss"] == pytest.approx(theirs["ssl/loss"], abs=tolerance)
+        assert ours["ssl/loss"] == pytest.approx(theirs["ssl/loss"], abs=1e-5)
 
 
 BAD = {
@@ -174,17 +178,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(name, folder, tmp_path, capsys):
-    from ssl_jax.cli.main import main
-
+def test_bad_input_is_one_line(name, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(nn, "relu", nn.relu)  # the config replaces it
     change, told = BAD[name]
     variant, overrides = (change, []) if isinstance(change, str) else ("", change)
-    before = os.getcwd()
-    os.chdir(ROOT)
-    try:
-        code = main(command(tmp_path / "w", folder, *overrides, variant=variant)[2:])
-    finally:
-        os.chdir(before)
+    monkeypatch.chdir(ROOT)
+    code = main(command(tmp_path / "w", folder, *overrides, variant=variant)[2:])
     stderr = [line for line in capsys.readouterr().err.splitlines() if line]
     assert code == 2
     assert stderr[-1].startswith("error: ")
