@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax: every file, and a traceback of what it raises anyway
     try:
         args, overrides = parser().parse_known_args(argv)
         return importlib.import_module(f"ssl_jax.cli.{args.verb}").main(args, overrides)

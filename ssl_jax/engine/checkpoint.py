@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,6 +91,7 @@ class Checkpoints:
         """
         step, tree = int(state.step), saved_part(state)
         try:
+            self._check_space(tree)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -110,11 +112,17 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_failed(error) from error
 
+    def _check_space(self, tree) -> None:
+        """Raises OSError where the disk has less room than the arrays take: better before half of them are written."""
+        shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards if shard.replica_id == 0]
+        needed, free = sum(shard.data.nbytes for shard in shards), shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise OSError(f"no space left on the disk: {needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB free")
+
     def _save_failed(self, error: Exception) -> UserError:
         done = self.steps()
-        cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         return UserError(
-            f"could not save a checkpoint under {self.directory} ({cause}); free space or mend the directory and run the same "
+            f"could not save a checkpoint under {self.directory} ({_first_line(error)}); free space or mend the directory and run the same "
             f"command again: it resumes from " + (f"step {done[-1]}" if done else "the start, nothing is saved yet")
         )
 
@@ -224,7 +232,9 @@ def _named(tree) -> list[tuple[str, object]]:
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
+    """Type and first line; of a long one the two ends, since TensorStore says what happened last."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: " + (line if len(line) <= 200 else f"{line[:90]} ... {line[-90:]}")
 
 
 def write_json(path: Path, value) -> None:
