@@ -142,7 +142,7 @@ def imagenet(config):
     config.data.name = "imagenet2012"
     config.data.test_split = "validation"
     # The host decodes once and crops twice; the photometric half runs on the device.
-    config.data.ops = (("random_resized_crops", dict(size=224, crops=2, area=(0.08, 1.0))),)
+    config.data.ops = (("random_resized_crops", dict(size=224, crops=2, area=(0.08, 1.0), sampling="simclr")),)
     config.data.eval_ops = common.IMAGENET_EVAL
     config.data.workers = 16
     config.batch_size = 4096

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from feature_clouds import blobs, fake_context, mesh_of
 from torch_reference import require_lightly, require_torch
 
 from ssl_jax.errors import UserError
@@ -18,25 +18,6 @@ from ssl_jax.evals import fewshot, knn, linear, representation
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context, pixel_context
 from ssl_jax.evals.features import Features, extract, hits, moments, pixels
-
-
-def mesh_of(count):
-    return Mesh(
-        np.array(jax.devices()[:count]).reshape(-1, 2 if count > 1 else 1, 1),
-        ("data", "fsdp", "tensor"),
-        axis_types=(AxisType.Auto,) * 3,
-    )
-
-
-@functools.cache
-def blobs(n, dim=16, classes=5, spread=1.0, seed=0):
-    """Gaussian classes with unequal feature scales and an offset: not standardised, not separable."""
-    generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).standard_normal((classes, dim))
-    y = generator.integers(0, classes, n).astype(np.int32)
-    x = centres[y] + 1.5 * spread * generator.standard_normal((n, dim))
-    return Features((x * np.linspace(0.2, 3, dim) + 2).astype(np.float32), y)
-
 
 # --- kNN
 
@@ -147,148 +128,6 @@ def test_knn_votes_do_not_overflow():
     assert knn.vote(index, similarity, bank, np.array([2]), 0.07) == {"top1": 0, "top5": 0}
 
 
-# --- linear
-
-
-def standardised(bank, *others):
-    return [(f.x.astype(np.float64) - bank.x.mean(0)) / bank.x.std(0) for f in (bank, *others)]
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-def test_lbfgs_equals_scikit_learn(devices):
-    sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
-    bank, query = blobs(403), blobs(101, seed=1)
-    l2 = 1e-2
-    fitted = linear.fit(bank, "lbfgs", mesh=mesh_of(devices), l2=(l2,))
-    x, q = standardised(bank, query)
-    reference = sklearn_linear.LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, solver="newton-cholesky")
-    reference.fit(x, bank.y)
-    logits = linear.predict(fitted.probe, query.x, mesh_of(devices))[:, 0]
-    log_probability = np.log(reference.predict_proba(q))
-    np.testing.assert_allclose(jax.nn.log_softmax(logits), log_probability, atol=2e-3)
-    np.testing.assert_allclose(fitted.probe.kernel[:, 0], reference.coef_.T, atol=1e-3)
-
-
-def test_lbfgs_keeps_the_axes_of_large_features(monkeypatch):
-    bank = blobs(403)
-    rotated = linear.fit(bank, "lbfgs", standardize=False, l2=(1e-2,)).probe
-    monkeypatch.setattr(linear, "LARGEST_BASIS", 15)
-    along_axes = linear.fit(bank, "lbfgs", standardize=False, l2=(1e-2,)).probe
-    np.testing.assert_allclose(along_axes.kernel, rotated.kernel, atol=2e-3)
-    logits = [jax.nn.log_softmax(linear.predict(probe, bank.x)) for probe in (rotated, along_axes)]
-    np.testing.assert_allclose(*logits, rtol=2e-3, atol=5e-3)
-
-
-def test_lbfgs_needs_no_standardised_features():
-    """Badly scaled, off-centre, rank-deficient features: the optimum is that of scikit-learn on the same features."""
-    sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
-    bank = blobs(300)
-    bank = Features(np.concatenate([bank.x * 3 + 10, bank.x[:, :4], np.ones((300, 1), np.float32)], 1), bank.y)
-    fitted = linear.fit(bank, "lbfgs", standardize=False, l2=(1e-2,))
-    reference = sklearn_linear.LogisticRegression(C=1 / (1e-2 * 300), tol=1e-8, solver="newton-cholesky")
-    log_probability = np.log(reference.fit(bank.x.astype(np.float64), bank.y).predict_proba(bank.x))
-    logits = linear.predict(fitted.probe, bank.x)[:, 0]
-    np.testing.assert_allclose(jax.nn.log_softmax(logits), log_probability, rtol=2e-3, atol=2e-3)
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-def test_ridge_equals_scikit_learn(devices, monkeypatch):
-    sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
-    monkeypatch.setattr(linear, "CHUNK_BYTES", 4 * 16 * 100)  # five chunks
-    bank, query = blobs(403), blobs(101, seed=1)
-    fitted = linear.fit(bank, "ridge", mesh=mesh_of(devices), l2=(0.1,))
-    x, q = standardised(bank, query)
-    reference = sklearn_linear.RidgeClassifier(alpha=0.1 * len(x)).fit(x, bank.y)
-    logits = linear.predict(fitted.probe, query.x, mesh_of(devices))[:, 0]
-    np.testing.assert_allclose(logits, reference.decision_function(q), atol=1e-5)
-
-
-def test_sgd_reaches_the_optimum_and_its_heads_are_independent(monkeypatch):
-    bank = blobs(512)
-    scale = moments(bank.x)
-    options = {"epochs": 60, "batch_size": 64, "seed": 0}
-    rows, mesh = np.arange(512), features_module.flat_mesh(mesh_of(8))
-    grid = ((0.02, 0.0), (0.4, 1e-2))
-    kernel, bias = linear._train_sgd(bank, rows, scale, grid, mesh, **options)
-    monkeypatch.setattr(linear, "CHUNK_BYTES", 4 * 64 * 16 * 3)  # three steps at a time
-    for head, setting in enumerate(grid):
-        alone = linear._train_sgd(bank, rows, scale, (setting,), features_module.flat_mesh(None), **options)
-        np.testing.assert_allclose(kernel[:, head], alone[0][:, 0], atol=2e-5)
-        np.testing.assert_allclose(bias[head], alone[1][0], atol=2e-5)
-    exact = linear.fit(bank, "lbfgs", l2=(1e-2,)).probe
-    np.testing.assert_allclose(kernel[:, 1], exact.kernel[:, 0] - exact.kernel.mean(2), atol=0.03)
-    x = (bank.x - scale[0]) / scale[1]
-    accuracy = [hits(x @ w[:, -1] + b[-1], bank.y, 1).mean() for w, b in ((kernel, bias), (exact.kernel, exact.bias))]
-    assert accuracy[0] == pytest.approx(accuracy[1], abs=0.02)
-
-
-def test_one_sgd_step_is_nesterov_by_hand():
-    bank = Features(np.array([[1.0, 2.0], [-1.0, 0.5]], np.float32), np.array([0, 1], np.int32))
-    scale = linear._no_scale(2)
-    kernel, bias = linear._train_sgd(
-        bank, np.arange(2), scale, ((0.5, 0.1),), features_module.flat_mesh(None), epochs=2, batch_size=256, seed=0
-    )
-    w, b, v, u = np.zeros((2, 2)), np.zeros(2), np.zeros((2, 2)), np.zeros(2)
-    for step in range(2):
-        logits = bank.x @ w + b
-        error = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(2)) / 2
-        rate = 0.5 * 2 / 256 * 0.5 * (1 + np.cos(np.pi * step / 2))
-        g, h = bank.x.T @ error + 0.1 * w, error.sum(0)
-        v, u = 0.9 * v + g, 0.9 * u + h
-        w, b = w - rate * (g + 0.9 * v), b - rate * (h + 0.9 * u)
-    np.testing.assert_allclose(kernel[:, 0], w, rtol=1e-5)
-    np.testing.assert_allclose(bias[0], b, rtol=1e-5)
-
-
-def test_sgd_shuffles_and_sees_every_row_in_every_epoch(monkeypatch):
-    epochs = []
-
-    def spy(array, sharding):
-        if array.dtype == np.int32:
-            epochs.append(array.ravel())
-        return features_module.place(array, sharding)
-
-    monkeypatch.setattr(linear, "place", spy)
-    bank = Features(blobs(20).x, np.arange(20, dtype=np.int32))  # the label is the row
-    mesh, rows = features_module.flat_mesh(None), np.arange(3, 20)
-    linear._train_sgd(bank, rows, moments(bank.x), ((0.1, 0.0),), mesh, epochs=2, batch_size=8, seed=0)
-    assert [len(order) for order in epochs] == [24, 24]  # three batches of 8 for 17 rows
-    for order in epochs:
-        np.testing.assert_array_equal(np.unique(order), rows)
-        np.testing.assert_array_equal(np.sort(order[:17]), rows)
-    assert not np.array_equal(epochs[0], epochs[1])
-
-
-def test_selection_never_sees_the_test_split():
-    bank, query = blobs(300), blobs(100, seed=1)
-    permuted = Features(query.x, np.random.default_rng(0).permutation(query.y))
-    results = []
-    for test in (query, permuted):
-        context = fake_context({"train": bank, "test": test})
-        results.append(linear.evaluate(context, solver="sgd", epochs=3, batch_size=64))
-    assert results[0].protocol == results[1].protocol  # names the chosen learning rate
-    assert results[0].metrics["validation_top1"] == results[1].metrics["validation_top1"]
-    assert results[0].metrics["top1"] > results[1].metrics["top1"] + 20
-
-
-def test_the_setting_is_chosen_on_held_out_rows_and_refitted_on_all():
-    bank = blobs(300)
-    fitted = linear.fit(bank, "ridge", validation=0.2, seed=3, l2=(1e4, 1e-3, 1e3))
-    held_out = np.sort(np.random.default_rng(3).permutation(300)[:60])
-    rest = np.setdiff1d(np.arange(300), held_out)
-    accuracy = []
-    scale = moments(bank.x)
-    mesh = features_module.flat_mesh(None)
-    for l2 in (1e4, 1e-3, 1e3):
-        kernel, bias = linear._train_ridge(bank, rest, scale, ((l2,),), mesh)
-        scores = (bank.x[held_out] - scale[0]) / scale[1] @ kernel[:, 0] + bias[0]
-        accuracy.append(100 * hits(scores, bank.y[held_out], 1).mean())
-    np.testing.assert_allclose(fitted.validation, accuracy)
-    assert fitted.setting == ((1e4, 1e-3, 1e3)[int(np.argmax(accuracy))],)
-    whole = linear._train_ridge(bank, np.arange(300), scale, (fitted.setting,), mesh)
-    np.testing.assert_allclose(fitted.probe.kernel, whole[0])
-
-
 # --- few-shot
 
 
@@ -397,14 +236,6 @@ def toy_encode(images):
     x = images.astype(jnp.float32)
     return {"pooled": x[:, 0, 0], "map": x, "tokens": x.reshape(len(x), -1, 3), "half": x[:, 0, 0].astype(jnp.bfloat16)}
 
-
-def fake_context(by_split, **options):
-    """A context whose 'images' are features already."""
-
-    def open_batches(split):
-        yield {"image": by_split[split].x, "label": by_split[split].y, "mask": np.ones(len(by_split[split].y))}
-
-    return Context(lambda x: {"pooled": x}, open_batches, **options)
 
 
 @pytest.mark.parametrize("devices", [None, 8])

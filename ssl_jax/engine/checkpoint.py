@@ -122,8 +122,8 @@ class Checkpoints:
     def _save_failed(self, error: Exception) -> UserError:
         done = self.steps()
         return UserError(
-            f"could not save a checkpoint under {self.directory} ({_first_line(error)}); free space or mend the directory and run the same "
-            f"command again: it resumes from " + (f"step {done[-1]}" if done else "the start, nothing is saved yet")
+            f"could not save a checkpoint under {self.directory} ({_first_line(error)}); free space or mend the directory and run "
+            f"the same command again: it resumes from " + (f"step {done[-1]}" if done else "the start, nothing is saved yet")
         )
 
     def config(self, step: int) -> dict:

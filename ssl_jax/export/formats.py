@@ -116,7 +116,7 @@ def read_stablehlo(folder: Path, card: Mapping) -> Encode:
     """The program with its weights bound; no model code runs."""
     try:
         exported = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
-    except Exception as error:
+    except Exception as error:  # flatbuffers and MLIR each raise their own: all mean not readable
         written = card.get("stablehlo", {}).get("jax", "of another version")
         raise UserError(
             f"{folder / PROGRAM} was written by jax {written} and cannot be read by jax {jax.__version__} "

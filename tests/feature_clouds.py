@@ -1,0 +1,37 @@
+"""Features to probe, and the mesh that they lie on."""
+
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from ssl_jax.evals.context import Context
+from ssl_jax.evals.features import Features
+
+
+def mesh_of(count):
+    return Mesh(
+        np.array(jax.devices()[:count]).reshape(-1, 2 if count > 1 else 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+    )
+
+
+@functools.cache
+def blobs(n, dim=16, classes=5, spread=1.0, seed=0):
+    """Gaussian classes with unequal feature scales and an offset: not standardised, not separable."""
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((classes, dim))
+    y = generator.integers(0, classes, n).astype(np.int32)
+    x = centres[y] + 1.5 * spread * generator.standard_normal((n, dim))
+    return Features((x * np.linspace(0.2, 3, dim) + 2).astype(np.float32), y)
+
+
+def fake_context(by_split, **options):
+    """A context whose 'images' are features already."""
+
+    def open_batches(split):
+        yield {"image": by_split[split].x, "label": by_split[split].y, "mask": np.ones(len(by_split[split].y))}
+
+    return Context(lambda x: {"pooled": x}, open_batches, **options)
