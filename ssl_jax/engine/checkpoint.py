@@ -114,7 +114,8 @@ class Checkpoints:
 
     def _check_space(self, tree) -> None:
         """Raises OSError where the disk has less room than the arrays take: better before half of them are written."""
-        shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards if shard.replica_id == 0]
+        arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+        shards = [shard for array in arrays for shard in array.addressable_shards if shard.replica_id == 0]
         needed, free = sum(shard.data.nbytes for shard in shards), shutil.disk_usage(self.directory).free
         if free < needed:
             raise OSError(f"no space left on the disk: {needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB free")
