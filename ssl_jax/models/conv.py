@@ -1,4 +1,4 @@
-"""A convolution whose weight gradient is fast on a CPU and XLA's own everywhere else."""
+"""A convolution whose gradients are fast on a CPU and XLA's own everywhere else."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def conv(x, kernel, strides, padding, *, lhs_dilation, rhs_dilation, dimension_n
     """`lax.conv_general_dilated` with a quicker gradient on CPUs, for the field `conv_general_dilated` of Flax's Conv.
 
     XLA's CPU backend computes the weight gradient as a convolution with channels for a batch, for which it transposes
-    both operands element by element: two fifths of a ResNet step. On one device of the ambient mesh (or without a
-    mesh), 2-D convolutions of x [B, H, W, C] with kernel [h, w, C, F] without dilation and groups get the rule of
-    `_weight_gradient` where they are compiled for a CPU. The rest is left alone: values, gradients for x, accelerators,
-    and several devices (chunks of a batch that is spread over devices would have to be gathered).
+    both operands element by element: two fifths of a ResNet step; and the gradient for x of a stride of 2 on an input
+    three quarters of which are zeros. On one device of the ambient mesh (or without a mesh), 2-D convolutions of x
+    [B, H, W, C] with kernel [h, w, C, F] without dilation and groups get the rules of `_weight_gradient` and
+    `_input_gradient` where they are compiled for a CPU. The rest is left alone: values, accelerators, and several devices
+    (chunks of a batch that is spread over devices would have to be gathered).
 
-    The rule has reverse-mode derivatives of any order, but no forward mode: `jax.jvp` raises TypeError.
+    The rules have reverse-mode derivatives of any order, but no forward mode: `jax.jvp` raises TypeError.
     """
     layout = lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT) if x.ndim == 4 else None
     simple = (
@@ -66,26 +67,50 @@ def _backward(strides, padding, precision, residuals, g):
     x, kernel = residuals
     of_x = jax.linear_transpose(lambda x: _plain(x, kernel, strides, padding, precision), x)
     of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding, precision), kernel)
-    quick = functools.partial(
-        _weight_gradient, size=kernel.shape[:2], strides=strides, padding=padding, precision=precision
-    )
-    dkernel = lax.platform_dependent(x, g, cpu=quick, default=lambda x, g: of_kernel(g)[0])
-    return *of_x(g), dkernel
+    options = dict(strides=strides, padding=padding, precision=precision)
+
+    def quick(x, kernel, g):
+        dx = of_x(g)[0] if strides == (1, 1) else _input_gradient(g, kernel, x.shape, **options)
+        return dx, _weight_gradient(x, g, size=kernel.shape[:2], **options)
+
+    return lax.platform_dependent(x, kernel, g, cpu=quick, default=lambda x, kernel, g: (*of_x(g), *of_kernel(g)))
 
 
 _conv.defvjp(_forward, _backward)
 
 
+def _input_gradient(g, kernel, shape, *, strides, padding, precision):
+    """g [B, h, w, F] -> [B, H, W, C] = shape, for strides above 1: one small convolution for every phase of the stride.
+
+    Row s m + r of the padded input has met g[m - j] with row s j + r of the kernel, so phase r is a convolution of `g` with every
+    s-th row; all phases are features of one convolution. XLA spreads `g` with zeros instead and multiplies those too.
+    """
+    (kernel_h, kernel_w, channels, features), (s, t) = kernel.shape, strides
+    phases = min(s, kernel_h), min(t, kernel_w)  # the others are zero
+    taps = -(-kernel_h // s), -(-kernel_w // t)
+    kernel = jnp.pad(kernel, ((0, -kernel_h % s), (0, -kernel_w % t), (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps[0], s, taps[1], t, channels, features)[::-1, : phases[0], ::-1, : phases[1]]
+    kernel = kernel.transpose(0, 2, 5, 1, 3, 4).reshape(*taps, features, -1)
+    rows, columns = (-(-(size + low) // stride) for size, (low, _), stride in zip(shape[1:3], padding, strides, strict=True))
+    around = (taps[0] - 1, rows - g.shape[1]), (taps[1] - 1, columns - g.shape[2])
+    dx = _plain(g, kernel, (1, 1), around, precision).reshape(-1, rows, columns, *phases, channels)
+    dx = jnp.pad(dx, ((0, 0),) * 3 + ((0, s - phases[0]), (0, t - phases[1]), (0, 0)))
+    dx = dx.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * s, columns * t, channels)
+    (top, _), (left, _) = padding
+    return dx[:, top : top + shape[1], left : left + shape[2]]
+
+
 def _weight_gradient(x, g, *, size, strides, padding, precision):
     """x [B, H, W, C], g [B, h, w, F] -> [*size, C, F]: unfolded patches times `g`, summed over chunks of the batch.
 
-    A whole unfolded batch (9 times `x` for 3x3) is slow for its traffic to memory; a chunk stays in the cache.
+    A whole unfolded batch (9 times `x` for 3x3) is slow for its traffic to memory; a chunk stays in the cache. There are at least
+    two, since XLA does not fuse into a loop: without one it computes what made `x` again inside of a transposition of `x`.
     """
     batch, *_, channels = x.shape
     rows, columns, features = g.shape[1:]
     positions = [(i, j) for i in range(size[0]) for j in range(size[1])]
     bytes_each = rows * columns * len(positions) * channels * x.dtype.itemsize
-    chunk = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * bytes_each <= CHUNK_BYTES))
+    chunk = max(n for n in range(1, max(2, batch)) if batch % n == 0 and (n == 1 or n * bytes_each <= CHUNK_BYTES))
 
     def unfold(x):
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -98,12 +123,11 @@ def _weight_gradient(x, g, *, size, strides, padding, precision):
 
     def product(x, g):
         everywhere = ((0, 1, 2), (0, 1, 2))
+        if size == (1, 1) and channels > features:
+            return lax.dot_general(g, unfold(x), (everywhere, ((), ())), precision, preferred_element_type=jnp.float32).T
         return lax.dot_general(unfold(x), g, (everywhere, ((), ())), precision, preferred_element_type=jnp.float32)
 
-    if size == (1, 1) or chunk == batch:
-        total = product(x, g)
-    else:
-        chunks = (x.reshape(-1, chunk, *x.shape[1:]), g.reshape(-1, chunk, *g.shape[1:]))
-        start = jnp.zeros((len(positions) * channels, features), jnp.float32)
-        total, _ = lax.scan(lambda total, chunk: (total + product(*chunk), None), start, chunks)
+    chunks = (x.reshape(-1, chunk, *x.shape[1:]), g.reshape(-1, chunk, *g.shape[1:]))
+    start = jnp.zeros((len(positions) * channels, features), jnp.float32)
+    total, _ = lax.scan(lambda total, chunk: (total + product(*chunk), None), start, chunks)
     return total.reshape(*size, channels, features).astype(x.dtype)
