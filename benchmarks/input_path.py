@@ -6,8 +6,8 @@ Three paths turn the same encoded JPEGs into two random resized crops each:
     ours         the host op `random_resized_crops`: one decode at the scale the crops need, OpenCV geometry
     reference    Pillow decodes once, torchvision's RandomResizedCrop runs twice on it: a careful PyTorch loader
     two decodes  Pillow decodes for every crop
-They run image by image in turns, in one thread, and time is CPU time of the process, so that other work on the machine
-falls on all alike. Prints images/s (an image is one pair of crops), the ratio per round, and one line of JSON.
+They take turns round by round (a loader runs one path, so one does not empty the caches of another), in one thread, and
+time is CPU time of the process, so that other work on the machine falls on all alike. Prints images/s (an image is one pair of crops), the ratio per round, and one line of JSON.
 
 It also measures the resize alone, beside OpenCV's area and linear interpolation: agreement with Pillow's antialiased
 resize in dB, and milliseconds. `--png` writes the crops of both paths side by side, from the same boxes.
@@ -68,17 +68,17 @@ def paths(interpolation):
 
 
 def compare_paths(images, interpolation, rounds):
-    """CPU seconds of every path, [rounds] each; the paths take turns on every image."""
+    """CPU seconds of every path over all images, [rounds] each."""
     functions = paths(interpolation)
     for function in functions.values():
         function(images[0])
     seconds = {name: np.zeros(rounds) for name in functions}
     for i in range(rounds):
-        for data in images:
-            for name, function in functions.items():
-                start = time.process_time()
+        for name, function in functions.items():
+            start = time.process_time()
+            for data in images:
                 function(data)
-                seconds[name][i] += time.process_time() - start
+            seconds[name][i] = time.process_time() - start
     return seconds
 
 
@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--data_dir", default="", help="TFDS data directory; default $TFDS_DATA_DIR")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--interpolation", default="bilinear", choices=list(geometry.INTERPOLATIONS))
+    parser.add_argument("--interpolation", default="bicubic", choices=list(geometry.INTERPOLATIONS))
     parser.add_argument("--png", default="", help="write crops of both paths here")
     arguments = parser.parse_args()
     source = open_source(arguments.dataset, arguments.split, arguments.data_dir)
