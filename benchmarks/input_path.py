@@ -7,7 +7,8 @@ Three paths turn the same encoded JPEGs into two random resized crops each:
     reference    Pillow decodes once, torchvision's RandomResizedCrop runs twice on it: a careful PyTorch loader
     two decodes  Pillow decodes for every crop
 They take turns round by round (a loader runs one path, so one does not empty the caches of another), in one thread, and
-time is CPU time of the process, so that other work on the machine falls on all alike. Prints images/s (an image is one pair of crops), the ratio per round, and one line of JSON.
+time is CPU time of the process, so that other work on the machine falls on all alike. Prints images/s (an image is one
+pair of crops), the ratio per round, and one line of JSON.
 
 It also measures the resize alone, beside OpenCV's area and linear interpolation: agreement with Pillow's antialiased
 resize in dB, and milliseconds. `--png` writes the crops of both paths side by side, from the same boxes.

@@ -44,7 +44,7 @@ def scenes(config):
     )
     config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup_epochs=1.0))
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))  # enough here, also for raw pixels
-    config.references = {"supervised (recorded)": {"knn/top1": 92.54, "linear/top1": 92.70}}  # three seeds, docs/results.md
+    config.references = {"supervised (recorded)": {"knn/top1": 92.54, "linear/top1": 92.70}}  # three seeds: docs/results.md
     config.evaluate_every_epochs = 15.0
     config.checkpoint_every_epochs = 3.0
 

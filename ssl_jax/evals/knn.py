@@ -111,6 +111,7 @@ def neighbours(
     for start, stop in chunks(len(bank), rows * mesh.size):
         part = place(padded(bank[start:stop], rows * mesh.size), split)
         part = _prepare(part, mean, std, metric)
+        jax.block_until_ready(best)  # else the host would run ahead and place the whole bank; two chunks at a time overlap
         span = place(np.array([start, stop], np.int32), whole)
         for i, (first, last) in enumerate(chunks(len(query), query_chunk)):
             q = _prepare(place(padded(query[first:last], query_chunk), whole), mean, std, metric)
