@@ -209,7 +209,9 @@ def _train_sgd(bank, rows, scale, grid, mesh, *, epochs, batch_size, seed):
         order = np.resize(rows[generator.permutation(n)], (steps, batch))  # the last batch is filled from the start
         for start, stop in chunks(steps, per_chunk):
             part = order[start:stop]
-            carry = _sgd_steps(carry, place(bank.x[part], split), place(bank.y[part], split), constants)
+            x, y = place(bank.x[part], split), place(bank.y[part], split)
+            jax.block_until_ready(carry)  # two chunks at a time: the host would run ahead and place them all
+            carry = _sgd_steps(carry, x, y, constants)
     return jax.device_get(carry[0])
 
 
