@@ -85,21 +85,27 @@ def test_data_fits_the_method(name):
         assert tuple(spec[feature][0]) == tuple(shape)
 
 
+@pytest.mark.parametrize("smooth", [False, True], ids=["as it is, small rate", "smooth, own optimizer"])
 @every_config
-def test_eight_devices_equal_one_over_20_steps(name, monkeypatch):
-    """Losses on 1 device, data 8, and data 4 x fsdp 2, each going its own way for 20 steps of the config's own optimizer.
+def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
+    """Losses on 1 device, data 8, and data 4 x fsdp 2, each going its own way for 20 steps.
 
-    The network is made smooth. Devices add in another order, so parameters differ by 1e-8; where that carries one ReLU over its
-    kink the gradient jumps (by the share of one unit in the batch, 0.5 % in a head) and the runs part, each as right as the other.
+    Devices add in another order, so parameters differ by 1e-8; where that carries one ReLU over its kink the gradient jumps (by the
+    share of one unit in the batch, 0.5 % in a head) and the runs part, each as right as the other. So the network is left as it is
+    where the rate is small, and made smooth where the config's own optimizer runs.
     """
-    monkeypatch.setattr(nn, "relu", nn.silu)
     config = load(name, "smoke")
+    if smooth:
+        monkeypatch.setattr(nn, "relu", nn.silu)
+    else:
+        with config.unlocked():
+            config.optim = {group: dict(name="sgd", lr=3e-4, schedule="constant") for group in config.optim}
     curves = []
     for devices, fsdp in ((1, 1), (8, 1), (8, 2)):
         with config.unlocked():
             config.mesh.fsdp = fsdp
         curves.append(losses(steps(assemble(config, jax.devices()[:devices]), 20)[1]))
-    assert np.isfinite(curves).all() and np.ptp(curves[0]) > 1e-2
+    assert np.isfinite(curves).all() and np.ptp(curves[0]) > 1e-3  # a hundred times what is tolerated
     np.testing.assert_allclose(curves[1:], [curves[0]] * 2, rtol=1e-5, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -108,6 +109,14 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoders(workdir):
     return {form: ssl_jax.load(workdir / "export" / form) for form in export.FORMATS}
+
+
+def test_the_example_of_the_readme_runs(workdir):
+    (example,) = re.findall(r"```python\n(.*?)```", (pathlib.Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+    names = {"images": np.zeros((3, *smoke_config().data.image_shape), np.uint8)}
+    exec(example.replace("runs/b", str(workdir)), names)
+    assert names["features"].shape[0] == 3
+    assert names["features"].dtype == jnp.float32
 
 
 def test_every_form_gives_the_features_of_the_method_for_any_batch(workdir, encoders):

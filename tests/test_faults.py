@@ -234,9 +234,12 @@ REPRESENTATION = "--config.evals={'representation': {'kind': 'representation'}}"
 
 
 def test_evaluate_again_with_other_settings(finished):
-    done = verb("evaluate", finished, "--config.evals={'knn': {'kind': 'knn', 'k': 3, 'temperature': 0.1}}")
-    assert done.returncode == 0, done.stderr
-    assert "k=3" in done.stdout + json.dumps(json.loads((finished / "evaluations.json").read_text()))
+    before = len(json.loads((finished / "evaluations.json").read_text()))
+    for k, more in ((3, 1), (1, 2), (3, 2)):  # another protocol stands beside the first, the same replaces it
+        done = verb("evaluate", finished, f"--config.evals={{'knn': {{'kind': 'knn', 'k': {k}, 'temperature': 0.1}}}}")
+        assert done.returncode == 0, done.stderr
+        assert f"k={k}" in done.stdout
+        assert len(json.loads((finished / "evaluations.json").read_text())) == before + more
 
 
 def test_evaluate_and_export_a_corrupt_checkpoint(finished):

@@ -9,7 +9,7 @@ import pytest
 from pictures import encode, photo
 from PIL import Image
 
-from ssl_jax.data.decode import CorruptImage, Picture, decode_image
+from ssl_jax.data.decode import CorruptImage, Picture
 from ssl_jax.data.geometry import SAMPLINGS, apply_host_ops, check_host_ops, output_shape, resize
 from ssl_jax.errors import UserError
 
@@ -23,19 +23,19 @@ def test_jpeg_equals_pillow():
     for pixels in (photo(45, 61), photo(45, 61)[:, :, 0]):
         data = encode(pixels, quality=90)
         expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-        assert np.abs(decode_image(data).astype(int) - expected).max() <= 1
+        assert np.abs(Picture(data).pixels().astype(int) - expected).max() <= 1
 
 
 def test_cmyk_jpeg_is_close_to_its_rgb():
     pixels = photo(40, 50)
-    decoded = decode_image(encode(pixels, mode="CMYK", quality=95))
+    decoded = Picture(encode(pixels, mode="CMYK", quality=95)).pixels()
     assert decoded.shape == pixels.shape
     assert np.abs(decoded.astype(int) - pixels).mean() < 3
 
 
 def test_16_bit_png_is_scaled_and_not_clipped():
     values = np.array([[0, 128, 129, 257, 32768, 65407, 65535]], np.uint16)
-    decoded = decode_image(encode(values, "PNG"))
+    decoded = Picture(encode(values, "PNG")).pixels()
     np.testing.assert_array_equal(decoded[:, :, 0], np.round(values / 257))
     assert decoded.shape == (1, 7, 3)
 
@@ -43,7 +43,7 @@ def test_16_bit_png_is_scaled_and_not_clipped():
 def test_transparency_is_laid_on_white():
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 0], rgba[0, :, 3] = 200, (0, 128, 255)  # red 200, from transparent to opaque
-    decoded = decode_image(encode(rgba, "PNG"))
+    decoded = Picture(encode(rgba, "PNG")).pixels()
     expected = [[255, 255, 255], [227, 127, 127], [200, 0, 0]]
     assert np.abs(decoded[0].astype(int) - expected).max() <= 1
     palette = Image.new("P", (2, 1))
@@ -51,16 +51,16 @@ def test_transparency_is_laid_on_white():
     palette.putpixel((1, 0), 1)
     file = io.BytesIO()
     palette.save(file, "PNG", transparency=0)
-    np.testing.assert_array_equal(decode_image(file.getvalue())[0], [[255, 255, 255], [40, 50, 60]])
+    np.testing.assert_array_equal(Picture(file.getvalue()).pixels()[0], [[255, 255, 255], [40, 50, 60]])
 
 
 def test_animation_gives_its_first_frame_and_one_pixel_is_an_image():
     frames = [Image.new("RGB", (5, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(decode_image(file.getvalue()), np.full((4, 5, 3), (255, 0, 0)))
+    np.testing.assert_array_equal(Picture(file.getvalue()).pixels(), np.full((4, 5, 3), (255, 0, 0)))
     for kind in ("JPEG", "PNG", "BMP", "WEBP", "TIFF"):
-        assert decode_image(encode(np.full((1, 1, 3), 90, np.uint8), kind)).shape == (1, 1, 3)
+        assert Picture(encode(np.full((1, 1, 3), 90, np.uint8), kind)).pixels().shape == (1, 1, 3)
     assert (
         apply_host_ops(CROPS, Picture(encode(np.full((1, 1, 3), 90, np.uint8), "PNG")), np.random.default_rng(0)).max()
         == 90
@@ -89,15 +89,15 @@ def png_header(width, height):
 )
 def test_what_cannot_be_decoded_says_why(data, reason):
     with pytest.raises(CorruptImage, match=reason):
-        decode_image(data)
+        Picture(data).pixels()
 
 
 def test_decoded_size_is_bounded_for_every_decoder():
     for kind in ("JPEG", "PNG"):
         data = encode(photo(30, 40), kind)
-        assert decode_image(data, max_pixels=1200).shape == (30, 40, 3)
+        assert Picture(data, max_pixels=1200).pixels().shape == (30, 40, 3)
         with pytest.raises(CorruptImage, match="40x30 pixels decoded, more than the bound of 1199"):
-            decode_image(data, max_pixels=1199)
+            Picture(data, max_pixels=1199).pixels()
 
 
 def test_damaged_bytes_give_an_image_or_the_one_exception():
@@ -112,7 +112,7 @@ def test_damaged_bytes_give_an_image_or_the_one_exception():
             for position in rng.integers(0, len(data), rng.integers(1, 12)):
                 data[position if rng.random() < 0.5 else position % 200] = rng.integers(256)
             try:
-                assert decode_image(bytes(data), max_pixels=10**6).dtype == np.uint8
+                assert Picture(bytes(data), max_pixels=10**6).pixels().dtype == np.uint8
                 outcomes["decoded"] += 1
             except CorruptImage:
                 outcomes["corrupt"] += 1

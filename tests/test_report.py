@@ -6,12 +6,14 @@ import json
 import re
 from html.parser import HTMLParser
 
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_jax.cli import report
 from ssl_jax.cli.charts import chart, labels, thinned, ticks
+from ssl_jax.cli.evaluations import Evaluations
 from ssl_jax.cli.neighbours import OTHER, SAME, UNKNOWN, fetch_images, save_neighbours
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context
@@ -314,3 +316,18 @@ def test_neighbours_picture(tmp_path, labelled):
         assert frames[1] == [SAME, OTHER, OTHER]
     else:
         assert {colour for row in frames for colour in row} == {UNKNOWN}
+
+
+def test_the_table_in_the_terminal_never_mixes_protocols(tmp_path, capsys):
+    def measured(subject, step, value, k):
+        protocols = {"knn": f"kNN k={k} T=0.1", "linear": f"linear lbfgs l2={value} chosen of 3"}
+        return {"subject": subject, "step": step, "metrics": {"knn/top1": value, "linear/top1": value + 1}, "protocols": protocols}
+
+    config = ml_collections.ConfigDict({"method": "simclr", "data": {"name": "scenes"}, "references": {}})
+    table = Evaluations(tmp_path, {})
+    table.entries = [measured("untrained", 0, 11.0, 20), measured("trained", 9, 55.0, 20), measured("trained", 9, 77.0, 200)]
+    table.show(config)
+    told = capsys.readouterr().out
+    assert "77.00" in told and "55.00" not in told
+    assert "11.00" not in told  # k=20
+    assert "12.00" in told  # the same linear probe, with another penalty chosen

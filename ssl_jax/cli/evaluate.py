@@ -26,7 +26,10 @@ def add_arguments(sub) -> None:
 
 def main(args, overrides) -> int:
     start_jax()
-    config = configs.apply_overrides(read_config(args.workdir), overrides)
+    trained = read_config(args.workdir)
+    config = configs.apply_overrides(trained.copy_and_resolve_references(), overrides)
+    if overrides and (config.data, config.evals) != (trained.data, trained.evals):
+        config.references = {}  # recorded under the evaluations that the run was trained with
     evals.check(config.evals)
     this = assemble(config)
     state = restore(args.workdir, this, args.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,17 @@ from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 
 log = logging.getLogger(__name__)
+
+
+# Parts of a protocol in which features measured alike may differ: what was chosen for them, their width and views.
+OF_THE_FEATURES = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$")
+
+
+def comparable(entry: Mapping, other: Mapping, metric: str) -> bool:
+    """Whether `metric` ('<label>/...') was measured under the same protocol in both entries."""
+    label = metric.partition("/")[0]
+    told = [OF_THE_FEATURES.sub("", each["protocols"].get(label, "")) for each in (entry, other)]
+    return told[0] == told[1]
 
 
 class Evaluations:
@@ -38,24 +50,25 @@ class Evaluations:
             "metrics": metrics,
             "protocols": {label: result.protocol for label, result in results.items()},
         }
-        self.entries = [e for e in self.entries if (e["subject"], e["step"]) != (subject, step)] + [entry]
+        measured = ("subject", "step", "protocols")  # the same measure taken again replaces the old one; another stands beside
+        self.entries = [e for e in self.entries if any(e[key] != entry[key] for key in measured)] + [entry]
         write_json(self.path, self.entries)
         told = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
         log.info("%s at step %d: %s (%.0f s)", subject, step, told, time.perf_counter() - began)
         return metrics
 
     def show(self, config) -> None:
-        """Print the accuracies of the last entry of each subject beside the recorded references of the config."""
+        """Print the accuracies of the last entry, of the other subjects as far as their protocol is the same, and the references."""
         if not self.entries:
             return
+        newest = self.entries[-1]
         rows = {}
-        for entry in self.entries:
-            rows[f"{entry['subject']}" + (f", step {entry['step']}" if entry["subject"] == "trained" else "")] = entry["metrics"]
-        trained = [name for name in rows if name.startswith("trained")]
-        for name in trained[:-1]:
-            del rows[name]
+        for subject in dict.fromkeys(entry["subject"] for entry in self.entries):
+            entries = [entry for entry in self.entries if entry["subject"] == subject]
+            alike = {name: x for entry in entries for name, x in entry["metrics"].items() if comparable(entry, newest, name)}
+            rows[f"trained, step {entries[-1]['step']}" if subject == "trained" else subject] = alike
         rows |= {name: dict(metrics) for name, metrics in config.get("references", {}).items()}
-        columns = [name for name in self.entries[-1]["metrics"] if not name.endswith(("/top5", "/validation_top1"))]
+        columns = [name for name in newest["metrics"] if not name.endswith(("/top5", "/validation_top1"))]
         table = Table(title=f"{config.method} on {config.data.name}")
         table.add_column("features")
         for name in columns:
@@ -64,5 +77,5 @@ class Evaluations:
             table.add_row(row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in columns))
         console = Console()
         console.print(table)
-        for label, protocol in self.entries[-1]["protocols"].items():
+        for label, protocol in newest["protocols"].items():
             console.print(f"{label}: {protocol}", style="dim", highlight=False)

@@ -11,11 +11,10 @@ from html import escape
 from typing import Any
 
 from ssl_jax.cli.charts import PERCENT, chart, number
+from ssl_jax.cli.evaluations import OF_THE_FEATURES
 from ssl_jax.cli.report_run import EXPECTED, Run
 
 ACCURACY = re.compile(r"top\d+|accuracy")  # evaluations give accuracies in percent
-# Parts of a protocol in which features measured alike may differ: what was chosen for them, their width and views.
-OF_THE_FEATURES = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$")
 FROM_ZERO = ("images per second", "time spent waiting for input")  # charts whose small changes mean little
 MAX_WARNINGS = 30
 CAPTIONS = {

@@ -31,7 +31,7 @@ _PILLOW_ERRORS = (
     TypeError,
     LookupError,
     OverflowError,
-    NotImplementedError,
+    NotImplementedError,  # a kind of BMP, TIFF or WebP that Pillow knows and cannot decode
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -75,7 +75,7 @@ class Picture:
         if reason := sniff(data[:MAGIC_BYTES]):
             raise CorruptImage(reason)
         if data[:2] == b"\xff\xd8":
-            try:
+            try:  # not strict: a warning about the header is no damage; the body is decoded strictly
                 self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
             except (ValueError, KeyError):  # KeyError: a colour space it does not know, or none
                 colours = None
@@ -128,11 +128,6 @@ class Picture:
             return _to_rgb(image)
         except _PILLOW_ERRORS as error:
             raise CorruptImage(_reason(error)) from error
-
-
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded bytes to RGB uint8 [H, W, 3]; raises CorruptImage(reason)."""
-    return Picture(data, max_pixels).pixels()
 
 
 def _reason(error: Exception) -> str:

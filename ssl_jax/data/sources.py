@@ -6,6 +6,7 @@ A source has random access and gives *encoded* images, so that the reader decide
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import json
 import logging
@@ -28,7 +29,7 @@ SPLIT_FOLDERS = ("train", "val", "validation", "test")
 _VERSION = re.compile(r"\d+\.\d+\.\d+$")
 
 
-class Source:
+class Source(abc.ABC):
     """Random access to examples: `len(source)`, `source[i] -> {'image': encoded bytes, 'label': int, ...}`.
 
     Attributes:
@@ -51,16 +52,16 @@ class Source:
     def __init__(self):
         self.caches = {}
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def __getitem__(self, index: int) -> dict:
         """Raises CorruptImage where the record itself cannot be read."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def select(self, features) -> Source:
         """The same source parsing only these features: what is not asked for is not decoded."""
-        raise NotImplementedError
 
     def __getstate__(self):
         return {**self.__dict__, "caches": {}}
@@ -206,7 +207,7 @@ class TfdsSource(Source):
             self._records = builder.as_data_source(self.split).data_source
             for index in (0, len(self._records) - 1):  # a shard whose end is missing fails on every record
                 self._records[index]
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # TFDS has random access to ArrayRecord only
             raise UserError(
                 f"data '{self.name}' in '{self.directory}' is not stored as array_record; prepare it again with "
                 "--file_format array_record"

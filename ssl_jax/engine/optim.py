@@ -142,8 +142,3 @@ def make_optimizers(config: Mapping, params: Mapping, total: int, batch_size: in
         raise UserError(f"config.optim has groups {sorted(config)}, the method trains {sorted(params)}; give each one an optimizer")
     made = {g: make_optimizer(g, config[g], params[g], total, batch_size, examples) for g in params}
     return {g: m[0] for g, m in made.items()}, {g: m[1] for g, m in made.items()}
-
-
-def exponential_moving_average(average, params, decay: jax.Array | float):
-    """decay x average + (1 - decay) x params, leaf by leaf, in float32."""
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * jnp.asarray(p, a.dtype), average, params)
