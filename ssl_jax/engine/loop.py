@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ssl_jax.engine import sharding
 from ssl_jax.engine.checkpoint import Checkpoints
-from ssl_jax.engine.method import Batch, Method, State
+from ssl_jax.engine.method import Batch, Method, State, trained
 from ssl_jax.engine.metrics import MetricsWriter
 from ssl_jax.engine.step import check_groups, make_step
 from ssl_jax.errors import UserError
@@ -143,12 +143,12 @@ class Signals:
 def check_finite(method: Method, step: int, metrics: Mapping[str, float]) -> None:
     """Raises UserError if a loss or gradient of a phase that ran in `step` is not finite, naming step, phase and group."""
     for phase in method.phases:
-        for name in ("loss", *(f"grad_norm/{group}" for group in phase.trains)):
+        for name in ("loss", *(f"grad_norm/{group}" for group in trained(phase))):
             value = metrics.get(f"{phase.name}/{name}", 0.0)
             if not math.isfinite(value):
                 where = f"gradient of group {name.split('/')[1]!r}" if "/" in name else "loss"
                 raise UserError(
-                    f"step {step}: the {where} in phase {phase.name!r} (groups {', '.join(phase.trains)}) is {value}; the last "
+                    f"step {step}: the {where} in phase {phase.name!r} (groups {', '.join(trained(phase))}) is {value}; the last "
                     "checkpoint is kept. Lower the learning rate, or set config.on_nonfinite='skip'"
                 )
 

@@ -30,12 +30,16 @@ class State(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Differentiate `loss` with respect to the groups in `trains`, then update exactly those."""
+    """Differentiate `loss` with respect to the groups in `trains`, then update exactly those.
+
+    A simultaneous game has several players: `trains` is a tuple of tuples of groups, `loss` returns a tuple of scalars, one for
+    each player, from one forward pass, and every group gets the gradient of its own player's loss.
+    """
 
     name: str  # metric prefix: 'd', 'g', 'ssl'
-    trains: tuple[str, ...]  # ('net',) or ('g', 'e')
-    loss: Callable[[dict, State, Batch, jax.Array], tuple[jax.Array, tuple[dict, Metrics]]]
-    # loss(train, state, batch, key) -> (scalar, (mutable_update, metrics)); `train` is {group: params} of `trains`
+    trains: tuple[str, ...] | tuple[tuple[str, ...], ...]  # ('net',), or (('discriminator',), ('generator', 'encoder'))
+    loss: Callable[[dict, State, Batch, jax.Array], tuple[jax.Array | tuple[jax.Array, ...], tuple[dict, Metrics]]]
+    # loss(train, state, batch, key) -> (loss, (mutable_update, metrics)); `train` is {group: params} of `trains`
     repeat: int = 1  # n sub-steps, each on 1/n of the batch (discriminator steps)
     when: Callable[[jax.Array], jax.Array] | None = None  # step -> bool: lazy regularisers, late starts, layer windows
 
@@ -53,6 +57,16 @@ class Method(NamedTuple):
     couples_batch: bool = False  # the loss mixes examples: gradient accumulation is refused
 
 
+def players(phase: Phase) -> tuple[tuple[str, ...], ...]:
+    """The groups of each player of `phase`: one player, except in a simultaneous game."""
+    return phase.trains if isinstance(phase.trains[0], tuple) else (phase.trains,)
+
+
+def trained(phase: Phase) -> tuple[str, ...]:
+    """All groups that `phase` trains."""
+    return tuple(group for player in players(phase) for group in player)
+
+
 def groups(method: Method) -> set[str]:
     """The parameter groups that the phases of `method` train."""
-    return {group for phase in method.phases for group in phase.trains}
+    return {group for phase in method.phases for group in trained(phase)}

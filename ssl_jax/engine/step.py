@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.engine.method import Batch, Method, Metrics, Phase, State, groups
+from ssl_jax.engine.method import Batch, Method, Metrics, Phase, State, groups, players, trained
 from ssl_jax.errors import UserError
 
 
@@ -32,6 +32,25 @@ def check_groups(method: Method, params: Mapping, optimizers: Mapping) -> None:
     if len({frozenset(names) for names in named.values()}) > 1:
         told = ", ".join(f"{where} {sorted(names)}" for where, names in named.items())
         raise UserError(f"parameter groups differ: {told}; give every group one optimizer in config.optim")
+
+
+def differentiate(phase: Phase, *args):
+    """({'loss': ...}, aux, gradients) of `phase.loss(*args)` with respect to its first argument.
+
+    With several players there is one forward pass, and one backward pass for each player, of which its own groups are kept;
+    'loss' is the sum, and 'loss/<groups>' that of each player.
+    """
+    if len(players(phase)) == 1:
+        (loss, aux), grads = jax.value_and_grad(phase.loss, has_aux=True)(*args)
+        return {"loss": loss}, aux, grads
+    train, *others = args
+    losses, backward, aux = jax.vjp(lambda train: phase.loss(train, *others), train, has_aux=True)
+    grads, told = {}, {}
+    for i, groups in enumerate(players(phase)):
+        (mine,) = backward(tuple(jnp.ones_like(loss) if i == j else jnp.zeros_like(loss) for j, loss in enumerate(losses)))
+        grads |= {group: mine[group] for group in groups}
+        told[f"loss/{'+'.join(groups)}"] = losses[i]
+    return {"loss": sum(losses), **told}, aux, grads
 
 
 def make_step(
@@ -58,26 +77,25 @@ def make_step(
         )
 
     def gradient(phase: Phase, state: State, batch: Batch, key: jax.Array):
-        train = {group: state.params[group] for group in phase.trains}
-        differentiate = jax.value_and_grad(phase.loss, has_aux=True)
+        train = {group: state.params[group] for group in trained(phase)}
         parts = split(batch, accumulate)
         total, mutable = None, state.mutable
         for i, part in enumerate(parts):
             part_key = key if accumulate == 1 else jax.random.fold_in(key, i)
-            (loss, (update, logs)), grads = differentiate(train, state._replace(mutable=mutable), part, part_key)
+            losses, (update, logs), grads = differentiate(phase, train, state._replace(mutable=mutable), part, part_key)
             unknown = set(update) - set(state.mutable)
             assert not unknown, f"phase {phase.name!r} writes mutable {sorted(unknown)} that init did not create"
             mutable = {**mutable, **update}
-            this = (grads, {**logs, "loss": loss})
+            this = (grads, {**logs, **losses})
             total = this if total is None else jax.tree.map(jnp.add, total, this)
         grads, logs = jax.tree.map(lambda x: x / len(parts), total) if len(parts) > 1 else total
         return grads, mutable, logs
 
     def run_phase(phase: Phase, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
         grads, mutable, logs = gradient(phase, state, batch, key)
-        norms = {f"grad_norm/{group}": optax.global_norm(grads[group]) for group in phase.trains}
+        norms = {f"grad_norm/{group}": optax.global_norm(grads[group]) for group in trained(phase)}
         params, opt = dict(state.params), dict(state.opt)
-        for group in phase.trains:
+        for group in trained(phase):
             updates, opt[group] = optimizers[group].update(grads[group], opt[group], params[group])
             params[group] = optax.apply_updates(params[group], updates)
         new = state._replace(params=params, opt=opt, mutable=mutable)

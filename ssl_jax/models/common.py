@@ -34,22 +34,37 @@ def shard_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
+def create(module: nn.Module, key: jax.Array, *args, train: bool = True, **kwargs) -> tuple[Tree, Tree]:
+    """Make the variables of `module` for inputs like `args`; returns (params, state), state = {collection: tree}.
+
+    State is what moves without a gradient: 'batch_stats', 'spectral'; {} where a module has none.
+    """
+    state = dict(module.init(key, *args, train=train, **kwargs))
+    return state.pop("params", {}), state
+
+
+def run(module: nn.Module, params: Tree, state: Tree, *args, train: bool, **kwargs) -> tuple[Any, Tree]:
+    """Run `module`; returns (its output, its new state).
+
+    With train=True batches are normalised by their own statistics and all state moves; with train=False it is used and comes
+    back as it was.
+    """
+    variables = {"params": params, **state}
+    if not train:
+        return module.apply(variables, *args, train=False, **kwargs), state
+    out, updates = module.apply(variables, *args, train=True, mutable=list(state), **kwargs)
+    return out, {**state, **updates}
+
+
 def init_variables(module: nn.Module, key: jax.Array, x: jax.Array, train: bool = True) -> tuple[Tree, Tree]:
-    """Make variables of `module` for inputs like `x`; returns (params, batch_stats), the second {} without norms."""
-    variables = dict(module.init(key, x, train))
-    params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
-    assert not variables, f"unexpected variable collections {sorted(variables)}"
+    """`create` for a module whose only state is batch statistics: (params, batch_stats), the second {} without norms."""
+    params, state = create(module, key, x, train=train)
+    batch_stats = state.pop("batch_stats", {})
+    assert not state, f"unexpected variable collections {sorted(state)}"
     return params, batch_stats
 
 
 def apply(module: nn.Module, params: Tree, batch_stats: Tree, x: jax.Array, train: bool) -> tuple[Any, Tree]:
-    """Run `module` on `x`; returns (its output, the new batch statistics).
-
-    With train=True batches are normalised by their own statistics and the running ones move; with train=False the
-    running ones are used and come back as they were.
-    """
-    variables = {"params": params, "batch_stats": batch_stats}
-    if not train:
-        return module.apply(variables, x, False), batch_stats
-    out, updates = module.apply(variables, x, True, mutable=["batch_stats"])
-    return out, dict(updates).get("batch_stats", {})
+    """`run` for a module whose only state is batch statistics: (its output, the new ones)."""
+    out, state = run(module, params, {"batch_stats": batch_stats}, x, train=train)
+    return out, state["batch_stats"]
