@@ -1,0 +1,98 @@
+"""Differentiable augmentations: ranges and effects of each operation, probabilities, gradients, the adaptive probability."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.augment import adversarial as subject
+from ssl_jax.errors import UserError
+
+KEY = jax.random.key(0)
+
+
+def pictures(n=64, height=8, width=16, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (n, height, width, 3)), jnp.float32)
+
+
+def test_colours_move_within_their_ranges_and_keep_what_they_should():
+    x = pictures(400)
+    added = subject.brightness(x, KEY) - x
+    assert np.ptp(added, axis=(1, 2, 3)).max() < 1e-6
+    np.testing.assert_allclose((added.min(), added.max()), (-0.5, 0.5), atol=0.01)
+    gray, moved = x.mean(3, keepdims=True), subject.saturation(x, KEY)
+    np.testing.assert_allclose(moved.mean(3, keepdims=True), gray, atol=1e-6)
+    factors = np.sum((moved - gray) * (x - gray), (1, 2, 3)) / np.sum((x - gray) ** 2, (1, 2, 3))
+    np.testing.assert_allclose((factors.min(), factors.max()), (0, 2), atol=0.02)
+    mean, moved = x.mean((1, 2, 3), keepdims=True), subject.contrast(x, KEY)
+    np.testing.assert_allclose(moved.mean((1, 2, 3), keepdims=True), mean, atol=1e-6)
+    factors = np.sum((moved - mean) * (x - mean), (1, 2, 3)) / np.sum((x - mean) ** 2, (1, 2, 3))
+    np.testing.assert_allclose((factors.min(), factors.max()), (0.5, 1.5), atol=0.01)
+
+
+def test_translations_are_whole_shifts_with_zeros_of_every_size():
+    x = pictures(400)
+    moved, found = np.asarray(subject.translation(x, KEY)), set()
+    for before, after in zip(np.asarray(x), moved, strict=True):
+        for dy in (-1, 0, 1):  # an eighth of 8
+            for dx in (-2, -1, 0, 1, 2):  # an eighth of 16
+                big = np.pad(before, ((1, 1), (2, 2), (0, 0)))
+                if np.array_equal(after, big[1 - dy : 9 - dy, 2 - dx : 18 - dx]):
+                    found.add((dy, dx))
+                    break
+            else:
+                continue
+            break
+        else:
+            pytest.fail("no whole shift")
+    assert len(found) == 15
+
+
+def test_cutout_zeros_a_square_of_half_the_size_that_may_stick_out():
+    zeros = np.asarray(subject.cutout(jnp.ones((2000, 8, 16, 3)), KEY) == 0)
+    assert (zeros[..., 0] == zeros[..., 1]).all()
+    rows, columns = zeros[..., 0].any(2), zeros[..., 0].any(1)
+    np.testing.assert_array_equal(zeros[..., 0], rows[:, :, None] & columns[:, None])
+    assert set(rows.sum(1)) == {2, 3, 4}  # a side of 4 around 0 .. 8
+    assert set(columns.sum(1)) == {4, 5, 6, 7, 8}
+    assert len(np.unique(rows, axis=0)) == 9
+
+
+def test_probability_is_per_image_and_operation_and_may_be_traced():
+    x = pictures(1000)
+    policy = tuple(subject.OPERATIONS)
+    np.testing.assert_array_equal(subject.augment(x, KEY, policy, 0.0), x)
+    np.testing.assert_array_equal(subject.augment(x, KEY, ()), x)
+    traced = jax.jit(lambda p: subject.augment(x, KEY, ("cutout",), p))
+    changed = np.any(traced(0.3) != x, axis=(1, 2, 3))
+    assert 0.25 < changed.mean() < 0.35
+    assert np.any(traced(1.0) != x, axis=(1, 2, 3)).all()
+    always = subject.augment(x, KEY, policy)
+    assert not np.array_equal(always, subject.augment(x, jax.random.key(1), policy))
+    np.testing.assert_allclose(always[:10], jax.jit(subject.augment, static_argnums=2)(x, KEY, policy)[:10], atol=1e-6)
+
+
+def test_gradients_reach_the_images():
+    x = pictures(4)
+    direction = pictures(4, seed=1)
+
+    def f(x):
+        return jnp.sum(jnp.sin(subject.augment(x, KEY, tuple(subject.OPERATIONS))))
+
+    slope = jnp.sum(jax.grad(f)(x) * direction)
+    numeric = (f(x + 1e-2 * direction) - f(x - 1e-2 * direction)) / 2e-2
+    assert abs(slope) > 1
+    np.testing.assert_allclose(slope, numeric, rtol=1e-2)
+
+
+def test_unknown_operations_are_named():
+    with pytest.raises(UserError, match="no 'colour'; choose from color, translation, cutout"):
+        subject.check_policy(("translation", "colour"))
+
+
+def test_adaptive_probability_steps_towards_the_target():
+    half = jnp.float32(0.5)
+    np.testing.assert_allclose(subject.adapt(half, 0.9, 256) - 0.5, 5.12e-4, rtol=1e-3)  # batch 64, every 4 steps
+    np.testing.assert_allclose(subject.adapt(half, 0.3, 256) - 0.5, -5.12e-4, rtol=1e-3)
+    assert subject.adapt(jnp.float32(0), -1.0, 256) == 0
+    assert subject.adapt(jnp.float32(1), 1.0, 256) == 1
