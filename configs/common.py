@@ -75,5 +75,27 @@ def simclr_views(size: int, strength: float, blur: bool, area=(0.08, 1.0), gray=
     return tuple(recipe)
 
 
+def resized(size: int):
+    """Host geometry: the central square of an image at `size` pixels."""
+    return (("resize_crop", dict(resize=size, crop=size)),)
+
+
+def generation(config) -> None:
+    """Evaluations of a model that samples: its samples, and its features. Kept is the checkpoint with the nearest samples."""
+    config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
+    config.evals.judge = dict(kind="judge")
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.best_metric = "-generation/frechet"
+    config.baselines = ("untrained",)
+    config.log_every_steps = 50
+
+
+def generation_smoke(config) -> None:
+    """The same on little data."""
+    config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
+    config.evals.generation.examples = 128
+    config.evals.linear.update(dict(l2=(1e-2,), iterations=20))
+
+
 IMAGENET_EVAL = (("resize_crop", dict(resize=256, crop=224)),)  # the central 87.5 %
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

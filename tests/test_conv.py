@@ -104,3 +104,40 @@ def test_compiled_for_an_accelerator_it_is_xlas_own():
         assert ours == theirs > 0
         assert "stablehlo.dot_general" not in text(quick, platform)
     assert "stablehlo.dot_general" in text(quick, "cpu")
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (5, 2), (3, 2), (2, 2), (6, 3), (3, 1)])
+def test_transposed_convolution_is_the_gradient_of_a_convolution(kernel, stride):
+    """Values against the transposition that JAX derives; gradients of any order against those of that map."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=(5, 4, 6, 3)), jnp.float32)
+    w = jnp.asarray(generator.normal(size=(kernel, kernel, 3, 2)), jnp.float32)
+
+    def reference(x, w):
+        like = jax.ShapeDtypeStruct((5, 4 * stride, 6 * stride, 2), jnp.float32)
+        forward = functools.partial(
+            jax.lax.conv_general_dilated, rhs=w.swapaxes(2, 3), window_strides=(stride, stride), padding="SAME",
+            dimension_numbers=subject.LAYOUT,
+        )  # fmt: skip
+        return jax.linear_transpose(forward, like)(x)[0]
+
+    np.testing.assert_allclose(subject.conv_transpose(x, w, stride), reference(x, w), rtol=1e-5, atol=1e-5)
+
+    def twice(function):
+        first = jax.grad(lambda x, w: jnp.sum(jnp.sin(function(x, w))), argnums=1)
+        return jax.grad(lambda x: jnp.sum(first(x, w) ** 2))(x), first(x, w)
+
+    for ours, theirs in zip(twice(lambda x, w: subject.conv_transpose(x, w, stride)), twice(reference), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_transposed_convolution_equals_pytorch():
+    from torch_reference import require_torch
+
+    torch = require_torch()
+    generator = np.random.default_rng(0)
+    x, w = generator.normal(size=(2, 5, 5, 3)).astype("f"), generator.normal(size=(4, 4, 3, 2)).astype("f")
+    theirs = torch.nn.functional.conv_transpose2d(
+        torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(w.transpose(2, 3, 0, 1)), stride=2, padding=1
+    )
+    np.testing.assert_allclose(subject.conv_transpose(x, w, 2), theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)

@@ -126,8 +126,8 @@ def test_lars_golden():
     optimizer, rate = optim.make_optimizer("net", LARS, params, total=2, batch_size=1, examples=2)
     assert [float(rate(s)) for s in (0, 1)] == [1.0, 0.5]
     state = optimizer.init(params)
-    for g in (G1, G2):
-        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
+    for step, g in enumerate((G1, G2)):
+        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params, step=step)
         params = optax.apply_updates(params, updates)
     expected = [0.8394911322205066, 0.9073983348440133, 0.13974167101224097, -0.7573706523932895]
     np.testing.assert_allclose(params["kernel"][0], expected, rtol=2e-6)
@@ -137,7 +137,7 @@ def test_lars_first_step_moves_weights_by_lr_times_trust_and_leaves_biases_plain
     params = {"kernel": jnp.asarray(W, jnp.float32), "bias": jnp.ones(3)}
     optimizer, _ = optim.make_optimizer("net", {**LARS, "lr": 0.5}, params, 2, 1, 2)
     grads = {"kernel": 100 * jnp.asarray(G1, jnp.float32), "bias": jnp.full(3, 2.0)}
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params, step=0)
     ratio = jnp.linalg.norm(updates["kernel"]) / jnp.linalg.norm(params["kernel"])
     assert float(ratio) == pytest.approx(0.5 * 0.001, rel=1e-4)
     np.testing.assert_allclose(updates["bias"], -0.5 * 2.0)  # no decay, no trust ratio
@@ -162,7 +162,7 @@ def test_optimizers_equal_torch(name):
     state = optimizer.init(ours)
     for i in range(5):
         g = G1 if i % 2 else G2
-        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, ours)
+        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, ours, step=i)
         ours = optax.apply_updates(ours, updates)
         theirs.grad = torch.tensor(g, dtype=torch.float32)
         make.step()
@@ -176,11 +176,35 @@ def test_simclr_schedule_checkpoints():
         assert float(rate(step)) == pytest.approx(value, abs=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("linear", {0: 0.0, 10: 2.0, 50: 2.0, 75: 1.1, 100: 0.2, 120: 0.2}),
+        ("exponential", {0: 0.0, 5: 1.0, 50: 2.0, 75: 2 * 0.1**0.5, 100: 0.2, 120: 0.2}),
+        ("cosine", {0: 0.0, 50: 2.0, 75: 1.1, 100: 0.2}),
+    ],
+)
+def test_schedules_warm_up_hold_and_decay(kind, values):
+    rate = optim.schedule(kind, 2.0, 100, 10, end=0.1, hold=0.5)
+    for step, value in values.items():
+        assert float(rate(step)) == pytest.approx(value, abs=1e-6)
+
+
+def test_the_rate_is_that_of_the_step_however_often_a_group_is_updated():
+    """A count of updates would run ahead where a discriminator is updated five times in a step."""
+    optimizer, _ = optim.make_optimizer("d", dict(name="adam", lr=1.0, schedule="linear"), {"w": jnp.ones(2)}, 10, 1, 10)
+    state, seen = optimizer.init({"w": jnp.ones(2)}), []
+    for _ in range(5):
+        updates, state = optimizer.update({"w": jnp.ones(2)}, state, {"w": jnp.ones(2)}, step=jnp.int32(4))
+        seen.append(float(updates["w"][0]))
+    np.testing.assert_allclose(seen, -0.6, rtol=1e-5)
+
+
 def test_rates_freeze_and_scale():
     params = {"encoder": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}}
     spec = dict(name="sgd", lr=1.0, momentum=0.0, schedule="constant", rates=(("encoder", 0.0), (".*", 0.5)))
     optimizer, _ = optim.make_optimizer("net", spec, params, 1, 1, 1)
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    updates, _ = optimizer.update(params, optimizer.init(params), params, step=0)
     np.testing.assert_array_equal(updates["encoder"]["kernel"], 0)
     np.testing.assert_array_equal(updates["head"]["kernel"], -0.5)
 
@@ -196,6 +220,7 @@ def test_rates_freeze_and_scale():
         (dict(decay=(("(", 1.0),)), "not a regular expression"),
         (dict(warmup_steps=99), "longer than the run"),
         (dict(schedule="cosin"), "unknown schedule"),
+        (dict(schedule="exponential"), "give end > 0"),
         (dict(lr_scale="sqr"), "unknown lr_scale"),
         (dict(warmup_steps=1, warmup_epochs=1), "exactly one of"),
     ],

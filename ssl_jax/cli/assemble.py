@@ -40,6 +40,7 @@ class Assembly(NamedTuple):
     durations: Mapping[str, int]  # steps: 'total', 'evaluate', 'checkpoint'
     encode: Callable  # jitted method.encode
     encode_views: Callable | None  # jitted, for alignment
+    fns: Mapping[str, Callable]  # method.fns, jitted
 
 
 def start_jax() -> None:
@@ -109,7 +110,8 @@ def assemble(config, devices=None) -> Assembly:
         skip_nonfinite=config.on_nonfinite == "skip",
     )
     encode_views = _encode_views(method) if "views" in method.fns else None
-    return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views)
+    fns = {name: jax.jit(f, static_argnums=1) if name == "latents" else jax.jit(f) for name, f in method.fns.items()}
+    return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views, fns)
 
 
 def open_eval(config, split: str, processes: int | None = None):

@@ -71,7 +71,7 @@ def _facts(run: Run) -> dict[str, str]:
 def _verdict(run: Run) -> str:
     """One sentence on the metric that the run is judged by, and the same as bars."""
     names = [name for entry in run.latest.values() for name in entry.metrics]
-    best = run.setting("best_metric")
+    best = str(run.setting("best_metric")).removeprefix("-")
     name = best if best in names else next(filter(ACCURACY.search, names), next(iter(names), None))
     if name is None:
         return '<p class="verdict">Not evaluated yet.</p>'

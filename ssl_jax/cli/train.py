@@ -27,6 +27,7 @@ from ssl_jax.cli.main import add_workdir
 from ssl_jax.cli.neighbours import save_neighbours
 from ssl_jax.cli.progress import Progress
 from ssl_jax.cli.report import write_report
+from ssl_jax.cli.samples import save_samples
 from ssl_jax.cli.warm_start import warm_start
 from ssl_jax.cli.workdir import claim, record_config
 from ssl_jax.engine import loop
@@ -77,6 +78,7 @@ def train(this: Assembly, workdir: Path) -> None:
     evaluations = Evaluations(workdir, config.evals, start)
     if start == 0:
         save_views(this, workdir)
+        save_samples(this, state, 0, workdir)
         for name in config.baselines:
             evaluations.add(name, 0, raw_pixels(config, run.mesh) if name == "raw pixels" else context(this, state))
     else:
@@ -87,6 +89,7 @@ def train(this: Assembly, workdir: Path) -> None:
     def evaluate(step, state):
         nonlocal last
         last = context(this, state)
+        save_samples(this, state, step, workdir)
         return evaluations.add("trained", step, last)
 
     began = time.perf_counter()

@@ -50,7 +50,8 @@ def saved_part(state: State) -> dict:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `directory`: the last `keep` and the best one by `best_metric`.
+    """The checkpoints of one run, in `directory`: the last `keep` and the best one by `best_metric` (the largest value; with '-' before
+    the name the smallest).
 
     Each holds the state, the resolved config, and a checksum per leaf. The position in the data is the step.
     """
@@ -59,9 +60,10 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         preserve = [policies.LatestN(keep)]
         if best_metric:
+            name, sign = best_metric.removeprefix("-"), -1 if best_metric.startswith("-") else 1
             preserve.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
+                    get_metric_fn=lambda metrics: sign * metrics[name], n=1, keep_checkpoints_without_metrics=False
                 )
             )
         if read_only and not self.directory.is_dir():

@@ -35,36 +35,64 @@ def duration(config: Mapping, name: str, batch_size: int, examples: int, default
     return math.floor(steps[unit])
 
 
-def schedule(kind: str, peak: float, total: int, warmup: int, milestones: Sequence[float] = (), factor: float = 0.1, end: float = 0.0):
-    """Linear warm-up from 0 over `warmup` steps, then 'cosine' to `end` x peak at `total`, 'step' (x `factor` at each
-    fraction of `total` in `milestones`) or 'constant'.
+def schedule(
+    kind: str, peak: float, total: int, warmup: int = 0, milestones: Sequence[float] = (), factor: float = 0.1, end: float = 0.0,
+    hold: float = 0.0,
+):  # fmt: skip
+    """step -> rate: linear warm-up from 0 over `warmup` steps, then `peak` up to the fraction `hold` of `total`, then one of
+
+    'cosine', 'linear', 'exponential'  down to `end` x peak at `total`
+    'step'      x `factor` at each fraction of `total` in `milestones`
+    'constant'
     """
+    begin = max(warmup, round(hold * total))
+    left = max(1, total - begin)
     if kind == "cosine":
-        tail = optax.cosine_decay_schedule(peak, max(1, total - warmup), alpha=end)
+        tail = optax.cosine_decay_schedule(peak, left, alpha=end)
+    elif kind == "linear":
+        tail = optax.linear_schedule(peak, end * peak, left)
+    elif kind == "exponential":
+        if not end > 0:
+            raise UserError(f"config.optim: the schedule 'exponential' never reaches end={end}; give end > 0")
+        tail = optax.exponential_decay(peak, left, end, end_value=end * peak)
     elif kind == "step":
-        # optax joins schedules at `warmup` and counts the tail from there.
-        tail = optax.piecewise_constant_schedule(peak, {max(0, round(m * total) - warmup): factor for m in milestones})
+        # optax joins schedules at `begin` and counts the tail from there.
+        tail = optax.piecewise_constant_schedule(peak, {max(0, round(m * total) - begin): factor for m in milestones})
     elif kind == "constant":
         tail = optax.constant_schedule(peak)
     else:
-        raise UserError(f"config.optim: unknown schedule {kind!r}; choose cosine, step or constant")
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), tail], [warmup]) if warmup else tail
+        raise UserError(f"config.optim: unknown schedule {kind!r}; choose cosine, linear, exponential, step or constant")
+    if not begin:
+        return tail
+    first = optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
+    return optax.join_schedules([first, optax.constant_schedule(peak), tail], [warmup, begin])
+
+
+def descend(rate) -> optax.GradientTransformationExtraArgs:
+    """Updates times -rate(step), with the step of the run: a group that is updated several times in a step (or not in each) has
+    the rate of the step all the same, which a count of updates would not give.
+    """
+
+    def update(updates, state, params=None, *, step, **_):
+        return jax.tree.map(lambda u: -rate(step) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def _core(spec: Mapping, rate, adapt, add_decay) -> list[optax.GradientTransformation]:
     """Gradients to updates, rate included."""
-    kind, descend = spec["name"], optax.scale_by_learning_rate(rate)
+    kind = spec["name"]
     if kind == "sgd":
-        return [add_decay, optax.trace(spec["momentum"], spec["nesterov"]), descend]
+        return [add_decay, optax.trace(spec["momentum"], spec["nesterov"]), descend(rate)]
     if kind == "lars":
         # The rate goes inside the momentum and only `adapt`ed leaves get the trust ratio: SimCLR's LARS (You et al. 2017;
         # other codebases put the rate outside, which differs under a schedule).
         trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=spec["trust"]), adapt)
-        return [add_decay, trust, descend, optax.trace(spec["momentum"])]
+        return [add_decay, trust, descend(rate), optax.trace(spec["momentum"])]
     moments = optax.scale_by_adam(spec["b1"], spec["b2"], spec["eps"])
     if kind == "adam":
-        return [add_decay, moments, descend]
-    return [moments, add_decay, descend]  # decoupled decay (Loshchilov & Hutter 2019, algorithm 2)
+        return [add_decay, moments, descend(rate)]
+    return [moments, add_decay, descend(rate)]  # decoupled decay (Loshchilov & Hutter 2019, algorithm 2)
 
 
 DEFAULTS = {
@@ -75,7 +103,7 @@ DEFAULTS = {
 }
 COMMON = dict(
     lr=None, lr_scale="none", schedule="cosine", warmup_steps=None, warmup_epochs=None, warmup_examples=None, milestones=(),
-    factor=0.1, end=0.0, weight_decay=0.0, decay=WEIGHTS_ONLY, rates=((r".*", 1.0),), clip_norm=None,
+    factor=0.1, end=0.0, hold=0.0, weight_decay=0.0, decay=WEIGHTS_ONLY, rates=((r".*", 1.0),), clip_norm=None,
 )  # fmt: skip
 
 
@@ -112,7 +140,8 @@ def make_optimizer(group: str, spec: Mapping, params, total: int, batch_size: in
     if warmup > total:
         raise UserError(f"config.optim.{group}: warm-up of {warmup} steps is longer than the run of {total}; shorten it")
     rate = schedule(
-        spec["schedule"], base_rate(spec, batch_size), total, warmup, spec["milestones"], spec["factor"], spec["end"]
+        spec["schedule"], base_rate(spec, batch_size), total, warmup, spec["milestones"], spec["factor"], spec["end"],
+        spec["hold"],
     )
     names = [f"{group}/{name}" for name in leaf_names(params)]
     structure = jax.tree.structure(params)

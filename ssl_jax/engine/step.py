@@ -96,7 +96,7 @@ def make_step(
         norms = {f"grad_norm/{group}": optax.global_norm(grads[group]) for group in trained(phase)}
         params, opt = dict(state.params), dict(state.opt)
         for group in trained(phase):
-            updates, opt[group] = optimizers[group].update(grads[group], opt[group], params[group])
+            updates, opt[group] = optimizers[group].update(grads[group], opt[group], params[group], step=state.step)
             params[group] = optax.apply_updates(params[group], updates)
         new = state._replace(params=params, opt=opt, mutable=mutable)
         if skip_nonfinite:

@@ -43,6 +43,19 @@ GAMES = {
 }
 
 
+def health(real: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
+    """What tells a game that goes on from one that is over: shares of real and fake that are judged right (0 is the border), and
+    the deviation of all logits, which is zero where the discriminator has given up.
+    """
+    logits = jnp.concatenate([real.astype(jnp.float32), fake.astype(jnp.float32)])
+    return {"accuracy_real": _mean(real > 0), "accuracy_fake": _mean(fake < 0), "logit_std": jnp.std(logits)}
+
+
+def diversity(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """Deviation of `fake` over that of `real` [N, H, W, C], each over the batch and averaged over pixels; 0 for one single image."""
+    return jnp.std(fake.astype(jnp.float32), 0).mean() / jnp.std(real.astype(jnp.float32), 0).mean()
+
+
 def bigan(real: jax.Array, fake: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Donahue et al. 2017 (arXiv:1605.09782), equation 3, as its code trains it: (discriminator, generator and encoder).
 

@@ -1,0 +1,77 @@
+"""What a trained generator makes: batches of pictures for evaluations, and grids for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ssl_jax.cli.assemble import Assembly
+from ssl_jax.engine.method import State
+from ssl_jax.engine.pictures import save_grid
+
+GRID = 64  # pictures of the grid that is drawn at every evaluation, of the same latents each time
+
+
+class Sampler(NamedTuple):
+    """A generator with averaged weights and settled statistics, and how to use it. All calls run under the mesh of the run."""
+
+    generator: Any
+    latents: Callable[[int, int], Mapping]  # (count, seed) -> latents, on the devices
+    sample: Callable[..., np.ndarray]  # (latents, truncation) -> float32 [N, H, W, 3] in [0, 1], on the host
+    fns: Mapping[str, Callable]  # the others of the method, jitted
+
+    def pictures(self, count: int, seed: int, truncation: float | None = None) -> np.ndarray:
+        """`count` pictures of the latents of `seed`."""
+        return self.sample(self.latents(count, seed), truncation)
+
+
+def open_sampler(this: Assembly, state: State) -> Sampler | None:
+    """None where the method does not sample. The statistics are settled with the seed of the run."""
+    if "sample" not in this.fns:
+        return None
+
+    def in_mesh(function):
+        def call(*args):
+            with jax.set_mesh(this.run.mesh):
+                return function(*args)
+
+        return call
+
+    settle, latents, sample = (in_mesh(this.fns[name]) for name in ("settle", "latents", "sample"))
+    generator = settle(state.params, state.mutable, jax.random.key(this.config.seed))
+    return Sampler(
+        generator,
+        lambda count, seed: latents(jax.random.key(seed), count),
+        lambda latents, truncation=None: np.asarray(sample(generator, latents, truncation)),
+        {name: in_mesh(function) for name, function in this.fns.items()},
+    )
+
+
+def open_samples(this: Assembly, state: State) -> Callable[..., Iterator[np.ndarray]] | None:
+    """(count, seed, truncation=None) -> uint8 batches [B, H, W, 3], `count` pictures in all; None where the method does not sample.
+
+    Batch i has the latents of seed + i * 2^20. Pictures are rounded to the nearest of 256 levels.
+    """
+    if "sample" not in this.fns:
+        return None
+    size, opened = this.config.eval_batch_size, []
+
+    def samples(count: int, seed: int, truncation: float | None = None):
+        if not opened:  # settled at the first use, once
+            opened.append(open_sampler(this, state))
+        for i, start in enumerate(range(0, count, size)):
+            pictures = opened[0].pictures(size, seed + (i << 20), truncation)
+            yield np.round(pictures[: count - start] * 255).astype(np.uint8)
+
+    return samples
+
+
+def save_samples(this: Assembly, state: State, step: int, workdir: Path) -> None:
+    """`pictures/samples_<step>.png`: the pictures of the same latents as at every other step."""
+    sampler = open_sampler(this, state)
+    if sampler is not None:
+        save_grid(sampler.pictures(GRID, this.config.seed), workdir / "pictures" / f"samples_{step:08d}.png")
