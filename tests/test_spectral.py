@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.models.spectral import SpectralConv, SpectralDense, power_step
+from ssl_jax.models.spectral import SpectralConv, SpectralDense, SpectralEmbed, power_step
 
 
 def iterate(kernel, steps, seed=0):
@@ -69,3 +69,15 @@ def test_power_iteration_is_float32_in_bfloat16_networks():
     y, moved = layer.apply(variables, x, True, mutable=["spectral"])
     assert y.dtype == jnp.bfloat16
     assert moved["spectral"]["u"].dtype == variables["params"]["kernel"].dtype == jnp.float32
+
+
+def test_embedding_is_normalised_as_a_matrix():
+    layer, labels = SpectralEmbed(6, classes=9), jnp.array([[3, 0], [8, 3]])
+    variables = layer.init(jax.random.key(0), labels, True)
+    table = 5 * jax.random.normal(jax.random.key(1), (9, 6))
+    variables = {"params": {"embedding": table}, "spectral": variables["spectral"]}
+    for _ in range(60):
+        rows, moved = layer.apply(variables, labels, True, mutable=["spectral"])
+        variables |= moved
+    assert rows.shape == (2, 2, 6)
+    np.testing.assert_allclose(rows, table[labels] / largest(table), rtol=1e-4)

@@ -1,7 +1,7 @@
 """The residual generator and discriminator of SNGAN (Miyato et al. 2018, arXiv:1802.05957, table 4) for small images.
 
-Two flavours: 'miyato' is the paper's (pfnet-research/sngan_projection); 'compare_gan' is the one of google/compare_gan, which SS-GAN uses.
-The latter's upsampling by inserted zeros is left out: both repeat pixels.
+Two flavours: 'miyato' is the paper's (pfnet-research/sngan_projection); 'compare_gan' is that of google/compare_gan, which SS-GAN uses,
+without its upsampling by inserted zeros: both repeat pixels.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class SNGANDiscriminator(nn.Module):
 
     Fields:
       norm: 'spectral', or 'none' (with a gradient penalty).
-      flavour: 'miyato' sums over pixels and projects shortcuts (1x1) where shapes differ; 'compare_gan' averages, projects all (3x3), and
-        has a bias in the head.
+      flavour: 'miyato' sums over pixels and projects shortcuts (1x1) where shapes differ; 'compare_gan' averages, projects all (3x3),
+        and has a bias in the head.
     """
 
     channels: int = 128

@@ -42,8 +42,8 @@ class _Spectral(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.orthogonal()
     dtype: jnp.dtype = jnp.float32
 
-    def _normalised(self, shape: tuple[int, ...], train: bool) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+    def _normalised(self, shape: tuple[int, ...], train: bool, name: str = "kernel") -> jax.Array:
+        kernel = self.param(name, self.kernel_init, shape, jnp.float32)
         u = self.variable("spectral", "u", lambda: _unit(jax.random.normal(self.make_rng("params"), (shape[-1],))))
         sigma, new = power_step(kernel, u.value)
         if train and not self.is_initializing():
@@ -62,6 +62,16 @@ class SpectralDense(_Spectral):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         return self._with_bias(x.astype(self.dtype) @ self._normalised((x.shape[-1], self.features), train))
+
+
+class SpectralEmbed(_Spectral):
+    """Integer labels [...] -> rows [..., features] of a table of `classes`, which is normalised as a matrix."""
+
+    classes: int = 1
+
+    @nn.compact
+    def __call__(self, labels: jax.Array, train: bool) -> jax.Array:
+        return self._normalised((self.classes, self.features), train, "embedding")[labels]
 
 
 class SpectralConv(_Spectral):

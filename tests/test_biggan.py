@@ -1,0 +1,203 @@
+"""BigGAN and BigGAN-deep: published sizes, and each part against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.errors import UserError
+from ssl_jax.models.biggan import (
+    BigGANDiscriminator,
+    BigGANGenerator,
+    BigGANTrunk,
+    ConditionalNorm,
+    DiscriminatorBlock,
+    NonLocal,
+    ProjectionHead,
+)
+from ssl_jax.models.biggan_deep import DeepDiscriminator, DeepDiscriminatorBlock, DeepGenerator, DeepGeneratorBlock
+from ssl_jax.models.common import create, run
+from ssl_jax.models.latents import draw
+from ssl_jax.models.spectral import power_step
+from ssl_jax.models.standing import standing
+
+LABEL = jnp.zeros(2, jnp.int32)
+
+
+def count(module, *args):
+    params, _ = jax.eval_shape(lambda key: create(module, key, *args, LABEL), jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def normalised(params, state):
+    """A kernel divided by the estimate that inference takes."""
+    return np.asarray(params["kernel"] / power_step(params["kernel"], state["u"])[0], np.float64)
+
+
+@pytest.mark.parametrize(
+    ("size", "latent", "attention", "parameters"),
+    [(128, 120, 64, 70_433_988), (256, 140, 128, 82_097_604), (256, 140, 64, 82_235_844), (512, 160, 64, 82_468_068)],
+)
+def test_parameters_of_generators(size, latent, attention, parameters):
+    generator = BigGANGenerator(size, latent=latent, classes=1000, attention=(attention,))
+    assert count(generator, jnp.zeros((2, latent))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("size", "project_equal", "parameters"),
+    [
+        (128, True, 87_982_370),
+        (256, False, 98_635_298),
+        (256, True, 99_225_890),
+        (512, False, 98_801_378),
+        (512, True, 99_401_282),
+    ],
+)
+def test_parameters_of_discriminators(size, project_equal, parameters):
+    discriminator = BigGANDiscriminator(size, classes=1000, attention=(64,), project_equal=project_equal)
+    assert count(discriminator, jnp.zeros((2, size, size, 3))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("size", "generator", "discriminator"),
+    [(128, 50_244_484, 34_590_210), (256, 55_736_708, 38_247_426), (512, 56_019_780, 38_301_122)],
+)
+def test_parameters_of_biggan_deep(size, generator, discriminator):
+    assert count(DeepGenerator(size, classes=1000), jnp.zeros((2, 128))) == generator
+    assert count(DeepDiscriminator(size, classes=1000), jnp.zeros((2, size, size, 3))) == discriminator
+
+
+def test_parameters_for_cifar10_and_of_the_papers_table():
+    generator = BigGANGenerator(32, latent=80, classes=10, attention=(16,))
+    assert count(generator, jnp.zeros((2, 80))) == 9_416_196
+    assert round((70_433_988 + 87_982_370) / 1e6, 1) == 158.4  # table 1 says 158.3 for both networks
+
+
+def test_latents_are_chunked_and_conditions_are_shared_embedding_and_chunk():
+    generator = BigGANGenerator(128, latent=120, classes=1000)
+    params, _ = jax.eval_shape(lambda key: create(generator, key, jnp.zeros((2, 120)), LABEL), jax.random.key(0))
+    assert params["project"]["kernel"].shape[0] == 20
+    assert params["block3"]["norm2"]["gain"]["kernel"].shape == (148, 96 * 4)
+    assert set(params["block3"]["norm2"]) == {"gain", "shift"}
+    assert params["embed"]["embedding"].shape == (1000, 128)
+    with pytest.raises(UserError, match="chunks"):
+        BigGANGenerator(128, latent=128)
+    with pytest.raises(UserError, match="48 pixels"):
+        BigGANTrunk(48)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A conditional generator with attention, its variables and some latents."""
+    generator = BigGANGenerator(32, channels=4, latent=16, classes=3, embedding=8, attention=(16,))
+    z = draw("normal", jax.random.key(0), (6, 16))
+    return generator, *create(generator, jax.random.key(1), z, jnp.zeros(6, jnp.int32)), z
+
+
+def test_classes_and_each_chunk_matter_and_images_are_in_range(small):
+    generator, params, state, z = small
+    make = jax.jit(lambda z, label: run(generator, params, state, z, label, train=False)[0])
+    label = jnp.array([0, 1, 2, 0, 1, 2])
+    images = make(z, label)
+    assert images.shape == (6, 32, 32, 3)
+    assert images.dtype == jnp.float32
+    assert jnp.abs(images).max() <= 1
+    assert jnp.std(images) > 0.05
+    other = make(z, label.at[0].set(1))
+    assert jnp.abs(other - images)[0].max() > 1e-3
+    np.testing.assert_allclose(other[1:], images[1:], atol=1e-5)
+    for chunk in range(4):
+        assert jnp.abs(make(z.at[0, 4 * chunk].add(1.0), label) - images)[0].max() > 1e-4
+    np.testing.assert_allclose(make(z, None), make(z, jnp.zeros_like(label)), atol=1e-5)
+
+
+def test_conditional_norm_is_its_formula():
+    x, c = jax.random.normal(jax.random.key(0), (8, 3, 5, 4)) * 3 + 1, jax.random.normal(jax.random.key(1), (8, 7))
+    module = ConditionalNorm("orthogonal", jnp.float32)
+    params, state = create(module, jax.random.key(2), x, c)
+    got, moved = run(module, params, state, x, c, train=True)
+    wide = np.asarray(x, np.float64)
+    mean, variance = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
+    gain, shift = (np.asarray(c) @ normalised(params[n], state["spectral"][n]) for n in ("gain", "shift"))
+    want = (wide - mean) / np.sqrt(variance + 1e-5) * (1 + gain)[:, None, None] + shift[:, None, None]
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    np.testing.assert_allclose(moved["batch_stats"]["norm"]["mean"], 0.1 * mean, rtol=1e-4)
+
+
+def test_attention_is_the_identity_at_first_and_then_its_formula():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 16))
+    module = NonLocal("normal", jnp.float32)
+    params, state = create(module, jax.random.key(1), x)
+    np.testing.assert_array_equal(run(module, params, state, x, train=True)[0], x)
+    params = {**params, "gamma": jnp.float32(0.7), "query": {"kernel": params["query"]["kernel"] * 5}}
+    got, _ = run(module, params, state, x, train=False)
+    wide = np.asarray(x, np.float64)
+
+    def project(x, name):
+        return x @ normalised(params[name], state["spectral"][name])[0, 0]
+
+    def pool(x):
+        return x.reshape(2, 2, 2, 3, 2, -1).max((2, 4)).reshape(2, 6, -1)
+
+    scores = project(wide, "query").reshape(2, 24, 2) @ pool(project(wide, "key")).transpose(0, 2, 1)
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    mixed = (weights @ pool(project(wide, "value"))).reshape(2, 4, 6, 8)
+    np.testing.assert_allclose(got, wide + 0.7 * project(mixed, "output"), atol=1e-4)
+
+
+def test_discriminator_sums_over_pixels_and_projects_on_the_label():
+    x, label = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3)) * 2 - 1, jnp.array([0, 2, 1, 2])
+    module = BigGANDiscriminator(32, channels=4, classes=3, attention=(16,))
+    params, state = create(module, jax.random.key(1), x, label)
+    assert set(state) == {"spectral"}
+    (logits, features), moved = run(module, params, state, x, label, train=True)
+    assert [features[f"layer{n}"].shape for n in (1, 2, 3, 4)] == [(4, 16, 16, 16), *[(4, 8, 8, 16)] * 3]
+    pooled = features["pooled"]
+    np.testing.assert_allclose(pooled, jax.nn.relu(features["layer4"]).sum((1, 2)), rtol=1e-5)
+    table, u = params["head"]["embed"]["embedding"], state["spectral"]["head"]["embed"]["u"]
+    rows = (table / power_step(table, u)[0])[label]
+    linear = params["head"]["linear"]["kernel"][:, 0]
+    np.testing.assert_allclose(logits, pooled @ linear / jnp.linalg.norm(linear) + (pooled * rows).sum(-1), rtol=1e-4)
+    assert not jax.tree.all(jax.tree.map(np.array_equal, moved, state))
+    alone = ProjectionHead(0, "orthogonal")
+    assert set(create(alone, jax.random.key(0), pooled, None)[0]) == {"linear"}
+
+
+def test_blocks_of_the_discriminator_rectify_the_image_nowhere():
+    image = -jnp.ones((1, 4, 4, 3))
+    for first in (True, False):
+        block = DiscriminatorBlock(4, first, True, True, "orthogonal", jnp.float32)
+        params, state = create(block, jax.random.key(0), image)
+        params["shortcut"]["kernel"] = jnp.ones_like(params["shortcut"]["kernel"]) * 1e-6  # its norm is divided out
+        inner = jnp.abs(run(block, params, state, image, train=False)[0] - run(block, params, state, image * 0, train=False)[0])
+        shortcut = jnp.abs(image[0, 0, 0].sum()) * normalised(params["shortcut"], state["spectral"]["shortcut"])[0, 0, 0, 0]
+        assert (jnp.abs(inner - shortcut).max() < 1e-5) == (not first)  # relu(-1) = 0: only the shortcut is left
+
+
+def test_shortcuts_of_biggan_deep_drop_and_append_channels():
+    x, c = jax.random.normal(jax.random.key(0), (2, 4, 4, 16)), jax.random.normal(jax.random.key(1), (2, 5))
+
+    def only_first_channel_of_branch(block, *args):
+        params, state = create(block, jax.random.key(2), *args)
+        params["conv4"]["kernel"] = jnp.zeros_like(params["conv4"]["kernel"]).at[..., 0].set(1.0)
+        return run(block, params, state, *args, train=False)[0], params, state
+
+    y, _, _ = only_first_channel_of_branch(DeepGeneratorBlock(8, True, "orthogonal", jnp.float32), x, c)
+    assert y.shape == (2, 8, 8, 8)
+    np.testing.assert_allclose(y[..., 1:], np.asarray(x)[..., 1:8].repeat(2, 1).repeat(2, 2), atol=1e-5)
+    y, params, state = only_first_channel_of_branch(DeepDiscriminatorBlock(24, True, "orthogonal", jnp.float32), x)
+    halved = np.asarray(x).reshape(2, 2, 2, 2, 2, 16).mean((2, 4))
+    np.testing.assert_allclose(y[..., 1:16], halved[..., 1:], atol=1e-5)
+    np.testing.assert_allclose(y[..., 16:], halved @ normalised(params["shortcut"], state["spectral"]["shortcut"])[0, 0], atol=1e-5)
+
+
+def test_power_iterations_settle_on_the_weights_during_the_passes_of_standing_statistics(small):
+    generator, params, state, _ = small
+
+    def batch(key):
+        return draw("normal", key, (8, 16)), jnp.zeros(8, jnp.int32)
+
+    moved = {**params, "project": {**params["project"], "kernel": jax.random.normal(jax.random.key(5), (4, 256))}}
+    got = jax.jit(lambda key: standing(generator, moved, state, batch, key, 30))(jax.random.key(1))
+    kernel, u = moved["project"]["kernel"], got["spectral"]["project"]["u"]
+    assert float(jnp.linalg.norm(kernel @ u)) == pytest.approx(np.linalg.svd(np.asarray(kernel, np.float64))[1][0], rel=1e-2)
