@@ -136,7 +136,7 @@ class ConvDiscriminator(nn.Module):
             if self.norm == "spectral":
                 x = SpectralConv(channels, kernel=kernel, stride=stride, kernel_init=normal(0.02), dtype=self.dtype)(x, train)
             else:
-                bias = self.norm == "none" or i == 0 and self.head_bias
+                bias = self.norm == "none" or (i == 0 and self.head_bias)
                 x = Conv(channels, (kernel, kernel), stride, use_bias=bias, kernel_init=normal(0.02), dtype=self.dtype)(x)
                 if self.norm == "batch" and i:
                     scale = lambda *a: 1 + normal(0.02)(*a)  # noqa: E731

@@ -1,0 +1,172 @@
+"""Generative adversarial networks: Goodfellow et al. 2014, DCGAN, WGAN-GP, SNGAN.
+
+  python launch.py train --config=configs/gan.py --workdir=runs/gan
+  python launch.py sample --workdir=runs/gan
+
+Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of 2048-dimensional Inception
+features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
+  (default)           embedded scenes at 32 px: the plain SNGAN network at a quarter of its width, non-saturating game; minutes on two cores
+  :smoke              the same in seconds, for tests
+  :scenes_dcgan       embedded scenes: DCGAN at a quarter of its width
+  :cifar10_small      JPEG CIFAR-10, the network of the default at half its width, about 20 minutes on two cores
+  :cifar10_small_dcgan  the same with DCGAN
+  :cifar10            SNDCGAN as in compare_gan (2018): non-saturating, batch 64, Adam 2e-4, betas .5 and .999, 200,000 steps. Published: FID 25.27
+                      (10,000 samples against 10,000 images; without the normalisation 33.23), one accelerator
+  :cifar10_dcgan      the DCGAN of 32 px, batch 64, two discriminator steps, 200,000 steps. Published: FID 48.29 (PyTorch-StudioGAN)
+  :cifar10_wgan_gp    Gulrajani et al. 2017: residual networks, five discriminator steps, penalty 10, Adam 2e-4 to 0 over 100,000 steps, betas 0
+                      and .9. Published: FID 22.29 (mimicry)
+  :cifar10_sngan      Miyato et al. 2018: residual networks, hinge, five discriminator steps of 64 and 128 samples for the generator, Adam 2e-4 to 0
+                      over 100,000 steps, betas 0 and .9. Published: FID 21.7 (paper), 16.77 (mimicry, 50,000 samples)
+  :mnist_mlp          Goodfellow et al. 2014: maxout perceptrons with dropout, SGD 0.1 with momentum, batch 100, uniform noise
+  :lsun_dcgan         Radford et al. 2016: DCGAN of 64 px, batch 128, Adam 2e-4, beta1 .5, L2 1e-5; images from a folder
+  :folder             your own photographs at 64 px: --config.data.name=/path/to/folder
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def adam(lr=2e-4, b1=0.5, b2=0.999, **options):
+    return dict(name="adam", lr=lr, b1=b1, b2=b2, schedule="constant", **options)
+
+
+def networks(config, generator, discriminator, game="non_saturating", latent=("normal", 128), steps=1, fakes=1, penalty=("none", 0.0)):
+    config.model = dict(
+        game=game,
+        generator=generator,
+        discriminator=discriminator,
+        latent=dict(kind=latent[0], size=latent[1]),
+        discriminator_steps=steps,
+        fakes=fakes,
+        penalty=dict(name=penalty[0], weight=penalty[1]),
+        ema=dict(decay=0.999, start=1000),
+    )
+
+
+def sndcgan(config, channels, stages=3, **options):
+    networks(
+        config,
+        dict(name="dcgan", channels=channels, stages=stages, kernel=4, final_kernel=3),
+        dict(name="sndcgan", channels=channels, stages=stages, norm="spectral"),
+        **options,
+    )
+
+
+def dcgan(config, channels, stages=3, kernel=4, **options):
+    networks(
+        config,
+        dict(name="dcgan", channels=channels, stages=stages, kernel=kernel),
+        dict(name="dcgan", channels=channels, stages=stages, kernel=kernel, norm="batch", head_bias=False),
+        **options,
+    )
+
+
+def scenes(config):
+    config.data.ops = config.data.eval_ops = common.resized(32)
+    config.views = ((("flip", dict(p=0.5)),),)
+    config.batch_size = 64
+    config.total_steps = 6000
+    sndcgan(config, channels=32)
+    config.optim = dict(generator=adam(), discriminator=adam())
+    common.generation(config)
+    config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
+    config.log_every_steps = 100
+
+
+def scenes_dcgan(config):
+    scenes(config)
+    dcgan(config, channels=32, latent=("normal", 100))
+
+
+def smoke(config):
+    scenes(config)
+    config.batch_size = 32
+    config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
+    config.log_every_steps = 1
+    sndcgan(config, channels=8, latent=("normal", 16), steps=2)
+    config.model.ema.update(decay=0.9, start=2)
+    common.generation_smoke(config)
+
+
+def cifar10_small(config):
+    scenes(config)
+    config.data.name = "cifar10"
+    config.data.ops = config.data.eval_ops = ()
+    config.total_steps = 12000
+    config.evaluate_every_steps, config.checkpoint_every_steps = 4000, 1000
+
+
+def cifar10_small_dcgan(config):
+    cifar10_small(config)
+    dcgan(config, channels=32, latent=("normal", 100))
+
+
+def cifar10(config):
+    cifar10_small(config)
+    sndcgan(config, channels=64)
+    config.total_steps = 200_000
+    config.evaluate_every_steps, config.checkpoint_every_steps = 10_000, 2000
+    config.evals.generation.examples = 10_000
+
+
+def cifar10_dcgan(config):
+    cifar10(config)
+    config.batch_size = 128
+    dcgan(config, channels=64, steps=2)
+
+
+def cifar10_wgan_gp(config):
+    cifar10(config)
+    config.batch_size = 5 * 64
+    config.total_steps = 100_000
+    networks(
+        config,
+        dict(name="sngan", channels=128),
+        dict(name="sngan", channels=128, norm="none"),
+        game="wasserstein", steps=5, fakes=2, penalty=("gradient_penalty", 10.0),
+    )  # fmt: skip
+    rate = {**adam(b1=0.0, b2=0.9), "schedule": "linear"}
+    config.optim = dict(generator=rate, discriminator=rate)
+
+
+def cifar10_sngan(config):
+    cifar10_wgan_gp(config)
+    networks(config, dict(name="sngan", channels=256), dict(name="sngan", channels=128), game="hinge", steps=5, fakes=2)
+
+
+def mnist_mlp(config):
+    cifar10(config)
+    config.data.name = "mnist"
+    config.batch_size, config.total_steps = 100, 300_000
+    config.views = ((),)
+    networks(config, dict(name="mlp"), dict(name="mlp"), latent=("uniform", 100))
+    momentum = dict(name="sgd", lr=0.1, momentum=0.5, schedule="exponential", end=1e-5)
+    config.optim = dict(generator=momentum, discriminator=momentum)
+
+
+def folder(config):
+    scenes(config)
+    config.data.name = "/path/to/folder"
+    config.data.ops = (("random_resized_crop", dict(size=64, area=(0.8, 1.0))),)
+    config.data.eval_ops = common.resized(64)
+    sndcgan(config, channels=64)
+    config.total_steps = 100_000
+    config.evaluate_every_steps, config.checkpoint_every_steps = 5000, 1000
+
+
+def lsun_dcgan(config):
+    folder(config)
+    config.batch_size = 128
+    dcgan(config, channels=128, stages=4, kernel=5, latent=("uniform", 100))
+    config.optim = dict(generator=adam(weight_decay=1e-5), discriminator=adam(weight_decay=1e-5))
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.base("gan")
+    named = {"": scenes, "smoke": smoke, "scenes_dcgan": scenes_dcgan, "cifar10_small": cifar10_small,
+             "cifar10_small_dcgan": cifar10_small_dcgan, "cifar10": cifar10, "cifar10_dcgan": cifar10_dcgan,
+             "cifar10_wgan_gp": cifar10_wgan_gp, "cifar10_sngan": cifar10_sngan, "mnist_mlp": mnist_mlp,
+             "lsun_dcgan": lsun_dcgan, "folder": folder}  # fmt: skip
+    common.variant_of(variant, named)(config)
+    return config

@@ -1,0 +1,127 @@
+"""Generative adversarial networks: a generator makes images of noise, a discriminator tells them from real ones.
+
+Goodfellow et al. 2014, "Generative adversarial nets" (arXiv:1406.2661), algorithm 1: n_d steps of the discriminator, then one of the
+generator. What later papers changed is in the config: networks (`model.generator`, `model.discriminator`), the game (`model.game`), a
+gradient penalty (`model.penalty`). DCGAN: Radford et al. 2016 (arXiv:1511.06434); WGAN-GP: Gulrajani et al. 2017 (arXiv:1704.00028);
+SNGAN: Miyato et al. 2018 (arXiv:1802.05957). The features are those of the discriminator.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.augment.pixels import to_input
+from ssl_jax.augment.views import make_views
+from ssl_jax.engine.method import Method, Phase
+from ssl_jax.errors import UserError
+from ssl_jax.models.common import create, run
+from ssl_jax.models.gans import build_discriminator, build_generator
+from ssl_jax.models.latents import draw, truncate
+from ssl_jax.models.standing import standing
+from ssl_jax.objectives.adversarial import GAMES, diversity, gradient_penalty, health, r1
+
+
+def build(config, stages) -> Method:
+    """`config.model`:
+
+    game: key of `GAMES`.
+    generator, discriminator: networks (see `build_generator`, `build_discriminator`).
+    latent: kind ('normal' or 'uniform') and size.
+    discriminator_steps: n_d; each takes 1 / n_d of the batch.
+    fakes: images that the generator learns from in a step, as a multiple of that.
+    penalty: name ('none', 'gradient_penalty', 'r1') and weight.
+    ema: decay of the averaged generator, which makes the samples, and the step from which it is averaged.
+    """
+    model, latent = config.model, config.model.latent
+    if model.game not in GAMES:
+        raise UserError(f"config.model.game={model.game!r} is unknown; choose {', '.join(GAMES)}")
+    if model.penalty.name not in ("none", "gradient_penalty", "r1"):
+        raise UserError(f"config.model.penalty.name={model.penalty.name!r} is unknown; choose none, gradient_penalty or r1")
+    game = GAMES[model.game]
+    views = make_views(config.views)
+    size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
+    generator = build_generator(model.generator, size, config.dtype)
+    discriminator = build_discriminator(model.discriminator, config.dtype)
+
+    def latents(key, count):
+        return {"z": draw(latent.kind, key, (count, latent.size))}
+
+    def generate(params, state, key, count):
+        return run(generator, params, state, latents(key, count)["z"], train=True)
+
+    def judge(params, state, x, key=None, train=True):
+        return run(discriminator, params, state, x, train=train, rngs={"dropout": key} if train else None)
+
+    def penalty(params, state, real, fake, key):
+        def score(x):
+            return judge(params, state, x, key)[0][0]
+
+        return gradient_penalty(score, real, fake, key) if model.penalty.name == "gradient_penalty" else r1(score, real)
+
+    def init(key, batch, frozen):
+        keys = jax.random.split(key, 4)
+        x = to_input(views(batch["image"], keys[0])[:, 0], 0.5, 0.5)
+        params, mutable = {}, {}
+        params["generator"], mutable["generator"] = create(generator, keys[1], latents(keys[1], len(x))["z"])
+        params["discriminator"], mutable["discriminator"] = create(discriminator, {"params": keys[2], "dropout": keys[3]}, x)
+        return params, {**mutable, "ema": jax.tree.map(jnp.copy, params["generator"])}
+
+    def discriminator_loss(train, state, batch, key):
+        keys = jax.random.split(key, 5)
+        real = to_input(views(batch["image"], keys[0])[:, 0], 0.5, 0.5)
+        fake, _ = generate(state.params["generator"], state.mutable["generator"], keys[1], len(real))
+        start = state.mutable["discriminator"]
+        (on_real, _), moved = judge(train["discriminator"], start, real, keys[2])
+        (on_fake, _), moved = judge(train["discriminator"], moved, fake, keys[3])
+        value, logs = game.discriminator(on_real, on_fake), {**health(on_real, on_fake), "diversity": diversity(real, fake)}
+        if model.penalty.name != "none":
+            logs["penalty"] = penalty(train["discriminator"], start, real, fake, keys[4])
+            value += model.penalty.weight * logs["penalty"]
+        return value, ({"discriminator": moved}, logs)
+
+    def generator_loss(train, state, batch, key):
+        keys = jax.random.split(key)
+        count = model.fakes * len(batch["image"]) // model.discriminator_steps
+        fake, moved = generate(train["generator"], state.mutable["generator"], keys[0], count)
+        (on_fake, _), judged = judge(state.params["discriminator"], state.mutable["discriminator"], fake, keys[1])
+        return game.generator(on_fake), ({"generator": moved, "discriminator": judged}, {})
+
+    def after(state):
+        step = jnp.where(state.step < model.ema.start, 1.0, 1 - model.ema.decay)  # the average begins with the weights of `start`
+        averaged = optax.incremental_update(state.params["generator"], state.mutable["ema"], step)
+        return {**state.mutable, "ema": averaged}
+
+    def encode(params, mutable, images):
+        (_, features), _ = judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)
+        return features
+
+    def judge_images(params, mutable, images):
+        return judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)[0][0]
+
+    def settle(params, mutable, key):
+        def batch(key):
+            return (latents(key, config.eval_batch_size)["z"],)
+
+        return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
+
+    def sample(settled, latents, truncation=None):
+        if truncation is not None and latent.kind != "normal":
+            raise UserError("only normal latents can be truncated (config.model.latent.kind='normal')")
+        z = latents["z"] if truncation is None else truncate(latents["z"], truncation)
+        x, _ = run(generator, settled["params"], settled["state"], z, train=False)
+        return jnp.clip((x + 1) / 2, 0, 1)
+
+    return Method(
+        inputs={"image": tuple(config.data.image_shape)},
+        init=init,
+        phases=(
+            Phase("d", ("discriminator",), discriminator_loss, repeat=model.discriminator_steps),
+            Phase("g", ("generator",), generator_loss),
+        ),
+        encode=encode,
+        after=after,
+        fns={"views": views, "latents": latents, "settle": settle, "sample": sample, "judge": judge_images},
+        couples_batch=True,
+    )
