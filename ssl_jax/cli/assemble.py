@@ -17,12 +17,14 @@ import numpy as np
 
 from ssl_jax.augment.views import output_size
 from ssl_jax.cli.config import resolve
+from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches, iterate
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.engine.method import Method, State
 from ssl_jax.errors import UserError
-from ssl_jax.evals.context import Context, pixel_context
+from ssl_jax.evals import run as evals
+from ssl_jax.evals.context import Context, Pictures, pixel_context
 from ssl_jax.methods import build_method
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Assembly(NamedTuple):
     encode: Callable  # jitted method.encode
     encode_views: Callable | None  # jitted, for alignment
     fns: Mapping[str, Callable]  # method.fns, jitted
+    known: dict  # what evaluations found out about the real images, which do not change within the run
 
 
 def start_jax() -> None:
@@ -111,7 +114,7 @@ def assemble(config, devices=None) -> Assembly:
     )
     encode_views = _encode_views(method) if "views" in method.fns else None
     fns = {name: jax.jit(f, static_argnums=1) if name == "latents" else jax.jit(f) for name, f in method.fns.items()}
-    return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views, fns)
+    return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views, fns, {})
 
 
 def open_eval(config, split: str, processes: int | None = None):
@@ -123,15 +126,29 @@ def open_eval(config, split: str, processes: int | None = None):
 
 
 def context(this: Assembly, state: State) -> Context:
-    """What evaluations may see of a state."""
+    """What evaluations may see of a state.
+
+    Raises:
+        UserError: the config asks for an evaluation that the method offers nothing for.
+    """
+    from ssl_jax.cli.samples import open_samples  # which is about an Assembly
+
     config, bind = this.config, lambda function: functools.partial(function, state.params, state.mutable)
-    return Context(
+    opened = Context(
         bind(this.encode),
         functools.partial(open_eval, config),
         {"train": config.data.train_split, "test": config.data.test_split},
         this.run.mesh,
         bind(this.encode_views) if this.encode_views else None,
+        pictures=Pictures(
+            open_samples(this, state),
+            bind(this.fns["judge"]) if "judge" in this.fns else None,
+            functools.partial(open_extractor, mesh=this.run.mesh),
+            this.known,
+        ),
     )
+    evals.check_needs(config.evals, opened)
+    return opened
 
 
 def _encode_views(method: Method):

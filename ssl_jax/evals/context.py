@@ -23,6 +23,26 @@ class Result(NamedTuple):
     protocol: str  # one line: everything that has to agree before two numbers may be compared
 
 
+class Extractor(NamedTuple):
+    """A fixed network whose features pictures are compared in."""
+
+    name: str
+    dim: int
+    encode: Callable  # uint8 [B, H, W, 3], any size -> {'pooled': float32 [B, dim], and 'logits': float32 [B, classes] if there are}
+    classes: int = 0
+    sha256: str = ""  # of the weights; '' where there are none
+    resize: str = "none"  # how `encode` brings images to the size of the network
+
+
+class Pictures(NamedTuple):
+    """What evaluations of a model that samples, or judges, are given beside its features."""
+
+    samples: Callable | None  # (count, seed, truncation) -> uint8 batches [B, H, W, 3]
+    judge: Callable | None  # uint8 [B, H, W, 3] -> logits [B]: how real an image is
+    extractor: Callable[[str, str], Extractor]  # (specification, resize) -> the network
+    known: dict  # features of real images: they do not change within a run
+
+
 class Context:
     """Cached features of one frozen encoder.
 
@@ -33,6 +53,7 @@ class Context:
         order that does not follow the classes then.
     layers: the layers to choose from; an evaluation that asks for another gets the first. None: the encoder's own.
     encode_views: (images uint8 [B, H, W, 3], key) -> [B, V, D], features of V augmented views; None: no alignment.
+    pictures: None for features that belong to no model, such as raw pixels; evaluations of pictures are left out.
     """
 
     def __init__(
@@ -44,8 +65,9 @@ class Context:
         encode_views: Callable | None = None,
         limits: Mapping[str, int] | None = None,
         layers: tuple[str, ...] | None = None,
+        pictures: Pictures | None = None,
     ):
-        self.mesh, self.layers = mesh, layers
+        self.mesh, self.layers, self.pictures = mesh, layers, pictures
         self._encode, self._open_batches, self._encode_views = encode, open_batches, encode_views
         self._split_names = dict(split_names or {"train": "train", "test": "test"})
         self._limits = dict(limits or {})
@@ -61,9 +83,17 @@ class Context:
 
     def name(self, split: Split) -> str:
         """'train(50000)', or 'train[:8000](8000)' where a limit applies; call after `features`."""
-        count = next(len(features.y) for (done, _), features in self._features.items() if done == split)
+        return self.named(split, next(len(features.y) for (done, _), features in self._features.items() if done == split))
+
+    def named(self, split: Split, count: int) -> str:
+        """The same for `count` examples that were read by `through`."""
         limited = f"[:{count}]" if count == self._limits.get(split) else ""
         return f"{self._split_names[split]}{limited}({count})"
+
+    def through(self, encode: Callable, split: Split, layer: str, count: int | None = None) -> np.ndarray:
+        """Features [N, D] of the images of a split, all of them or the first `count`, by another network than the encoder."""
+        limits = [n for n in (count, self._limits.get(split)) if n is not None]
+        return extract(encode, self._open_batches(split), layer, self.mesh, min(limits, default=None)).x
 
     def views(self, examples: int = 1024, seed: int = 0) -> np.ndarray | None:
         """Features [N, V, D] of augmented views of the first test images, N <= `examples`; None without `encode_views`.

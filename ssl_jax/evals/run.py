@@ -16,10 +16,16 @@ from ssl_jax.evals.context import Context, Result
 
 
 def run(evals: Mapping[str, Mapping[str, Any]], context: Context) -> dict[str, Result]:
-    """Run {label: {'kind': ..., option: value, ...}}; the metrics of each Result are named '<label>/<metric>'."""
+    """Run {label: {'kind': ..., option: value, ...}}; the metrics of each Result are named '<label>/<metric>'.
+
+    Evaluations of pictures are left out for features that belong to no model.
+    """
     check(evals)
+    check_needs(evals, context)
     results = {}
     for label, entry in evals.items():
+        if context.pictures is None and hasattr(_evaluator(label, entry), "NEEDS"):
+            continue
         options = _options(entry)
         if context.layers is not None and "layer" in options and options["layer"] not in context.layers:
             options["layer"] = context.layers[0]
@@ -47,6 +53,15 @@ def check(evals: Mapping[str, Mapping[str, Any]]) -> None:
                 module.check_options(**_options(entry))
             except UserError as error:
                 raise UserError(f"evals.{label}: {error}") from None
+
+
+def check_needs(evals: Mapping[str, Mapping[str, Any]], context: Context) -> None:
+    """UserError for an evaluation of pictures (its module names in NEEDS a field of `Pictures`) that the method offers nothing for."""
+    for label, entry in evals.items():
+        needs = getattr(_evaluator(label, entry), "NEEDS", None)
+        if needs is not None and context.pictures is not None and getattr(context.pictures, needs) is None:
+            kind = entry["kind"]
+            raise UserError(f"evals.{label}: kind={kind!r} needs a method that gives {needs}, and this one does not; leave it out")
 
 
 def kinds() -> list[str]:

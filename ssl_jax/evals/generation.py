@@ -1,0 +1,146 @@
+"""Samples of a generator against real images, in the features of a fixed network.
+
+Frechet distance (Heusel et al. 2017), kernel distance (Binkowski et al. 2018), precision and recall (Kynkaanniemi et al. 2019), density
+and coverage (Naeem et al. 2020), inception score (Salimans et al. 2016); the definitions are in `distances`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax.errors import UserError
+from ssl_jax.evals import distances
+from ssl_jax.evals.context import Context, Extractor, Result, Split
+from ssl_jax.evals.features import chunks, extract
+from ssl_jax.evals.resize import Resize, quantise, resize
+
+NEEDS = "samples"
+INCEPTION = "inception-2015-12-05"  # the only features, 2048 of them, whose distance is called FID
+
+
+class Real(NamedTuple):
+    """Features of real images [N, D] float32, and their moments."""
+
+    x: np.ndarray
+    moments: distances.Moments
+
+
+def check_options(
+    examples: int = 2048, k: int = 3, subsets: int = 100, subset_size: int = 1000, truncation: float | None = None, **_
+) -> None:
+    """UserError for a value out of range."""
+    if k < 1 or examples <= k:
+        raise UserError(f"generation needs k={k} of at least 1 and examples={examples} above it")
+    if subsets < 1 or subset_size < 2:
+        raise UserError(f"generation needs subsets={subsets} of at least 1 and subset_size={subset_size} of at least 2")
+    if truncation is not None and truncation < 0:
+        raise UserError(f"generation truncation={truncation} must not be negative; leave it out for none")
+
+
+def evaluate(
+    context: Context,
+    *,
+    extractor: str = "random_conv",
+    resize: Resize = "legacy",
+    examples: int = 2048,
+    split: Split = "train",
+    k: int = 3,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    truncation: float | None = None,
+) -> Result:
+    """`examples` samples of the latents of `seed` against a whole split.
+
+    frechet: in percent of the total variance of the real features, which makes networks of any scale comparable.
+    fid: the plain distance, where the features are those of the Inception network of 2015-12-05 and only there.
+    kernel: times 1000.
+    precision, recall, density, coverage: shares, against at most `examples` real images, evenly spaced in the split.
+    inception_score: over ten splits, where the network has logits.
+    Real images that are larger than samples are reduced to their size (Pillow's bicubic, 256 levels).
+    """
+    check_options(examples, k, subsets, subset_size, truncation)
+    network = context.pictures.extractor(extractor, resize)
+    batches = context.pictures.samples(examples, seed, truncation)
+    first = next(batches)
+    size, names = first.shape[1:3], ["pooled", "logits"] if network.classes else ["pooled"]
+    rows = extract(_joined(network, names), _padded(first, batches, context), "joined", context.mesh)
+    fake, logits = np.split(rows.x, [network.dim], axis=1)
+    real = _real(context, network, split, size)
+
+    spread = real.moments.covariance.trace()
+    if not spread > 0:
+        raise UserError(f"all real images have the same features under {network.name}; choose another extractor or split")
+    distance = distances.frechet(real.moments, _moments(fake))
+    kernel, _ = distances.kernel_distance(real.x, fake, subsets, subset_size, seed)
+    some = real.x[np.linspace(0, len(real.x) - 1, min(examples, len(real.x))).astype(int)]
+    if len(some) <= k:
+        raise UserError(f"the real split has {len(some)} images, too few for k={k}; check the split")
+    metrics = {"frechet": 100 * distance / spread, "kernel": 1000 * kernel, **distances.neighbourhoods(some, fake, k)}
+    if (network.name, network.dim) == (INCEPTION, 2048):
+        metrics["fid"] = distance
+    if network.classes:
+        metrics["inception_score"], _ = distances.inception_score(logits)
+    told = "none" if truncation is None else f"{truncation:g}"
+    protocol = (
+        f"generation extractor={network.name} weights={network.sha256[:8] or 'none'} dimensions={network.dim} resize={network.resize}"
+        f" pixels={size[0]}x{size[1]} real={context.named(split, len(real.x))} fake={len(fake)} seed={seed} truncation={told}"
+        f" generator=averaged weights, standing statistics; k={k} against {len(some)} real;"
+        f" kernel x 1000 over {subsets} subsets of {min(subset_size, len(fake), len(real.x))}; frechet in percent of the real variance"
+    )
+    return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+def _joined(network: Extractor, names: list[str], size: tuple[int, int] | None = None):
+    """images -> the outputs in `names` side by side, so that one pass brings all of them."""
+
+    def encode(images):
+        given = images.shape[1:3]
+        if size is not None and given != size:
+            if given[0] < size[0] or given[1] < size[1]:
+                raise UserError(f"samples are {size} pixels and real images only {given}; enlarge those with config.data.eval_ops")
+            images = _reduce(images, size)
+        outputs = network.encode(images)
+        return {"joined": jnp.concatenate([outputs[name].astype(jnp.float32) for name in names], axis=1)}
+
+    return encode
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _reduce(images, size):
+    return quantise(resize(images, size, "clean"))
+
+
+def _padded(first: np.ndarray, rest: Iterator[np.ndarray], context: Context):
+    """Batches of equal size for `extract`; with several processes, this one's share of each."""
+    devices = 1 if context.mesh is None else context.mesh.size
+    size = -(-len(first) // devices) * devices
+    share = slice(jax.process_index(), None, jax.process_count())
+    for images in itertools.chain([first], rest):
+        if images.dtype != np.uint8:
+            raise TypeError(f"samples must be uint8, not {images.dtype}")
+        mask = np.arange(size) < len(images)
+        filled = np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]), np.uint8)])
+        yield {"image": filled[share], "mask": mask[share]}
+
+
+def _real(context: Context, network: Extractor, split: Split, size: tuple[int, int]) -> Real:
+    """Features of a split for samples of `size` pixels; computed once in a run."""
+    key = (network.name, network.sha256, network.resize, split, size)
+    known = context.pictures.known
+    if key not in known:
+        x = context.through(_joined(network, ["pooled"], size), split, "joined")
+        known[key] = Real(x, _moments(x))
+    return known[key]
+
+
+def _moments(x: np.ndarray) -> distances.Moments:
+    """In float64, with no more than a part of the features in float64 at a time."""
+    return functools.reduce(distances.merge, (distances.moments(x[a:b]) for a, b in chunks(len(x), 8192)))

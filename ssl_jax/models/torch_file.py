@@ -1,0 +1,97 @@
+"""Files of `torch.save` that hold a dictionary of tensors, read without PyTorch and without running what is in them."""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ssl_jax.errors import UserError
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the format before PyTorch 1.6
+_DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2", "Byte": "u1", "Bool": "?"}
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """{name: array} of a state dict in either format of `torch.save`.
+
+    Only dictionaries of plain, contiguous tensors are read; the pickle may name nothing else. Raises UserError for any other file.
+    """
+    path = Path(path)
+    try:
+        found = _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path)
+        if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
+            raise TypeError("it holds something else")
+        return {str(name): value for name, value in found.items()}
+    except (pickle.UnpicklingError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a dictionary of tensors that torch.save wrote ({error}); save model.state_dict()") from error
+
+
+def _read_archive(path):
+    with zipfile.ZipFile(path) as archive:
+        pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        folder = pickled.removesuffix("data.pkl")
+
+        def storage(dtype, key, count):
+            return np.frombuffer(archive.read(f"{folder}data/{key}"), dtype, count)
+
+        return _Unpickler(io.BytesIO(archive.read(pickled)), storage).load()
+
+
+def _read_stream(path):
+    """Magic number, version, system, the object, the keys of its storages, then each storage: length (int64) and values."""
+    size, storages = path.stat().st_size, {}
+
+    def storage(dtype, key, count):
+        if count * dtype.itemsize > size:
+            raise ValueError("a tensor is larger than the file")
+        return storages.setdefault(key, np.empty(count, dtype))
+
+    with open(path, "rb") as file:
+        if _Unpickler(file, storage).load() != _MAGIC:
+            raise ValueError("unknown format")
+        _version, _system, found, keys = (_Unpickler(file, storage).load() for _ in range(4))
+        for key in keys:
+            count = int(np.frombuffer(file.read(8), "<i8")[0])
+            into = storages[key]
+            if count != len(into):
+                raise ValueError("a tensor has another length than its header says")
+            into[:] = np.frombuffer(file.read(into.nbytes), into.dtype)
+    return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, storage):
+        super().__init__(file)
+        self._storage = storage
+
+    def find_class(self, module, name):
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return _tensor
+        if module == "torch._utils" and name == "_rebuild_parameter":
+            return lambda data, *_: data
+        kind = name.removesuffix("Storage")
+        if module == "torch" and kind in _DTYPES and name.endswith("Storage"):
+            return np.dtype(_DTYPES[kind])
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    def persistent_load(self, told):
+        kind, dtype, key, _device, count = told[:5]
+        if kind != "storage" or not isinstance(dtype, np.dtype):
+            raise pickle.UnpicklingError("unknown kind of storage")
+        return self._storage(dtype, key, count)
+
+
+def _tensor(storage, offset, shape, strides, *_):
+    """A view, since the values of a stream come after it."""
+    expected = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    if any(a != b and n > 1 for a, b, n in zip(strides, expected, shape, strict=True)):
+        raise ValueError("a tensor is not contiguous")
+    return storage[offset : offset + math.prod(shape)].reshape(shape)
