@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from torch_reference import require_timm, require_torch, require_torchvision
 
 import ssl_jax
 from ssl_jax import export
@@ -24,7 +25,6 @@ from ssl_jax.export import card as cards
 from ssl_jax.export.source import find_encoder
 from ssl_jax.models.common import init_variables
 from ssl_jax.models.encoders import build_encoder
-from tests.torch_reference import require_timm, require_torch, require_torchvision
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZE, TOTAL = 16, 8

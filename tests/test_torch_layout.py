@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_reference import require_timm, require_torch, require_torchvision
 
 from ssl_jax.errors import UserError
 from ssl_jax.models import common
 from ssl_jax.models.encoders import build_encoder
 from ssl_jax.models.torch_layout import from_torch, to_torch
-from tests.torch_reference import require_timm, require_torch, require_torchvision
 
 R10 = {"name": "resnet", "depth": 10, "stem": "cifar"}
 
