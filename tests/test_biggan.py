@@ -39,7 +39,7 @@ def normalised(params, state):
     [(128, 120, 64, 70_433_988), (256, 140, 128, 82_097_604), (256, 140, 64, 82_235_844), (512, 160, 64, 82_468_068)],
 )
 def test_parameters_of_generators(size, latent, attention, parameters):
-    generator = BigGANGenerator(size, latent=latent, classes=1000, attention=(attention,))
+    generator = BigGANGenerator(size, classes=1000, attention=(attention,))
     assert count(generator, jnp.zeros((2, latent))) == parameters
 
 
@@ -68,28 +68,30 @@ def test_parameters_of_biggan_deep(size, generator, discriminator):
 
 
 def test_parameters_for_cifar10_and_of_the_papers_table():
-    generator = BigGANGenerator(32, latent=80, classes=10, attention=(16,))
+    generator = BigGANGenerator(32, classes=10, attention=(16,))
     assert count(generator, jnp.zeros((2, 80))) == 9_416_196
     assert round((70_433_988 + 87_982_370) / 1e6, 1) == 158.4  # table 1 says 158.3 for both networks
 
 
 def test_latents_are_chunked_and_conditions_are_shared_embedding_and_chunk():
-    generator = BigGANGenerator(128, latent=120, classes=1000)
+    generator = BigGANGenerator(128, classes=1000)
     params, _ = jax.eval_shape(lambda key: create(generator, key, jnp.zeros((2, 120)), LABEL), jax.random.key(0))
     assert params["project"]["kernel"].shape[0] == 20
     assert params["block3"]["norm2"]["gain"]["kernel"].shape == (148, 96 * 4)
     assert set(params["block3"]["norm2"]) == {"gain", "shift"}
     assert params["embed"]["embedding"].shape == (1000, 128)
-    with pytest.raises(UserError, match="chunks"):
-        BigGANGenerator(128, latent=128)
+    with pytest.raises(UserError, match="size=128 is no multiple of 6"):
+        count(generator, jnp.zeros((2, 128)))
     with pytest.raises(UserError, match="48 pixels"):
         BigGANTrunk(48)
+    with pytest.raises(UserError, match="4 multiples needs a size that is one of 8, not 36"):
+        BigGANTrunk(36, multiples=(1, 2, 4, 8))
 
 
 @pytest.fixture(scope="module")
 def small():
     """A conditional generator with attention, its variables and some latents."""
-    generator = BigGANGenerator(32, channels=4, latent=16, classes=3, embedding=8, attention=(16,))
+    generator = BigGANGenerator(32, channels=4, classes=3, embedding=8, attention=(16,))
     z = draw("normal", jax.random.key(0), (6, 16))
     return generator, *create(generator, jax.random.key(1), z, jnp.zeros(6, jnp.int32)), z
 
@@ -159,6 +161,9 @@ def test_discriminator_sums_over_pixels_and_projects_on_the_label():
     linear = params["head"]["linear"]["kernel"][:, 0]
     np.testing.assert_allclose(logits, pooled @ linear / jnp.linalg.norm(linear) + (pooled * rows).sum(-1), rtol=1e-4)
     assert not jax.tree.all(jax.tree.map(np.array_equal, moved, state))
+    narrow = BigGANTrunk(48, channels=4, multiples=(1, 2, 4))
+    shapes = jax.eval_shape(lambda key: narrow.init_with_output(key, jnp.zeros((4, 48, 48, 3)), True)[0], jax.random.key(0))
+    assert [shapes[f"layer{n}"].shape for n in (1, 2, 3)] == [(4, 24, 24, 4), (4, 12, 12, 8), (4, 12, 12, 16)]
     alone = ProjectionHead(0, "orthogonal")
     assert set(create(alone, jax.random.key(0), pooled, None)[0]) == {"linear"}
 

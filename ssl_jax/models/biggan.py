@@ -6,6 +6,7 @@ The table for 32 pixels is that of ajbrock/BigGAN-PyTorch. Gains of the conditio
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -35,12 +36,14 @@ INITS = {"orthogonal": nn.initializers.orthogonal(), "normal": nn.initializers.n
 Features = dict[str, jax.Array]
 
 
-def check(what: str, size: int, sizes, init: str) -> None:
-    """Raises UserError for a size that has no table and an unknown initialisation."""
-    if size not in sizes:
-        raise UserError(f"{what} has no table for images of {size} pixels; choose {', '.join(map(str, sizes))}")
-    if init not in INITS:
-        raise UserError(f"{what} has no initializer {init!r}; choose {' or '.join(INITS)}")
+def check(what: str, size: int, table: Mapping, initializer: str, multiples: tuple[int, ...] = ()) -> None:
+    """Raises UserError for a size that neither has a table nor fits the given `multiples`, and an unknown initialisation."""
+    if not multiples and size not in table:
+        raise UserError(f"{what} has no table for images of {size} pixels; choose {', '.join(map(str, table))}")
+    if multiples and size % 2 ** (len(multiples) - 1):
+        raise UserError(f"{what} with {len(multiples)} multiples needs a size that is one of {2 ** (len(multiples) - 1)}, not {size}")
+    if initializer not in INITS:
+        raise UserError(f"{what} has no initializer {initializer!r}; choose {' or '.join(INITS)}")
 
 
 class ConditionalNorm(nn.Module):
@@ -71,9 +74,10 @@ class NonLocal(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         b, h, w, channels = x.shape
+        narrow = max(channels // 8, 1)
         conv = functools.partial(SpectralConv, kernel=1, use_bias=False, kernel_init=INITS[self.initializer], dtype=self.dtype)
-        queries = conv(channels // 8, name="query")(x, train).reshape(b, h * w, -1)
-        keys = nn.max_pool(conv(channels // 8, name="key")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
+        queries = conv(narrow, name="query")(x, train).reshape(b, h * w, -1)
+        keys = nn.max_pool(conv(narrow, name="key")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
         values = nn.max_pool(conv(channels // 2, name="value")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
         scores = jnp.einsum("bqc,bkc->bqk", queries, keys, preferred_element_type=jnp.float32)
         mixed = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(scores).astype(self.dtype), values).reshape(b, h, w, -1)
@@ -82,14 +86,14 @@ class NonLocal(nn.Module):
 
 
 class BigGANGenerator(nn.Module):
-    """z [B, latent] and labels int32 [B] (None: unconditional) -> images [B, size, size, 3] float32 in [-1, 1].
+    """z [B, Z] and labels int32 [B] (None: unconditional) -> images [B, size, size, 3] float32 in [-1, 1].
 
-    z is cut into a chunk for the first layer and one for each block, which is normalised given (embedded label, chunk).
+    z is cut into equal chunks, one for the first layer and one for each block, which is normalised given (embedded label, chunk).
 
     Fields:
-      size: a key of GENERATOR.
-      channels: "ch" of the paper, which the table multiplies.
-      latent: length of z, a multiple of (blocks + 1).
+      size: of the images.
+      channels: "ch" of the paper.
+      multiples: of `channels`, before and after each block; () is the table of this size.
       classes: 0 is unconditional: every image has the same, learned embedding.
       embedding: length of the label's vector, shared by all blocks.
       attention: resolutions after whose block there is a `NonLocal`.
@@ -99,7 +103,7 @@ class BigGANGenerator(nn.Module):
 
     size: int
     channels: int = 96
-    latent: int = 120
+    multiples: tuple[int, ...] = ()
     classes: int = 0
     embedding: int = 128
     attention: tuple[int, ...] = ()
@@ -107,24 +111,25 @@ class BigGANGenerator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check("biggan generator", self.size, GENERATOR, self.initializer)
-        if self.latent % len(GENERATOR[self.size]):
-            raise UserError(
-                f"biggan generator: {self.latent} latents cannot be cut into {len(GENERATOR[self.size])} chunks, one for the first "
-                f"layer and one for each block of {self.size} pixels; choose a multiple"
-            )
+        check("biggan generator", self.size, GENERATOR, self.initializer, self.multiples)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, z: jax.Array, label: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(self, z: jax.Array, label: jax.Array | None = None, *, train: bool) -> jax.Array:
         kernel_init = INITS[self.initializer]
-        widths = [self.channels * m for m in GENERATOR[self.size]]
+        widths = [self.channels * m for m in self.multiples or GENERATOR[self.size]]
+        base = self.size >> (len(widths) - 1)
+        if z.shape[-1] % len(widths):
+            raise UserError(
+                f"biggan generator: config.model.latent.size={z.shape[-1]} is no multiple of {len(widths)}: one chunk for the first "
+                f"layer and one for each block of {self.size} pixels; choose a multiple"
+            )
         first, *chunks = jnp.split(z.astype(self.dtype), len(widths), axis=-1)
         label = jnp.zeros(len(z), jnp.int32) if label is None else label
         embed = nn.Embed(max(self.classes, 1), self.embedding, embedding_init=kernel_init, dtype=self.dtype, name="embed")
         label = embed(label)
-        x = SpectralDense(16 * widths[0], kernel_init=kernel_init, dtype=self.dtype, name="project")(first, train)
-        x = x.reshape(-1, 4, 4, widths[0])
+        x = SpectralDense(base * base * widths[0], kernel_init=kernel_init, dtype=self.dtype, name="project")(first, train)
+        x = x.reshape(-1, base, base, widths[0])
         for index, (width, chunk) in enumerate(zip(widths[1:], chunks, strict=True), 1):
             condition = jnp.concatenate([label, chunk], axis=-1)
             x = shard_batch(GeneratorBlock(width, self.initializer, self.dtype, name=f"block{index}")(x, condition, train))
@@ -168,19 +173,20 @@ class BigGANTrunk(nn.Module):
 
     size: int
     channels: int = 96
+    multiples: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     project_equal: bool = True
     initializer: str = "orthogonal"
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check("biggan discriminator", self.size, DISCRIMINATOR, self.initializer)
+        check("biggan discriminator", self.size, DISCRIMINATOR, self.initializer, self.multiples)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> Features:
-        multiples, features = DISCRIMINATOR[self.size], {}
-        halved = 2 if self.size == 32 else len(multiples) - 1
+        multiples, features = self.multiples or DISCRIMINATOR[self.size], {}
+        halved = 2 if multiples is DISCRIMINATOR[32] else len(multiples) - 1
         x = x.astype(self.dtype)
         for index, multiple in enumerate(multiples, 1):
             channels, down = self.channels * multiple, index <= halved
@@ -235,6 +241,7 @@ class BigGANDiscriminator(nn.Module):
 
     size: int
     channels: int = 96
+    multiples: tuple[int, ...] = ()
     classes: int = 0
     attention: tuple[int, ...] = ()
     project_equal: bool = True
@@ -242,9 +249,16 @@ class BigGANDiscriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, label: jax.Array | None, train: bool) -> tuple[jax.Array, Features]:
+    def __call__(self, x: jax.Array, label: jax.Array | None = None, *, train: bool) -> tuple[jax.Array, Features]:
         trunk = BigGANTrunk(
-            self.size, self.channels, self.attention, self.project_equal, self.initializer, self.dtype, name="trunk"
+            self.size,
+            self.channels,
+            self.multiples,
+            self.attention,
+            self.project_equal,
+            self.initializer,
+            self.dtype,
+            name="trunk",
         )
         features = trunk(x, train)
         return ProjectionHead(self.classes, self.initializer, name="head")(features["pooled"], label, train), features

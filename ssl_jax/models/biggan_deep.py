@@ -28,14 +28,13 @@ BOTTLENECK = 4
 
 
 class DeepGenerator(nn.Module):
-    """z [B, latent] and labels int32 [B] (None: unconditional) -> images [B, size, size, 3] float32 in [-1, 1].
+    """z [B, Z] and labels int32 [B] (None: unconditional) -> images [B, size, size, 3] float32 in [-1, 1].
 
     The first layer and all normalisations are given the whole (z, embedded label). Fields as in `BigGANGenerator`.
     """
 
     size: int
     channels: int = 128
-    latent: int = 128
     classes: int = 0
     embedding: int = 128
     attention: tuple[int, ...] = (64,)
@@ -47,7 +46,7 @@ class DeepGenerator(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, z: jax.Array, label: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(self, z: jax.Array, label: jax.Array | None = None, *, train: bool) -> jax.Array:
         kernel_init = INITS[self.initializer]
         widths = [self.channels * m for m in GENERATOR[self.size]]
         label = jnp.zeros(len(z), jnp.int32) if label is None else label
@@ -108,7 +107,7 @@ class DeepDiscriminator(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, label: jax.Array | None, train: bool) -> tuple[jax.Array, Features]:
+    def __call__(self, x: jax.Array, label: jax.Array | None = None, *, train: bool) -> tuple[jax.Array, Features]:
         first, *widths = (self.channels * m for m in DISCRIMINATOR[self.size])
         x = SpectralConv(first, kernel_init=INITS[self.initializer], dtype=self.dtype, name="from_image")(x.astype(self.dtype), train)
         features = {}
