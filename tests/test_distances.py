@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from scipy.spatial.distance import cdist
+from torch_reference import require_torch, require_torch_fidelity
 
 from ssl_jax.evals import distances as subject
 
@@ -89,7 +90,7 @@ def test_neighbourhoods_equal_the_slow_definition(k):
     assert got["coverage"] == np.mean([across[i].min() <= of_real[i] for i in range(60)])
 
 
-def test_recall_sees_dropped_modes_and_precision_does_not(monkeypatch):
+def test_recall_sees_dropped_modes_and_precision_does_not():
     centres = 20 * np.random.default_rng(0).standard_normal((10, 8))
     draw = lambda seed, n, modes: rows(seed, n, 8) + centres[np.arange(n) % modes]  # noqa: E731
     real = draw(1, 1500, 10)
@@ -104,3 +105,40 @@ def test_reference_value_of_the_authors_of_density_and_coverage():
     got = subject.neighbourhoods(rows(0, 3000, 1000), rows(1, 3000, 1000), 5)
     for name, value in dict(precision=0.4772, recall=0.4705, density=1.0555, coverage=0.9735).items():
         assert got[name] == pytest.approx(value, abs=0.08), name
+
+
+def test_every_number_equals_torch_fidelity():
+    """On the same features: the same Frechet distance, kernel distance of all rows, inception score, precision and recall."""
+    torch = require_torch()
+    fid, kid, isc, prc = (require_torch_fidelity(f"metric_{name}") for name in ("fid", "kid", "isc", "prc"))
+    mix = rows(9, 64, 64)
+    real, fake = np.maximum(rows(0, 700, 64) @ mix, 0) / 8, np.maximum(rows(1, 600, 64, 0.9, 0.1) @ mix, 0) / 8
+    theirs = fid.fid_statistics_to_metric(*(fid.fid_features_to_statistics(torch.tensor(x)) for x in (real, fake)), False)
+    assert frechet(real, fake) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-8)
+    options = dict(kid_subsets=1, kid_subset_size=600, kid_kernel="poly", kid_degree=3, rng_seed=0, verbose=False)
+    theirs = kid.kid_features_to_metric(torch.tensor(real[:600]), torch.tensor(fake), **options)
+    assert subject.kernel_distance(real[:600], fake, 1)[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    logits = rows(2, 1000, 10, 3.0)
+    theirs = isc.isc_features_to_metric(torch.tensor(logits), 10, shuffle=False)
+    expected = (theirs["inception_score_mean"], theirs["inception_score_std"])
+    assert subject.inception_score(logits) == pytest.approx(expected, rel=1e-10)
+    theirs = prc.prc_features_to_metric(torch.tensor(fake), torch.tensor(real), prc_neighborhood=3, prc_batch_size=10000, verbose=False)
+    ours = subject.neighbourhoods(real, fake, 3)
+    assert 0.05 < ours["recall"] < 0.95 and 0.05 < ours["precision"] < 0.95
+    assert (ours["precision"], ours["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
+
+
+def test_frechet_by_its_symmetric_root_equals_the_eigenvalues_of_the_product():
+    """Also where there are fewer rows than dimensions, with 1e-5 for the eigenvalues that are zero."""
+    for n, tolerance in ((400, 1e-10), (30, 1e-5)):
+        a, b = subject.moments(rows(0, n, 48)), subject.moments(rows(1, n, 48, 1.5, 0.2))
+        values = np.linalg.eigvals(a.covariance @ b.covariance)
+        apart = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance)
+        assert subject.frechet(a, b) == pytest.approx(apart - 2 * np.sqrt(np.maximum(values.real, 0)).sum(), rel=tolerance)
+
+
+def test_kernel_distance_does_not_depend_on_which_set_is_which():
+    """Of all rows, of which the order of draws cannot matter."""
+    real, fake = rows(0, 40, 6), rows(1, 40, 6, shift=0.3)
+    assert subject.kernel_distance(real, fake, 1)[0] == pytest.approx(subject.kernel_distance(fake, real, 1)[0], rel=1e-12)
+    assert subject.kernel_distance(real, fake, 20, 10, 1) == subject.kernel_distance(real, fake, 20, 10, 1)

@@ -39,3 +39,7 @@ def require_timm():
 
 def require_lightly():
     return _with_torchvision("lightly.loss")
+
+
+def require_torch_fidelity(module):
+    return _with_torchvision(f"torch_fidelity.{module}")
