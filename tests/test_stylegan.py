@@ -185,6 +185,27 @@ def test_convolution_down_against_float64():
     np.testing.assert_allclose(narrow.apply(params, x), from_torch(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [(5, 3, 1, 1), (5, 2, 1, 1), (5, 1, 1, 0), (7, 3, 2, 0)])
+def test_gradients_of_convolutions_of_first_and_second_order(size, kernel, stride, padding):
+    x, k = normal(0, 2, size, size, 3), normal(1, kernel, kernel, 3, 4)
+
+    def plain(x, k, stride, padding):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, k, (stride, stride), ((padding, padding),) * 2, dimension_numbers=numbers)
+
+    def second(convolve):
+        def penalty(x, k):
+            return jnp.sum(jax.grad(lambda x: jnp.sum(jnp.sin(convolve(x, k, stride, padding))))(x) ** 2)
+
+        def first(x, k):
+            return jnp.sum(jnp.sin(convolve(x, k, stride, padding)))
+
+        return jax.tree.leaves((jax.grad(first, (0, 1))(x, k), jax.grad(penalty, (0, 1))(x, k)))
+
+    for ours, theirs in zip(second(jax.jit(layers.convolve, static_argnums=(2, 3))), second(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("multiplier", [1.0, 0.01])
 def test_equalised_learning_rate(multiplier):
     """What is stored has deviation 1 / multiplier, what is used 1 / sqrt(C); gradients of the stored carry the scale."""

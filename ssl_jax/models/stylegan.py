@@ -183,9 +183,9 @@ class StyleGAN2Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, label: jax.Array | None = None, *, train: bool) -> tuple[jax.Array, dict]:
-        """[B, R, R, 3] -> (logits [B], {'layer1' (after the first halving) .. [B, h, w, C], 'pooled' [B, C]}); logits, 'pooled' float32.
+        """[B, R, R, 3] -> (logits [B], {'layer1' (after the first halving) .. [B, h, w, C], 'pooled' [B, C]}).
 
-        'pooled' is the mean of the last layer, the last that does not see the other examples of the batch.
+        'pooled' is the mean of the last layer, the last that does not see the other examples of the batch; it and logits are float32.
         """
         if images.shape[1:3] != (self.resolution,) * 2:
             raise UserError(f"the discriminator is made for {self.resolution} pixels, the images have {images.shape[1:3]}")
