@@ -145,6 +145,7 @@ def context(this: Assembly, state: State) -> Context:
             bind(this.fns["judge"]) if "judge" in this.fns else None,
             functools.partial(open_extractor, mesh=this.run.mesh),
             this.known,
+            bind(this.fns["reconstruct"]) if "reconstruct" in this.fns else None,
         ),
     )
     evals.check_needs(config.evals, opened)

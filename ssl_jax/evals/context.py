@@ -41,6 +41,7 @@ class Pictures(NamedTuple):
     judge: Callable | None  # uint8 [B, H, W, 3] -> logits [B]: how real an image is
     extractor: Callable[[str, str], Extractor]  # (specification, resize) -> the network
     known: dict  # features of real images: they do not change within a run
+    reconstruct: Callable | None = None  # uint8 [B, H, W, 3] -> float32 [B, h, w, 3] in [0, 1]: what the code of an image gives
 
 
 class Context:

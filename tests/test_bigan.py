@@ -1,0 +1,317 @@
+"""BiGAN: the published networks to the last parameter, a game that starts at ln 2, each player's own gradient from one forward pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from ssl_jax.cli import config as configs
+from ssl_jax.engine.method import Phase, State
+from ssl_jax.engine.step import differentiate, make_step
+from ssl_jax.errors import UserError
+from ssl_jax.evals import reconstruction
+from ssl_jax.evals.context import Context, Pictures
+from ssl_jax.methods import bigan as method
+from ssl_jax.models import bigan as models
+from ssl_jax.models import common
+from ssl_jax.objectives import adversarial
+
+MLP = dict(
+    generator=dict(name="mlp", shape=(28, 28, 1)), encoder=dict(name="mlp"), discriminator=dict(name="mlp"), latent=dict(size=50)
+)
+
+
+def create(module, key, *args):
+    return jax.jit(lambda key, *args: common.create(module, key, *args))(key, *args)
+
+
+def run(module, params, state, *args, train):
+    return jax.jit(lambda *all: common.run(module, *all, train=train))(params, state, *args)
+
+
+def load(variant, size=None, **model):
+    config = configs.load(f"configs/bigan.py:{variant}", ())
+    with config.unlocked():
+        config.dtype = "float32"
+        config.data.image_shape = (size or config.model.generator.shape[0],) * 2 + (3,)
+        config.model.update(model)
+    return config
+
+
+def count(module, *shapes):
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    params, _ = jax.eval_shape(lambda key, *args: common.create(module, key, *args), jax.random.key(0), *args)
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_permutation_invariant_networks_have_the_published_sizes():
+    generator, encoder, discriminator = models.build_nets(MLP, "float32")
+    x, z = (2, 28, 28, 1), (2, 50)
+    assert (count(generator, z), count(encoder, x), count(discriminator, x, z)) == (1_953_792, 1_902_592, 1_903_616)
+
+
+def conv_nets(size, widths):
+    spec = dict(
+        generator=dict(name="conv", shape=(size, size, 3), widths=widths),
+        encoder=dict(name="conv", widths=widths[::-1]),
+        discriminator=dict(name="conv", widths=widths[::-1]),
+        latent=dict(size=6),
+    )
+    return models.build_nets(spec, "float32")
+
+
+@pytest.mark.parametrize(("size", "widths", "side"), [(32, (16, 8, 4), 4), (48, (16, 8, 4), 6), (64, (32, 16, 8, 4), 4)])
+def test_sizes(size, widths, side):
+    shapes = ((4, 6),), ((4, size, size, 3),), ((4, size, size, 3), (4, 6))
+    x, codes, logits = (
+        jax.eval_shape(lambda key, *args, net=net: net.init_with_output(key, *args, train=True)[0], jax.random.key(0),
+                       *(jax.ShapeDtypeStruct(s, jnp.float32) for s in args))
+        for net, args in zip(conv_nets(size, widths), shapes, strict=True)
+    )  # fmt: skip
+    assert x.shape == (4, size, size, 3)
+    assert codes[f"layer{len(widths)}"].shape == (4, side, side, widths[0])
+    assert (codes["pooled"].shape, codes["latent"].shape, logits.shape) == ((4, widths[0]), (4, 6), (4,))
+
+
+def test_convolutional_networks():
+    generator, encoder, discriminator = conv_nets(16, (8, 4))
+    z = jax.random.uniform(jax.random.key(0), (4, 6), minval=-1)
+    params, state = create(generator, jax.random.key(1), z)
+    x, moved = run(generator, params, state, z, train=True)
+    assert x.dtype == jnp.float32
+    assert x.min() >= 0
+    assert x.max() <= 1
+    assert x.std() > 1e-3
+    assert set(state) == {"batch_stats"}
+    assert not np.array_equal(*(s["batch_stats"]["bn0"]["mean"] for s in (state, moved)))
+
+    params, state = create(encoder, jax.random.key(2), x)
+    out, _ = run(encoder, params, state, x, train=True)
+    np.testing.assert_allclose(out["pooled"], out["layer2"].mean((1, 2)), rtol=1e-5)
+
+    params, state = create(discriminator, jax.random.key(3), x, z)
+    np.testing.assert_array_equal(run(discriminator, params, state, x, z, train=True)[0], np.zeros(4))
+    score = params["score"]["kernel"]
+    params["score"]["kernel"] = jax.random.normal(jax.random.key(4), score.shape)
+    with_z, without = (run(discriminator, params, state, x, code, train=True)[0] for code in (z, 0 * z))
+    assert np.abs(with_z - without).max() > 1e-3  # z is seen
+
+
+def test_alexnet_is_that_of_pytorch():
+    """Shapes, groups and pools of conv1 to conv5 against torch layers with the same weights."""
+    x = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+    module = models.AlexNetTrunk()
+    params, state = create(module, jax.random.key(0), jnp.asarray(x), None)
+    out, _ = run(module, params, state, jnp.asarray(x), None, train=True)
+    h = torch.from_numpy(x).permute(0, 3, 1, 2)
+    for i, (kernel, stride, groups) in enumerate(((11, 4, 1), (5, 1, 2), (3, 1, 1), (3, 1, 2), (3, 1, 2)), 1):
+        if i in (2, 3):
+            h = torch.nn.functional.max_pool2d(h, 3, 2, 1)
+        weight = torch.from_numpy(np.array(params[f"conv{i}"]["kernel"])).permute(3, 2, 0, 1)
+        h = torch.nn.functional.conv2d(h, weight, None, stride, kernel // 2, groups=groups)
+        if i > 1:
+            h = torch.nn.functional.batch_norm(h, None, None, training=True, eps=1e-5)
+        h = torch.nn.functional.leaky_relu(h, 0.2)
+        np.testing.assert_allclose(out[i - 1], h.permute(0, 2, 3, 1), atol=2e-4)
+    assert [h.shape[1:] for h in out] == [(16, 16, 96), (8, 8, 256), (4, 4, 384), (4, 4, 384), (4, 4, 256)]
+
+
+def test_wrong_networks_are_named():
+    with pytest.raises(UserError, match=r"config.model.encoder.name='vit' is unknown; choose mlp, conv, alexnet"):
+        models.build_nets({**MLP, "encoder": dict(name="vit")}, "float32")
+    with pytest.raises(UserError, match=r"config.model.generator.depth is no field of 'mlp'; fields: shape, widths"):
+        models.build_nets({**MLP, "generator": dict(name="mlp", shape=(8, 8, 3), depth=2)}, "float32")
+    with pytest.raises(UserError, match="multiples of 8"):
+        models.build_nets({**MLP, "generator": dict(name="conv", shape=(28, 28, 3), widths=(8, 8, 8))}, "float32")
+
+
+# ----------------------------------------------------------------------------------------------- the simultaneous game
+
+
+def small_game():
+    """BiGAN's losses on linear nets and a joint discriminator of two layers, as phases: together, and each player by itself."""
+    rng = np.random.default_rng(0)
+    shapes = dict(g=(4, 9), e=(9, 4), x=(9, 8), z=(4, 8), o=(8,))
+    w = {k: jnp.asarray(rng.standard_normal(s) / 3, jnp.float32) for k, s in shapes.items()}
+    params = {"generator": w["g"], "encoder": w["e"], "discriminator": {k: w[k] for k in "xzo"}}
+    state = State(jnp.zeros((), jnp.int32), params, {}, {}, {})
+    batch = {"image": jnp.asarray(rng.standard_normal((16, 9)), jnp.float32)}
+
+    def judge(d, x, z):
+        return jnp.tanh(x @ d["x"] + z @ d["z"]) @ d["o"]
+
+    def losses(train, batch, key):
+        x, z = batch["image"], jax.random.normal(key, (16, 4))
+        real = judge(train["discriminator"], x, x @ train["encoder"])
+        return adversarial.bigan(real, judge(train["discriminator"], z @ train["generator"], z))
+
+    return losses, state, batch
+
+
+PLAYERS = (("discriminator",), ("generator", "encoder"))
+
+
+def together(losses):
+    return Phase("game", PLAYERS, lambda train, state, batch, key: (losses(train, batch, key), ({}, {})))
+
+
+def test_one_forward_pass_gives_each_player_the_gradient_of_its_own_loss():
+    losses, state, batch = small_game()
+    key = jax.random.key(0)
+    told, _, grads = jax.jit(lambda *args: differentiate(together(losses), *args))(state.params, state, batch, key)
+    d, ge = losses(state.params, batch, key)
+    np.testing.assert_allclose([told["loss/discriminator"], told["loss/generator+encoder"]], [d, ge], rtol=1e-6)
+    assert set(grads) == {"generator", "encoder", "discriminator"}
+    for i, groups in enumerate(PLAYERS):
+        alone = jax.grad(lambda train, i=i: losses(train, batch, key)[i])(state.params)
+        for group in groups:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[group], alone[group])
+    other = jax.grad(lambda train: losses(train, batch, key)[0])(state.params)  # what they would get of the wrong loss
+    assert np.abs(grads["encoder"] - other["encoder"]).max() > 1e-2
+
+
+def test_a_player_does_not_feel_the_other_players_loss():
+    losses, state, batch = small_game()
+    key = jax.random.key(0)
+
+    def changed(train, batch, key):
+        d, ge = losses(train, batch, key)
+        return d, 7 * ge + jnp.sum(train["discriminator"]["o"] ** 2)  # also of the discriminator's weights
+
+    _, _, before = differentiate(together(losses), state.params, state, batch, key)
+    _, _, after = differentiate(together(changed), state.params, state, batch, key)
+    jax.tree.map(np.testing.assert_array_equal, before["discriminator"], after["discriminator"])
+    np.testing.assert_allclose(after["encoder"], 7 * before["encoder"], rtol=1e-5, atol=1e-7)
+
+
+# ----------------------------------------------------------------------------------------------- the method
+
+
+class Still:
+    """An optimizer that moves nothing."""
+
+    def update(self, grads, state, params, **_):
+        return jax.tree.map(jnp.zeros_like, grads), state
+
+
+def begin(config, batch=16, seed=0):
+    this = method.build(config, ())
+    shape = (batch, *config.data.image_shape)
+    images = {"image": np.random.default_rng(seed).integers(0, 256, shape, np.uint8)}
+    params, mutable = jax.jit(this.init)(jax.random.key(seed), images, {})
+    fns = {name: jax.jit(f, static_argnums=(1,) if name == "latents" else ()) for name, f in this.fns.items()}
+    state = State(jnp.zeros((), jnp.int32), params, dict.fromkeys(params), mutable, {})
+    return this._replace(encode=jax.jit(this.encode), fns=fns), state, images
+
+
+@pytest.mark.parametrize("variant", ["smoke", "mnist"])
+def test_the_first_scores_are_zero_and_both_losses_are_ln2(variant):
+    config = load(variant)
+    if variant == "mnist":
+        with config.unlocked():
+            for part in ("generator", "encoder", "discriminator"):
+                config.model[part].widths = (32, 32)
+    this, state, batch = begin(config)
+    _, told = jax.jit(make_step(this, {group: Still() for group in state.params}))(state, batch, jax.random.key(0))
+    np.testing.assert_allclose(told["game/loss/discriminator"], 0.6931472, atol=1e-6)
+    np.testing.assert_allclose(told["game/loss/generator+encoder"], 0.6931472, atol=1e-6)
+    assert told["game/grad_norm/discriminator"] > 0 == told["game/grad_norm/encoder"] == told["game/grad_norm/generator"]
+    np.testing.assert_allclose(told["game/reconstruction_ratio"], 1, atol=0.1)  # no code tells anything yet
+
+
+def test_the_method_plays_the_papers_game():
+    """One step of the method against losses written out: real pairs have codes of real images, fake ones the latents."""
+    config = load("smoke")
+    with config.unlocked():
+        config.views = ((("random_crop", dict(size=32)),),)
+    this, state, batch = begin(config)
+    score = state.params["discriminator"]["score"]["kernel"]
+    state.params["discriminator"]["score"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(9), score.shape)
+    key, (phase,) = jax.random.key(5), this.phases
+    (d, ge), (moved, logs) = jax.jit(phase.loss)(state.params, state, batch, key)
+
+    generator, encoder, discriminator = models.build_nets(config.model, "float32")
+    p, s = state.params, state.mutable
+    z = this.fns["latents"](jax.random.split(key)[1], 16)["z"]
+    assert z.shape == (16, 8)
+    assert -1 <= z.min() < -0.8 < 0.8 < z.max() <= 1
+    x = batch["image"] / np.float32(127.5) - 1
+    fake = 2 * run(generator, p["generator"], s["generator"], z, train=True)[0] - 1
+    codes = run(encoder, p["encoder"], s["encoder"], x, train=True)[0]["latent"]
+    real, fake = (run(discriminator, p["discriminator"], s["discriminator"], *pair, train=True)[0] for pair in ((x, codes), (fake, z)))
+    cross_entropy = lambda yes, no: -np.mean(np.log(jax.nn.sigmoid(yes))) - np.mean(np.log(1 - jax.nn.sigmoid(no)))  # noqa: E731
+    np.testing.assert_allclose((d, ge), (cross_entropy(real, fake) / 2, cross_entropy(fake, real) / 2), rtol=1e-5)
+    np.testing.assert_allclose(logs["code_variance"], np.var(codes, 0).mean(), rtol=1e-5)
+    assert set(moved) == {"generator", "encoder", "discriminator"}
+    for group in moved:  # the statistics of all three are kept
+        same = jax.tree.map(np.array_equal, moved[group], state.mutable[group])
+        assert not any(jax.tree.leaves(same)), group
+
+
+def test_reconstructions_and_samples_are_images_and_the_encoder_infers_one_by_one():
+    config = load("smoke")
+    this, state, batch = begin(config)
+    images = batch["image"]
+    again = this.fns["reconstruct"](state.params, state.mutable, images)
+    assert again.shape == (16, 32, 32, 3)
+    assert again.min() >= 0
+    assert again.max() <= 1
+    features = this.encode(state.params, state.mutable, images)
+    one = this.encode(state.params, state.mutable, images[:1])
+    np.testing.assert_allclose(one["latent"], features["latent"][:1], rtol=1e-4, atol=1e-6)
+    z = {"z": features["latent"]}
+    settled = {"params": state.params["generator"], "state": state.mutable["generator"]}
+    np.testing.assert_allclose(this.fns["sample"](settled, z, 1.0), again, atol=1e-6)  # G(E(x))
+    settled = this.fns["settle"](state.params, state.mutable, jax.random.key(0))
+    made = this.fns["sample"](settled, this.fns["latents"](jax.random.key(1), 4), 1.0)
+    assert made.shape == (4, 32, 32, 3)
+    assert np.isfinite(made).all()
+    assert this.fns["judge"](state.params, state.mutable, images).shape == (16,)
+
+
+def test_greyscale_and_a_generator_smaller_than_the_views():
+    config = load("mnist", generator=dict(widths=(16, 16)), encoder=dict(widths=(16, 16)), discriminator=dict(widths=(16, 16)))
+    this, state, batch = begin(config)
+    again = this.fns["reconstruct"](state.params, state.mutable, batch["image"])
+    assert again.shape == (16, 28, 28, 3)
+    np.testing.assert_array_equal(again[..., 0], again[..., 2])
+    colourless = np.repeat(batch["image"].mean(-1, keepdims=True).astype(np.float32) / 255, 3, -1)
+    same = [this.encode(state.params, state.mutable, x)["latent"] for x in (batch["image"], colourless)]
+    np.testing.assert_allclose(*same, atol=1e-6)
+
+    config = load("smoke", size=48)
+    with config.unlocked():
+        config.views = ((("random_crop", dict(size=48)),),)
+    this, state, batch = begin(config, batch=8)
+    assert this.encode(state.params, state.mutable, batch["image"])["layer1"].shape == (8, 24, 24, 8)
+    assert this.fns["reconstruct"](state.params, state.mutable, batch["image"]).shape == (8, 32, 32, 3)
+    assert this.fns["judge"](state.params, state.mutable, batch["image"]).shape == (8,)
+
+
+def test_distance_is_the_norm_over_all_pixels():
+    x, y = (np.random.default_rng(i).random((5, 4, 4, 3)) for i in range(2))
+    by_hand = np.mean([np.linalg.norm(a - b) for a, b in zip(x, y, strict=True)])
+    np.testing.assert_allclose(method.distance(jnp.asarray(x), jnp.asarray(y)), by_hand, rtol=1e-5)
+
+
+def test_reconstruction_is_measured_against_the_other_images_too():
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+
+    def open_batches(split):  # the last batch is padded
+        yield {"image": images[:8], "mask": np.ones(8)}
+        yield {"image": np.concatenate([images[8:], images[:4]]), "mask": np.arange(8) < 4}
+
+    def measured(reconstruct, **options):
+        context = Context(lambda x: x, open_batches, pictures=Pictures(None, None, None, {}, jax.jit(reconstruct)))
+        return reconstruction.evaluate(context, **options)
+
+    exact = measured(lambda x: x / 255.0)
+    assert exact.metrics["distance"] < 1e-5 < exact.metrics["distance_shuffled"]
+    assert "test(12)" in exact.protocol
+    grey = measured(lambda x: jnp.full(x.shape, 0.5), examples=12)
+    np.testing.assert_allclose(grey.metrics["ratio"], 1, rtol=1e-6)
+    np.testing.assert_allclose(grey.metrics["distance"], np.mean([np.linalg.norm(x / 255 - 0.5) for x in images]), rtol=1e-5)
+    smaller = measured(lambda x: jax.image.resize(x / 255.0, (len(x), 4, 4, 3), "cubic").clip(0, 1), examples=12)
+    assert smaller.metrics["distance"] < 1e-5
+    assert "D=48" in smaller.protocol
