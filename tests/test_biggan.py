@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import build_method
+from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
+from ssl_jax.methods.biggan import kernels
 from ssl_jax.models.biggan import (
     BigGANDiscriminator,
     BigGANGenerator,
@@ -206,3 +210,73 @@ def test_power_iterations_settle_on_the_weights_during_the_passes_of_standing_st
     got = jax.jit(lambda key: standing(generator, moved, state, batch, key, 30))(jax.random.key(1))
     kernel, u = moved["project"]["kernel"], got["spectral"]["project"]["u"]
     assert float(jnp.linalg.norm(kernel @ u)) == pytest.approx(np.linalg.svd(np.asarray(kernel, np.float64))[1][0], rel=1e-2)
+
+
+def smoke(**overrides):
+    config = configs.load("configs/biggan.py:smoke", ())
+    with config.unlocked():
+        config.data.image_shape, config.data.num_classes, config.dtype, config.eval_batch_size = (32, 32, 3), 3, "float32", 16
+        config.views = ((),)
+        config.model.update(overrides)
+    return config, build_method(config)
+
+
+@pytest.fixture(scope="module")
+def game():
+    """The method, a state and a batch."""
+    _, method = smoke()
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    batch = {"image": jnp.asarray(images), "label": jnp.arange(16) % 3}
+    params, mutable = jax.jit(lambda key: method.init(key, batch, {}))(jax.random.key(0))
+    return method, State(jnp.int32(0), params, {}, mutable, {}), batch
+
+
+def test_labels_are_those_of_real_images_and_uniform_for_fakes(game):
+    method, state, batch = game
+    drawn = method.fns["latents"](jax.random.key(0), 30_000)
+    np.testing.assert_allclose(np.bincount(drawn["label"]), 10_000, rtol=0.03)
+    assert drawn["z"].shape == (30_000, 12)
+    assert set(method.inputs) == {"image", "label"}
+    _, unconditional = smoke(conditional=False)
+    assert set(unconditional.inputs) == {"image"}
+    assert set(unconditional.fns["latents"](jax.random.key(0), 2)) == {"z"}
+    train = {"discriminator": state.params["discriminator"]}
+    value = jax.jit(lambda batch: method.phases[0].loss(train, state, batch, jax.random.key(1))[0])
+    other = {**batch, "label": (batch["label"] + 1) % 3}
+    assert abs(value(batch) - value(other)) > 1e-4
+    logits = [method.fns["judge"](state.params, state.mutable, batch["image"], jnp.full(16, n)) for n in range(3)]
+    whole = method.fns["judge"](state.params, state.mutable, batch["image"])
+    np.testing.assert_allclose(whole, np.mean(logits, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_orthogonal_regularisation_is_that_of_all_kernels_and_no_embedding(game):
+    _, state, batch = game
+    train = {"generator": state.params["generator"]}
+    names = ["/".join(k.key for k in path) for path, leaf in jax.tree_util.tree_leaves_with_path(train["generator"]) if leaf.ndim > 1]
+    assert len(kernels(train["generator"])) == len(names) - 1
+    assert "embed/embedding" in names
+    rough = {"generator": jax.tree.map(lambda x: x + 0.1 * (x.ndim > 1), train["generator"])}
+    told = [jax.jit(smoke(orthogonal=w)[1].phases[1].loss)(rough, state, batch, jax.random.key(1)) for w in (0.0, 1e-2)]
+    by_hand = 0.0
+    for kernel in kernels(rough["generator"]):
+        w = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+        by_hand += ((w.T @ w * (1 - np.eye(w.shape[1]))) ** 2).sum()
+    np.testing.assert_allclose(told[1][0] - told[0][0], 1e-2 * by_hand, rtol=1e-4)
+    np.testing.assert_allclose(told[1][1][1]["orthogonality"], by_hand, rtol=1e-4)
+
+
+def test_the_average_starts_late_and_samples_are_settled_and_truncated(game):
+    method, state, _ = game
+    moved = state._replace(params={**state.params, "generator": jax.tree.map(lambda x: x + 1, state.params["generator"])})
+    for step, share in ((0, 1.0), (1, 1.0), (2, 0.1), (50, 0.1)):
+        ema = method.after(moved._replace(step=jnp.int32(step)))["ema"]
+        jax.tree.map(lambda a, b, s=share: np.testing.assert_allclose(a - b, s, rtol=1e-3), ema, state.mutable["ema"])
+    settled = jax.jit(method.fns["settle"])(state.params, state.mutable, jax.random.key(0))
+    drawn = method.fns["latents"](jax.random.key(1), 16)
+    drawn["label"] = jnp.zeros_like(drawn["label"])
+    sample = jax.jit(method.fns["sample"])
+    images = {tau: sample(settled, drawn, tau) for tau in (0.0, 1e9, 0.3)}
+    assert images[0.0].shape == (16, 32, 32, 3)
+    assert 0 <= images[0.0].min() < images[0.0].max() <= 1
+    np.testing.assert_allclose(images[1e9], images[0.0], atol=1e-4)
+    assert images[0.3].std(0).mean() < 0.6 * images[0.0].std(0).mean()

@@ -1,0 +1,115 @@
+"""SS-GAN (Chen et al. 2019, arXiv:1811.11212): a GAN whose discriminator also predicts rotations.
+
+  python launch.py train --config=configs/ssgan.py --workdir=runs/ssgan
+  python launch.py sample --workdir=runs/ssgan
+
+Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of Inception features, which these
+configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
+  (default)        embedded scenes at 32 px, without labels, narrow networks; about 25 minutes on two cores
+  :smoke           the same in seconds, for tests
+  :rotation        embedded scenes: the discriminator alone, which only predicts rotations (all images of each batch)
+  :cifar10_small   JPEG CIFAR-10, half as wide again; about an hour on two cores
+  :cifar10         mimicry's: residual networks of SNGAN, hinge, batch 64, 16 rotated images, five discriminator steps, Adam 2e-4 to 0
+                   over 100,000 steps, betas 0 and .9. Published: FID 14.65 (50,000 samples; SNGAN 16.77); with 10,000 samples 17.88
+                   +- .64 (paper)
+  :imagenet128     the large-scale experiment: BigGAN without labels, batch 2048. Published: FID 23.4 (paper), 20.6, IS 24.9 (the
+                   released module); linear probe of the discriminator 38.3
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def adam(lr, b1=0.0, b2=0.9, **options):
+    return dict(name="adam", lr=lr, b1=b1, b2=b2, **{"schedule": "constant", **options})
+
+
+def networks(config, generator, discriminator, name, latent, steps, rotated, ema=(0.999, 1000)):
+    config.model = dict(
+        generator=dict(name=name, **generator),
+        discriminator=dict(name=name, **discriminator),
+        latent=dict(kind="normal", size=latent),
+        discriminator_steps=steps,
+        rotated=rotated,
+        weights=dict(game=1.0, discriminator=1.0, generator=0.2),
+        ema=dict(decay=ema[0], start=ema[1]),
+    )
+
+
+def narrow(config, channels):
+    generator = dict(channels=channels, multiples=(8, 4, 2, 1), embedding=32)
+    discriminator = dict(channels=channels, multiples=(1, 2, 4, 8))
+    networks(config, generator, discriminator, name="biggan", latent=64, steps=1, rotated=8)
+
+
+def scenes(config):
+    config.data.ops = config.data.eval_ops = common.resized(32)
+    config.views = ((("flip", dict(p=0.5)),),)
+    config.batch_size = 64
+    config.total_steps = 6000
+    narrow(config, channels=16)
+    config.optim = dict(generator=adam(2e-4, b2=0.999), discriminator=adam(4e-4, b2=0.999))
+    common.generation(config)
+    config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
+    config.log_every_steps = 100
+
+
+def smoke(config):
+    scenes(config)
+    config.batch_size = 32
+    config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
+    config.log_every_steps = 1
+    networks(config, dict(channels=4), dict(channels=4), name="sngan", latent=8, steps=2, rotated=4, ema=(0.9, 2))
+    common.generation_smoke(config)
+
+
+def rotation(config):
+    scenes(config)
+    config.model.rotated = config.batch_size
+    config.model.weights = dict(game=0.0, discriminator=1.0, generator=0.0)
+    del config.evals["generation"], config.evals["judge"]
+    config.best_metric = "knn/top1"
+
+
+def cifar10_small(config):
+    scenes(config)
+    config.data.name = "cifar10"
+    config.data.ops = config.data.eval_ops = ()
+    config.total_steps = 12000
+    narrow(config, channels=24)
+    config.evaluate_every_steps, config.checkpoint_every_steps = 4000, 1000
+
+
+def cifar10(config):
+    cifar10_small(config)
+    config.batch_size = 5 * 64
+    config.total_steps = 100_000
+    networks(config, dict(channels=256), dict(channels=128), name="sngan", latent=128, steps=5, rotated=4)
+    rate = adam(2e-4, schedule="linear")
+    config.optim = dict(generator=rate, discriminator=rate)
+    config.evaluate_every_steps, config.checkpoint_every_steps = 5000, 1000
+    config.evals.generation.examples = 10_000
+
+
+def imagenet128(config):
+    cifar10(config)
+    config.data.name = "imagenet2012"
+    config.data.test_split = "validation"
+    config.data.ops = config.data.eval_ops = common.resized(128)
+    config.data.workers = 16
+    config.evals.linear = dict(kind="linear", solver="sgd")
+    config.baselines = ()
+    config.batch_size = 2 * 2048
+    config.total_steps = 150_000
+    large = dict(channels=96, attention=(64,))
+    networks(config, large, large, name="biggan", latent=120, steps=2, rotated=128, ema=(0.9999, 20_000))
+    config.optim = dict(generator=adam(5e-5, b2=0.999), discriminator=adam(2e-4, b2=0.999))
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.base("ssgan")
+    named = {"": scenes, "smoke": smoke, "rotation": rotation, "cifar10_small": cifar10_small, "cifar10": cifar10,
+             "imagenet128": imagenet128}  # fmt: skip
+    common.variant_of(variant, named)(config)
+    return config

@@ -1,0 +1,138 @@
+"""BigGAN: large batches, large networks, class labels for both players, and samples from truncated latents.
+
+Brock et al. 2019, "Large scale GAN training for high fidelity natural image synthesis" (arXiv:1809.11096). The label of an image
+steers the generator's normalisations and is projected on by the discriminator (Miyato and Koyama 2018, arXiv:1802.05637); fakes have
+labels drawn uniformly. Samples come from an average of the generator's weights, with batch statistics recomputed for it ("standing
+statistics"). The features are those of the discriminator.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.augment.pixels import to_input
+from ssl_jax.augment.views import make_views
+from ssl_jax.engine.method import Method, Phase
+from ssl_jax.errors import UserError
+from ssl_jax.models.biggans import build_player
+from ssl_jax.models.common import create, run
+from ssl_jax.models.latents import draw, truncate
+from ssl_jax.models.standing import standing
+from ssl_jax.objectives.adversarial import GAMES, diversity, health, orthogonality
+
+GAME = GAMES["hinge"]
+
+
+def build(config, stages) -> Method:
+    """`config.model`:
+
+    generator, discriminator: networks (see `build_player`).
+    latent: kind ('normal' or 'uniform') and size.
+    conditional: labels steer both players.
+    discriminator_steps: n_d; each takes 1 / n_d of the batch, and so many images does the generator's step make.
+    orthogonal: weight of the generator's orthogonal regularisation; 0 for none.
+    ema: decay of the averaged generator, which makes the samples, and the step from which it is averaged.
+    """
+    model, latent = config.model, config.model.latent
+    classes = config.data.num_classes if model.conditional else 0
+    if model.conditional and not classes:
+        raise UserError(f"config.model.conditional needs labels, and {config.data.name!r} has none; set it to False")
+    views = make_views(config.views)
+    size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
+    generator = build_player("generator", model.generator, size, classes, config.dtype)
+    discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype)
+
+    def latents(key, count):
+        of_z, of_label = jax.random.split(key)
+        drawn = {"z": draw(latent.kind, of_z, (count, latent.size))}
+        return {**drawn, "label": jax.random.randint(of_label, (count,), 0, classes)} if classes else drawn
+
+    def inputs(drawn):
+        return (drawn["z"], drawn["label"]) if classes else (drawn["z"],)
+
+    def judge(params, state, x, label, train=True):
+        return run(discriminator, params, state, x, label, train=train)
+
+    def init(key, batch, frozen):
+        keys = jax.random.split(key, 3)
+        x = to_input(views(batch["image"], keys[0])[:, 0], 0.5, 0.5)
+        params, mutable = {}, {}
+        params["generator"], mutable["generator"] = create(generator, keys[1], *inputs(latents(keys[1], len(x))))
+        params["discriminator"], mutable["discriminator"] = create(discriminator, keys[2], x, batch.get("label"))
+        return params, {**mutable, "ema": jax.tree.map(jnp.copy, params["generator"])}
+
+    def discriminator_loss(train, state, batch, key):
+        of_views, of_latents = jax.random.split(key)
+        real = to_input(views(batch["image"], of_views)[:, 0], 0.5, 0.5)
+        drawn = latents(of_latents, len(real))
+        fake, _ = run(generator, state.params["generator"], state.mutable["generator"], *inputs(drawn), train=True)
+        (on_real, _), moved = judge(train["discriminator"], state.mutable["discriminator"], real, batch.get("label"))
+        (on_fake, _), moved = judge(train["discriminator"], moved, fake, drawn.get("label"))
+        logs = {**health(on_real, on_fake), "diversity": diversity(real, fake)}
+        return GAME.discriminator(on_real, on_fake), ({"discriminator": moved}, logs)
+
+    def generator_loss(train, state, batch, key):
+        drawn = latents(key, len(batch["image"]) // model.discriminator_steps)
+        fake, moved = run(generator, train["generator"], state.mutable["generator"], *inputs(drawn), train=True)
+        (on_fake, _), judged = judge(state.params["discriminator"], state.mutable["discriminator"], fake, drawn.get("label"))
+        value, logs = GAME.generator(on_fake), {}
+        if model.orthogonal:
+            logs["orthogonality"] = sum(orthogonality(kernel) for kernel in kernels(train["generator"]))
+            value += model.orthogonal * logs["orthogonality"]
+        return value, ({"generator": moved, "discriminator": judged}, logs)
+
+    def after(state):
+        step = jnp.where(state.step < model.ema.start, 1.0, 1 - model.ema.decay)  # the average begins with the weights of `start`
+        averaged = optax.incremental_update(state.params["generator"], state.mutable["ema"], step)
+        return {**state.mutable, "ema": averaged}
+
+    def encode(params, mutable, images):
+        label = jnp.zeros(len(images), jnp.int32) if classes else None  # no feature depends on it
+        x = to_input(images, 0.5, 0.5)
+        return judge(params["discriminator"], mutable["discriminator"], x, label, train=False)[0][1]
+
+    def judge_images(params, mutable, images, label=None):
+        """Logits [B] of images with their labels [B]; without, the mean over all labels."""
+
+        def logits(label):
+            x = to_input(images, 0.5, 0.5)
+            return judge(params["discriminator"], mutable["discriminator"], x, label, train=False)[0][0]
+
+        if label is not None or not classes:
+            return logits(label)
+        every = jnp.broadcast_to(jnp.arange(classes)[:, None], (classes, len(images)))
+        return jax.vmap(logits)(every).mean(0)
+
+    def settle(params, mutable, key):
+        def batch(key):
+            return inputs(latents(key, config.eval_batch_size))
+
+        return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
+
+    def sample(settled, drawn, truncation=None):
+        if truncation is not None:
+            if latent.kind != "normal":
+                raise UserError("only normal latents can be truncated (config.model.latent.kind='normal')")
+            drawn = {**drawn, "z": truncate(drawn["z"], truncation)}
+        x, _ = run(generator, settled["params"], settled["state"], *inputs(drawn), train=False)
+        return jnp.clip((x + 1) / 2, 0, 1)
+
+    return Method(
+        inputs={"image": tuple(config.data.image_shape), **({"label": ()} if classes else {})},
+        init=init,
+        phases=(
+            Phase("d", ("discriminator",), discriminator_loss, repeat=model.discriminator_steps),
+            Phase("g", ("generator",), generator_loss),
+        ),
+        encode=encode,
+        after=after,
+        fns={"views": views, "latents": latents, "settle": settle, "sample": sample, "judge": judge_images},
+        couples_batch=True,
+    )
+
+
+def kernels(params) -> list[jax.Array]:
+    """The leaves named 'kernel': everything that multiplies, without embeddings, biases and gains."""
+    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "kernel"]

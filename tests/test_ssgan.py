@@ -1,0 +1,117 @@
+"""SS-GAN: rotations, who learns from which, and the step that is left without a game."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.augment.rotation import rotations
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import build_method
+from ssl_jax.engine.method import State
+from ssl_jax.errors import UserError
+from ssl_jax.models.common import run
+from ssl_jax.models.sngan import SNGANDiscriminator
+from ssl_jax.models.spectral import power_step
+from ssl_jax.objectives.classification import cross_entropy
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+
+
+def smoke(**overrides):
+    config = configs.load("configs/ssgan.py:smoke", ())
+    with config.unlocked():
+        config.data.image_shape, config.dtype = (32, 32, 3), "float32"
+        config.views = ((),)
+        config.model.weights.update(overrides)
+    return config, build_method(config)
+
+
+def start(method):
+    batch = {"image": jnp.asarray(IMAGES)}
+    params, mutable = method.init(jax.random.key(0), batch, {})
+    return State(jnp.int32(0), params, {}, mutable, {}), batch
+
+
+def loss(method, phase, state, batch):
+    """(train -> loss, metrics) of one phase, and train."""
+    phase = next(p for p in method.phases if p.name == phase)
+
+    def function(train):
+        value, (_, logs) = phase.loss(train, state, batch, jax.random.key(7))
+        return value, logs
+
+    return function, {group: state.params[group] for group in phase.trains}
+
+
+def gradient(method, state, batch):
+    """(loss, metrics), gradients of the discriminator."""
+    function, train = loss(method, "d", state, batch)
+    return jax.jit(jax.value_and_grad(function, has_aux=True))(train)
+
+
+def equal(a, b):
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_rotations_are_those_of_numpy_and_labels_are_repeated():
+    turned, labels = rotations(jnp.asarray(IMAGES[:3]))
+    want = [np.rot90(image, turns) for turns in range(4) for image in IMAGES[:3]]
+    np.testing.assert_array_equal(turned, want)
+    np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
+
+
+def test_each_player_ignores_the_other_ones_rotation_weight():
+    told, (state, batch) = {}, start(smoke()[1])
+    for name, weights in (("as it is", {}), ("generator", {"generator": 5.0}), ("discriminator", {"discriminator": 5.0})):
+        _, method = smoke(**weights)
+        for phase in ("d", "g"):
+            function, train = loss(method, phase, state, batch)
+            told[name, phase] = function(train)
+    for phase, mine, other, weight in (("d", "discriminator", "generator", 1.0), ("g", "generator", "discriminator", 0.2)):
+        value, logs = told["as it is", phase]
+        assert told[other, phase][0] == value
+        np.testing.assert_allclose(told[mine, phase][0] - value, (5.0 - weight) * logs["rotation_loss"], rtol=1e-4)
+
+
+def test_the_head_learns_from_real_images_only():
+    """Other fakes, same real images: the gradient of the head for rotations is the same."""
+    _, method = smoke()
+    state, batch = start(method)
+    louder = jax.tree.map(lambda x: 3 * x, state.params["generator"])
+    other = state._replace(params={**state.params, "generator": louder})
+    step = jax.jit(lambda state: gradient(method, state, batch)[1]["discriminator"])
+    one, two = step(state), step(other)
+    assert equal(one["rotation"], two["rotation"])
+    assert not equal(one["net"], two["net"])
+
+
+def test_without_a_game_it_is_a_step_of_rotation_prediction():
+    config, method = smoke(game=0.0)
+    state, batch = start(method)
+    (value, logs), grads = gradient(method, state, batch)
+    net, channels = SNGANDiscriminator(channels=4), config.model.rotated
+    spectral = state.mutable["discriminator"]["net"]
+    for _ in range(2):  # the real and the fake batch move the iterations on
+        _, spectral = run(net, state.params["discriminator"]["net"], spectral, jnp.zeros((1, 32, 32, 3)), train=True)
+
+    def rotation_prediction(params):
+        turned, labels = rotations(jnp.asarray(IMAGES[-channels:] / 127.5 - 1, jnp.float32))
+        (_, features), _ = run(net, params["net"], spectral, turned, train=True)
+        kernel = params["rotation"]["kernel"]
+        sigma, _ = power_step(kernel, state.mutable["discriminator"]["rotation"]["spectral"]["u"])
+        logits = features["pooled"] @ (kernel / sigma) + params["rotation"]["bias"]
+        return cross_entropy(logits, labels)[0]
+
+    want, theirs = jax.jit(jax.value_and_grad(rotation_prediction))(state.params["discriminator"])
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    np.testing.assert_allclose(logs["rotation_loss"], want, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads["discriminator"], theirs)
+
+
+def test_more_rotated_images_than_there_are_is_one_line():
+    config, _ = smoke()
+    with config.unlocked():
+        config.model.rotated = 17
+    with pytest.raises(UserError, match=r"rotated=17 must be positive and at most the 16"):
+        build_method(config)
