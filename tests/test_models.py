@@ -370,7 +370,7 @@ def test_tensor_rules_match_and_change_nothing(mesh):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"name": "resnt"}, "encoder.name has no 'resnt'; did you mean 'resnet'. valid: resnet, vit, mlp"),
+        ({"name": "resnt"}, "encoder.name has no 'resnt'; did you mean 'resnet' or 'revnet'. valid: resnet, revnet, vit, mlp"),
         ({"depth": 18}, "encoder.name has no None; valid: resnet"),
         ({"name": "resnet", "dept": 18}, "has no 'dept'; did you mean 'depth'. valid: depth, width, stem"),
         ({"name": "vit", "depth": 18}, "has no 'depth'; .*valid: variant, pool"),

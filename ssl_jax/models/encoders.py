@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from ssl_jax.errors import UserError
 from ssl_jax.models.mlp import MLP
 from ssl_jax.models.resnet import ResNet
+from ssl_jax.models.revnet import RevNet
 from ssl_jax.models.vit import ViT
 
-ENCODERS = {"resnet": ResNet, "vit": ViT, "mlp": MLP}
+ENCODERS = {"resnet": ResNet, "revnet": RevNet, "vit": ViT, "mlp": MLP}
 
 
 def build_encoder(spec: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
