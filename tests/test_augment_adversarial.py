@@ -11,20 +11,24 @@ from ssl_jax.errors import UserError
 KEY = jax.random.key(0)
 
 
+def apply(operation, x, numbers=1):
+    return operation(x, jax.random.uniform(KEY, (numbers, len(x), 1, 1, 1)))
+
+
 def pictures(n=64, height=8, width=16, seed=0):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (n, height, width, 3)), jnp.float32)
 
 
 def test_colours_move_within_their_ranges_and_keep_what_they_should():
     x = pictures(400)
-    added = subject.brightness(x, KEY) - x
+    added = apply(subject.brightness, x) - x
     assert np.ptp(added, axis=(1, 2, 3)).max() < 1e-6
     np.testing.assert_allclose((added.min(), added.max()), (-0.5, 0.5), atol=0.01)
-    gray, moved = x.mean(3, keepdims=True), subject.saturation(x, KEY)
+    gray, moved = x.mean(3, keepdims=True), apply(subject.saturation, x)
     np.testing.assert_allclose(moved.mean(3, keepdims=True), gray, atol=1e-6)
     factors = np.sum((moved - gray) * (x - gray), (1, 2, 3)) / np.sum((x - gray) ** 2, (1, 2, 3))
     np.testing.assert_allclose((factors.min(), factors.max()), (0, 2), atol=0.02)
-    mean, moved = x.mean((1, 2, 3), keepdims=True), subject.contrast(x, KEY)
+    mean, moved = x.mean((1, 2, 3), keepdims=True), apply(subject.contrast, x)
     np.testing.assert_allclose(moved.mean((1, 2, 3), keepdims=True), mean, atol=1e-6)
     factors = np.sum((moved - mean) * (x - mean), (1, 2, 3)) / np.sum((x - mean) ** 2, (1, 2, 3))
     np.testing.assert_allclose((factors.min(), factors.max()), (0.5, 1.5), atol=0.01)
@@ -32,7 +36,7 @@ def test_colours_move_within_their_ranges_and_keep_what_they_should():
 
 def test_translations_are_whole_shifts_with_zeros_of_every_size():
     x = pictures(400)
-    moved, found = np.asarray(subject.translation(x, KEY)), set()
+    moved, found = np.asarray(apply(subject.translation, x, 2)), set()
     for before, after in zip(np.asarray(x), moved, strict=True):
         for dy in (-1, 0, 1):  # an eighth of 8
             for dx in (-2, -1, 0, 1, 2):  # an eighth of 16
@@ -49,7 +53,7 @@ def test_translations_are_whole_shifts_with_zeros_of_every_size():
 
 
 def test_cutout_zeros_a_square_of_half_the_size_that_may_stick_out():
-    zeros = np.asarray(subject.cutout(jnp.ones((2000, 8, 16, 3)), KEY) == 0)
+    zeros = np.asarray(apply(subject.cutout, jnp.ones((2000, 8, 16, 3)), 2) == 0)
     assert (zeros[..., 0] == zeros[..., 1]).all()
     rows, columns = zeros[..., 0].any(2), zeros[..., 0].any(1)
     np.testing.assert_array_equal(zeros[..., 0], rows[:, :, None] & columns[:, None])

@@ -16,33 +16,34 @@ import jax.numpy as jnp
 from ssl_jax.errors import UserError
 
 
-def _uniform(key, x, low, high):
-    return jax.random.uniform(key, (len(x), 1, 1, 1), jnp.float32, low, high)
-
-
-def brightness(x, key):
+def brightness(x, u):
     """Adds up to 0.5 in either direction."""
-    return x + _uniform(key, x, -0.5, 0.5)
+    return x + (u[0] - 0.5)
 
 
-def saturation(x, key):
+def saturation(x, u):
     """Scales the distance from the mean of the channels by 0 .. 2."""
     mean = jnp.mean(x, axis=3, keepdims=True)
-    return mean + (x - mean) * _uniform(key, x, 0.0, 2.0)
+    return mean + (x - mean) * (2 * u[0])
 
 
-def contrast(x, key):
+def contrast(x, u):
     """Scales the distance from the mean of the image by 0.5 .. 1.5."""
     mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
-    return mean + (x - mean) * _uniform(key, x, 0.5, 1.5)
+    return mean + (x - mean) * (0.5 + u[0])
 
 
-def translation(x, key):
+def _whole(u, low, high):
+    """Uniform in [0, 1) to whole numbers from `low` up to and including `high`."""
+    return low + jnp.floor(u * (high - low + 1))
+
+
+def translation(x, u):
     """Shifts by whole pixels, up to an eighth of the size; zeros come in."""
-    for axis, axis_key in zip((1, 2), jax.random.split(key), strict=True):
+    for axis, u_axis in zip((1, 2), u, strict=True):
         size = x.shape[axis]
         most = int(size / 8 + 0.5)
-        shift = jax.random.randint(axis_key, (len(x), 1, 1), -most, most + 1)
+        shift = _whole(u_axis, -most, most).reshape(-1, 1, 1)
         place = jnp.arange(size)
         move = (place[:, None] - shift == place).astype(x.dtype)  # [B, to, from]: a product is quicker than gathering both ways
         subscripts = "bts,bswc->btwc" if axis == 1 else "bts,bhsc->bhtc"
@@ -50,23 +51,23 @@ def translation(x, key):
     return x
 
 
-def cutout(x, key):
+def cutout(x, u):
     """Zeros a square of half the size, the centre of which lies anywhere in the image (the square may stick out)."""
     covered = jnp.ones((len(x), 1, 1, 1), bool)
-    for axis, axis_key in zip((1, 2), jax.random.split(key), strict=True):
+    for axis, u_axis in zip((1, 2), u, strict=True):
         size = x.shape[axis]
         side = int(size / 2 + 0.5)
-        start = jax.random.randint(axis_key, (len(x), 1), 0, size + 1 - side % 2) - side // 2
+        start = _whole(u_axis, 0, size - side % 2).reshape(-1, 1) - side // 2
         place = jnp.arange(size)
         shape = (len(x), size, 1, 1) if axis == 1 else (len(x), 1, size, 1)
         covered = covered & ((place >= start) & (place < start + side)).reshape(shape)
     return jnp.where(covered, 0, x)
 
 
-OPERATIONS = {
-    "color": (brightness, saturation, contrast),
-    "translation": (translation,),
-    "cutout": (cutout,),
+OPERATIONS = {  # name -> (function of images and of `n` uniform numbers [n, B, 1, 1, 1] in [0, 1), n)
+    "color": ((brightness, 1), (saturation, 1), (contrast, 1)),
+    "translation": ((translation, 2),),
+    "cutout": ((cutout, 2),),
 }
 
 
@@ -81,10 +82,9 @@ def check_policy(policy: Sequence[str]) -> tuple[str, ...]:
 def augment(images: jax.Array, key: jax.Array, policy: Sequence[str], p: jax.Array | float = 1.0) -> jax.Array:
     """Each operation of `policy`, in its order, on each image with probability `p` (which may be traced)."""
     operations = [operation for name in policy for operation in OPERATIONS[name]]
-    for i, operation in enumerate(operations):
-        choose, draw = jax.random.split(jax.random.fold_in(key, i))
-        changed = jax.random.uniform(choose, (len(images), 1, 1, 1)) < p
-        images = jnp.where(changed, operation(images, draw), images)
+    u = jax.random.uniform(key, (sum(1 + n for _, n in operations), len(images), 1, 1, 1))  # one draw: many take long to compile
+    for operation, n in operations:
+        images, u = jnp.where(u[0] < p, operation(images, u[1 : 1 + n]), images), u[1 + n :]
     return images
 
 

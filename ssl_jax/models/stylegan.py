@@ -24,7 +24,7 @@ from ssl_jax.models.stylegan_layers import (
     leaky_relu,
     levels,
     minibatch_deviation,
-    noise,
+    noises,
     upsample,
     upsample_convolve,
 )
@@ -76,16 +76,16 @@ class StyledLayer(nn.Module):
     """Modulated 3x3 convolution, noise of one learnt strength (0 at first), bias, leaky ReLU."""
 
     features: int
-    index: int  # among the layers with noise
     up: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, w: jax.Array, keys: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, w: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """x [B, H, W, C], w [B, D], noise [B, H', W', 1] or None -> [B, H', W', features], twice H and W if `up`."""
         x = _Modulated(self.features, 3, self.up, dtype=self.dtype, name="conv")(x, w)
         strength = self.param("noise_strength", nn.initializers.zeros, (), jnp.float32)
-        if keys is not None:
-            x = x + (strength * noise(keys, self.index, x.shape[1:3])).astype(self.dtype)
+        if noise is not None:
+            x = x + (strength * noise).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return leaky_relu(x + bias.astype(self.dtype))
 
@@ -101,16 +101,17 @@ class Synthesis(nn.Module):
     @nn.compact
     def __call__(self, ws: jax.Array, keys: jax.Array | None) -> jax.Array:
         """ws [B, layers, D], keys [B] -> float32 [B, R, R, 3]. The image head of a resolution shares its w with the next layer."""
-        index, image = 0, None
+        index, image, sizes = 0, None, [r for r in levels(self.resolution) for _ in range(2)][1:]
+        noise = noises(keys, sizes)
         for r in levels(self.resolution):
             channels = min(self.channel_base // r, self.channel_max)
             if r == 4:
                 x = self.param("constant", nn.initializers.normal(1.0), (4, 4, channels), jnp.float32)
                 x = jnp.broadcast_to(x.astype(self.dtype), (len(ws), *x.shape))
             else:
-                x = StyledLayer(channels, index, up=True, dtype=self.dtype, name=f"block{r}_up")(x, ws[:, index], keys)
+                x = StyledLayer(channels, up=True, dtype=self.dtype, name=f"block{r}_up")(x, ws[:, index], noise[index])
                 index += 1
-            x = StyledLayer(channels, index, dtype=self.dtype, name=f"block{r}")(x, ws[:, index], keys)
+            x = StyledLayer(channels, dtype=self.dtype, name=f"block{r}")(x, ws[:, index], noise[index])
             index += 1
             x = shard_batch(x)
             colours = _Modulated(3, 1, demodulate=False, dtype=self.dtype, name=f"rgb{r}")(x, ws[:, index]).astype(jnp.float32)

@@ -24,7 +24,7 @@ from ssl_jax.models.stylegan_layers import (
     levels,
     minibatch_deviation,
     nearest,
-    noise,
+    noises,
     smooth,
 )
 
@@ -40,15 +40,15 @@ class AdaptiveLayer(nn.Module):
     """What follows each convolution: noise with one weight per channel (0 at first), bias, leaky ReLU, and the adaptive instance norm
     (equation 1 of the paper), whose scale is 1 + s(w)."""
 
-    index: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, w: jax.Array, keys: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, w: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """x [B, H, W, C], w [B, D], noise [B, H, W, 1] or None -> [B, H, W, C]."""
         channels = x.shape[-1]
         strength = self.param("noise_strength", nn.initializers.zeros, (channels,), jnp.float32)
-        if keys is not None:
-            x = x + (strength * noise(keys, self.index, x.shape[1:3])).astype(self.dtype)
+        if noise is not None:
+            x = x + (strength * noise).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x = instance_norm(leaky_relu(x + bias.astype(self.dtype), gain=1))
         style = EqualDense(2 * channels, name="style")(w)[:, None, None].astype(self.dtype)
@@ -66,15 +66,12 @@ class Synthesis(nn.Module):
     @nn.compact
     def __call__(self, ws: jax.Array, keys: jax.Array | None) -> jax.Array:
         """ws [B, layers, D], keys [B] -> float32 [B, R, R, 3]."""
-        index = 0
+        noise = noises(keys, [r for r in levels(self.resolution) for _ in range(2)])
 
-        def adapt(x):
-            nonlocal index
-            x = AdaptiveLayer(index, dtype=self.dtype, name=f"adapt{index}")(x, ws[:, index], keys)
-            index += 1
-            return x
+        def adapt(x, index):
+            return AdaptiveLayer(dtype=self.dtype, name=f"adapt{index}")(x, ws[:, index], noise[index])
 
-        for r in levels(self.resolution):
+        for number, r in enumerate(levels(self.resolution)):
             channels = min(self.channel_base // r, self.channel_max)
             if r == 4:
                 x = self.param("constant", nn.initializers.ones, (4, 4, channels), jnp.float32)
@@ -82,9 +79,9 @@ class Synthesis(nn.Module):
             else:
                 x = EqualConv(channels, gain=ROOT2, use_bias=False, dtype=self.dtype, name=f"block{r}_up")(nearest(x))
                 x = smooth(x, BLUR, (1, 1))
-            x = adapt(x)
+            x = adapt(x, 2 * number)
             x = EqualConv(channels, gain=ROOT2, use_bias=False, dtype=self.dtype, name=f"block{r}")(x)
-            x = shard_batch(adapt(x))
+            x = shard_batch(adapt(x, 2 * number + 1))
         return EqualConv(3, 1, dtype=self.dtype, name="rgb")(x).astype(jnp.float32)
 
 

@@ -8,6 +8,8 @@ whatever `dtype` is.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -42,10 +44,10 @@ def _convolve(x, kernel, stride, padding):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
-    """x [B, H, W, C] with kernel [k, k, C, F], padded by `padding` < k on every side; stride 1, or 2 for k = 3 without padding and odd H, W.
+    """x [B, H, W, C] with kernel [k, k, C, F], padded by `padding` < k on every side.
 
-    The gradient for x is again a `convolve`, so that what penalties of gradients differentiate once more (R1, path lengths) has the
-    quick rules of `conv` too: on a CPU such a step takes a tenth of the time.
+    The stride is 1, or 2 for 3x3 kernels on odd sizes without padding. The gradient for x is again a `convolve`, so that what penalties
+    of gradients differentiate once more (R1, path lengths) has the quick rules of `conv` too: on a CPU a tenth of the time.
     """
     return _convolve(x, kernel, stride, padding)
 
@@ -153,9 +155,14 @@ def minibatch_deviation(x: jax.Array, group: int) -> jax.Array:
     return jnp.concatenate([x, plane.astype(x.dtype)], axis=-1)
 
 
-def noise(keys: jax.Array, layer: int, shape: tuple[int, int]) -> jax.Array:
-    """Normal noise [B, H, W, 1] from one key for each example: an image depends on its own key and on nobody else's."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, layer), (*shape, 1)))(keys)
+def noises(keys: jax.Array | None, sizes: Sequence[int]) -> list[jax.Array | None]:
+    """Normal noise [B, r, r, 1] for each r in `sizes`, from one key for each example: an image depends on its own key and on nobody
+    else's. One draw for all layers, because calls of the generator take long to compile. None for None."""
+    if keys is None:
+        return [None] * len(sizes)
+    ends = list(itertools.accumulate(r * r for r in sizes))
+    drawn = jax.vmap(lambda key: jax.random.normal(key, (ends[-1],)))(keys)
+    return [part.reshape(-1, r, r, 1) for part, r in zip(jnp.split(drawn, ends[:-1], axis=1), sizes, strict=True)]
 
 
 def equalised(fan_in: int, gain: float = 1.0) -> float:

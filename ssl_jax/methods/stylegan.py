@@ -1,0 +1,210 @@
+"""StyleGAN 1 and 2: a mapped latent controls each layer of the generator, regularisers run every few steps.
+
+Karras et al. 2019, "A style-based generator architecture for generative adversarial networks" (arXiv:1812.04948); Karras et al. 2020a,
+"Analyzing and improving the image quality of StyleGAN" (arXiv:1912.04958): path lengths, lazy regularisers, networks without
+progressive growing; Karras et al. 2020b, "Training generative adversarial networks with limited data" (arXiv:2006.06676):
+augmentations in front of the discriminator, with a probability that follows its certainty. The features are those of the
+discriminator.
+
+The published order of updates: generator, its path lengths, discriminator, its gradient penalty.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.augment.adversarial import adapt, augment, check_policy
+from ssl_jax.augment.pixels import to_input
+from ssl_jax.augment.views import make_views
+from ssl_jax.engine.method import Method, Phase
+from ssl_jax.errors import UserError
+from ssl_jax.models.common import create, run, shard_batch
+from ssl_jax.models.stylegans import build_player
+from ssl_jax.objectives.adversarial import GAMES, diversity, health, path_length, r1
+
+GAME = GAMES["non_saturating"]
+W_DECAY = 0.995  # of the running mean of w, the centre of truncation
+ADAPT_EVERY = 4  # steps over which the discriminator's certainty is averaged
+
+
+def mixed(first: jax.Array, second: jax.Array, crossover: jax.Array | int, layers: int) -> jax.Array:
+    """Styles [N, D] of two latents -> [N, layers, D]: `first` up to `crossover` layers, `second` from there on."""
+    return jnp.where((jnp.arange(layers) < crossover)[:, None], first[:, None], second[:, None])
+
+
+def truncated(ws: jax.Array, centre: jax.Array, psi: jax.Array | float, layers: int) -> jax.Array:
+    """ws [N, L, D], the first `layers` of which are pulled to `centre` [D]: psi 1 leaves them, 0 puts them there."""
+    pulled = centre + psi * (ws - centre)
+    return jnp.where((jnp.arange(ws.shape[1]) < layers)[:, None], pulled, ws)
+
+
+def average_decay(step: jax.Array, batch_size: int, half_life: float, ramp: float) -> jax.Array:
+    """Of the averaged generator: weights lose half of their share in `half_life` images, or at the start, where that is less, in `ramp`
+    times the images seen (0: no ramp)."""
+    life = jnp.minimum(half_life, ramp * step * batch_size) if ramp else half_life
+    return 0.5 ** (batch_size / jnp.maximum(life, 1e-8))
+
+
+def build(config, stages) -> Method:
+    """`config.model`:
+
+    generator, discriminator: networks (see `build_player`).
+    latent: size.
+    conditional: labels steer both players.
+    mixing: probability of a second latent from some layer on.
+    r1: weight (gamma) and interval in steps; 1 adds it to the discriminator's loss instead of taking a step of its own.
+    path_length: weight and interval; no such phase where the weight is 0.
+    augment: policy (names of operations) and target: of the discriminator's certainty; 0 for operations that always apply.
+    ema: half_life_examples and ramp of the averaged generator (see `average_decay`).
+    truncation_layers: how many of the first layers truncation pulls.
+    """
+    model = config.model
+    classes = config.data.num_classes if model.conditional else 0
+    if model.conditional and not classes:
+        raise UserError(f"config.model.conditional needs labels, and {config.data.name!r} has none; set it to False")
+    policy, adaptive = check_policy(model.augment.policy), model.augment.target > 0
+    views = make_views(config.views)
+    size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
+    generator = build_player("generator", model.generator, size, classes, config.dtype)
+    discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype)
+
+    def latents(key, count):
+        keys = jax.random.split(key, 3)
+        drawn = {"z": jax.random.normal(keys[0], (count, model.latent.size)), "noise": jax.random.bits(keys[1], (count,))}
+        return {**drawn, "label": jax.random.randint(keys[2], (count,), 0, classes)} if classes else drawn
+
+    def to_w(params, drawn):
+        return run(generator, params, {}, drawn["z"], drawn.get("label"), train=False, method="map")[0]
+
+    def synthesize(params, ws, noise):
+        keys = jax.vmap(jax.random.key)(noise)  # an image's noise comes from its own seed
+        return run(generator, params, {}, shard_batch(ws), keys, train=False, method="synthesize")[0]
+
+    def styles(params, key, count):
+        """(latents, their w [N, D], ws [N, L, D] after mixing in others: one crossover for the batch)"""
+        keys = jax.random.split(key, 4)
+        drawn = latents(keys[0], count)
+        w, other = to_w(params, drawn), to_w(params, {**drawn, "z": latents(keys[1], count)["z"]})
+        crossover = jax.random.randint(keys[2], (), 1, generator.layers)
+        crossover = jnp.where(jax.random.uniform(keys[3]) < model.mixing, crossover, generator.layers)
+        return drawn, w, mixed(w, other, crossover, generator.layers)
+
+    def score(params, state, x, label, key):
+        """Logits of images, augmented with the present probability."""
+        p = state.mutable["augment"]["p"] if adaptive else 1.0
+        return run(discriminator, params, {}, augment(x, key, policy, p), label, train=True)[0][0]
+
+    def real_images(batch, key):
+        return to_input(views(batch["image"], key)[:, 0], 0.5, 0.5)
+
+    def r1_penalty(params, state, real, label, key):
+        return model.r1.weight * r1(lambda x: score(params, state, x, label, key), real)
+
+    def init(key, batch, frozen):
+        keys = jax.random.split(key, 3)
+        x = real_images(batch, keys[0])
+        drawn = latents(keys[1], len(x))
+        noise = jax.vmap(jax.random.key)(drawn["noise"])
+        params = {
+            "generator": create(generator, keys[1], drawn["z"], drawn.get("label"), noise)[0],
+            "discriminator": create(discriminator, keys[2], x, batch.get("label"))[0],
+        }
+        w = jnp.mean(to_w(params["generator"], drawn), 0)
+        mutable = {"ema": jax.tree.map(jnp.copy, params["generator"]), "w_average": w, "path_length": jnp.zeros(())}
+        if adaptive:
+            mutable["augment"] = {"p": jnp.zeros(()), "certainty": jnp.zeros(())}
+        return params, mutable
+
+    def generator_loss(train, state, batch, key):
+        keys = jax.random.split(key)
+        drawn, w, ws = styles(train["generator"], keys[0], len(batch["image"]))
+        fake = synthesize(train["generator"], ws, drawn["noise"])
+        on_fake = score(state.params["discriminator"], state, fake, drawn.get("label"), keys[1])
+        centre = optax.incremental_update(jnp.mean(w, 0), state.mutable["w_average"], 1 - W_DECAY)
+        logs = {"diversity": diversity(to_input(batch["image"], 0.5, 0.5), fake)}
+        return GAME.generator(on_fake), ({"w_average": centre}, logs)
+
+    def path_length_loss(train, state, batch, key):
+        keys = jax.random.split(key)
+        drawn, _, ws = styles(train["generator"], keys[0], len(batch["image"]) // 2)  # half a batch, for its memory
+        value, length = path_length(
+            lambda ws: synthesize(train["generator"], ws, drawn["noise"]), ws, state.mutable["path_length"], keys[1]
+        )
+        return model.path_length.weight * model.path_length.interval * value, ({"path_length": length}, {"length": length})
+
+    def discriminator_loss(train, state, batch, key):
+        keys = jax.random.split(key, 5)
+        real, label = real_images(batch, keys[0]), batch.get("label")
+        drawn, _, ws = styles(state.params["generator"], keys[1], len(real))
+        fake = jax.lax.stop_gradient(synthesize(state.params["generator"], ws, drawn["noise"]))
+        on_real = score(train["discriminator"], state, real, label, keys[2])
+        on_fake = score(train["discriminator"], state, fake, drawn.get("label"), keys[3])
+        value, logs, update = GAME.discriminator(on_real, on_fake), health(on_real, on_fake), {}
+        if model.r1.interval == 1:
+            logs["penalty"] = r1_penalty(train["discriminator"], state, real, label, keys[4])
+            value += logs["penalty"]
+        if adaptive:
+            update["augment"] = controlled(state, on_real)
+            logs["augment_p"] = update["augment"]["p"]
+        return value, (update, logs)
+
+    def controlled(state, on_real):
+        """The probability of augmentation after this batch; it moves at every fourth step."""
+        p, certainty = state.mutable["augment"]["p"], state.mutable["augment"]["certainty"]
+        certainty = certainty + jnp.mean(jnp.sign(on_real)) / ADAPT_EVERY
+        due = (state.step + 1) % ADAPT_EVERY == 0
+        moved = adapt(p, certainty, ADAPT_EVERY * len(on_real), target=model.augment.target)
+        return {"p": jnp.where(due, moved, p), "certainty": jnp.where(due, 0.0, certainty)}
+
+    def r1_loss(train, state, batch, key):
+        keys = jax.random.split(key)
+        value = r1_penalty(train["discriminator"], state, real_images(batch, keys[0]), batch.get("label"), keys[1])
+        return model.r1.interval * value, ({}, {"penalty": value})
+
+    def after(state):
+        decay = average_decay(state.step, config.batch_size, model.ema.half_life_examples, model.ema.ramp)
+        averaged = optax.incremental_update(state.params["generator"], state.mutable["ema"], 1 - decay)
+        return {**state.mutable, "ema": averaged}
+
+    def judge(params, mutable, images):
+        label = jnp.zeros(len(images), int) if classes else None  # no feature depends on it
+        return run(discriminator, params["discriminator"], {}, to_input(images, 0.5, 0.5), label, train=False)[0]
+
+    def settle(params, mutable, key):
+        return {"params": mutable["ema"], "w_average": mutable["w_average"]}
+
+    def to_images(generator_, ws, noise):
+        return jnp.clip((synthesize(generator_["params"], ws, noise) + 1) / 2, 0, 1)
+
+    def sample(generator_, drawn, truncation):
+        w = to_w(generator_["params"], drawn)
+        ws = mixed(w, w, generator.layers, generator.layers)
+        if truncation is not None:
+            ws = truncated(ws, generator_["w_average"], truncation, model.truncation_layers)
+        return to_images(generator_, ws, drawn["noise"])
+
+    def mix(generator_, coarse, fine, crossover):
+        """Images with the first `crossover` layers of `coarse` and all else, noise too, of `fine`."""
+        w, other = to_w(generator_["params"], coarse), to_w(generator_["params"], fine)
+        return to_images(generator_, mixed(w, other, crossover, generator.layers), fine["noise"])
+
+    phases = [Phase("g", ("generator",), generator_loss)]
+    if model.path_length.weight:
+        phases.append(Phase("path", ("generator",), path_length_loss, when=lambda step: step % model.path_length.interval == 0))
+    phases.append(Phase("d", ("discriminator",), discriminator_loss))
+    if model.r1.interval > 1:
+        phases.append(Phase("r1", ("discriminator",), r1_loss, when=lambda step: step % model.r1.interval == 0))
+    fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "mix": mix}
+    if not classes:
+        fns["judge"] = lambda params, mutable, images: judge(params, mutable, images)[0]
+    return Method(
+        inputs={"image": tuple(config.data.image_shape), **({"label": ()} if classes else {})},
+        init=init,
+        phases=tuple(phases),
+        encode=lambda params, mutable, images: judge(params, mutable, images)[1],
+        after=after,
+        fns=fns,
+        couples_batch=True,
+    )

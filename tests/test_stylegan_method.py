@@ -1,0 +1,181 @@
+"""What StyleGAN does with its styles: mixing, truncation, averages, lazy phases, adaptive augmentation."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import build_method
+from ssl_jax.engine.method import State
+from ssl_jax.errors import UserError
+from ssl_jax.methods import stylegan as subject
+from ssl_jax.models.stylegans import build_player
+from ssl_jax.objectives.adversarial import r1
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def load(variant="smoke", size=8, classes=10, **model):
+    config = configs.load(f"{ROOT}/configs/stylegan.py:{variant}", ())
+    with config.unlocked():
+        config.data.image_shape, config.data.num_classes, config.dtype = (size, size, 3), classes, "float32"
+        config.batch_size = 8
+        config.model.update(model)
+    return config
+
+
+def batch(n=8, size=8):
+    rng = np.random.default_rng(0)
+    return {"image": rng.integers(0, 256, (n, size, size, 3), np.uint8), "label": rng.integers(0, 10, n)}
+
+
+@functools.cache
+def made():
+    """(method, params, mutable) of the smoke variant, with audible noise."""
+    method = build_method(load())
+    params, mutable = jax.jit(method.init, static_argnums=2)(jax.random.key(0), batch(), None)
+    loud = jax.tree_util.tree_map_with_path(lambda path, x: x + 0.3 * ("noise_strength" in str(path)), mutable["ema"])
+    return method, params, {**mutable, "ema": loud}
+
+
+def test_mixing_takes_the_first_layers_of_one_and_the_rest_of_another():
+    a, b = jnp.ones((3, 5)), jnp.zeros((3, 5))
+    np.testing.assert_array_equal(subject.mixed(a, b, 2, 4)[:, :, 0], [[1, 1, 0, 0]] * 3)
+    np.testing.assert_array_equal(subject.mixed(a, b, 4, 4), jnp.ones((3, 4, 5)))
+
+
+def test_truncation_pulls_the_first_layers_to_the_centre():
+    ws, centre = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 5))), jnp.arange(5.0)
+    np.testing.assert_allclose(subject.truncated(ws, centre, 1.0, 4), ws, rtol=1e-6)
+    np.testing.assert_allclose(subject.truncated(ws, centre, 0.0, 4), jnp.broadcast_to(centre, ws.shape))
+    half = subject.truncated(ws, centre, 0.5, 2)
+    np.testing.assert_allclose(half[:, :2], (ws[:, :2] + centre) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(half[:, 2:], ws[:, 2:])
+
+
+def test_decay_of_the_average_by_half_lives_in_images():
+    assert float(subject.average_decay(jnp.int32(7), 32, 10_000, 0.0)) == pytest.approx(0.9977844, abs=1e-6)
+    assert float(subject.average_decay(jnp.int32(0), 32, 10_000, 0.05)) == 0  # the first average is the weights themselves
+    assert float(subject.average_decay(jnp.int32(100), 32, 10_000, 0.05)) == pytest.approx(0.5 ** (32 / 160))
+    assert float(subject.average_decay(jnp.int32(10**6), 64, 500_000, 0.05)) == pytest.approx(0.5 ** (64 / 500_000))
+
+
+def test_samples_follow_psi_and_mixes_their_latents():
+    method, params, mutable = made()
+    sample, mix, generator = jax.jit(method.fns["sample"]), jax.jit(method.fns["mix"]), method.fns["settle"](params, mutable, None)
+    a, b = (method.fns["latents"](jax.random.key(i), 4) for i in (1, 2))
+    plain = sample(generator, a, 1.0)
+    assert plain.shape == (4, 8, 8, 3)
+    assert plain.min() >= 0
+    assert plain.max() <= 1
+    np.testing.assert_allclose(sample(generator, a, None), plain, atol=1e-6)
+    same_noise = {**a, "noise": jnp.full(4, 7, jnp.uint32)}
+    assert np.ptp(sample(generator, same_noise, 0.0), axis=0).max() < 1e-6  # one image for all
+    assert np.ptp(sample(generator, a, 0.0), axis=0).max() > 1e-3  # but for their noise
+    np.testing.assert_allclose(mix(generator, a, b, 4), sample(generator, {**a, "noise": b["noise"]}, 1.0), atol=1e-6)
+    np.testing.assert_allclose(mix(generator, a, b, 0), sample(generator, b, 1.0), atol=1e-6)
+    assert np.abs(mix(generator, a, b, 2) - sample(generator, b, 1.0)).max() > 1e-3
+
+
+@functools.cache
+def after_one_loss(name):
+    method, params, mutable = made()
+    phase = next(phase for phase in method.phases if phase.name == name)
+    state = State(jnp.int32(3), params, {}, {**mutable, "augment": {"p": jnp.float32(0.25), "certainty": jnp.float32(0.75)}}, {})
+    train = {group: params[group] for group in phase.trains}
+    value, (update, logs) = jax.jit(phase.loss)(train, state, batch(), jax.random.key(5))
+    return state, float(value), update, {k: float(v) for k, v in logs.items()}
+
+
+def test_the_phases_of_stylegan2_are_lazy_and_each_moves_its_own_state():
+    method, _, _ = made()
+    assert [(phase.name, phase.trains) for phase in method.phases] == [
+        ("g", ("generator",)), ("path", ("generator",)), ("d", ("discriminator",)), ("r1", ("discriminator",)),
+    ]  # fmt: skip
+    default = {phase.name: phase.when for phase in build_method(load("", size=32)).phases}
+    assert [step for step in range(33) if default["r1"](step)] == [0, 16, 32]
+    assert [step for step in range(9) if default["path"](step)] == [0, 4, 8]
+    assert default["g"] is default["d"] is None
+    updated = {name: set(after_one_loss(name)[2]) for name in ("g", "path", "d", "r1")}
+    assert updated == {"g": {"w_average"}, "path": {"path_length"}, "d": {"augment"}, "r1": set()}
+
+
+def test_lazy_losses_are_times_their_interval():
+    _, value, _, logs = after_one_loss("r1")
+    assert value == pytest.approx(2 * logs["penalty"], rel=1e-5)
+    state, value, update, logs = after_one_loss("path")
+    assert float(update["path_length"]) == pytest.approx(logs["length"])
+    assert value > 0
+    assert float(state.mutable["path_length"]) == 0 < logs["length"]
+
+
+def test_the_centre_is_a_slow_mean_of_w():
+    state, _, update, _ = after_one_loss("g")
+    moved = update["w_average"] - state.mutable["w_average"]
+    assert 0 < float(jnp.linalg.norm(moved)) < 0.02 * float(jnp.linalg.norm(state.mutable["w_average"]))
+
+
+def test_the_probability_of_augmentation_moves_at_every_fourth_step():
+    _, _, update, logs = after_one_loss("d")  # step 3, three quarters of the certainty are in: above 0.6 whatever comes
+    signs = 2 * logs["accuracy_real"] - 1
+    expected = 0.25 + np.sign(0.75 + signs / 4 - 0.6) * 4 * 8 / 500_000
+    assert float(update["augment"]["p"]) == pytest.approx(expected, abs=1e-7)
+    assert logs["augment_p"] == float(update["augment"]["p"])
+    assert float(update["augment"]["certainty"]) == 0
+
+
+def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
+    model = dict(r1=dict(weight=7.0, interval=1), path_length=dict(weight=0.0, interval=4), augment=dict(policy=(), target=0.0))
+    config = load(**model)
+    with config.unlocked():
+        config.views = ((),)
+        config.model.generator = dict(name="stylegan1", channel_base=128, channel_max=16, features=16, mapping_layers=2)
+        config.model.discriminator = dict(name="stylegan1", channel_base=128, channel_max=16, group=4)
+    method = build_method(config)
+    assert [phase.name for phase in method.phases] == ["g", "d"]
+    params, mutable = jax.jit(method.init, static_argnums=2)(jax.random.key(0), batch(), None)
+    state = State(jnp.int32(0), params, {}, mutable, {})
+    train = {"discriminator": params["discriminator"]}
+    _, (_, logs) = jax.jit(method.phases[1].loss)(train, state, batch(), jax.random.key(0))
+    network = build_player("discriminator", config.model.discriminator, 8, 0, "float32")
+    real = batch()["image"] / np.float32(127.5) - 1
+    expected = 7 * r1(lambda x: network.apply({"params": train["discriminator"]}, x, train=True)[0], real)
+    np.testing.assert_allclose(logs["penalty"], expected, rtol=1e-4)
+
+
+def test_conditional_players_get_labels_and_bad_configs_one_line():
+    config = load(conditional=True)
+    method = build_method(config)
+    assert set(method.inputs) == {"image", "label"}
+    assert "judge" not in method.fns
+    drawn = method.fns["latents"](jax.random.key(0), 50)
+    assert set(np.unique(drawn["label"])) == set(range(10))
+    shapes = jax.eval_shape(method.init, jax.random.key(0), batch(), None)[0]
+    assert shapes["generator"]["mapping"]["embed"]["kernel"].shape == (10, 16)
+    with pytest.raises(UserError, match="has none; set it to False"):
+        build_method(load(conditional=True, classes=None))
+    for changes, message in (
+        (dict(generator=dict(name="stylegan3")), "generator.name='stylegan3' is unknown; choose stylegan1, stylegan2"),
+        (dict(discriminator=dict(name="stylegan2", widht=3)), "discriminator.widht is no field of 'stylegan2'"),
+        (dict(augment=dict(policy=("blur",), target=0.0)), "policy has no 'blur'"),
+        (dict(conditional=True, discriminator=dict(name="stylegan1")), "'stylegan1' has no conditional discriminator"),
+    ):
+        config = load()
+        with config.unlocked():
+            for key, value in changes.items():
+                config.model[key] = value
+        with pytest.raises(UserError, match=message):
+            build_method(config)
+
+
+@pytest.mark.parametrize(("interval", "rate", "b2"), [(16, 0.941176, 0.990585), (4, 0.8, 0.991992)])
+def test_the_rescaled_numbers_of_lazy_optimizers(interval, rate, b2):
+    config = load("ffhq1024", size=1024)
+    spec = config.optim.discriminator if interval == 16 else config.optim.generator
+    lazy = interval / (interval + 1)
+    assert spec.lr / 0.002 == pytest.approx(rate, abs=1e-6) == lazy
+    assert spec.b2 == pytest.approx(b2) == pytest.approx(0.99**lazy, abs=1e-6)
