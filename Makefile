@@ -19,7 +19,7 @@ lint: $(VENV)/tested
 # The PyTorch references of the parity tests, which skip without them.
 reference: $(VENV)/tested
 	$(BIN)/pip install --quiet -r requirements-reference.txt
-	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 lightly==1.6.0 lightly_utils pytorch_lightning
+	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 lightly==1.6.0 lightly_utils pytorch_lightning torch-fidelity==0.4.0
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Extractor
 from ssl_jax.evals.features import place
 from ssl_jax.evals.generation import INCEPTION
-from ssl_jax.evals.resize import Resize, quantise, resize
+from ssl_jax.evals.resize import Resize, resize, to_size
 from ssl_jax.export.card import CARD, sha256
 from ssl_jax.models import inception
 from ssl_jax.models.common import run
@@ -51,7 +51,7 @@ def open_extractor(spec: str, mode: Resize = "legacy", mesh: Mesh | None = None)
             f"extractor {spec!r} is unknown; choose 'random_conv', 'inception:/path/to/pt_inception-2015-12-05-{PUBLISHED}.pth', or a "
             "folder that `launch.py export` wrote"
         )
-    return _exported(folder)
+    return _exported(folder, mesh)
 
 
 def _random_convolutions(mesh) -> Extractor:
@@ -105,7 +105,7 @@ def _encode_inception(weights, mode, images):
     return run(inception.InceptionV3(), weights["params"], {"batch_stats": weights["batch_stats"]}, x, train=False)[0]
 
 
-def _exported(folder: Path) -> Extractor:
+def _exported(folder: Path, mesh) -> Extractor:
     encoder = ssl_jax.load(folder)
     card = encoder.card
     height, width = card["input"]["height"], card["input"]["width"]
@@ -114,8 +114,8 @@ def _exported(folder: Path) -> Extractor:
         # On one device, since exported programs are for one; of the size that the encoder was evaluated with.
         images = jax.device_put(jax.device_get(images))
         if images.shape[1:3] != (height, width):
-            images = quantise(resize(images, (height, width), "clean"))
-        return {"pooled": jax.device_get(encoder(images)["pooled"])}
+            images = to_size(images, (height, width))
+        return {"pooled": _placed(jax.device_get(encoder(images)["pooled"]), mesh)}
 
     network = (card["encoder"] or {}).get("name")
     name = "-".join(part for part in (card["method"], network, f"step{card['step']}") if part)

@@ -71,7 +71,8 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray, subsets: int = 100, size
 
 
 def _cubic(x, y):
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    root = x @ y.T / x.shape[1] + 1
+    return root * root * root  # NumPy's power is ten times slower
 
 
 def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals import distances
 from ssl_jax.evals.context import Context, Extractor, Result, Split
 from ssl_jax.evals.features import chunks, extract
-from ssl_jax.evals.resize import Resize, quantise, resize
+from ssl_jax.evals.resize import Resize, to_size
 
 NEEDS = "samples"
 INCEPTION = "inception-2015-12-05"  # the only features, 2048 of them, whose distance is called FID
@@ -106,16 +106,11 @@ def _joined(network: Extractor, names: list[str], size: tuple[int, int] | None =
         if size is not None and given != size:
             if given[0] < size[0] or given[1] < size[1]:
                 raise UserError(f"samples are {size} pixels and real images only {given}; enlarge those with config.data.eval_ops")
-            images = _reduce(images, size)
+            images = to_size(images, size)
         outputs = network.encode(images)
         return {"joined": jnp.concatenate([outputs[name].astype(jnp.float32) for name in names], axis=1)}
 
     return encode
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _reduce(images, size):
-    return quantise(resize(images, size, "clean"))
 
 
 def _padded(first: np.ndarray, rest: Iterator[np.ndarray], context: Context):

@@ -5,6 +5,7 @@ Parmar et al. 2022 (arXiv:2104.11222).
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -31,9 +32,10 @@ def resize(images: jax.Array, size: tuple[int, int], mode: Resize) -> jax.Array:
     return jnp.clip(jax.image.resize(x, shape, "cubic", antialias=True), 0, 255)
 
 
-def quantise(images: jax.Array) -> jax.Array:
-    """[0, 255] to the nearest of 256 levels, uint8."""
-    return jnp.round(jnp.clip(images, 0, 255)).astype(jnp.uint8)
+@functools.partial(jax.jit, static_argnums=1)
+def to_size(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """uint8 images [B, H, W, C] -> uint8 [B, *size, C]: 'clean', rounded to the nearest of 256 levels."""
+    return jnp.round(resize(images, size, "clean")).astype(jnp.uint8)
 
 
 def _without_centres(length: int, out: int) -> np.ndarray:

@@ -49,7 +49,7 @@ class MLPTrunk(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, z: jax.Array | None, train: bool) -> list[jax.Array]:
         """x [B, ...], z [B, Z] or None -> activations [B, widths[i]]."""
-        h, out = x.reshape(len(x), -1).astype(self.dtype), []
+        h, out = x.reshape(x.shape[0], -1).astype(self.dtype), []
         for i, width in enumerate(self.widths, 1):
             h = _dense(width, self.dtype, f"linear{i}")(h)
             if i > 1:

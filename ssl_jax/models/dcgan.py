@@ -55,9 +55,9 @@ class MaxoutMLPDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Features]:
         dense = functools.partial(nn.Dense, kernel_init=signed_uniform(0.005), dtype=self.dtype)
-        h = nn.Dropout(self.input_dropout, deterministic=not train)(x.reshape(len(x), -1))
+        h = nn.Dropout(self.input_dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
         for _ in range(self.layers):
-            h = dense(self.width * self.pieces)(h).reshape(len(x), self.width, self.pieces).max(-1)
+            h = dense(self.width * self.pieces)(h).reshape(x.shape[0], self.width, self.pieces).max(-1)
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
         return dense(1)(h)[:, 0].astype(jnp.float32), {"pooled": h.astype(jnp.float32)}
 
@@ -144,7 +144,7 @@ class ConvDiscriminator(nn.Module):
             x = shard_batch(nn.leaky_relu(x, self.slope))
         features[f"layer{len(features) + 1}"] = x
         features["pooled"] = x.mean((1, 2)).astype(jnp.float32)
-        flat = x.reshape(len(x), -1)
+        flat = x.reshape(x.shape[0], -1)
         head = dict(use_bias=self.head_bias, kernel_init=normal(0.02), dtype=self.dtype)
         logit = SpectralDense(1, **head)(flat, train) if self.norm == "spectral" else nn.Dense(1, **head)(flat)
         return logit[:, 0].astype(jnp.float32), features

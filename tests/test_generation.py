@@ -1,0 +1,269 @@
+"""Evaluations of samples and of discriminators: against the definitions, on any devices, and through the command line's parts."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from feature_clouds import mesh_of
+
+from ssl_jax import export
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import assemble, context
+from ssl_jax.cli.extractors import open_extractor
+from ssl_jax.errors import UserError
+from ssl_jax.evals import distances, generation, judge
+from ssl_jax.evals import run as evals
+from ssl_jax.evals.context import Context, Extractor, Pictures, pixel_context
+from ssl_jax.evals.resize import to_size
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def scene(seed, count, kinds=4, noise=12.0, size=16):
+    """uint8 [count, size, size, 3] of `kinds` kinds, one after the other: gratings of a direction and colour each."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    out = []
+    for i in range(count):
+        kind = i * kinds // count
+        wave = np.sin(0.7 * (x * np.cos(kind * 0.8) + y * np.sin(kind * 0.8)) + generator.uniform(0, 6))
+        colour = np.array([np.cos(kind), np.sin(kind), np.cos(2 * kind)])
+        out.append(127 + 80 * wave[..., None] * colour + noise * generator.standard_normal((size, size, 3)))
+    return np.clip(np.round(out), 0, 255).astype(np.uint8)
+
+
+def batches_of(images, size=64):
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        mask = np.arange(size) < len(part)
+        yield {"image": np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)]), "mask": mask}
+
+
+def pictured(real, fake, mesh=None, known=None, extractor=open_extractor, **options):
+    """A context of arrays; what it was asked for is counted in `opened`."""
+    opened = []
+
+    def open_batches(split):
+        opened.append(split)
+        return batches_of(real[split] if isinstance(real, dict) else real)
+
+    def samples(count, seed, truncation):
+        opened.append((count, seed, truncation))
+        for start in range(0, count, 48):
+            yield fake[start : min(start + 48, count)]
+
+    known = {} if known is None else known
+    pictures = Pictures(samples, options.pop("judge", None), lambda spec, mode: extractor(spec, mode, mesh), known)
+    made = Context(lambda x: {"pooled": x}, open_batches, None, mesh, pictures=pictures, **options)
+    made.opened = opened
+    return made
+
+
+def means(spec="means", mode="none", mesh=None):
+    """A network whose features are the mean colours, in [0, 255], and whose logits are ten times those."""
+
+    def encode(images):
+        pooled = jnp.mean(images.astype(jnp.float32), (1, 2))
+        return {"pooled": pooled, "logits": 10 * pooled}
+
+    return Extractor("means", 3, jax.jit(encode), 3, "f" * 64, mode)
+
+
+def test_metrics_are_the_distances_of_the_features_of_exactly_the_images_asked_for():
+    real, fake = scene(0, 150), scene(1, 100, noise=30)
+    got = generation.evaluate(pictured(real, fake, extractor=means), examples=90, subsets=3, subset_size=40, seed=5, k=2)
+    x, y = (images.astype(np.float64).mean((1, 2)) for images in (real, fake[:90]))
+    expected = distances.frechet(distances.moments(x), distances.moments(y))
+    assert got.metrics["frechet"] == pytest.approx(100 * expected / np.cov(x.T).trace(), rel=1e-4)
+    assert got.metrics["kernel"] == pytest.approx(1000 * distances.kernel_distance(x, y, 3, 40, 5)[0], rel=1e-3)
+    near = distances.neighbourhoods(x[np.linspace(0, 149, 90).astype(int)], y, 2)
+    assert {name: got.metrics[name] for name in near} == pytest.approx(near, abs=0.02)
+    assert got.metrics["inception_score"] == pytest.approx(distances.inception_score(10 * y)[0], rel=1e-3)
+    assert "fid" not in got.metrics
+    assert got.protocol == (
+        "generation extractor=means weights=ffffffff dimensions=3 resize=legacy pixels=16x16 real=train(150) fake=90 seed=5"
+        " truncation=none generator=averaged weights, standing statistics; k=2 against 90 real; kernel x 1000 over 3 subsets of 40;"
+        " frechet in percent of the real variance"
+    )
+
+
+def test_fid_is_the_name_of_one_networks_distance_only(monkeypatch):
+    monkeypatch.setattr(distances, "frechet", lambda real, fake: 7.0)  # which would take seconds
+    monkeypatch.setattr(distances, "kernel_distance", lambda *_: (0.0, 0.0))
+    real, fake = scene(0, 40), scene(1, 40)
+
+    def encode(dim, images):
+        return {"pooled": jnp.tile(images.astype(jnp.float32).mean((1, 2)), (1, 683))[:, :dim]}
+
+    for name, dim, named in (("inception-2015-12-05", 2048, True), ("inception-2015-12-05", 3, False), ("inception-v3", 2048, False)):
+        network = Extractor(name, dim, functools.partial(encode, dim))
+        metrics = generation.evaluate(pictured(real, fake, extractor=lambda *_, network=network: network), examples=40).metrics
+        variance = dim / 3 * np.cov(real.mean((1, 2)).T).trace()
+        assert metrics["frechet"] == pytest.approx(700 / variance, rel=2e-3)
+        assert metrics.get("fid") == (7 if named else None)
+
+
+def test_real_features_are_computed_once_in_a_run_and_samples_at_every_evaluation():
+    known, real = {}, {"train": scene(0, 60), "test": scene(2, 60)}
+    first, second = (pictured(real, scene(1, 64), known=known) for _ in range(2))
+    entries = {"a": dict(kind="generation", examples=64, subsets=2), "b": dict(kind="generation", examples=32, subsets=2, seed=3)}
+    evals.run(entries, first)
+    assert first.opened == [(64, 0, None), "train", (32, 3, None)]
+    evals.run({"a": entries["a"], "t": dict(kind="generation", examples=32, split="test", truncation=0.5)}, second)
+    assert second.opened == [(64, 0, None), (32, 0, 0.5), "test"]
+
+
+def test_one_device_and_eight_give_the_same_numbers():
+    real, fake = scene(0, 100), scene(1, 90, noise=25)
+    brightness = jax.jit(lambda images: images.astype(jnp.float32).mean((1, 2, 3)))
+    contexts = [pictured(real, fake, mesh_of(n), judge=brightness) for n in (1, 8)]
+    with jax.transfer_guard("disallow"):
+        one, eight = (generation.evaluate(c, examples=90, subsets=2).metrics | judge.evaluate(c).metrics for c in contexts)
+    assert one == pytest.approx(eight, rel=1e-4, abs=1e-6)
+
+
+def test_numbers_get_worse_with_noise_and_with_every_kind_that_is_missing():
+    """In random features, as in spec: Frechet and kernel distances rise, recall and coverage fall; the same distribution is near."""
+    real = scene(0, 400, kinds=8)
+
+    def measured(fake):
+        return generation.evaluate(pictured(real, fake), examples=400, subsets=5, subset_size=300).metrics
+
+    same = measured(scene(1, 400, kinds=8))
+    noisy = [measured(scene(2, 400, kinds=8, noise=noise)) for noise in (20, 40, 80)]
+    missing = []
+    for kept in (6, 4, 2):
+        every = scene(3, 400 * 8 // kept + 8, kinds=8)
+        missing.append(measured(every[: len(every) * kept // 8][:400]))
+    for worse in (noisy, missing):
+        for metric in ("frechet", "kernel"):
+            values = [same[metric]] + [metrics[metric] for metrics in worse]
+            assert (np.diff(values) > 0).all(), (metric, values)
+    for metric in ("recall", "coverage"):
+        values = [same[metric]] + [metrics[metric] for metrics in missing]
+        assert (np.diff(values) < 0).all(), (metric, values)
+    assert same["frechet"] < 2 and same["precision"] > 0.8 and same["recall"] > 0.8
+    assert all(metrics["precision"] > 0.8 for metrics in missing)  # what is there is real
+
+
+def test_larger_real_images_are_reduced_to_the_size_of_samples_and_smaller_ones_are_refused():
+    real, fake = scene(0, 64, size=32), scene(1, 64, size=16)
+    reduced = np.asarray(to_size(real, (16, 16)))
+    directly = generation.evaluate(pictured(reduced, fake), examples=64, subsets=2)
+    assert generation.evaluate(pictured(real, fake), examples=64, subsets=2).metrics == pytest.approx(directly.metrics, rel=1e-4)
+    with pytest.raises(UserError, match=r"samples are \(32, 32\) pixels and real images only \(16, 16\); enlarge"):
+        generation.evaluate(pictured(fake, real), examples=64)
+
+
+def test_what_cannot_be_measured_is_said_in_one_line():
+    real, fake = scene(0, 40), scene(1, 40)
+    entries = {"generation": dict(kind="generation", examples=40, subsets=1), "judge": dict(kind="judge")}
+    assert evals.run(entries, pixel_context(lambda split: batches_of(real))) == {}  # the floor has neither
+    neither = Context(lambda x: x, batches_of, pictures=Pictures(None, None, open_extractor, {}))
+    with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples, and"):
+        evals.run(entries, neither)
+    with pytest.raises(UserError, match=r"evals\.judge: kind='judge' needs a method that gives judge"):
+        evals.run({"judge": entries["judge"]}, neither)
+    for wrong, message in (
+        (dict(k=0), "k=0 of at least 1"),
+        (dict(examples=3), "examples=3 above it"),
+        (dict(subsets=0), "subsets=0"),
+        (dict(subset_size=1), "subset_size=1"),
+        (dict(truncation=-1.0), "truncation=-1"),
+        (dict(resize="nearest"), "'nearest'.*choose one of"),
+        (dict(split="validation"), "'validation'.*choose one of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evals.check({"generation": dict(kind="generation", **wrong)})
+    with pytest.raises(UserError, match="examples=0"):
+        evals.check({"judge": dict(kind="judge", examples=0)})
+    with pytest.raises(UserError, match="the real split has 3 images, too few for k=3"):
+        generation.evaluate(pictured(real[:3], fake), examples=40, subsets=1)
+    with pytest.raises(UserError, match="all real images have the same features"):
+        generation.evaluate(pictured(np.repeat(real[:1], 8, 0), fake), examples=40, subsets=1)
+
+
+def test_random_features_are_the_same_everywhere():
+    network = open_extractor("random_conv")
+    features = np.asarray(network.encode(scene(0, 2))["pooled"])
+    assert (network.name, network.dim, network.classes, network.sha256, features.shape) == ("random_conv", 64, 0, "", (2, 64))
+    np.testing.assert_allclose(features[0, [1, 3]], [0.39094403, 0.20188949], rtol=1e-4)
+    kernels = network.encode.args[0]
+    assert [k.shape for k in kernels] == [(3, 3, 3, 32), (3, 3, 32, 64), (3, 3, 64, 64)]
+    assert [float(np.std(k)) for k in kernels] == pytest.approx([np.sqrt(2 / (9 * n)) for n in (3, 32, 64)], rel=0.05)
+
+
+# --- the discriminator's judgement
+
+
+def test_judgement_counts_positive_scores_of_both_splits():
+    real = {"train": scene(0, 40), "test": scene(1, 50)}
+    brightness = lambda images: images.astype(jnp.float32).mean((1, 2, 3))  # noqa: E731
+    levels = {split: images.astype(np.float64).mean((1, 2, 3)) for split, images in real.items()}
+    zero = np.median(levels["train"][:30]) + 0.01
+    got = judge.evaluate(pictured(real, None, judge=jax.jit(lambda images: brightness(images) - zero)), examples=30)
+    train, test = (levels[split][:30] for split in ("train", "test"))
+    assert got.metrics["accuracy_train"] == pytest.approx(100 * np.mean(train > zero))
+    assert got.metrics["accuracy_test"] == pytest.approx(100 * np.mean(test > zero))
+    assert got.metrics["train_above_test"] == pytest.approx(100 * np.mean(train[:, None] > test), abs=0.2)
+    assert got.protocol.startswith("judge first of train(30) and test(30) ")
+
+
+def test_pairs_with_ties_count_half():
+    a, b = np.array([1.0, 2, 2, 5]), np.array([2.0, 3, 0])
+    expected = np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b))
+    assert judge.above(a, b) == pytest.approx(expected)
+    assert judge.above(a, a) == 0.5
+
+
+# --- bound by the command line
+
+
+@pytest.fixture(scope="module")
+def run():
+    small = ("--config.evals.generation.examples=40", "--config.data.train_split=train[:96]", "--config.data.test_split=test[:64]")
+    config = configs.load(f"{ROOT}/configs/gan.py:smoke", (*small, "--config.eval_batch_size=32"))
+    this = assemble(config)
+    return this, this.run.init()
+
+
+def test_a_run_offers_its_samples_and_its_discriminator(run):
+    this, state = run
+    entries = {"generation": dict(kind="generation", examples=40, subsets=2), "judge": dict(kind="judge", examples=50)}
+    results = evals.run(entries, context(this, state))
+    metrics = results["generation"].metrics | results["judge"].metrics
+    assert {"generation/frechet", "generation/recall", "judge/accuracy_train"} <= set(metrics)
+    assert np.isfinite(list(metrics.values())).all()
+    assert "real=train[:96](96) fake=40" in results["generation"].protocol
+    again = evals.run(entries, context(this, state))
+    assert again == results and len(this.known) == 1
+
+
+def test_a_method_that_does_not_sample_is_told_before_it_is_trained(run):
+    this, state = run
+    without = this._replace(fns={name: function for name, function in this.fns.items() if name != "sample"})
+    with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples"):
+        context(without, state)
+
+
+def test_an_exported_encoder_compares_pictures_under_its_own_name(run, tmp_path):
+    this, state = run[0], jax.device_get(run[1])
+    source = export.make_source(this.config, state.params, state.mutable)
+    about = {"step": 7, "total_steps": 9, "metrics": {}, "protocols": {}, "versions": {}}
+    size, mesh = source.image_shape[0], mesh_of(8)
+    images = scene(0, 16, size=size)
+    expected = np.asarray(this.encode(state.params, state.mutable, images)["pooled"])
+    export.write(tmp_path / "encoder", "stablehlo", source, about)  # the form that is most particular about devices and sizes
+    network = open_extractor(str(tmp_path / "encoder"), mesh=mesh)
+    assert (network.name, network.dim) == ("gan-step7", expected.shape[1])
+    np.testing.assert_allclose(network.encode(images)["pooled"], expected, rtol=1e-3, atol=1e-4)
+    assert network.encode(scene(0, 2, size=size + 9))["pooled"].shape == (2, expected.shape[1])
+    with jax.transfer_guard("disallow"):
+        metrics, protocol = generation.evaluate(
+            pictured(scene(0, 40), scene(1, 40), mesh), extractor=str(tmp_path / "encoder"), examples=40, subsets=1
+        )
+    assert f"extractor=gan-step7 weights={network.sha256[:8]} " in protocol and f"resize=clean to {size}x{size} " in protocol
+    assert "fid" not in metrics and np.isfinite(metrics["frechet"])
