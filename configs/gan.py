@@ -5,18 +5,18 @@
 
 Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of 2048-dimensional Inception
 features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
-  (default)           embedded scenes at 32 px: the plain SNGAN network at a quarter of its width, non-saturating game; minutes on two cores
+  (default)           embedded scenes at 32 px: SNDCGAN at half its width, non-saturating; minutes on two cores
   :smoke              the same in seconds, for tests
-  :scenes_dcgan       embedded scenes: DCGAN at a quarter of its width
-  :cifar10_small      JPEG CIFAR-10, the network of the default at half its width, about 20 minutes on two cores
+  :scenes_dcgan       embedded scenes: DCGAN at half its width
+  :cifar10_small      JPEG CIFAR-10, the networks of the default
   :cifar10_small_dcgan  the same with DCGAN
-  :cifar10            SNDCGAN as in compare_gan (2018): non-saturating, batch 64, Adam 2e-4, betas .5 and .999, 200,000 steps. Published: FID 25.27
-                      (10,000 samples against 10,000 images; without the normalisation 33.23), one accelerator
-  :cifar10_dcgan      the DCGAN of 32 px, batch 64, two discriminator steps, 200,000 steps. Published: FID 48.29 (PyTorch-StudioGAN)
-  :cifar10_wgan_gp    Gulrajani et al. 2017: residual networks, five discriminator steps, penalty 10, Adam 2e-4 to 0 over 100,000 steps, betas 0
-                      and .9. Published: FID 22.29 (mimicry)
-  :cifar10_sngan      Miyato et al. 2018: residual networks, hinge, five discriminator steps of 64 and 128 samples for the generator, Adam 2e-4 to 0
-                      over 100,000 steps, betas 0 and .9. Published: FID 21.7 (paper), 16.77 (mimicry, 50,000 samples)
+  :cifar10            SNDCGAN as in compare_gan (2018): non-saturating, batch 64, Adam 2e-4, betas .5 and .999, 200,000 steps.
+                      Published: FID 25.27 (10,000 samples against 10,000 images; without normalisation 33.23), one accelerator
+  :cifar10_dcgan      DCGAN of 32 px, batch 64, two discriminator steps, 200,000 steps. Published: FID 48.29 (PyTorch-StudioGAN)
+  :cifar10_wgan_gp    Gulrajani et al. 2017: residual networks, five discriminator steps, penalty 10, Adam 2e-4 to 0 over 100,000
+                      steps, betas 0 and .9. Published: FID 22.29 (mimicry)
+  :cifar10_sngan      Miyato et al. 2018: residual networks, hinge, five discriminator steps of 64, 128 samples for the generator,
+                      Adam 2e-4 to 0 over 100,000 steps, betas 0 and .9. Published: FID 21.7 (paper), 16.77 (mimicry)
   :mnist_mlp          Goodfellow et al. 2014: maxout perceptrons with dropout, SGD 0.1 with momentum, batch 100, uniform noise
   :lsun_dcgan         Radford et al. 2016: DCGAN of 64 px, batch 128, Adam 2e-4, beta1 .5, L2 1e-5; images from a folder
   :folder             your own photographs at 64 px: --config.data.name=/path/to/folder
@@ -84,7 +84,8 @@ def smoke(config):
     config.batch_size = 32
     config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
     config.log_every_steps = 1
-    sndcgan(config, channels=8, latent=("normal", 16), steps=2)
+    config.data.ops = config.data.eval_ops = common.resized(16)
+    sndcgan(config, channels=8, stages=2, latent=("normal", 16), steps=2)
     config.model.ema.update(decay=0.9, start=2)
     common.generation_smoke(config)
 

@@ -113,6 +113,22 @@ def check_self_contained(source, page):
     assert "@import" not in style
 
 
+def test_a_numbered_series_is_a_film_strip(tmp_path):
+    """All frames in order where there are few; the first and the last where there are many."""
+    run = tmp_path / "run"
+    write_run(run)
+    page = Page(report.write_report(run).read_text())
+    frames = [value for name, value in page.attributes if name == "alt" and value.startswith("step ")]
+    assert frames == ["step 10", "step 20"]
+    for step in range(30, 400, 10):
+        (run / "pictures" / f"samples_{step:06d}.png").write_bytes(png((step % 256, 20, 30)))
+    page = Page(report.write_report(run).read_text())
+    frames = [int(value[5:]) for name, value in page.attributes if name == "alt" and value.startswith("step ")]
+    assert len(frames) == 8
+    assert frames == sorted(frames)
+    assert (frames[0], frames[-1]) == (10, 390)
+
+
 def test_page_holds_the_numbers(tmp_path):
     source, page = read(write_run(tmp_path / "run"))
     told = page.text

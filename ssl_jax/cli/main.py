@@ -15,6 +15,7 @@ from ssl_jax.errors import UserError
 VERBS = {
     "train": "train a config in a workdir, or go on where it stopped",
     "evaluate": "evaluate the checkpoint of a run: kNN, linear probe, ...",
+    "sample": "write grids of what a generative run makes",
     "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
     "report": "turn a workdir into one self-contained HTML page",
 }

@@ -43,6 +43,8 @@ p { margin: 6px 0; }
   margin: 16px 0 0; }
 .facts dt { color: var(--soft); font-size: 12.5px; } .facts dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
+.film { display: flex; gap: 10px; margin-top: 12px; }
+.film figure { margin: 0; text-align: center; font-size: 12px; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--rule); vertical-align: top; }
 thead th.value { white-space: normal; }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
+
+from PIL import Image
 
 from ssl_jax.cli.charts import PERCENT, chart, number
 from ssl_jax.cli.evaluations import OF_THE_FEATURES
@@ -17,10 +20,15 @@ from ssl_jax.cli.report_run import EXPECTED, Run
 ACCURACY = re.compile(r"top\d+|accuracy")  # evaluations give accuracies in percent
 FROM_ZERO = ("images per second", "time spent waiting for input")  # charts whose small changes mean little
 MAX_WARNINGS = 30
+FRAMES, FRAME = 8, 200  # of a film strip: how many at most, and their longer side in pixels
 CAPTIONS = {
     "views": (
         "Augmented views",
         "A row per image: the image (where it has the size of a view), then its views as the first step saw them.",
+    ),
+    "samples": (
+        "Samples",
+        "What the averaged generator makes of the same latents at every evaluation.",
     ),
     "neighbours": (
         "Nearest neighbours",
@@ -198,8 +206,8 @@ def _place(name: str) -> tuple[str, str, float]:
 
 
 def pictures(run: Run) -> str:
-    """Views and neighbours, then all others; of a numbered series (samples_000100) the newest."""
-    series: dict[str, list[str]] = {stem: [] for stem in CAPTIONS}
+    """Views and neighbours, then all others; of a numbered series (samples_000100) the newest, and all of it as a film strip."""
+    series: dict[str, list[str]] = {stem: [] for stem in EXPECTED}
     for name in run.pictures:
         series.setdefault(re.sub(r"[_-]?\d+$", "", name) or name, []).append(name)
     parts = []
@@ -214,9 +222,26 @@ def pictures(run: Run) -> str:
         data = base64.b64encode(run.pictures[newest]).decode()
         image = f'<img alt="{text(heading)}" src="data:image/png;base64,{data}">'
         caption = f'<figcaption class="note">{text(caption)}</figcaption>'
-        figure = f'<figure class="picture card {text(stem)}"><div class="scroll">{image}</div>{caption}</figure>'
+        film = _film(run, members) if len(members) > 1 else ""
+        figure = f'<figure class="picture card {text(stem)}"><div class="scroll">{image}</div>{caption}{film}</figure>'
         parts.append(_section(heading, figure))
     return "\n".join(parts)
+
+
+def _film(run: Run, members: list[str]) -> str:
+    """A numbered series in small, in order: at most FRAMES of them, the first and the last included."""
+    members = sorted(members, key=lambda name: (len(name), name))
+    count = min(FRAMES, len(members))
+    frames = []
+    for name in dict.fromkeys(members[round(i * (len(members) - 1) / (count - 1))] for i in range(count)):
+        picture = Image.open(io.BytesIO(run.pictures[name])).convert("RGB")
+        picture.thumbnail((FRAME, FRAME))
+        small = io.BytesIO()
+        picture.save(small, "PNG", optimize=True)
+        data, step = base64.b64encode(small.getvalue()).decode(), int(re.search(r"\d+$", name)[0])
+        image = f'<img alt="step {step}" src="data:image/png;base64,{data}">'
+        frames.append(f"<figure>{image}<figcaption>step {step:,}</figcaption></figure>")
+    return f'<div class="film scroll">{"".join(frames)}</div>'
 
 
 def warnings(run: Run) -> str:

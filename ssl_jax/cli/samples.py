@@ -12,6 +12,7 @@ import numpy as np
 from ssl_jax.cli.assemble import Assembly
 from ssl_jax.engine.method import State
 from ssl_jax.engine.pictures import save_grid
+from ssl_jax.errors import UserError
 
 GRID = 64  # pictures of the grid that is drawn at every evaluation, of the same latents each time
 
@@ -29,10 +30,14 @@ class Sampler(NamedTuple):
         return self.sample(self.latents(count, seed), truncation)
 
 
-def open_sampler(this: Assembly, state: State) -> Sampler | None:
-    """None where the method does not sample. The statistics are settled with the seed of the run."""
+def open_sampler(this: Assembly, state: State) -> Sampler:
+    """The statistics of the generator are settled with the seed of the run.
+
+    Raises:
+        UserError: the method does not sample.
+    """
     if "sample" not in this.fns:
-        return None
+        raise UserError(f"config.method={this.config.method!r} does not make pictures; give the --workdir of a generative run")
 
     def in_mesh(function):
         def call(*args):
@@ -72,6 +77,5 @@ def open_samples(this: Assembly, state: State) -> Callable[..., Iterator[np.ndar
 
 def save_samples(this: Assembly, state: State, step: int, workdir: Path) -> None:
     """`pictures/samples_<step>.png`: the pictures of the same latents as at every other step."""
-    sampler = open_sampler(this, state)
-    if sampler is not None:
-        save_grid(sampler.pictures(GRID, this.config.seed), workdir / "pictures" / f"samples_{step:08d}.png")
+    pictures = open_sampler(this, state).pictures(GRID, this.config.seed)
+    save_grid(pictures, workdir / "pictures" / f"samples_{step:08d}.png")

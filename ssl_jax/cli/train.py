@@ -32,7 +32,8 @@ from ssl_jax.cli.warm_start import warm_start
 from ssl_jax.cli.workdir import claim, record_config
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
-from ssl_jax.engine.metrics import MetricsWriter
+from ssl_jax.engine.health import Watch, spectral_norms
+from ssl_jax.engine.metrics import MetricsWriter, read_metrics
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
@@ -78,7 +79,8 @@ def train(this: Assembly, workdir: Path) -> None:
     evaluations = Evaluations(workdir, config.evals, start)
     if start == 0:
         save_views(this, workdir)
-        save_samples(this, state, 0, workdir)
+        if "sample" in this.fns:
+            save_samples(this, state, 0, workdir)
         for name in config.baselines:
             evaluations.add(name, 0, raw_pixels(config, run.mesh) if name == "raw pixels" else context(this, state))
     else:
@@ -89,8 +91,11 @@ def train(this: Assembly, workdir: Path) -> None:
     def evaluate(step, state):
         nonlocal last
         last = context(this, state)
-        save_samples(this, state, step, workdir)
-        return evaluations.add("trained", step, last)
+        scores = evaluations.add("trained", step, last)
+        if "sample" in this.fns:
+            save_samples(this, state, step, workdir)
+            scores |= {name: float(x) for name, x in jax.device_get(spectral_norms(state.params)).items()}
+        return scores
 
     began = time.perf_counter()
     settings = {
@@ -98,13 +103,21 @@ def train(this: Assembly, workdir: Path) -> None:
         "evaluate_every_steps": this.durations["evaluate"],
         "checkpoint_every_steps": this.durations["checkpoint"],
     }
-    writer = MetricsWriter(workdir, start)
+    writer, health = MetricsWriter(workdir, start), Watch()
+    for line in read_metrics(workdir):
+        health.update(line["step"], line)
+
     batches = iterate(this.batches, start, total, config.data.workers)
     try:
         with loop.Signals() as watch, Progress(start, total) as progress:
+
+            def show(step, metrics):
+                progress.update(step, metrics)
+                health.update(step, metrics)
+
             state = loop.train(
                 this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
-                this.schedules, evaluate, progress.update, watch,
+                this.schedules, evaluate, show, watch,
             )  # fmt: skip
     finally:
         writer.close()

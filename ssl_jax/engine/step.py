@@ -46,10 +46,10 @@ def differentiate(phase: Phase, *args):
     train, *others = args
     losses, backward, aux = jax.vjp(lambda train: phase.loss(train, *others), train, has_aux=True)
     grads, told = {}, {}
-    for i, groups in enumerate(players(phase)):
+    for i, player in enumerate(players(phase)):
         (mine,) = backward(tuple(jnp.ones_like(loss) if i == j else jnp.zeros_like(loss) for j, loss in enumerate(losses)))
-        grads |= {group: mine[group] for group in groups}
-        told[f"loss/{'+'.join(groups)}"] = losses[i]
+        grads |= {group: mine[group] for group in player}
+        told[f"loss/{'+'.join(player)}"] = losses[i]
     return {"loss": sum(losses), **told}, aux, grads
 
 

@@ -1,0 +1,153 @@
+"""Pictures of a run that generates.
+
+  python launch.py sample --workdir=runs/gan
+  python launch.py sample --workdir=runs/gan --count=100 --seed=1 --truncation=0.5 --step=4000
+
+Writes to WORKDIR/samples/ (or --output):
+  grid.png            samples with averaged weights and standing statistics, one row per class where there are classes
+  truncation.png      a row per strength: the same latents, ever nearer to the middle (where latents can be truncated)
+  interpolation.png   a row per pair of latents: the way from one to the other (on the sphere for normal latents)
+  mixing.png          StyleGAN: coarse styles of the row, fine styles of the column
+  reconstruction.png  methods with an encoder: test images above what their codes give
+  neighbours.png      a row per sample: the sample, then the training images nearest to it in the features of --extractor
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax.cli.assemble import assemble, open_eval, start_jax
+from ssl_jax.cli.evaluate import restore
+from ssl_jax.cli.extractors import open_extractor
+from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli.neighbours import fetch_images
+from ssl_jax.cli.samples import Sampler, open_sampler
+from ssl_jax.cli.workdir import read_config
+from ssl_jax.engine.pictures import save_grid
+from ssl_jax.errors import UserError
+from ssl_jax.evals.features import extract
+from ssl_jax.evals.knn import neighbours
+
+STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0.2)}  # of truncation, per row
+ROWS, COLUMNS = 6, 10
+
+
+def add_arguments(sub) -> None:
+    add_workdir(sub)
+    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    sub.add_argument("--count", type=int, default=64, help="pictures in the grid (default 64)")
+    sub.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
+    sub.add_argument("--truncation", type=float, help="of all pictures but truncation.png (default: none)")
+    sub.add_argument("--extractor", default="random_conv", help="features of neighbours.png (see config.evals.generation.extractor)")
+    sub.add_argument("--output", type=Path, help="folder (default: WORKDIR/samples)")
+
+
+def main(args, overrides) -> int:
+    start_jax()
+    if overrides:
+        raise UserError(f"argument {overrides[0]!r} is not understood; sample shows a run as it was trained")
+    if args.count < 1:
+        raise UserError(f"--count={args.count} must be at least 1")
+    if args.truncation is not None and args.truncation < 0:
+        raise UserError(f"--truncation={args.truncation} must not be negative; leave it out for none")
+    this = assemble(read_config(args.workdir))
+    extractor = open_extractor(args.extractor, "legacy", mesh=this.run.mesh)
+    state = restore(args.workdir, this, args.step)
+    sampler = open_sampler(this, state)
+    folder = args.output or args.workdir / "samples"
+    pages = {
+        "grid": lambda: grid(sampler, args.count, args.seed, args.truncation),
+        "truncation": lambda: truncations(sampler, this.config, args.seed),
+        "interpolation": lambda: interpolations(sampler, this.config, args.seed, args.truncation),
+        "mixing": lambda: mixing(sampler, args.seed),
+        "reconstruction": lambda: reconstructions(this, state),
+        "neighbours": lambda: nearest(this, sampler, extractor, args.seed, args.truncation),
+    }
+    for name, page in pages.items():
+        pictures = page()
+        if pictures is not None:
+            save_grid(pictures, folder / f"{name}.png")
+            print(f"{folder / name}.png")
+    return 0
+
+
+def grid(sampler: Sampler, count: int, seed: int, truncation: float | None) -> np.ndarray:
+    """[N, h, w, 3]; of a conditional generator [classes, COLUMNS, h, w, 3], classes in order (at most `count` pictures)."""
+    latents = dict(sampler.latents(count, seed))
+    if "label" not in latents:
+        return sampler.sample(latents, truncation)
+    classes = int(np.max(latents["label"])) + 1
+    latents["label"] = jnp.arange(count, dtype=jnp.int32) * classes // count
+    pictures = sampler.sample(latents, truncation)
+    return pictures if count % classes else pictures.reshape(classes, count // classes, *pictures.shape[1:])
+
+
+def truncations(sampler: Sampler, config, seed: int) -> np.ndarray | None:
+    """[strengths, COLUMNS, h, w, 3]; None where latents cannot be truncated."""
+    kind = "psi" if "mix" in sampler.fns else config.model.latent.kind
+    if kind not in STRENGTHS:
+        return None
+    latents = sampler.latents(COLUMNS, seed)
+    return np.stack([sampler.sample(latents, strength) for strength in STRENGTHS[kind]])
+
+
+def interpolations(sampler: Sampler, config, seed: int, truncation: float | None) -> np.ndarray:
+    """[ROWS, COLUMNS, h, w, 3]: from one latent of a row to another, the class of the first."""
+    ends = sampler.latents(2 * ROWS, seed)
+    between = spherical if config.model.latent.kind == "normal" else linear
+    z = between(ends["z"][:ROWS, None], ends["z"][ROWS:, None], jnp.linspace(0, 1, COLUMNS)[None, :, None])
+    others = {name: jnp.repeat(x[:ROWS], COLUMNS, axis=0) for name, x in ends.items() if name != "z"}
+    pictures = sampler.sample({"z": z.reshape(-1, z.shape[-1]), **others}, truncation)
+    return pictures.reshape(ROWS, COLUMNS, *pictures.shape[1:])
+
+
+def linear(a, b, t):
+    """From a (t=0) to b (t=1)."""
+    return a + t * (b - a)
+
+
+def spherical(a, b, t):
+    """From a to b along a great circle, with lengths in between: a mean of two normal vectors is shorter than either."""
+    lengths = jnp.linalg.norm(a, axis=-1, keepdims=True) * jnp.linalg.norm(b, axis=-1, keepdims=True)
+    cosine = jnp.sum(a * b, -1, keepdims=True) / lengths
+    angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))
+    return (jnp.sin((1 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)
+
+
+def mixing(sampler: Sampler, seed: int) -> np.ndarray | None:
+    """[1 + ROWS, 1 + ROWS, h, w, 3]: Karras et al. 2019, figure 3; the first row and column are the unmixed pictures."""
+    if "mix" not in sampler.fns:
+        return None
+    latents = sampler.latents(2 * ROWS, seed)
+    first, second = ({name: x[part] for name, x in latents.items()} for part in (slice(ROWS), slice(ROWS, None)))
+    repeated = {name: jnp.repeat(x, ROWS, axis=0) for name, x in first.items()}, {name: jnp.tile(x, (ROWS,) + (1,) * (x.ndim - 1))
+                for name, x in second.items()}  # fmt: skip
+    mixed = np.asarray(sampler.fns["mix"](sampler.generator, *repeated, 2))
+    table = np.ones((1 + ROWS, 1 + ROWS, *mixed.shape[1:]), np.float32)
+    table[1:, 0], table[0, 1:] = sampler.sample(first), sampler.sample(second)
+    table[1:, 1:] = mixed.reshape(ROWS, ROWS, *mixed.shape[1:])
+    return table
+
+
+def reconstructions(this, state) -> np.ndarray | None:
+    """[6, COLUMNS, h, w, 3]: rows of test images, each above what the codes give; None without an encoder."""
+    if "reconstruct" not in this.fns:
+        return None
+    images = next(iter(open_eval(this.config, "test")))["image"][: 3 * COLUMNS]
+    again = np.asarray(this.fns["reconstruct"](state.params, state.mutable, images))
+    pairs = np.stack([images.reshape(3, COLUMNS, *images.shape[1:]) / 255, again.reshape(3, COLUMNS, *again.shape[1:])], 1)
+    return pairs.reshape(6, COLUMNS, *images.shape[1:])
+
+
+def nearest(this, sampler: Sampler, extractor, seed: int, truncation: float | None) -> np.ndarray:
+    """[ROWS, COLUMNS, h, w, 3]: has the generator learnt pictures by heart? Cosine similarity of features."""
+    samples = np.round(sampler.pictures(ROWS, seed, truncation) * 255).astype(np.uint8)
+    batches = open_eval(this.config, "train")
+    bank = extract(extractor.encode, batches, "pooled", this.run.mesh).x
+    features = np.asarray(extractor.encode(samples)["pooled"])
+    index, _ = neighbours(bank, features, min(COLUMNS - 1, len(bank)), mesh=this.run.mesh)
+    found = fetch_images(open_eval(this.config, "train"), index.ravel(), len(bank))
+    return np.stack([np.stack([sample, *(found[i] for i in row)]) for sample, row in zip(samples, index.tolist(), strict=True)])

@@ -1,0 +1,74 @@
+"""Sick games are named once, healthy ones never; spectral norms are NumPy's."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.engine.health import Watch, spectral_norms
+
+HEALTHY = {
+    "d/loss": 1.3, "d/accuracy_real": 0.7, "d/accuracy_fake": 0.99, "d/logit_std": 0.8, "d/diversity": 0.9, "game/code_variance": 0.3,
+    "d/grad_norm/discriminator": 1.0, "g/grad_norm/generator": 0.1, "judge/accuracy_train": 60.0, "judge/accuracy_test": 55.0,
+}  # fmt: skip
+SICK = [
+    ({"d/accuracy_real": 0.99, "d/accuracy_fake": 0.995}, 1000, "the discriminator has won"),
+    ({"d/logit_std": 1e-4}, 200, "the discriminator has given up"),
+    ({"d/diversity": 0.2}, 1000, "the generator collapses"),
+    ({"g/grad_norm/generator": 1e-4}, 1000, "the generator no longer learns"),
+    ({"game/code_variance": 1e-3}, 1000, "the encoder collapses"),
+    ({"judge/accuracy_train": 98.0}, 0, "knows its training images by heart"),
+]
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(("change", "patience", "told"), SICK, ids=[told for *_, told in SICK])
+def test_each_sign_is_told_once_after_its_patience(change, patience, told, caplog):
+    watch = Watch()
+    for step in range(0, patience, 100):
+        watch.update(step, {**HEALTHY, **change})
+    assert not warnings(caplog)
+    for step in range(patience, patience + 500, 100):
+        watch.update(step, {**HEALTHY, **change})
+    assert len(warnings(caplog)) == 1
+    assert told in warnings(caplog)[0]
+    assert f"step {patience}:" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(("change", "patience", "told"), SICK[:5], ids=[told for *_, told in SICK[:5]])
+def test_a_healthy_line_in_between_starts_the_wait_again(change, patience, told, caplog):
+    watch = Watch()
+    for step in range(0, 3 * patience, 100):
+        watch.update(step, HEALTHY if step % patience == patience - 100 else {**HEALTHY, **change})
+    assert not warnings(caplog)
+
+
+def test_metrics_of_other_methods_are_not_watched(caplog):
+    watch = Watch()
+    for step in range(0, 5000, 100):
+        watch.update(step, {"ssl/loss": 3.0, "ssl/grad_norm/net": 1e-9, "knn/top1": 12.0})
+    assert not warnings(caplog)
+
+
+def test_a_jump_of_a_spectral_norm_is_told(caplog):
+    watch = Watch()
+    for step, value in enumerate([0.1, 1.0, 1.1, 1.2, 6.0]):
+        watch.update(step, {"spectral_norm/generator": value})
+    assert len(warnings(caplog)) == 1
+    assert "step 4: spectral_norm/generator jumped from 1.2 to 6" in warnings(caplog)[0]
+
+
+def test_spectral_norms_are_those_of_the_largest_kernel():
+    generator = np.random.default_rng(0)
+    u, _ = np.linalg.qr(generator.normal(size=(18, 6)))
+    v, _ = np.linalg.qr(generator.normal(size=(6, 6)))
+    kernel = (u * [3, 1, 1, 1, 1, 1]) @ v
+    params = {"g": {"a": {"kernel": jnp.asarray(kernel.reshape(3, 3, 2, 6), jnp.float32), "bias": jnp.full(6, 99.0)},
+                    "b": {"kernel": jnp.eye(4)}}, "d": {"kernel": 2 * jnp.eye(3)}}  # fmt: skip
+    norms = jax.device_get(spectral_norms(params))
+    assert norms == {"spectral_norm/g": pytest.approx(3, rel=1e-4), "spectral_norm/d": pytest.approx(2, rel=1e-4)}

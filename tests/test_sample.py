@@ -1,0 +1,69 @@
+"""What `launch.py sample` writes, from a run of the smallest GAN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_jax.cli import sample
+from ssl_jax.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run; its training is a test of its own."""
+    path = tmp_path_factory.mktemp("gan")
+    assert main(["train", "--config=configs/gan.py:smoke", f"--workdir={path}"]) == 0
+    return path
+
+
+def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir):
+    grids = sorted(path.name for path in (workdir / "pictures").glob("samples_*.png"))
+    assert grids == [f"samples_{step:08d}.png" for step in (0, 4, 8)]
+    first, *_, last = (np.asarray(Image.open(workdir / "pictures" / name)) for name in grids)
+    assert first.shape == last.shape
+    assert not np.array_equal(first, last)
+    page = (workdir / "report.html").read_text()
+    assert all(f'alt="step {step}"' in page for step in (0, 4, 8))
+
+
+def test_sample_writes_its_pages_and_repeats_them(workdir, capsys, tmp_path):
+    assert main(["sample", f"--workdir={workdir}", "--count=12"]) == 0
+    written = {path.name for path in (workdir / "samples").iterdir()}
+    assert written == {"grid.png", "truncation.png", "interpolation.png", "neighbours.png"}
+    assert str(workdir / "samples" / "grid.png") in capsys.readouterr().out
+    assert main(["sample", f"--workdir={workdir}", "--count=12", f"--output={tmp_path / 'again'}"]) == 0
+    for name in written:
+        assert (workdir / "samples" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--step=3"], "has no checkpoint 3"),
+        (["--count=0"], "--count=0 must be at least 1"),
+        (["--truncation=-1"], "must not be negative"),
+        (["--extractor=/nowhere"], "extractor '/nowhere' is unknown"),
+        (["--config.seed=1"], "is not understood"),
+    ],
+)
+def test_mistakes_are_one_line(workdir, flags, told, capsys):
+    assert main(["sample", f"--workdir={workdir}", *flags]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert told in error
+
+
+def test_the_way_between_normal_latents_keeps_their_length():
+    a, b = jax.random.normal(jax.random.key(0), (2, 5, 512))
+    t = jnp.linspace(0, 1, 7)[:, None, None]
+    arc, line = sample.spherical(a, b, t), sample.linear(a, b, t)
+    np.testing.assert_allclose(arc[0], a, atol=1e-4)
+    np.testing.assert_allclose(arc[-1], b, atol=1e-4)
+    lengths = jnp.linalg.norm(arc, axis=-1)
+    assert lengths.min() > 0.9 * 512**0.5
+    assert jnp.linalg.norm(line[3], axis=-1).max() < 0.85 * 512**0.5
+    unit = arc / lengths[..., None]
+    steps = jnp.arccos(jnp.clip(jnp.sum(unit[1:] * unit[:-1], -1), -1, 1))
+    np.testing.assert_allclose(steps, jnp.broadcast_to(steps[:1], steps.shape), rtol=0.2)  # even, if the ends were equally long
