@@ -262,12 +262,14 @@ def test_reconstructions_and_samples_are_images_and_the_encoder_infers_one_by_on
     np.testing.assert_allclose(one["latent"], features["latent"][:1], rtol=1e-4, atol=1e-6)
     z = {"z": features["latent"]}
     settled = {"params": state.params["generator"], "state": state.mutable["generator"]}
-    np.testing.assert_allclose(this.fns["sample"](settled, z, 1.0), again, atol=1e-6)  # G(E(x))
+    np.testing.assert_allclose(this.fns["sample"](settled, z), again, atol=1e-6)  # G(E(x))
     settled = this.fns["settle"](state.params, state.mutable, jax.random.key(0))
-    made = this.fns["sample"](settled, this.fns["latents"](jax.random.key(1), 4), 1.0)
+    made = this.fns["sample"](settled, this.fns["latents"](jax.random.key(1), 4))
     assert made.shape == (4, 32, 32, 3)
     assert np.isfinite(made).all()
     assert this.fns["judge"](state.params, state.mutable, images).shape == (16,)
+    with pytest.raises(UserError, match="only normal latents can be truncated"):
+        this.fns["sample"](settled, z, 0.5)
 
 
 def test_greyscale_and_a_generator_smaller_than_the_views():

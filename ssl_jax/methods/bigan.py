@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase
+from ssl_jax.errors import UserError
 from ssl_jax.models.bigan import build_nets
 from ssl_jax.models.common import create, run
 from ssl_jax.models.latents import draw, truncate
@@ -77,7 +78,7 @@ def build(config, stages) -> Method:
         on_fake, moved["discriminator"] = judge(train["discriminator"], moved["discriminator"], fake, z, train=True)
 
         logs = adversarial.health(on_real, on_fake)
-        logs["diversity"] = jnp.std(fake, 0).mean() / jnp.std(real, 0).mean()
+        logs["diversity"] = adversarial.diversity(real, fake)
         logs["code_variance"] = jnp.var(z_real, 0).mean()
         again, _ = run(generator, *jax.lax.stop_gradient((train["generator"], moved["generator"], z_real)), train=False)
         logs["reconstruction"], logs["reconstruction_shuffled"] = distance(real, again), distance(jnp.roll(real, 1, 0), again)
@@ -102,8 +103,10 @@ def build(config, stages) -> Method:
         state = standing(generator, params["generator"], mutable["generator"], batch, key)
         return {"params": params["generator"], "state": state}
 
-    def sample(settled, latents, truncation):
-        z = truncate(latents["z"], truncation) if latent.kind == "normal" else latents["z"]
+    def sample(settled, drawn, truncation=None):
+        if truncation is not None and latent.kind != "normal":
+            raise UserError("only normal latents can be truncated (config.model.latent.kind='normal')")
+        z = drawn["z"] if truncation is None else truncate(drawn["z"], truncation)
         return to_colour(run(generator, settled["params"], settled["state"], z, train=False)[0])
 
     return Method(

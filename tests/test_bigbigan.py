@@ -1,0 +1,203 @@
+"""BigBiGAN: published sizes, three hinges, who gets which gradient, what moves in which phase, and what the encoder returns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.cli import config as configs
+from ssl_jax.engine.method import State
+from ssl_jax.errors import UserError
+from ssl_jax.methods import bigbigan as method
+from ssl_jax.models import bigbigan as models
+from ssl_jax.models import common
+from ssl_jax.objectives import adversarial
+
+
+def test_published_sizes():
+    """Donahue and Simonyan 2019 with BigGAN-128: H sees 120 latents, J the 1536 features of F and the 2048 of H."""
+
+    def count(dim):
+        module, x = models.ResidualMLP(), jax.ShapeDtypeStruct((2, dim), jnp.float32)
+        params, state = jax.eval_shape(lambda key, x: common.create(module, key, x), jax.random.key(0), x)
+        assert set(state) == {"spectral"}
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    assert (count(120), count(1536 + 2048)) == (29_622_272, 36_716_544)
+    whole = models.build_discriminator(dict(attention=(64,)), 128, "float32")
+    x, z = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 128, 128, 3), (2, 120)))
+    (scores, variables) = jax.eval_shape(lambda x, z: whole.init_with_output(jax.random.key(0), x, z, train=True), x, z)
+    assert {name: s.shape for name, s in scores.items()} == {"x": (2,), "z": (2,), "xz": (2,)}
+    assert variables["params"]["J"]["linear1"]["kernel"].shape == (3584, 2048)
+
+
+def test_residual_layers_in_numpy():
+    module, x = models.ResidualMLP(5, 3), np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    params, state = common.create(module, jax.random.key(0), jnp.asarray(x))
+    for _ in range(50):  # power iterations
+        got, state = common.run(module, params, state, jnp.asarray(x), train=True)
+    weights = [np.array(params[f"linear{i}"]["kernel"], np.float64) for i in (1, 2, 3)]
+    first, *others = (w / np.linalg.norm(w, 2) for w in weights)
+    h = x @ first
+    for w in others:
+        h = h + np.maximum(h, 0) @ w
+    np.testing.assert_allclose(got, np.maximum(h, 0), rtol=1e-3, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------- the method
+
+
+def load(variant="smoke", **more):
+    config = configs.load(f"configs/bigbigan.py:{variant}", ())
+    with config.unlocked():
+        config.dtype = "float32"
+        config.data.image_shape = (32, 32, 3)
+        config.update(more)
+    return config
+
+
+@pytest.fixture(scope="module")
+def begun():
+    config = load(views=((("random_crop", dict(size=32)),),))
+    this = method.build(config, ())
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)}
+    rng = np.random.default_rng(1)
+
+    def fill(x):  # quicker than compiling the initialisation
+        return jnp.asarray(rng.uniform(0.5, 1, x.shape) if x.ndim < 2 else rng.standard_normal(x.shape) / 4, x.dtype)
+
+    params, mutable = jax.tree.map(fill, jax.eval_shape(this.init, jax.random.key(0), batch, {}))
+    mutable["ema"] = params["generator"]
+    return config, this, State(jnp.zeros((), jnp.int32), params, dict.fromkeys(params), mutable, {}), batch
+
+
+def by_hand(config, state, images, key):
+    """The terms of section 2, from the networks alone: {'enc': scores of (x, E(x)), 'gen': of (G(z), z)} as functions of params."""
+    from ssl_jax.models.biggans import build_player
+
+    generator = build_player("generator", config.model.generator, 32, 0, "float32")
+    encoder = models.build_bigbigan_encoder(config.model.encoder, 12, "float32")
+    discriminator = models.build_discriminator(config.model.discriminator, 32, "float32")
+    of_z, of_code = jax.random.split(key)
+    z, noise = jax.random.normal(of_z, (len(images), 12)), jax.random.normal(of_code, (len(images), 12))
+    x = images / np.float32(127.5) - 1
+
+    def scores(params):
+        fake, _ = common.run(generator, params["generator"], state.mutable["generator"], z, train=True)
+        out, _ = common.run(encoder, params["encoder"], state.mutable["encoder"], x, train=True)
+        code = out["mean"] + out["deviation"] * noise
+        enc, moved = common.run(discriminator, params["discriminator"], state.mutable["discriminator"], x, code, train=True)
+        gen, _ = common.run(discriminator, params["discriminator"], moved, fake, z, train=True)
+        return {"enc": enc, "gen": gen}
+
+    return scores
+
+
+def test_losses_and_the_way_of_every_gradient(begun):
+    """Phase 'ge': the encoder learns from s_z and s_xz of its codes, the generator from s_x and s_xz of its images, nothing else."""
+    config, this, state, batch = begun
+    key, phase = jax.random.key(3), this.phases[1]
+    train = {group: state.params[group] for group in phase.trains}
+    (value, (moved, logs)), grads = jax.jit(jax.value_and_grad(phase.loss, has_aux=True))(train, state, batch, key)
+    scores = by_hand(config, state, batch["image"][::2], jax.random.split(key)[1])  # its half of the batch
+
+    @jax.jit
+    def backwards(train):
+        told, pull = jax.vjp(lambda train: jax.tree.map(jnp.mean, scores({**state.params, **train})), train)
+
+        def of(*terms):
+            return pull({kind: {k: jnp.float32((kind, k) in terms) for k in ("x", "z", "xz")} for kind in ("enc", "gen")})[0]
+
+        return told, of(("enc", "z"), ("enc", "xz")), of(("gen", "x"), ("gen", "xz")), of(("enc", "x"), ("gen", "z"))
+
+    told, of_codes, of_images, of_the_given = backwards(train)
+    np.testing.assert_allclose(value, sum(told["enc"].values()) - sum(told["gen"].values()), rtol=1e-5)
+    largest = lambda tree: max(np.abs(x).max() for x in jax.tree.leaves(tree))  # noqa: E731
+
+    def close(got, expected):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest(expected)), got, expected)
+
+    close(grads["encoder"], of_codes["encoder"])
+    close(grads["generator"], jax.tree.map(jnp.negative, of_images["generator"]))
+    assert min(largest(grads["encoder"]), largest(grads["generator"])) > 1e-3
+    assert largest(of_codes["generator"]) == largest(of_images["encoder"]) == largest(of_the_given) == 0
+    assert set(moved) == {"generator", "encoder", "discriminator"}
+    assert set(logs) == {"mean_squared", "mean_variance", "deviation", "correlation"}
+
+
+def test_the_discriminators_phase_hinges_each_score_and_moves_nothing_else(begun):
+    config, this, state, batch = begun
+    key, phase = jax.random.key(4), this.phases[0]
+    assert (phase.repeat, phase.trains) == (2, ("discriminator",))
+    train = {"discriminator": state.params["discriminator"]}
+    value, (moved, logs) = jax.jit(phase.loss)(train, state, batch, key)
+    told = jax.jit(by_hand(config, state, batch["image"], jax.random.split(key)[1]))(state.params)
+    hinges = [np.maximum(0, 1 - told["enc"][k]).mean() + np.maximum(0, 1 + told["gen"][k]).mean() for k in ("x", "z", "xz")]
+    np.testing.assert_allclose(value, sum(hinges), rtol=1e-5)
+    assert set(moved) == {"discriminator"}
+    np.testing.assert_allclose(logs["score_z_gap"], told["enc"]["z"].mean() - told["gen"]["z"].mean(), atol=1e-5)
+
+
+def test_features_reconstructions_and_samples(begun):
+    _, this, state, batch = begun
+    out = jax.jit(this.encode)(state.params, state.mutable, batch["image"])
+    pooled, crelu = out["pooled"], out["crelu"]
+    assert (out["mean"].shape, crelu.shape, crelu.dtype) == ((16, 12), (16, 2 * pooled.shape[1]), jnp.float32)
+    assert out["deviation"].min() > 0
+    stats = state.mutable["encoder"]["batch_stats"]["crelu"]
+    unit = (pooled - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    np.testing.assert_allclose(crelu, np.concatenate([np.maximum(unit, 0), np.maximum(-unit, 0)], -1), atol=1e-5)
+    again = jax.jit(this.fns["reconstruct"])(state.params, state.mutable, batch["image"])
+    settled = jax.jit(this.fns["settle"])(state.params, state.mutable, jax.random.key(0))
+    made = jax.jit(this.fns["sample"])(settled, {"z": out["mean"]})
+    for images in (again, made):
+        assert images.shape == (16, 32, 32, 3)
+        assert images.min() >= 0
+        assert images.max() <= 1
+    assert jax.jit(this.fns["judge"])(state.params, state.mutable, batch["image"]).shape == (16,)
+
+
+def test_the_average_begins_with_the_weights_of_its_start(begun):
+    _, this, state, _ = begun
+    params = {**state.params, "generator": jax.tree.map(lambda x: x + 1, state.params["generator"])}
+    early, late = (this.after(state._replace(params=params, step=jnp.asarray(step)))["ema"] for step in (1, 5))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b), early, params["generator"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b + 0.1, atol=1e-6), late, state.params["generator"])
+
+
+def test_encoders_see_more_pixels_than_discriminators():
+    config = load(views=((("random_crop", dict(size=64)),),))
+    config.data.image_shape = (64, 64, 3)
+    this = method.build(config, ())
+    batch = {"image": jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.uint8)}
+    params, mutable = jax.eval_shape(this.init, jax.random.key(0), batch, {})
+    out = jax.eval_shape(this.encode, params, mutable, batch["image"])
+    assert out["layer1"].shape[1:3] == (32, 32)
+    assert jax.eval_shape(this.fns["reconstruct"], params, mutable, batch["image"]).shape == (8, 32, 32, 3)
+    assert jax.eval_shape(this.fns["judge"], params, mutable, batch["image"]).shape == (8,)
+    with config.unlocked():
+        config.model.size = 48
+    with pytest.raises(UserError, match=r"config.model.size=48 must divide the 64 pixels"):
+        method.build(config, ())
+    with pytest.raises(UserError, match=r"config.model.discriminator.depth is no field"):
+        models.build_discriminator(dict(depth=3), 32, "float32")
+
+
+def test_code_metrics_of_a_standard_normal_and_of_a_collapse():
+    code = jax.random.normal(jax.random.key(0), (20_000, 6))
+    told = method.code_metrics(code, jnp.zeros_like(code), code)
+    np.testing.assert_allclose([told["mean_squared"], told["mean_variance"], told["correlation"]], [1, 1, 0], atol=0.03)
+    one = jnp.broadcast_to(code[:, :1], code.shape)
+    np.testing.assert_allclose(method.code_metrics(one, one, one)["correlation"], 1, rtol=1e-4)
+    collapsed = jnp.ones((50, 6))
+    told = method.code_metrics(collapsed, collapsed, collapsed)
+    assert told["mean_variance"] == 0
+    assert np.isfinite(list(told.values())).all()
+
+
+def test_the_mean_of_the_released_code_is_a_third():
+    """google-deepmind's notebook averages over the 3 N scores where the paper sums."""
+    encoded, generated = ([jnp.asarray(np.random.default_rng(i + j).standard_normal(8)) for i in range(3)] for j in (0, 3))
+    d, _ = adversarial.bigbigan(encoded, generated)
+    e, g = np.concatenate(encoded), np.concatenate(generated)
+    np.testing.assert_allclose(d / 3, np.maximum(0, 1 - e).mean() + np.maximum(0, 1 + g).mean(), rtol=1e-5)
