@@ -142,7 +142,7 @@ def test_page_holds_the_numbers(tmp_path):
     assert "Missing" not in told
     assert "all is well" not in told
     assert "Unfinished" not in told
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 3 + 2
     assert "kNN top1, step 10: 50.50" not in told  # its value belongs to the line 'trained'
     assert "trained, step 10: 50.50 %" in told
     titles = re.findall(r"<figcaption><strong>([^<]*)</strong>", source)
@@ -184,7 +184,7 @@ def test_hostile_text_is_escaped(tmp_path):
     (run / "pictures" / '<b onclick="x">.png').write_bytes(png("red"))
     source, page = read(run)
     assert "<script" not in source
-    assert page.tags.count("img") == 4
+    assert page.tags.count("img") == 4 + 2
     check_self_contained(source, page)
     assert HOSTILE in page.text
     assert "$body" not in source
