@@ -163,7 +163,7 @@ def test_what_cannot_be_measured_is_said_in_one_line():
     entries = {"generation": dict(kind="generation", examples=40, subsets=1), "judge": dict(kind="judge")}
     assert evals.run(entries, pixel_context(lambda split: batches_of(real))) == {}  # the floor has neither
     neither = Context(lambda x: x, batches_of, pictures=Pictures(None, None, open_extractor, {}))
-    with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples, and"):
+    with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples, and this does not"):
         evals.run(entries, neither)
     with pytest.raises(UserError, match=r"evals\.judge: kind='judge' needs a method that gives judge"):
         evals.run({"judge": entries["judge"]}, neither)
@@ -242,11 +242,18 @@ def test_a_run_offers_its_samples_and_its_discriminator(run):
     assert again == results and len(this.known) == 1
 
 
-def test_a_method_that_does_not_sample_is_told_before_it_is_trained(run):
+def test_a_method_that_does_not_sample_and_a_missing_file_are_told_before_training(run):
     this, state = run
     without = this._replace(fns={name: function for name, function in this.fns.items() if name != "sample"})
     with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples"):
         context(without, state)
+    with this.config.unlocked():
+        this.config.evals.generation.extractor = "inception:/nowhere"
+    try:
+        with pytest.raises(UserError, match="there is no file /nowhere"):
+            context(this, state)
+    finally:
+        this.config.evals.generation.extractor = "random_conv"
 
 
 def test_an_exported_encoder_compares_pictures_under_its_own_name(run, tmp_path):

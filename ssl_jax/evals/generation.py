@@ -44,6 +44,11 @@ def check_options(
         raise UserError(f"generation truncation={truncation} must not be negative; leave it out for none")
 
 
+def prepare(context: Context, extractor: str = "random_conv", resize: Resize = "legacy", **_) -> None:
+    """Open the network: UserError for a file that is missing now, and not after hours."""
+    context.pictures.extractor(extractor, resize)
+
+
 def evaluate(
     context: Context,
     *,

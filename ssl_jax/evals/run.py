@@ -56,12 +56,18 @@ def check(evals: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def check_needs(evals: Mapping[str, Mapping[str, Any]], context: Context) -> None:
-    """UserError for an evaluation of pictures (its module names in NEEDS a field of `Pictures`) that the method offers nothing for."""
+    """UserError for an evaluation of pictures (its module names in NEEDS a field of `Pictures`) that the method offers nothing for,
+    or that needs a file which is not there; before anything is trained.
+    """
     for label, entry in evals.items():
-        needs = getattr(_evaluator(label, entry), "NEEDS", None)
-        if needs is not None and context.pictures is not None and getattr(context.pictures, needs) is None:
+        module = _evaluator(label, entry)
+        if not hasattr(module, "NEEDS") or context.pictures is None:
+            continue
+        if getattr(context.pictures, module.NEEDS) is None:
             kind = entry["kind"]
-            raise UserError(f"evals.{label}: kind={kind!r} needs a method that gives {needs}, and this one does not; leave it out")
+            raise UserError(f"evals.{label}: kind={kind!r} needs a method that gives {module.NEEDS}, and this does not; leave it out")
+        if hasattr(module, "prepare"):
+            module.prepare(context, **_options(entry))
 
 
 def kinds() -> list[str]:
