@@ -1,7 +1,7 @@
 """SS-GAN: a GAN whose discriminator also tells by how many quarter turns an image is rotated, which keeps its features from
 forgetting.
 
-Chen et al. 2019, "Self-supervised GANs via auxiliary rotation loss" (arXiv:1811.11212), equations 2 and 3. The head for rotations
+Chen et al. 2019, "Self-supervised GANs via auxiliary rotation loss" (arXiv:1811.11212). The head for rotations
 learns from real images only, and the generator is rewarded for images whose rotation it sees: the two play against each other about
 what is real, and together about what is upright. With `weights.game` and `weights.generator` 0 the discriminator learns to predict
 rotations and nothing else (RotNet, Gidaris et al. 2018, arXiv:1803.07728). Self-modulated normalisations, an option of the paper, there

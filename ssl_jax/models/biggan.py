@@ -1,4 +1,4 @@
-"""BigGAN (Brock et al. 2019, arXiv:1809.11096, appendix B, figures 15, tables 4 to 9) at 32 to 512 pixels.
+"""BigGAN (Brock et al. 2019, arXiv:1809.11096, appendix B) at 32 to 512 pixels.
 
 The table for 32 pixels is that of ajbrock/BigGAN-PyTorch. Gains of the conditional normalisations are 1 + W c.
 """

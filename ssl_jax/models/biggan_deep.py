@@ -1,4 +1,4 @@
-"""BigGAN-deep (Brock et al. 2019, arXiv:1809.11096, appendix B, figure 16): bottleneck blocks, two for each resolution, whose shortcuts
+"""BigGAN-deep (Brock et al. 2019, arXiv:1809.11096, appendix B): bottleneck blocks, two for each resolution, whose shortcuts
 drop channels in the generator and append projected ones in the discriminator."""
 
 from __future__ import annotations

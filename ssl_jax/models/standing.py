@@ -17,7 +17,7 @@ Tree = Any
 def standing(
     module: nn.Module, params: Tree, state: Tree, batch: Callable[[jax.Array], tuple], key: jax.Array, passes: int = 16
 ) -> Tree:
-    """`state` with batch statistics that are the plain averages of those of `passes` batches (Brock et al. 2019, appendix B).
+    """`state` with batch statistics that are the plain averages of those of `passes` batches (Brock et al. 2019).
 
     Running averages belong to weights that moved, and to the raw ones where the samples are made by averaged ones.
 
