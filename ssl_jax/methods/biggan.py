@@ -89,7 +89,7 @@ def build(config, stages) -> Method:
         return {**state.mutable, "ema": averaged}
 
     def encode(params, mutable, images):
-        label = jnp.zeros(len(images), jnp.int32) if classes else None  # no feature depends on it
+        label = jnp.zeros(images.shape[0], jnp.int32) if classes else None  # no feature depends on it
         x = to_input(images, 0.5, 0.5)
         return judge(params["discriminator"], mutable["discriminator"], x, label, train=False)[0][1]
 
