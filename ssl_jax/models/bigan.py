@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         return {
             **{f"layer{i}": h for i, h in enumerate(out, 1)},
             "pooled": last.mean(tuple(range(1, last.ndim - 1))),
-            "latent": _dense(self.latent, jnp.float32, "latent")(last.reshape(len(last), -1)),
+            "latent": _dense(self.latent, jnp.float32, "latent")(last.reshape(last.shape[0], -1)),
         }
 
 
