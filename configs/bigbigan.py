@@ -11,7 +11,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :cifar10_small        JPEG CIFAR-10, the networks of the default; about two hours on two cores
   :cifar10              ch 64, ResNet-18, H and J of 3 x 256, two discriminator steps of 256; one accelerator. No figure was published
   :imagenet128          generator and discriminator at 128 pixels, encoder ResNet-50 at 256, batch 2048, 500,000 steps on 32 to 512 TPU
-                        v3 cores. Published: linear on 'crelu' 56.6, on 'pooled' 55.4; FID 23.3 without labels
+                        v3 cores. Published: linear on 'crelu' 56.6, on 'pooled' 55.4
   :imagenet128_revnet   the same with RevNet-50 of width 4 (86 M). Published: linear on 'crelu' 61.3, on 'pooled' 60.8, kNN about 43;
                         FID of the generation runs 22.3, after a million steps 20.3
 """

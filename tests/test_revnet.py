@@ -60,7 +60,7 @@ def test_groups_are_joined_by_averages_and_zeros():
 
 @pytest.mark.parametrize(("width", "millions", "dim"), [(1, 5.4, 2048), (4, 86, 8192)])
 def test_parameters_and_features_of_the_published_networks(width, millions, dim):
-    """86 M: Donahue and Simonyan 2019 (arXiv:1907.02544), table 2. Counted by hand beside it."""
+    """86 M as in the table of Chen et al. 2020 (arXiv:2002.05709) that has BigBiGAN; by hand to the last one."""
     module = revnet.RevNet(50, width)
     out, variables = jax.eval_shape(
         lambda x: module.init_with_output(jax.random.key(0), x, train=True), jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
