@@ -30,6 +30,10 @@ def comparable(entry: Mapping, other: Mapping, metric: str) -> bool:
     return told[0] == told[1]
 
 
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"  # percentages, and shares of one
+
+
 class Evaluations:
     """The evaluations of one workdir: entries of `subject` ('raw pixels', 'untrained', 'trained') and step."""
 
@@ -53,28 +57,29 @@ class Evaluations:
         measured = ("subject", "step", "protocols")  # the same measure taken again replaces the old one; another stands beside
         self.entries = [e for e in self.entries if any(e[key] != entry[key] for key in measured)] + [entry]
         write_json(self.path, self.entries)
-        told = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+        told = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
         log.info("%s at step %d: %s (%.0f s)", subject, step, told, time.perf_counter() - began)
         return metrics
 
     def show(self, config) -> None:
-        """Print the accuracies of the last entry, of the other subjects as far as their protocol is the same, and the references."""
+        """Print the metrics of the last entry, a row each, and those of the other subjects as far as their protocol is the same, and the
+        references."""
         if not self.entries:
             return
         newest = self.entries[-1]
-        rows = {}
+        subjects = {}
         for subject in dict.fromkeys(entry["subject"] for entry in self.entries):
             entries = [entry for entry in self.entries if entry["subject"] == subject]
             alike = {name: x for entry in entries for name, x in entry["metrics"].items() if comparable(entry, newest, name)}
-            rows[f"trained, step {entries[-1]['step']}" if subject == "trained" else subject] = alike
-        rows |= {name: dict(metrics) for name, metrics in config.get("references", {}).items()}
-        columns = [name for name in newest["metrics"] if not name.endswith(("/top5", "/validation_top1"))]
+            subjects[f"trained, step {entries[-1]['step']}" if subject == "trained" else subject] = alike
+        subjects |= {name: dict(metrics) for name, metrics in config.get("references", {}).items()}
         table = Table(title=f"{config.method} on {config.data.name}")
-        table.add_column("features")
-        for name in columns:
-            table.add_column(name, justify="right")
-        for row, metrics in rows.items():
-            table.add_row(row, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name in columns))
+        table.add_column("metric")
+        for subject in subjects:
+            table.add_column(subject, justify="right")
+        for name in newest["metrics"]:
+            if not name.endswith(("/top5", "/validation_top1")):
+                table.add_row(name, *(_short(metrics[name]) if name in metrics else "-" for metrics in subjects.values()))
         console = Console()
         console.print(table)
         for label, protocol in newest["protocols"].items():
