@@ -8,9 +8,9 @@ steps lr x 16/17 and .99^(16/17) = .990585 (2020a, appendix B).
 
 Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of 2048-dimensional Inception
 features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
-  (default)         embedded scenes at 32 px: StyleGAN2 of up to 128 channels, differentiable augmentation; minutes on two cores
+  (default)         embedded scenes at 32 px: StyleGAN2 of up to 128 channels, adaptive augmentation; minutes on two cores
   :smoke            the same in seconds, for tests
-  :cifar10_small    JPEG CIFAR-10, twice the channels of the default at 32 px, adaptive augmentation
+  :cifar10_small    JPEG CIFAR-10, twice the channels of the default at 32 px, augmentation that always applies (DiffAugment)
   :cifar10          2020b, `cifar`: 512 channels, mapping of 2 layers, plain discriminator, R1 .01, no path lengths, no mixing, batch
                     64, 100,000,000 images. Its augmentation is adaptive; ours has its control and the operations of
                     DiffAugment. Published: FID 2.92
@@ -51,7 +51,7 @@ def scenes(config):
         mixing=0.9,
         r1=dict(weight=0.1, interval=16),
         path_length=dict(weight=2.0, interval=4),
-        augment=dict(policy=("color", "translation", "cutout"), target=0.0),
+        augment=dict(policy=("color", "translation", "cutout"), target=0.6),
         ema=dict(half_life_examples=10_000, ramp=0.05),
         truncation_layers=8,
     )
@@ -69,7 +69,6 @@ def smoke(config):
     config.log_every_steps = 1
     networks(config, base=128, widest=16, features=16, mapping_layers=2)
     config.model.r1.interval = config.model.path_length.interval = 2
-    config.model.augment.target = 0.6
     common.generation_smoke(config)
 
 
@@ -80,7 +79,7 @@ def cifar10_small(config):
     config.total_steps = 12_000
     networks(config, base=1024, widest=128, features=128, mapping_layers=2)
     config.model.r1.weight = 0.01
-    config.model.augment.target = 0.6
+    config.model.augment.target = 0.0
     config.evaluate_every_steps, config.checkpoint_every_steps = 4000, 1000
 
 
@@ -90,6 +89,7 @@ def cifar10(config):
     networks(config, base=32768, mapping_layers=2, group=32, residual=False)
     config.model.mixing = 0.0
     config.model.path_length.weight = 0.0
+    config.model.augment.target = 0.6
     config.model.ema = dict(half_life_examples=500_000, ramp=0.05)
     config.optim = dict(generator=adam(0.0025), discriminator=adam(0.0025 * 16 / 17, 0.990585))
     config.total_steps, config.total_examples = None, 100_000_000
