@@ -60,7 +60,7 @@ def smoke(config):
     config.batch_size = 32
     config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
     config.log_every_steps = 1
-    networks(config, dict(channels=4), dict(channels=4), name="sngan", latent=8, steps=2, rotated=4, ema=(0.9, 2))
+    networks(config, dict(channels=8), dict(channels=4), name="sngan", latent=8, steps=2, rotated=4, ema=(0.9, 2))
     common.generation_smoke(config)
 
 
