@@ -7,6 +7,7 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,6 +72,7 @@ def spectral(state):
 
 
 def losses(told, kind="/loss"):
+    """[steps, losses]; NaN where a lazy phase did not run."""
     return np.array([[v for k, v in sorted(t.items()) if kind in k] for t in told])
 
 
@@ -133,7 +135,7 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
             config.mesh.fsdp = fsdp
         this = assemble(config, jax.devices()[:devices])
         curves.append(losses(steps(this, 20, begin(name, this))[1]))
-    assert np.isfinite(curves).all() and np.ptp(curves[0]) > 1e-3  # a hundred times what is tolerated
+    assert not np.isinf(curves).any() and np.nanmax(curves[0]) - np.nanmin(curves[0]) > 1e-3  # a hundred times what is tolerated
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5, atol=1e-5)
 
 
@@ -194,7 +196,7 @@ def test_save_restore_step_equals_uninterrupted_also_on_another_mesh(name, tmp_p
     _, on = steps(this, 2, state, start=2)
     back = saved.restore_latest(this.run.abstract)
     _again, told = steps(this, 2, back, start=2)
-    assert told == on  # bit-equal
+    np.testing.assert_equal(told, on)  # bit-equal; NaN where a lazy phase did not run
     other = made(name, 1)
     elsewhere = saved.restore_latest(other.run.abstract)
     np.testing.assert_allclose(losses(steps(other, 2, elsewhere, start=2)[1]), losses(on), rtol=1e-5, atol=1e-5)
@@ -211,6 +213,16 @@ def test_encode_gives_finite_features(name):
     assert all(np.isfinite(x).all() and len(x) == 4 for x in features.values())
     one = jax.jit(this.method.encode)(state.params, state.mutable, images[:1])
     np.testing.assert_allclose(one["pooled"], features["pooled"][:1], rtol=2e-4, atol=2e-5)  # inference mode: no batch statistics
+
+
+@every_config
+def test_encode_takes_a_batch_of_any_size(name):
+    """As exports need it: traced once, with an unknown number of images."""
+    this, state = made(name), initial(name)
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *this.config.data.image_shape[-3:]), np.uint8)
+    features = jax.eval_shape(this.method.encode, state.params, state.mutable, images)
+    assert all(x.shape[0] == batch for x in features.values())
 
 
 @every_config

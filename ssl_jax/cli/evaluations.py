@@ -62,7 +62,7 @@ class Evaluations:
         return metrics
 
     def show(self, config) -> None:
-        """Print the metrics of the last entry, a row each, and those of the other subjects as far as their protocol is the same, and the
+        """Print the metrics of the last entry, a row each, those of the other subjects as far as their protocol is the same, and the
         references."""
         if not self.entries:
             return

@@ -168,9 +168,8 @@ def build(config, stages) -> Method:
         averaged = optax.incremental_update(state.params["generator"], state.mutable["ema"], 1 - decay)
         return {**state.mutable, "ema": averaged}
 
-    def judge(params, mutable, images):
-        label = jnp.zeros(len(images), int) if classes else None  # no feature depends on it
-        return run(discriminator, params["discriminator"], {}, to_input(images, 0.5, 0.5), label, train=False)[0]
+    def judge(params, mutable, images, **options):
+        return run(discriminator, params["discriminator"], {}, to_input(images, 0.5, 0.5), train=False, **options)[0]
 
     def settle(params, mutable, key):
         return {"params": mutable["ema"], "w_average": mutable["w_average"]}
@@ -203,7 +202,7 @@ def build(config, stages) -> Method:
         inputs={"image": tuple(config.data.image_shape), **({"label": ()} if classes else {})},
         init=init,
         phases=tuple(phases),
-        encode=lambda params, mutable, images: judge(params, mutable, images)[1],
+        encode=lambda params, mutable, images: judge(params, mutable, images, score=False)[1],
         after=after,
         fns=fns,
         couples_batch=True,

@@ -183,10 +183,13 @@ class StyleGAN2Discriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, label: jax.Array | None = None, *, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, images: jax.Array, label: jax.Array | None = None, *, train: bool, score: bool = True
+    ) -> tuple[jax.Array | None, dict]:
         """[B, R, R, 3] -> (logits [B], {'layer1' (after the first halving) .. [B, h, w, C], 'pooled' [B, C]}).
 
         'pooled' is the mean of the last layer, the last that does not see the other examples of the batch; it and logits are float32.
+        score=False leaves the logits out (None), and with them all that depends on the other examples.
         """
         if images.shape[1:3] != (self.resolution,) * 2:
             raise UserError(f"the discriminator is made for {self.resolution} pixels, the images have {images.shape[1:3]}")
@@ -203,6 +206,8 @@ class StyleGAN2Discriminator(nn.Module):
             out[f"layer{number}"] = x
         x = x.astype(jnp.float32)
         out["pooled"] = jnp.mean(x, axis=(1, 2))
+        if not score:
+            return None, out
         x = minibatch_deviation(x, self.group)
         x = leaky_relu(EqualConv(width[4], name="last")(x))
         x = leaky_relu(EqualDense(width[4], name="dense")(x.reshape(len(x), -1)))

@@ -106,7 +106,9 @@ class StyleGAN1Discriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, label: jax.Array | None = None, *, train: bool) -> tuple[jax.Array, dict]:
+    def __call__(
+        self, images: jax.Array, label: jax.Array | None = None, *, train: bool, score: bool = True
+    ) -> tuple[jax.Array | None, dict]:
         """[B, R, R, 3] -> (logits [B], {'layer1' .. [B, h, w, C], 'pooled' [B, C]}); see StyleGAN2Discriminator."""
         if images.shape[1:3] != (self.resolution,) * 2:
             raise UserError(f"the discriminator is made for {self.resolution} pixels, the images have {images.shape[1:3]}")
@@ -124,6 +126,8 @@ class StyleGAN1Discriminator(nn.Module):
             out[f"layer{number}"] = x
         x = x.astype(jnp.float32)
         out["pooled"] = jnp.mean(x, axis=(1, 2))
+        if not score:
+            return None, out
         x = minibatch_deviation(x, self.group)
         x = leaky_relu(conv(width[4], 3, "last", jnp.float32)(x), gain=1)
         x = leaky_relu(EqualDense(width[4], gain=ROOT2, name="dense")(x.reshape(len(x), -1)), gain=1)
