@@ -67,8 +67,8 @@ def smoke(config):
     config.log_every_steps = 1
     networks(
         config,
-        dict(channels=4, multiples=(2, 2, 1), attention=(16,), embedding=8, initializer="normal"),  # compiles in half the time
-        dict(channels=4, multiples=(1, 2, 2), attention=(16,), initializer="normal"),
+        dict(channels=4, multiples=(2, 2, 1), attention=(16,), embedding=8),
+        dict(channels=4, multiples=(1, 2, 2), attention=(16,)),
         latent=12,
         steps=2,
         orthogonal=1e-4,
