@@ -171,21 +171,27 @@ def test_from_the_same_state_eight_devices_take_the_same_step(name):
             assert all("fsdp" in x.sharding.spec for x in split)
 
 
-@every_config
+@few_configs
 def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
     this, first = made(name, 8, 2), initial(name)
     state, _ = steps(this, 2, begin(name, this))  # the first may have a learning rate of zero
     assert int(state.step) == 2
     assert jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(state.frozen), first.frozen))
+    assert moved(first, state) == groups(this.method)
+    if len(this.method.phases) == 1:
+        return
     optimizers, _ = make_optimizers(this.config.optim, first.params, this.durations["total"], this.config.batch_size, 1000)
     batch = {k: v for k, v in this.batches[0].items() if k != "skipped"}
     for phase in this.method.phases:
         step = jax.jit(make_step(this.method._replace(phases=(phase,)), optimizers))
         state = first._replace(step=np.int32(1 if phase.when is None else next(i for i in range(1, 1000) if phase.when(i))))
-        after = jax.device_get(step(state, batch, this.run.root)[0])
-        for group in groups(this.method):
-            same = jax.tree.all(jax.tree.map(np.array_equal, first.params[group], after.params[group]))
-            assert same == (group not in trained(phase)), (phase.name, group)
+        assert moved(first, step(state, batch, this.run.root)[0]) == set(trained(phase)), phase.name
+
+
+def moved(before, after):
+    """The groups whose parameters differ."""
+    return {group for group, tree in jax.device_get(after.params).items()
+            if not jax.tree.all(jax.tree.map(np.array_equal, before.params[group], tree))}  # fmt: skip
 
 
 @every_config
