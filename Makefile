@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(BIN)/python launch.py train --config=configs/simclr.py --workdir=runs/simclr
 
 test: $(VENV)/tested
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@ regularisation saves.
 
 biggan_32: class-conditional, hinge, spectral normalisation in both players, one step of each on a batch of 32.
 stylegan2_64: 16 steps on a batch of 16, which hold 16 steps of each player, one R1 step and four path-length steps. Without
-augmentations and style mixing. A pair is a run of ours and one of the reference in turns; figures are medians over pairs and the range of the
-ratio of wall-clock times, above 1 where ours is faster. Quote figures of a quiet machine only.
+augmentations and style mixing. A pair is a run of ours and one of the reference in turns; figures are medians over pairs and the
+range of the ratio of wall-clock times, above 1 where ours is faster. Quote figures of a quiet machine only.
 
 The last lines compare 16 steps of ours with R1 at every 16th step (lazy) to 16 steps with R1 in each. Ends with a line of JSON.
 """

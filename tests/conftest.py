@@ -1,8 +1,19 @@
-"""Eight fake devices for every test; set before jax is imported anywhere."""
+"""Eight fake devices for every test, set before jax is imported anywhere; and what may run at the same time."""
 
 import os
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # the CPU client deadlocks with more devices than threads
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def pytest_collection_modifyitems(items):
+    """With several workers a file stays together, and so does a config of the conformance tests: they share what they compile."""
+    for item in items:
+        name = item.path.stem
+        if name == "test_conformance":
+            name += f":{item.callspec.params.get('name', '')}" if hasattr(item, "callspec") else ""
+        item.add_marker(pytest.mark.xdist_group(name))
