@@ -1,5 +1,7 @@
 """What `launch.py sample` writes, from a run of the smallest GAN."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 
 from ssl_jax.cli import sample
 from ssl_jax.cli.main import main
+from ssl_jax.engine.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,10 @@ def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir)
     first, *_, last = (np.asarray(Image.open(workdir / "pictures" / name)) for name in grids)
     assert first.shape == last.shape
     assert not np.array_equal(first, last)
+    entries = json.loads((workdir / "evaluations.json").read_text())
+    assert {name.partition("/")[0] for entry in entries for name in entry["metrics"]} == {"generation", "judge", "knn", "linear"}
+    logged = [line for line in read_metrics(workdir) if "spectral_norm/generator" in line]
+    assert [line["step"] for line in logged] == [4, 8]
     page = (workdir / "report.html").read_text()
     assert all(f'alt="step {step}"' in page for step in (0, 4, 8))
 

@@ -94,7 +94,8 @@ def train(this: Assembly, workdir: Path) -> None:
         scores = evaluations.add("trained", step, last)
         if "sample" in this.fns:
             save_samples(this, state, step, workdir)
-            scores |= {name: float(x) for name, x in jax.device_get(spectral_norms(state.params)).items()}
+            norms = jax.device_get(spectral_norms(state.params))
+            return {**scores, **{name: float(x) for name, x in norms.items()}}
         return scores
 
     began = time.perf_counter()
