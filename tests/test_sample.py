@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ssl_jax.cli import sample
+from ssl_jax.cli.config import load
 from ssl_jax.cli.main import main
 from ssl_jax.engine.metrics import read_metrics
 
@@ -74,3 +75,9 @@ def test_the_way_between_normal_latents_keeps_their_length():
     unit = arc / lengths[..., None]
     steps = jnp.arccos(jnp.clip(jnp.sum(unit[1:] * unit[:-1], -1), -1, 1))
     np.testing.assert_allclose(steps, jnp.broadcast_to(steps[:1], steps.shape), rtol=0.2)  # even, if the ends were equally long
+
+
+def test_every_generative_config_says_how_its_latents_are_drawn():
+    """StyleGAN's config has no kind: they are normal."""
+    kinds = {name: sample.kind_of_latents(load(f"configs/{name}.py:smoke", ())) for name in ("gan", "bigan", "stylegan")}
+    assert kinds == {"gan": "normal", "bigan": "uniform", "stylegan": "normal"}

@@ -87,7 +87,7 @@ def grid(sampler: Sampler, count: int, seed: int, truncation: float | None) -> n
 
 def truncations(sampler: Sampler, config, seed: int) -> np.ndarray | None:
     """[strengths, COLUMNS, h, w, 3]; None where latents cannot be truncated."""
-    kind = "psi" if "mix" in sampler.fns else config.model.latent.kind
+    kind = "psi" if "mix" in sampler.fns else kind_of_latents(config)
     if kind not in STRENGTHS:
         return None
     latents = sampler.latents(COLUMNS, seed)
@@ -97,11 +97,16 @@ def truncations(sampler: Sampler, config, seed: int) -> np.ndarray | None:
 def interpolations(sampler: Sampler, config, seed: int, truncation: float | None) -> np.ndarray:
     """[ROWS, COLUMNS, h, w, 3]: from one latent of a row to another, the class of the first."""
     ends = sampler.latents(2 * ROWS, seed)
-    between = spherical if config.model.latent.kind == "normal" else linear
+    between = spherical if kind_of_latents(config) == "normal" else linear
     z = between(ends["z"][:ROWS, None], ends["z"][ROWS:, None], jnp.linspace(0, 1, COLUMNS)[None, :, None])
     others = {name: jnp.repeat(x[:ROWS], COLUMNS, axis=0) for name, x in ends.items() if name != "z"}
     pictures = sampler.sample({"z": z.reshape(-1, z.shape[-1]), **others}, truncation)
     return pictures.reshape(ROWS, COLUMNS, *pictures.shape[1:])
+
+
+def kind_of_latents(config) -> str:
+    """StyleGAN's are always normal, and its config does not say so."""
+    return config.model.latent.get("kind", "normal")
 
 
 def linear(a, b, t):
