@@ -5,7 +5,7 @@
 Variants (published figures are quoted from their source; ours are in docs/results.md):
   (default)       embedded scenes at 32 pixels, strided convolutions, minutes on two cores
   :smoke          the same in seconds, for tests
-  :cifar10_small  JPEG CIFAR-10, the networks of the default, under an hour on two cores
+  :cifar10_small  JPEG CIFAR-10, the networks of the default
   :cifar10        CIFAR-10, twice as wide, 200 epochs on one accelerator. No figure was published
   :mnist          the permutation-invariant recipe: 50 uniform latents, three fully connected networks, Adam 2e-4 with beta1 0.5, L2
                   2.5e-5 in the gradient, 200 epochs and 200 in which the rate falls to a hundredth. Published: 1-NN 97.39, of which

@@ -6,9 +6,9 @@ The paper gives batch and networks; its rates of learning are known from BigGAN 
 for the encoder gains 1.5 points and more, so those here are ours. A batch is shared by the steps of the discriminator.
 
 Variants (published figures are quoted from their source; ours are in docs/results.md):
-  (default)             embedded scenes at 32 pixels, narrow networks, ResNet-10 of width 1/4; about half an hour on two cores
+  (default)             embedded scenes at 32 pixels, narrow networks, ResNet-10 of width 1/4
   :smoke                the same in seconds, for tests
-  :cifar10_small        JPEG CIFAR-10, the networks of the default; about two hours on two cores
+  :cifar10_small        JPEG CIFAR-10, the networks of the default
   :cifar10              ch 64, ResNet-18, H and J of 3 x 256, two discriminator steps of 256; one accelerator. No figure was published
   :imagenet128          generator and discriminator at 128 pixels, encoder ResNet-50 at 256, batch 2048, 500,000 steps on 32 to 512 TPU
                         v3 cores. Published: linear on 'crelu' 56.6, on 'pooled' 55.4

@@ -5,10 +5,10 @@
 
 Variants (published figures are quoted from their source; ours are in docs/results.md; FID and IS there are of Inception features, which
 these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
-  (default)         embedded scenes at 32 px, 12 classes, narrow networks; about 20 minutes on two cores
+  (default)         embedded scenes at 32 px, 12 classes, narrow networks
   :smoke            the same in seconds, for tests
   :unconditional    the default without labels
-  :cifar10_small    JPEG CIFAR-10, half as wide again; about an hour on two cores
+  :cifar10_small    JPEG CIFAR-10, half as wide again
   :cifar10          PyTorch-StudioGAN: ch 96, attention, batch 64, five discriminator steps, Adam 2e-4, betas .5 and .999, 100,000
                     steps. Published: FID 4.16, IS 9.96 (50,000 samples against the training images)
   :imagenet128      the paper's: ch 96, batch 2048, two discriminator steps, Adam 5e-5 and 2e-4, betas 0 and .999, orthogonal

@@ -5,10 +5,10 @@
 
 Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of Inception features, which these
 configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
-  (default)        embedded scenes at 32 px, without labels, narrow networks; about 25 minutes on two cores
+  (default)        embedded scenes at 32 px, without labels, narrow networks
   :smoke           the same in seconds, for tests
   :rotation        embedded scenes: the discriminator alone, which only predicts rotations (all images of each batch)
-  :cifar10_small   JPEG CIFAR-10, half as wide again; about an hour on two cores
+  :cifar10_small   JPEG CIFAR-10, half as wide again
   :cifar10         mimicry's: residual networks of SNGAN, hinge, batch 64, 16 rotated images, five discriminator steps, Adam 2e-4 to 0
                    over 100,000 steps, betas 0 and .9. Published: FID 14.65 (50,000 samples; SNGAN 16.77); with 10,000 samples 17.88
                    +- .64 (paper)

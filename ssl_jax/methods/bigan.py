@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase
-from ssl_jax.errors import UserError
 from ssl_jax.models.bigan import build_nets
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw, truncate
+from ssl_jax.models.latents import draw, truncated
 from ssl_jax.models.standing import standing
 from ssl_jax.objectives import adversarial
 
@@ -104,9 +103,7 @@ def build(config, stages) -> Method:
         return {"params": params["generator"], "state": state}
 
     def sample(settled, drawn, truncation=None):
-        if truncation is not None and latent.kind != "normal":
-            raise UserError("only normal latents can be truncated (config.model.latent.kind='normal')")
-        z = drawn["z"] if truncation is None else truncate(drawn["z"], truncation)
+        z = truncated(latent.kind, drawn["z"], truncation)
         return to_colour(run(generator, settled["params"], settled["state"], z, train=False)[0])
 
     return Method(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
@@ -18,8 +17,8 @@ from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
 from ssl_jax.models.biggans import build_player
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw, truncate
-from ssl_jax.models.standing import standing
+from ssl_jax.models.latents import draw, truncated
+from ssl_jax.models.standing import averaged, standing
 from ssl_jax.objectives.adversarial import GAMES, diversity, health, orthogonality
 
 GAME = GAMES["hinge"]
@@ -84,9 +83,8 @@ def build(config, stages) -> Method:
         return value, ({"generator": moved, "discriminator": judged}, logs)
 
     def after(state):
-        step = jnp.where(state.step < model.ema.start, 1.0, 1 - model.ema.decay)  # the average begins with the weights of `start`
-        averaged = optax.incremental_update(state.params["generator"], state.mutable["ema"], step)
-        return {**state.mutable, "ema": averaged}
+        ema = averaged(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
+        return {**state.mutable, "ema": ema}
 
     def encode(params, mutable, images):
         label = jnp.zeros(images.shape[0], jnp.int32) if classes else None  # no feature depends on it
@@ -112,10 +110,7 @@ def build(config, stages) -> Method:
         return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
 
     def sample(settled, drawn, truncation=None):
-        if truncation is not None:
-            if latent.kind != "normal":
-                raise UserError("only normal latents can be truncated (config.model.latent.kind='normal')")
-            drawn = {**drawn, "z": truncate(drawn["z"], truncation)}
+        drawn = {**drawn, "z": truncated(latent.kind, drawn["z"], truncation)}
         x, _ = run(generator, settled["params"], settled["state"], *inputs(drawn), train=False)
         return jnp.clip((x + 1) / 2, 0, 1)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
@@ -18,8 +17,8 @@ from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.gans import build_discriminator, build_generator
-from ssl_jax.models.latents import draw, truncate
-from ssl_jax.models.standing import standing
+from ssl_jax.models.latents import draw, truncated
+from ssl_jax.models.standing import averaged, standing
 from ssl_jax.objectives.adversarial import GAMES, diversity, gradient_penalty, health, r1
 
 
@@ -89,9 +88,8 @@ def build(config, stages) -> Method:
         return game.generator(on_fake), ({"generator": moved, "discriminator": judged}, {})
 
     def after(state):
-        step = jnp.where(state.step < model.ema.start, 1.0, 1 - model.ema.decay)  # the average begins with the weights of `start`
-        averaged = optax.incremental_update(state.params["generator"], state.mutable["ema"], step)
-        return {**state.mutable, "ema": averaged}
+        ema = averaged(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
+        return {**state.mutable, "ema": ema}
 
     def encode(params, mutable, images):
         (_, features), _ = judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)
@@ -107,9 +105,7 @@ def build(config, stages) -> Method:
         return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
 
     def sample(settled, latents, truncation=None):
-        if truncation is not None and latent.kind != "normal":
-            raise UserError("only normal latents can be truncated (config.model.latent.kind='normal')")
-        z = latents["z"] if truncation is None else truncate(latents["z"], truncation)
+        z = truncated(latent.kind, latents["z"], truncation)
         x, _ = run(generator, settled["params"], settled["state"], z, train=False)
         return jnp.clip((x + 1) / 2, 0, 1)
 

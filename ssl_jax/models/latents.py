@@ -33,3 +33,16 @@ def truncate(z: jax.Array, tau: jax.Array | float) -> jax.Array:
     p = ndtr(-jnp.abs(z))  # of the lower tail, where float32 is precise
     inside = jnp.clip(ndtri(below + p * (1 - 2 * below)), -tau, 0.0)
     return jnp.where(jnp.asarray(tau) > 0, -jnp.sign(z) * inside, z)
+
+
+def truncated(kind: str, z: jax.Array, truncation: float | None) -> jax.Array:
+    """z as drawn where `truncation` is None, `truncate`d otherwise.
+
+    Raises:
+        UserError: truncation of latents that are not normal.
+    """
+    if truncation is None:
+        return z
+    if kind != "normal":
+        raise UserError("only normal latents can be truncated (config.model.latent.kind='normal')")
+    return truncate(z, truncation)

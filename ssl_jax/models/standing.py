@@ -1,4 +1,4 @@
-"""Standing statistics: batch normalisation for sampling, recomputed with the weights that sample."""
+"""The generator that samples: averaged weights, and batch statistics recomputed with them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from ssl_jax.models.common import BatchNorm, run
 
 Tree = Any
+
+
+def averaged(average: Tree, params: Tree, step: jax.Array, decay: float, start: int) -> Tree:
+    """The exponential average of weights after `step`: a copy of them before the step `start`, from which it decays."""
+    return optax.incremental_update(params, average, jnp.where(step < start, 1.0, 1 - decay))
 
 
 def standing(
