@@ -1,0 +1,194 @@
+"""Quantisers by the name that a config gives: what a token is, how its code is found, what trains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.errors import UserError
+from ssl_jax.objectives import quantisers as q
+
+Tree = Any
+
+
+class Quantised(NamedTuple):
+    """What a batch becomes in training."""
+
+    codes: jax.Array  # float32 [..., D], what the decoder is given; gradients pass
+    tokens: jax.Array  # int32 [...]
+    loss: jax.Array  # float32 scalar
+    state: Tree
+    logs: dict[str, jax.Array]
+
+
+class Quantiser(NamedTuple):
+    """K codes of D numbers. `params` are trained by gradients, `state` by the batches that came by; either may be {}."""
+
+    size: int
+    dim: int
+    init: Callable[[jax.Array], tuple[Tree, Tree]]  # key -> (params, state)
+    train: Callable[..., Quantised]  # (params, state, z [..., D], key, step)
+    tokens: Callable[[Tree, Tree, jax.Array], jax.Array]  # (params, state, z) -> int32 [...]
+    embed: Callable[[Tree, Tree, jax.Array], jax.Array]  # (params, state, tokens) -> float32 [..., D]
+    couples_batch: bool = False  # its loss or state mixes the vectors of a batch
+
+    def codebook(self, params: Tree, state: Tree) -> jax.Array:
+        """All codes [K, D], as the decoder gets them."""
+        return self.embed(params, state, jnp.arange(self.size, dtype=jnp.int32))
+
+
+LEARNED = dict(
+    size=512, dim=64, normalise=False, straight_through="plain", update="gradient", decay=0.99, debias=False, commitment=0.25,
+    entropy=0.0, temperature=0.01, revive=0.0, init="normal",
+)  # fmt: skip
+DEFAULTS = {
+    "learned": LEARNED,
+    "fsq": dict(levels=(8, 5, 5, 5)),
+    "lfq": dict(bits=10, commitment=0.25, entropy=0.1, temperature=0.01),
+}
+CHOICES = {"straight_through": tuple(q.STRAIGHT_THROUGH), "update": ("gradient", "average"), "init": ("normal", "uniform", "k_means")}
+
+
+def build_quantiser(spec: Mapping[str, Any]) -> Quantiser:
+    """`spec`: {'name': ..., option: value}; options and their defaults are those of `DEFAULTS`.
+
+    learned: nearest neighbours among `size` codes of `dim` numbers.
+      normalise: vectors and codes are brought to norm 1 first.
+      straight_through: 'plain', 'normalised' (unit codes only) or 'rotation' (see `quantisers`).
+      update: codes follow the 'gradient' of their loss, or are moving averages ('average') of their vectors, with `decay`, and without
+        a bias to their start where `debias`.
+      commitment: beta. entropy, temperature: weight of the entropy term and tau of its softmax; no such term for 0.
+      revive: a code whose moving count of vectors a batch falls below this starts again at a vector of the batch; 0: never.
+      init: 'normal' N(0, 1), 'uniform' in +-1 / K, or 'k_means' of the vectors of the first step.
+    fsq: a rounded grid of `levels`. lfq: the signs of `bits` numbers.
+
+    Raises UserError for an unknown name, option or choice.
+    """
+    options = dict(spec)
+    name = options.pop("name", None)
+    if name not in DEFAULTS:
+        raise UserError(f"config.model.quantiser.name={name!r} is unknown; choose {', '.join(DEFAULTS)}")
+    unknown = sorted(set(options) - set(DEFAULTS[name]))
+    if unknown:
+        raise UserError(f"config.model.quantiser.{unknown[0]} is no option of {name!r}; options: {', '.join(sorted(DEFAULTS[name]))}")
+    options = {**DEFAULTS[name], **options}
+    for option, valid in CHOICES.items():
+        if options.get(option, valid[0]) not in valid:
+            raise UserError(f"config.model.quantiser.{option}={options[option]!r} is unknown; choose {', '.join(valid)}")
+    return {"learned": _learned, "fsq": _fsq, "lfq": _lfq}[name](**options)
+
+
+def _measures(tokens, size):
+    count = q.counts(tokens, size)
+    return {"usage_of_batch": q.usage(count), "perplexity_of_batch": q.perplexity(count)}
+
+
+def _learned(
+    size, dim, normalise, straight_through, update, decay, debias, commitment, entropy, temperature, revive, init
+) -> Quantiser:
+    if straight_through == "normalised" and not normalise:
+        raise UserError("config.model.quantiser.straight_through='normalised' is for unit codes; set normalise=True")
+    averaged = update == "average"
+    moves = not averaged and (revive > 0 or init == "k_means")  # a gradient codebook that jumps: the jumps are state, beside the params
+
+    def unit(x):
+        return q.normalised(x) if normalise else x
+
+    def raw(params, state):
+        return state["codebook"] if averaged else params["codebook"] + (state["offset"] if moves else 0.0)
+
+    def make(key):
+        if init == "uniform":
+            codes = jax.random.uniform(key, (size, dim), minval=-1 / size, maxval=1 / size)
+        else:
+            codes = jax.random.normal(key, (size, dim))
+        if averaged:
+            one = {"count": jnp.zeros(size), "sum": jnp.zeros((size, dim)), "weight": jnp.zeros(())}
+            if not debias:  # each code has seen itself
+                one = {"count": jnp.ones(size), "sum": jnp.copy(codes), "weight": jnp.ones(())}
+            return {}, {"codebook": codes, **one}
+        state = {"offset": jnp.zeros((size, dim))} if moves else {}
+        return {"codebook": codes}, {**state, "count": jnp.ones(size)} if revive else state
+
+    def replaced(params, state, codes, where):
+        """The state with other codes [K, D] at `where` [K], each with a count that lets it live for a while."""
+        new, at = dict(state), where[:, None]
+        if averaged:
+            new["codebook"] = jnp.where(at, codes, state["codebook"])
+            new["sum"] = jnp.where(at, codes * max(revive, 1.0) * state["weight"], state["sum"])
+        else:
+            new["offset"] = jnp.where(at, codes - jax.lax.stop_gradient(params["codebook"]), state["offset"])
+        if "count" in state:
+            new["count"] = jnp.where(where, max(revive, 1.0) * state.get("weight", 1.0), state["count"])
+        return new
+
+    def train(params, state, z, key, step):
+        z = z.astype(jnp.float32)
+        target, (of_start, of_dead) = unit(z), jax.random.split(key)
+        if init == "k_means":
+            started = jax.lax.cond(step == 0, lambda: q.k_means(of_start, target, size), lambda: jnp.zeros((size, dim)))
+            state = replaced(params, state, started, jnp.full(size, step == 0))
+        codebook = unit(raw(params, state))
+        tokens = q.nearest(target, codebook)
+        code = codebook[tokens]
+        loss = commitment * q.commitment_loss(target, code)
+        if not averaged:
+            loss += q.codebook_loss(target, code)
+        logs = {**_measures(tokens, size), "distance_to_code": q.commitment_loss(target, code)}
+        norms = jnp.linalg.norm(jax.lax.stop_gradient(z), axis=-1)
+        logs |= {"norm_mean": norms.mean(), "norm_min": norms.min()}
+        if entropy:
+            logs["entropy"] = q.entropy_loss(target, codebook, temperature)
+            loss += entropy * logs["entropy"]
+        if averaged:
+            state = q.moving_average(state, target, tokens, decay)
+        elif revive:
+            state = {**state, "count": decay * state["count"] + (1 - decay) * q.counts(tokens, size)}
+        if revive:
+            dead = state["count"] < revive * state.get("weight", 1.0)
+            state = replaced(params, state, q.drawn(of_dead, target, size), dead)
+            logs["revived"] = dead.sum()
+        return Quantised(q.STRAIGHT_THROUGH[straight_through](z, code), tokens, loss, state, logs)
+
+    def find(params, state, z):
+        return q.nearest(unit(z.astype(jnp.float32)), unit(raw(params, state)))
+
+    def embed(params, state, tokens):
+        return unit(raw(params, state))[tokens]
+
+    coupled = averaged or moves or entropy > 0
+    return Quantiser(size, dim, make, train, find, embed, coupled)
+
+
+def _fsq(levels) -> Quantiser:
+    levels, size = tuple(levels), math.prod(levels)
+
+    def train(params, state, z, key, step):
+        codes = q.fsq(z.astype(jnp.float32), levels)
+        tokens = q.fsq_tokens(jax.lax.stop_gradient(codes), levels)
+        return Quantised(codes, tokens, jnp.zeros(()), state, _measures(tokens, size))
+
+    def find(params, state, z):
+        return q.fsq_tokens(q.fsq(z.astype(jnp.float32), levels), levels)
+
+    return Quantiser(size, len(levels), lambda key: ({}, {}), train, find, lambda params, state, tokens: q.fsq_codes(tokens, levels))
+
+
+def _lfq(bits, commitment, entropy, temperature) -> Quantiser:
+    def train(params, state, z, key, step):
+        z = z.astype(jnp.float32)
+        codes, tokens = q.lfq(z), q.lfq_tokens(z)
+        logs = {**_measures(tokens, 2**bits), "entropy": q.bit_entropy_loss(z, temperature)}
+        loss = commitment * q.commitment_loss(z, codes) + entropy * logs["entropy"]
+        return Quantised(codes, tokens, loss, state, logs)
+
+    def find(params, state, z):
+        return q.lfq_tokens(z.astype(jnp.float32))
+
+    return Quantiser(
+        2**bits, bits, lambda key: ({}, {}), train, find, lambda params, state, tokens: q.lfq_codes(tokens, bits), entropy > 0
+    )

@@ -1,0 +1,339 @@
+"""Quantisers: exact look-ups, whole or in parts; the gradients that each straight-through promises; codebooks that stay in use."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ssl_jax.errors import UserError
+from ssl_jax.objectives import quantisers as q
+from ssl_jax.objectives.codebooks import build_quantiser
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def distances(z, codes):
+    """In float64."""
+    z, codes = z.astype(np.float64), codes.astype(np.float64)
+    return (z**2).sum(-1)[:, None] - 2 * z @ codes.T + (codes**2).sum(-1)
+
+
+# --------------------------------------------------------------------------------------------------------- look-ups
+
+
+@pytest.mark.parametrize("dim", [8, 32])
+def test_look_ups_among_8192_unit_codes_are_exact_and_bfloat16_ones_are_not(dim):
+    z, codes = unit(normal(0, 1024, dim)), unit(normal(1, 8192, dim))
+    tokens = np.asarray(jax.jit(q.nearest)(z, codes))
+    exact = distances(z, codes)
+    least = exact.min(-1)
+    assert np.all(exact[np.arange(1024), tokens] - least < 1e-6)  # the least, or as near as float32 can tell
+    assert np.mean(tokens != exact.argmin(-1)) < 2e-3
+    np.testing.assert_array_equal(exact.argmin(-1), (z.astype(np.float64) @ codes.T.astype(np.float64)).argmax(-1))  # the least angle
+    np.testing.assert_allclose(least, 2 - 2 * (z.astype(np.float64) @ codes.T).max(-1), atol=1e-6)
+    coarse = jnp.argmax(jnp.dot(z.astype(jnp.bfloat16), codes.T.astype(jnp.bfloat16)), -1)
+    assert np.mean(np.asarray(coarse) != exact.argmin(-1)) > 0.01
+
+
+def test_look_ups_far_from_zero_keep_their_precision():
+    """Mean 100, deviation 0.1: |e|^2 - 2 z.e of the raw vectors would choose other codes for most of them."""
+    z, codes = 100 + 0.1 * normal(0, 512, 8), 100 + 0.1 * normal(1, 1024, 8)
+    exact = distances(z, codes).argmin(-1)
+    np.testing.assert_array_equal(q.nearest(z, codes), exact)
+    naive = np.argmin((codes**2).sum(-1) - 2 * z @ codes.T, -1)
+    assert np.mean(naive != exact) > 0.3
+
+
+def test_a_codebook_in_parts_and_the_first_of_equal_codes(monkeypatch):
+    z, codes = np.round(2 * normal(0, 4, 16, 3)), np.round(2 * normal(1, 64, 3))  # many at equal distances, all exact
+    whole = np.asarray(q.nearest(z, codes))
+    gaps = distances(z.reshape(-1, 3), codes)
+    assert ((gaps == gaps.min(-1, keepdims=True)).sum(-1) > 1).mean() > 0.2
+    np.testing.assert_array_equal(whole.reshape(-1), gaps.argmin(-1))
+    monkeypatch.setattr(q, "CHUNK", 10)
+    np.testing.assert_array_equal(q.nearest(z, codes), whole)
+
+
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_a_codebook_over_devices_gives_the_tokens_of_the_whole_one(tensor):
+    mesh = jax.make_mesh((8 // tensor, 1, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    ties = np.round(2 * normal(0, 16, 8, 3)), np.round(2 * normal(1, 64, 3))
+    for z, codes in (ties, (unit(normal(2, 16, 32, 8)), unit(normal(3, 1024, 8)))):
+        dense = np.asarray(q.nearest(z, codes))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(z, NamedSharding(mesh, P(("data", "fsdp"))))
+            spread = jax.jit(q.nearest)
+            np.testing.assert_array_equal(spread(placed, codes), dense)
+            assert "all-gather" in spread.lower(placed, codes).compile().as_text()  # it took the sharded way
+            np.testing.assert_array_equal(jax.jit(q.nearest)(z[:3], codes), dense[:3])  # a batch that does not divide
+
+
+# ------------------------------------------------------------------------------------------------------- gradients
+
+
+def gradient(through, z, code, weight):
+    return jax.grad(lambda z: jnp.sum(q.STRAIGHT_THROUGH[through](z, code) * weight))(z)
+
+
+def test_straight_through_variants():
+    z, code, g = 3 * normal(0, 50, 8), unit(normal(1, 50, 8)), normal(2, 50, 8)
+    for name, through in q.STRAIGHT_THROUGH.items():
+        np.testing.assert_array_equal(through(z, code), code, err_msg=name)  # bit for bit what decode gets from tokens
+        of_code = jax.grad(lambda code, through=through: jnp.sum(through(z, code) * g))(code)
+        np.testing.assert_array_equal(of_code, np.zeros_like(code), err_msg=name)
+    np.testing.assert_array_equal(gradient("plain", z, code, g), g)
+
+    u, norm = unit(z), np.linalg.norm(z, axis=-1, keepdims=True)
+    tangent = (g - u * np.sum(u * g, -1, keepdims=True)) / norm
+    np.testing.assert_allclose(gradient("normalised", z, code, g), tangent, atol=1e-5)
+    small = gradient("normalised", 1e-3 * u, code, g)
+    np.testing.assert_allclose(np.linalg.norm(small), np.linalg.norm(tangent * norm) * 1e3, rtol=1e-3)
+
+
+def test_rotation_trick():
+    """Three identities: the value is the code, the angle to the gradient is kept, lengths are scaled by |code| / |z|."""
+    z, code, g = 3 * normal(0, 50, 8), 2 * normal(1, 50, 8), normal(2, 50, 8)
+    dz = gradient("rotation", z, code, g)
+    cosine = lambda a, b: np.sum(unit(a) * unit(b), -1)  # noqa: E731
+    np.testing.assert_allclose(cosine(z, np.asarray(dz)), cosine(code, g), atol=1e-6)
+    ratio = np.linalg.norm(code, axis=-1) / np.linalg.norm(z, axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(dz, axis=-1) / np.linalg.norm(g, axis=-1), ratio, rtol=1e-5)
+    # The rotation itself, written as a matrix for one vector.
+    u, v = unit(z[0]), unit(code[0])
+    w = unit(u + v)
+    matrix = ratio[0] * (np.eye(8) - 2 * np.outer(w, w) + 2 * np.outer(v, u))
+    np.testing.assert_allclose(matrix @ z[0], code[0], atol=1e-5)
+    np.testing.assert_allclose(dz[0], matrix.T @ g[0], atol=1e-5)
+
+
+def test_normalisation_has_a_gradient_at_zero_where_other_forms_have_none():
+    zero = jnp.zeros(4)
+    assert np.isfinite(jax.grad(lambda x: q.normalised(x).sum())(zero)).all()
+    for other in (lambda x: x / jnp.linalg.norm(x), lambda x: x / jnp.maximum(jnp.linalg.norm(x), 1e-6)):
+        assert np.isnan(jax.grad(lambda x, other=other: other(x).sum())(zero)).all()
+    for name in q.STRAIGHT_THROUGH:
+        assert np.isfinite(gradient(name, jnp.zeros((1, 4)), jnp.ones((1, 4)), jnp.ones((1, 4)))).all()
+    z = normal(0, 20, 5)
+    np.testing.assert_allclose(q.normalised(z), unit(z), atol=1e-6)
+
+
+def test_losses_of_a_learned_codebook():
+    """beta weighs the commitment; unused codes get no gradient; that of the commitment of unit codes is at right angles to z."""
+    quantiser = build_quantiser(dict(name="learned", size=64, dim=8, normalise=True))
+    (params, state), z = quantiser.init(jax.random.key(0)), normal(0, 4, 5, 8)
+
+    def loss(params, z):
+        out = quantiser.train(params, state, z, jax.random.key(1), 0)
+        return out.loss, out
+
+    (of_params, of_z), out = jax.grad(loss, (0, 1), has_aux=True)(params, z)
+    code = unit(np.asarray(params["codebook"]))[out.tokens]
+    np.testing.assert_allclose(out.loss, 1.25 * np.mean((unit(z) - code) ** 2), rtol=1e-5)
+    norms = np.linalg.norm(of_params["codebook"], axis=-1)
+    used = np.isin(np.arange(64), out.tokens)
+    assert 1 < used.sum() < 64
+    assert np.all(norms[used] > 0)
+    np.testing.assert_array_equal(norms[~used], 0)
+    assert np.abs(of_z).max() > 1e-3
+    np.testing.assert_allclose(np.sum(of_z * z, -1), 0, atol=1e-8)
+    direction = jax.grad(lambda z: q.commitment_loss(q.normalised(z), code))(z)
+    np.testing.assert_allclose(of_z, 0.25 * direction, atol=1e-8)  # beta, and nothing of the codebook's term
+    # What the decoder says reaches z as it is and the codes not at all.
+    weight = normal(3, 4, 5, 8)
+    down = jax.grad(lambda p, z: jnp.sum(quantiser.train(p, state, z, jax.random.key(1), 0).codes * weight), (0, 1))(params, z)
+    np.testing.assert_array_equal(down[0]["codebook"], 0)
+    np.testing.assert_array_equal(down[1], weight)
+    # Tokens to codes and back.
+    tokens = quantiser.tokens(params, state, z)
+    np.testing.assert_array_equal(tokens, out.tokens)
+    np.testing.assert_array_equal(quantiser.embed(params, state, tokens), out.codes)
+    np.testing.assert_array_equal(quantiser.codebook(params, state)[tokens], out.codes)
+
+
+# -------------------------------------------------------------------------------------------------- moving averages
+
+
+def test_moving_averages_converge_to_the_means_of_their_vectors():
+    z, tokens = normal(0, 60, 4), np.arange(60) % 5  # codes 5, 6 and 7 get none
+    means = np.stack([z[tokens == k].mean(0) for k in range(5)])
+    start = normal(1, 8, 4)
+    state = dict(codebook=start, count=jnp.ones(8), sum=start, weight=jnp.ones(()))
+    update = jax.jit(lambda state: q.moving_average(state, z, tokens, 0.8))
+    for _ in range(100):
+        state = update(state)
+    np.testing.assert_allclose(state["codebook"][:5], means, atol=1e-5)
+    np.testing.assert_allclose(state["count"], [12] * 5 + [0] * 3, atol=1e-5)
+    one = q.moving_average(dict(codebook=start, count=jnp.ones(8), sum=start, weight=jnp.ones(())), z, tokens, 0.8)
+    np.testing.assert_allclose(one["codebook"][5:], start[5:], rtol=1e-3)  # m / N stays; smoothing of 1e-5 aside
+    np.testing.assert_allclose(one["count"], 0.8 + 0.2 * np.array([12] * 5 + [0] * 3), rtol=1e-6)
+    assert q.counts(tokens, 8).sum() == 60
+
+
+def test_averages_without_bias_are_the_first_batch_after_the_first_batch():
+    z, tokens = normal(0, 60, 4), np.arange(60) % 5
+    state = dict(codebook=normal(1, 5, 4), count=jnp.zeros(5), sum=jnp.zeros((5, 4)), weight=jnp.zeros(()))
+    state = q.moving_average(state, z, tokens, 0.99)
+    np.testing.assert_allclose(state["codebook"], [z[tokens == k].mean(0) for k in range(5)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state["weight"], 0.01, rtol=1e-5)
+    np.testing.assert_allclose(state["count"] / state["weight"], np.full(5, 12), rtol=1e-5)
+
+
+def test_averages_are_those_of_the_global_batch():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    z, tokens, start = normal(0, 64, 4), np.arange(64) % 5, normal(1, 5, 4)
+    state = dict(codebook=start, count=jnp.ones(5), sum=start, weight=jnp.ones(()))
+    one = q.moving_average(state, z, tokens, 0.9)
+    spread = jax.jit(lambda z, t: q.moving_average(state, z, t, 0.9))(
+        *(jax.device_put(x, NamedSharding(mesh, P("data"))) for x in (z, tokens))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), spread, one)
+
+
+@pytest.mark.parametrize("update", ["average", "gradient"])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_dead_codes_start_again_at_vectors_of_the_batch(update, normalise):
+    spec = dict(name="learned", size=16, dim=4, update=update, normalise=normalise, revive=0.5, decay=0.9)
+    quantiser = build_quantiser(spec)
+    (params, state), z = quantiser.init(jax.random.key(0)), 5 + 0.1 * normal(0, 64, 4)  # far from most codes
+    before = quantiser.codebook(params, state)
+    train = jax.jit(quantiser.train)
+    for step in range(60):
+        out = train(params, state, z, jax.random.key(step), step)
+        state = out.state
+        if step == 0:
+            assert out.logs["revived"] == 0  # each has a count of 1 to begin with
+            assert out.logs["usage_of_batch"] < 0.5
+    after = quantiser.codebook(params, state)
+    assert out.logs["usage_of_batch"] > 0.5
+    to_vectors = np.sqrt(distances(np.asarray(after), unit(z) if normalise else z).clip(0)).min(-1)
+    assert np.all(to_vectors < 0.2), to_vectors  # every code is among the vectors now
+    assert not np.allclose(before, after)
+    other = train(params, state, z, jax.random.key(5), 60)
+    np.testing.assert_array_equal(other.tokens, train(params, state, z, jax.random.key(6), 60).tokens)
+    if update == "gradient":  # the codes go on being trained: d(code) / d(parameter) is one
+        of = jax.grad(lambda p: quantiser.train(p, state, z, jax.random.key(5), 60).loss)(params)["codebook"]
+        assert np.abs(of).max() > 0
+
+
+def test_k_means_finds_separated_clusters_and_starts_a_codebook_with_them():
+    centres = 10 * np.array(list(itertools.product((-1, 1), repeat=4)), np.float32)
+    z = np.repeat(centres, 20, 0) + 0.1 * normal(0, 320, 4)
+    means = z.reshape(16, 20, 4).mean(1)
+    found = np.asarray(jax.jit(q.k_means, static_argnums=2)(jax.random.key(0), z, 16))
+    order = distances(means, found).argmin(-1)
+    assert sorted(order) == list(range(16))  # k-means++ finds one centre in each
+    np.testing.assert_allclose(found[order], means, atol=1e-5)
+    for update in ("average", "gradient"):
+        quantiser = build_quantiser(dict(name="learned", size=16, dim=4, init="k_means", update=update))
+        params, state = quantiser.init(jax.random.key(1))
+        out = jax.jit(quantiser.train)(params, state, z, jax.random.key(0), 0)
+        assert out.logs["usage_of_batch"] == 1
+        np.testing.assert_allclose(out.logs["distance_to_code"], 0.01, rtol=0.2)
+        later = jax.jit(quantiser.train)(params, out.state, z + 50, jax.random.key(0), 1)
+        kept = quantiser.codebook(params, later.state)
+        assert np.abs(np.asarray(kept)).max() < 50  # no second start
+
+
+# -------------------------------------------------------------------------------------------- entropies and measures
+
+
+def test_usage_and_perplexity():
+    for count, used, perplexity in (([3, 3, 3, 3], 1, 4), ([12, 0, 0, 0], 0.25, 1), ([6, 6, 0, 0], 0.5, 2)):
+        np.testing.assert_allclose(q.usage(jnp.array(count)), used)
+        np.testing.assert_allclose(q.perplexity(jnp.array(count, jnp.float32)), perplexity, rtol=1e-6)
+    rng = np.random.default_rng(0)
+    for n in (5, 100):
+        count = np.bincount(rng.integers(0, 64, n), minlength=64).astype(np.float32)
+        assert 1 <= q.perplexity(count) <= min(64, n) + 1e-4
+        assert q.usage(count) * 64 >= q.perplexity(count) - 1e-4
+    count = np.bincount(rng.integers(0, 8192, 1024), minlength=8192).astype(np.float32)
+    assert 925 < q.perplexity(count) < 950  # 1024 uniform draws of 8192: 1024 exp(-1024 ln 2 / 8192) = 939 for their pairs
+
+
+def test_entropy_loss_against_a_loop_and_its_range():
+    z, codes, tau = normal(0, 30, 3), normal(1, 7, 3), 0.5
+    p = np.exp(-distances(z, codes) / tau)
+    p /= p.sum(-1, keepdims=True)
+    each, mean = -(p * np.log(p)).sum(-1).mean(), p.mean(0)
+    np.testing.assert_allclose(q.entropy_loss(z, codes, tau), each + (mean * np.log(mean)).sum(), atol=1e-5)
+    assert -np.log(7) <= q.entropy_loss(z, codes, 1e-2) <= 0
+    np.testing.assert_allclose(q.entropy_loss(codes, codes, 1e-2), -np.log(7), atol=1e-4)  # all sure, all used alike
+    assert np.isfinite(jax.grad(lambda z: q.entropy_loss(z, codes, 1e-6))(z)).all()
+
+
+def test_entropies_of_bits_are_those_of_their_codes():
+    z, tau = 0.3 * normal(0, 40, 6), 0.5
+    codes = np.asarray(q.lfq_codes(jnp.arange(64), 6))
+    whole = q.entropy_loss(z, codes, tau)
+    np.testing.assert_allclose(q.bit_entropy_loss(z, tau), whole, atol=1e-5)
+    assert q.bit_entropy_loss(z, tau, group=3) <= whole + 1e-6  # entropies of parts bound that of the whole from above
+    assert np.isfinite(jax.grad(lambda z: q.bit_entropy_loss(z, 1e-3))(100 * z)).all()  # saturated
+
+
+# --------------------------------------------------------------------------------------------------- FSQ and LFQ
+
+
+@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (8, 8, 8), (7, 4, 3)])
+def test_fsq_is_a_bijection_on_its_levels(levels):
+    size = int(np.prod(levels))
+    codes = np.asarray(q.fsq_codes(jnp.arange(size), levels))
+    assert len({tuple(c) for c in codes.tolist()}) == size
+    np.testing.assert_array_equal(q.fsq_tokens(codes, levels), np.arange(size))
+    for d, n in enumerate(levels):
+        np.testing.assert_allclose(sorted(set((codes[:, d] * (n // 2)).tolist())), np.arange(-(n // 2), n - n // 2), atol=1e-6)
+    np.testing.assert_array_equal(q.fsq(jnp.zeros((1, len(levels))), levels), np.zeros((1, len(levels))))
+    z = normal(0, 50_000, len(levels))
+    out = np.asarray(q.fsq(z, levels))
+    tokens = np.asarray(q.fsq_tokens(out, levels))
+    np.testing.assert_array_equal(q.fsq_codes(tokens, levels), out)
+    assert len(np.unique(tokens)) > 0.95 * size  # tanh reaches all of them
+    slope = jax.grad(lambda z: q.fsq(z, levels).sum())(jnp.zeros((1, len(levels))))
+    half = np.array([(n - 1) * 1.001 / 2 for n in levels])
+    offset = np.array([0.5 * (n % 2 == 0) for n in levels])
+    expected = half * (1 - (offset / half) ** 2) / np.array([n // 2 for n in levels])  # of the bounded value: rounding is passed over
+    np.testing.assert_allclose(slope[0], expected, rtol=1e-4)
+
+
+def test_lfq_is_a_bijection_with_the_gradient_of_its_input():
+    codes = np.asarray(q.lfq_codes(jnp.arange(1024), 10))
+    assert set(np.unique(codes)) == {-1, 1}
+    np.testing.assert_array_equal(q.lfq_tokens(codes), np.arange(1024))
+    z, g = normal(0, 20, 10), normal(1, 20, 10)
+    np.testing.assert_array_equal(q.lfq(z), np.sign(z))
+    np.testing.assert_array_equal(jax.grad(lambda z: jnp.sum(q.lfq(z) * g))(z), g)
+
+
+@pytest.mark.parametrize("spec", [dict(name="fsq", levels=(8, 5, 5, 5)), dict(name="lfq", bits=6)])
+def test_quantisers_without_a_codebook(spec):
+    quantiser = build_quantiser(spec)
+    params, state = quantiser.init(jax.random.key(0))
+    z = normal(0, 3, 4, 4, quantiser.dim)
+    out = quantiser.train(params, state, z, jax.random.key(1), 0)
+    assert (out.tokens.shape, out.codes.shape) == (z.shape[:-1], z.shape)
+    np.testing.assert_array_equal(quantiser.codebook(params, state)[quantiser.tokens(params, state, z)], out.codes)
+    if spec["name"] == "lfq":
+        loss = 0.25 * np.mean((z - np.sign(z)) ** 2) + 0.1 * q.bit_entropy_loss(z, 0.01)
+        np.testing.assert_allclose(out.loss, loss, rtol=1e-5)
+
+
+def test_wrong_quantisers_are_named():
+    for spec, told in (
+        (dict(name="rvq"), "quantiser.name='rvq' is unknown; choose learned, fsq, lfq"),
+        (dict(name="fsq", size=3), "quantiser.size is no option of 'fsq'; options: levels"),
+        (dict(name="learned", straight_through="d"), "straight_through='d' is unknown; choose plain, normalised, rotation"),
+        (dict(name="learned", straight_through="normalised"), "is for unit codes; set normalise=True"),
+    ):
+        with pytest.raises(UserError, match=told):
+            build_quantiser(spec)
