@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import re
+import tempfile
 
 import flax.linen as nn
 import jax
@@ -16,8 +17,8 @@ from ssl_jax.cli import config as configs
 from ssl_jax.cli.assemble import assemble, build_method
 from ssl_jax.data.pipeline import element_spec
 from ssl_jax.engine import loop
-from ssl_jax.engine.checkpoint import Checkpoints
-from ssl_jax.engine.method import groups, players, trained
+from ssl_jax.engine.checkpoint import Checkpoints, write_json
+from ssl_jax.engine.method import groups, players, trained, visible
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import make_step
 from ssl_jax.errors import UserError
@@ -31,7 +32,45 @@ few_configs = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in 
 
 
 def load(name, variant="smoke", *overrides):
-    return configs.load(f"{ROOT}/configs/{name}.py:{variant}", (*SMALL, *overrides) if variant == "smoke" else overrides)
+    config = configs.load(f"{ROOT}/configs/{name}.py:{variant}", (*SMALL, *overrides) if variant == "smoke" else overrides)
+    if variant == "smoke":
+        for stage in config.stages.values():
+            stage.workdir = stage_run(stage.recipe)
+    return config
+
+
+@functools.cache
+def stage_run(recipe):
+    """The directory of a run of `recipe` that was stopped before its first step."""
+    this, workdir = assemble(configs.load(f"{ROOT}/{recipe}")), pathlib.Path(tempfile.mkdtemp())
+    saved = Checkpoints(workdir / "checkpoints")
+    saved.save(this.run.init(), configs.plain(this.config))
+    saved.close()
+    write_json(workdir / "config.json", configs.plain(this.config))
+    return str(workdir)
+
+
+def fill_in(config, size):
+    """`config`, and the stages that it stands on, as if their data were images [size, size, 3] of 10 classes."""
+    with config.unlocked():
+        config.data.image_shape, config.data.num_classes, config.dtype = size, 10, "float32"
+        for stage in config.stages.values():
+            stage.config = configs.load(f"{ROOT}/{stage.recipe}").copy_and_resolve_references()
+            fill_in(stage.config, size)
+
+
+def abstract_stages(config):
+    """{name: shapes of the weights of each stage}"""
+    frozen = {}
+    for name, stage in config.stages.items():
+        method = build_method(stage.config)
+        params, mutable = jax.eval_shape(method.init, jax.random.key(0), abstract_batch(method), abstract_stages(stage.config))
+        frozen[name] = {"params": params, "mutable": mutable}
+    return frozen
+
+
+def abstract_batch(method):
+    return {k: jax.ShapeDtypeStruct((8, *s), np.uint8 if len(s) > 2 else np.int32) for k, s in method.inputs.items()}
 
 
 @functools.cache
@@ -97,12 +136,9 @@ def test_every_variant_locks_and_builds_abstractly(name):
         told = [dict(kwargs) for _, kwargs in (*config.data.ops, *config.views[0])]
         size = next((kwargs[key] for kwargs in told for key in ("size", "crop") if key in kwargs), 32)
         crops = next((dict(kwargs).get("crops", 2) for op, kwargs in config.data.ops if op == "random_resized_crops"), None)
-        with config.unlocked():
-            config.data.image_shape = (size, size, 3) if crops is None else (crops, size, size, 3)
-            config.data.num_classes, config.dtype = 10, "float32"
+        fill_in(config, (size, size, 3) if crops is None else (crops, size, size, 3))
         method = build_method(config)
-        batch = {k: jax.ShapeDtypeStruct((8, *s), np.uint8 if len(s) > 2 else np.int32) for k, s in method.inputs.items()}
-        params, _ = jax.eval_shape(method.init, jax.random.key(0), batch, {})
+        params, _ = jax.eval_shape(method.init, jax.random.key(0), abstract_batch(method), abstract_stages(config))
         assert set(params) == groups(method) == set(config.optim)
 
 
@@ -215,11 +251,11 @@ def test_save_restore_step_equals_uninterrupted_also_on_another_mesh(name, tmp_p
 def test_encode_gives_finite_features(name):
     this, state = made(name, 8, 2), initial(name)
     images = np.random.default_rng(0).integers(0, 256, (4, *this.config.data.image_shape[-3:]), np.uint8)
-    features = jax.jit(this.method.encode)(state.params, state.mutable, images)
+    features = jax.jit(this.method.encode)(state.params, visible(state), images)
     assert features["pooled"].ndim == 2
     assert features["pooled"].dtype == jnp.float32
     assert all(np.isfinite(x).all() and len(x) == 4 for x in features.values())
-    one = jax.jit(this.method.encode)(state.params, state.mutable, images[:1])
+    one = jax.jit(this.method.encode)(state.params, visible(state), images[:1])
     np.testing.assert_allclose(one["pooled"], features["pooled"][:1], rtol=2e-4, atol=2e-5)  # inference mode: no batch statistics
 
 
@@ -229,7 +265,7 @@ def test_encode_takes_a_batch_of_any_size(name):
     this, state = made(name, 8, 2), initial(name)
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *this.config.data.image_shape[-3:]), np.uint8)
-    features = jax.eval_shape(this.method.encode, state.params, state.mutable, images)
+    features = jax.eval_shape(this.method.encode, state.params, visible(state), images)
     assert all(x.shape[0] == batch for x in features.values())
 
 

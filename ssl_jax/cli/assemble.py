@@ -18,16 +18,18 @@ import numpy as np
 from ssl_jax.augment.views import output_size
 from ssl_jax.cli.config import resolve
 from ssl_jax.cli.extractors import open_extractor
+from ssl_jax.cli.stages import open_stages
 from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches, iterate
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import loop, optim, sharding
-from ssl_jax.engine.method import Method, State
+from ssl_jax.engine.method import Method, State, visible
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context, Pictures, pixel_context
 from ssl_jax.methods import build_method
 
 log = logging.getLogger(__name__)
+STATIC = {"latents": 1, "log_prob": 4}  # arguments of a method's functions that are counts
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -80,6 +82,7 @@ def assemble(config, devices=None) -> Assembly:
     train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     config = fill_in(config, train)
     durations = resolve(config, len(train))
+    config, frozen = open_stages(config)
     method = build_method(config)
     if "views" in config:
         output_size(config.views, config.data.image_shape[-3:-1])
@@ -109,20 +112,21 @@ def assemble(config, devices=None) -> Assembly:
         config.sharding,
         config.seed,
         example,
+        frozen,
         accumulate=config.accumulate,
         skip_nonfinite=config.on_nonfinite == "skip",
     )
     encode_views = _encode_views(method) if "views" in method.fns else None
-    fns = {name: jax.jit(f, static_argnums=1) if name == "latents" else jax.jit(f) for name, f in method.fns.items()}
+    fns = {name: jax.jit(f, static_argnums=STATIC.get(name)) for name, f in method.fns.items()}
     return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views, fns, {})
 
 
-def open_eval(config, split: str, processes: int | None = None):
+def open_eval(config, split: str, processes: int | None = None, keys=("image", "label")):
     """Unaugmented batches of 'train' (the bank) or 'test' (the queries): this process's part, or whole with processes=1."""
     name = {"train": config.data.train_split, "test": config.data.test_split}[split]
     source = open_source(config.data.name, name, config.data.data_dir)
     share = (jax.process_index(), jax.process_count()) if processes is None else (0, processes)
-    return eval_batches(source, config.data.eval_ops, config.eval_batch_size, *share)
+    return eval_batches(source, config.data.eval_ops, config.eval_batch_size, *share, keys=keys)
 
 
 def context(this: Assembly, state: State) -> Context:
@@ -131,9 +135,11 @@ def context(this: Assembly, state: State) -> Context:
     Raises:
         UserError: the config asks for an evaluation that the method offers nothing for.
     """
-    from ssl_jax.cli.samples import open_samples  # which is about an Assembly
+    from ssl_jax.cli.samples import open_labels, open_samples  # which are about an Assembly
 
-    config, bind = this.config, lambda function: functools.partial(function, state.params, state.mutable)
+    config, bind = this.config, lambda function: functools.partial(function, state.params, visible(state))
+    offered = {name: bind(function) for name, function in this.fns.items()}
+    codes = jax.eval_shape(offered["codebook"]).shape[0] if "codebook" in offered else None
     opened = Context(
         bind(this.encode),
         functools.partial(open_eval, config),
@@ -142,10 +148,14 @@ def context(this: Assembly, state: State) -> Context:
         bind(this.encode_views) if this.encode_views else None,
         pictures=Pictures(
             open_samples(this, state),
-            bind(this.fns["judge"]) if "judge" in this.fns else None,
+            offered.get("judge"),
             functools.partial(open_extractor, mesh=this.run.mesh),
             this.known,
-            bind(this.fns["reconstruct"]) if "reconstruct" in this.fns else None,
+            offered.get("reconstruct"),
+            **{name: offered.get(name) for name in ("log_prob", "tokens", "decode", "token_nll", "traverse")},
+            codes=codes,
+            sampled_labels=open_labels(this),
+            factors=lambda split, names: open_eval(config, split, 1, ("image", *names)),
         ),
     )
     evals.check_needs(config.evals, opened)

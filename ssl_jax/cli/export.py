@@ -17,6 +17,7 @@ from pathlib import Path
 from ssl_jax.cli.assemble import provenance, start_jax
 from ssl_jax.cli.config import resolve
 from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli.stages import open_stages
 from ssl_jax.cli.workdir import read_config
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.errors import UserError
@@ -44,7 +45,8 @@ def main(args, overrides) -> int:
     config.dtype = args.dtype
     total = resolve(config, config.data.examples)["total"]
     step, saved = read_checkpoint(args.workdir, total, args.step)
-    source = make_source(config, saved["params"], saved["mutable"])
+    _, frozen = open_stages(config)
+    source = make_source(config, saved["params"], {**saved["mutable"], **frozen})
     about = {"step": step, "total_steps": total, **scores(args.workdir, step), "versions": versions(args.workdir)}
     for form in FORMATS if args.format == "all" else [args.format]:
         folder = (args.output or args.workdir / "export") / form

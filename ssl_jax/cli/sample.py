@@ -26,6 +26,7 @@ from ssl_jax.cli.main import add_workdir
 from ssl_jax.cli.neighbours import fetch_images
 from ssl_jax.cli.samples import Sampler, open_sampler
 from ssl_jax.cli.workdir import read_config
+from ssl_jax.engine.method import visible
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.errors import UserError
 from ssl_jax.evals.features import extract
@@ -142,7 +143,7 @@ def reconstructions(this, state) -> np.ndarray | None:
     if "reconstruct" not in this.fns:
         return None
     images = next(iter(open_eval(this.config, "test")))["image"][: 3 * COLUMNS]
-    again = np.asarray(this.fns["reconstruct"](state.params, state.mutable, images))
+    again = np.asarray(this.fns["reconstruct"](state.params, visible(state), images))
     pairs = np.stack([images.reshape(3, COLUMNS, *images.shape[1:]) / 255, again.reshape(3, COLUMNS, *again.shape[1:])], 1)
     return pairs.reshape(6, COLUMNS, *images.shape[1:])
 

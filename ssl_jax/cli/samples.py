@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ssl_jax.cli.assemble import Assembly
-from ssl_jax.engine.method import State
+from ssl_jax.engine.method import State, visible
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.errors import UserError
 
@@ -47,7 +47,7 @@ def open_sampler(this: Assembly, state: State) -> Sampler:
         return call
 
     settle, latents, sample = (in_mesh(this.fns[name]) for name in ("settle", "latents", "sample"))
-    generator = settle(state.params, state.mutable, jax.random.key(this.config.seed))
+    generator = settle(state.params, visible(state), jax.random.key(this.config.seed))
     return Sampler(
         generator,
         lambda count, seed: latents(jax.random.key(seed), count),
@@ -73,6 +73,20 @@ def open_samples(this: Assembly, state: State) -> Callable[..., Iterator[np.ndar
             yield np.round(pictures[: count - start] * 255).astype(np.uint8)
 
     return samples
+
+
+def open_labels(this: Assembly) -> Callable[[int, int], np.ndarray] | None:
+    """(count, seed) -> int32 [count]: the classes that the pictures of `open_samples` were made for; None where there are none."""
+    if "sample" not in this.fns or "label" not in jax.eval_shape(lambda key: this.method.fns["latents"](key, 1), jax.random.key(0)):
+        return None
+    size = this.config.eval_batch_size
+
+    def labels(count: int, seed: int):
+        with jax.set_mesh(this.run.mesh):
+            drawn = [this.fns["latents"](jax.random.key(seed + (i << 20)), size)["label"] for i in range(-(-count // size))]
+        return np.concatenate(jax.device_get(drawn))[:count]
+
+    return labels
 
 
 def save_samples(this: Assembly, state: State, step: int, workdir: Path) -> None:

@@ -28,9 +28,9 @@ class Run(NamedTuple):
     """A compiled run: everything that does not change from step to step."""
 
     mesh: Mesh
-    abstract: State  # shapes with shardings, to restore into
+    abstract: State  # shapes with shardings, to restore into; `frozen` is there already
     init: Callable[[], State]  # makes the sharded initial state
-    step: Callable[[State, Batch, jax.Array], tuple[State, Mapping]]  # donates the state
+    step: Callable[[State, Batch, jax.Array], tuple[State, Mapping]]  # donates the state, but for `frozen`
     lower: Callable  # (state, batch, root) -> jax.stages.Lowered of the step
     traces: Callable[[], int]  # how often the step has been traced
     root: jax.Array  # the key that every other is folded from
@@ -61,6 +61,7 @@ def compile_run(
         make_optimizers: shapes of the params -> ({group: transformation}, {group: schedule}).
         rules: (regex, rule) list for the parameters (`engine.sharding`).
         example: a host batch, for its shapes.
+        frozen: {stage: {'params': ..., 'mutable': ...}}, arrays of the host, or shapes where nothing is to be run.
 
     Returns:
         (the run, {group: learning-rate schedule})
@@ -71,25 +72,39 @@ def compile_run(
     params, _ = jax.eval_shape(method.init, jax.random.key(0), shapes, frozen)
     optimizers, schedules = make_optimizers(params)
     check_groups(method, params, optimizers)
+    whole_step = make_step(method, optimizers, accumulate, skip_nonfinite)
 
     def init(key, batch, frozen) -> State:
         params, mutable = method.init(key, batch, frozen)
         opt = {group: optimizers[group].init(params[group]) for group in params}
-        return State(np.zeros((), np.int32), params, opt, mutable, frozen)
+        return State(np.zeros((), np.int32), params, opt, mutable, {})
+
+    def step(moving, frozen, batch, root):
+        after, metrics = whole_step(moving._replace(frozen=frozen), batch, root)
+        return after._replace(frozen={}), metrics
 
     root = jax.random.key(seed)
+    replicated = NamedSharding(mesh, sharding.P())
     state_shapes = jax.eval_shape(init, root, shapes, frozen)
     state_shardings = sharding.shard_state(rules, state_shapes, mesh)
-    replicated = NamedSharding(mesh, sharding.P())
     batch_shardings = {name: NamedSharding(mesh, sharding.BATCH) for name in example}
+    frozen = jax.tree.map(lambda x: _place(x, replicated), frozen)
 
     jitted_init = jax.jit(init, out_shardings=state_shardings)
     jitted_step = jax.jit(
-        make_step(method, optimizers, accumulate, skip_nonfinite),
-        in_shardings=(state_shardings, batch_shardings, replicated),
+        step,
+        in_shardings=(state_shardings, replicated, batch_shardings, replicated),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
+
+    def split_off(function):
+        """What is frozen is an argument of its own: it is not donated, and no step copies it."""
+        return lambda state, batch, root: function(state._replace(frozen={}), state.frozen, batch, root)
+
+    def run_step(state, batch, root):
+        moving, metrics = split_off(jitted_step)(state, batch, root)
+        return moving._replace(frozen=state.frozen), metrics
 
     def in_mesh(function):
         def call(*args):
@@ -102,14 +117,21 @@ def compile_run(
         mesh=mesh,
         abstract=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_shapes, state_shardings
-        ),
-        init=in_mesh(lambda: jitted_init(root, zeros, frozen)),
-        step=in_mesh(jitted_step),
-        lower=in_mesh(jitted_step.lower),
+        )._replace(frozen=frozen),
+        init=in_mesh(lambda: jitted_init(root, zeros, frozen)._replace(frozen=frozen)),
+        step=in_mesh(run_step),
+        lower=in_mesh(split_off(jitted_step.lower)),
         traces=jitted_step._cache_size,
         root=jax.device_put(root, replicated),
     )
     return run, schedules
+
+
+def _place(x, where: NamedSharding):
+    """An array, or the shape of one, on the mesh."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.device_put(x, where)
 
 
 def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[Batch]:

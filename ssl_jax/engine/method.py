@@ -51,10 +51,24 @@ class Method(NamedTuple):
     init: Callable[[jax.Array, Batch, dict], tuple[dict, dict]]  # (key, batch, frozen) -> (params, mutable)
     phases: tuple[Phase, ...]
     encode: Callable[[dict, dict, jax.Array], dict[str, jax.Array]]
-    # (params, mutable, images uint8 [B, H, W, 3]) -> {'pooled': [B, D], 'layer3': [B, h, w, C], ...}, in inference mode
+    # (params, mutable, images uint8 [B, H, W, 3]) -> {'pooled': [B, D], 'layer3': [B, h, w, C], ...}, in inference mode;
+    # `mutable` holds the frozen stages too, here and in `fns` (see `visible`)
     after: Callable[[State], dict] = lambda state: state.mutable  # teachers and moving averages, once per step
     fns: Mapping[str, Callable] = {}  # optional pure functions: 'views', 'tokens', 'decode', 'sample', ...
     couples_batch: bool = False  # the loss mixes examples: gradient accumulation is refused
+    notes: Mapping[str, str] = {}  # what the protocol of every evaluation has to name: {'likelihood': 'bernoulli, ...'}
+
+
+class Stage(NamedTuple):
+    """A finished run that another method stands on; its arrays are in `State.frozen[name]` as {'params': ..., 'mutable': ...}."""
+
+    config: Any  # resolved, as it was trained
+    method: Method
+
+
+def visible(state: State) -> dict[str, Tree]:
+    """What `encode` and `fns` are given as `mutable`: with the frozen stages by their names."""
+    return {**state.mutable, **state.frozen}
 
 
 def players(phase: Phase) -> tuple[tuple[str, ...], ...]:

@@ -6,12 +6,13 @@ import difflib
 import importlib
 import pkgutil
 
-from ssl_jax.engine.method import Method
+from ssl_jax.engine.method import Method, Stage
 from ssl_jax.errors import UserError
 
 
 def build_method(config) -> Method:
-    """`build` of ssl_jax/methods/<config.method>.py, with the stages that it stands on.
+    """`build` of ssl_jax/methods/<config.method>.py, with the stages that it stands on: `config.stages[name].config` is the resolved
+    config of each.
 
     Raises:
         UserError: no such method, or a field of `config` that it needs or does not have.
@@ -21,8 +22,9 @@ def build_method(config) -> Method:
         near = difflib.get_close_matches(str(config.method), names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
         raise UserError(f"config.method={config.method!r} does not exist; {hint}")
+    stages = {name: Stage(stage.config, build_method(stage.config)) for name, stage in config.get("stages", {}).items()}
     try:
-        return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, {})
+        return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, stages)
     except (AttributeError, TypeError) as error:  # a field that the method needs, or one that its modules do not have
         if "ssl_jax" in str(error):
             raise

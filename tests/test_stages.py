@@ -1,0 +1,86 @@
+"""A run that stands on another one: found, written into its config, used frozen, and refused where it is not the same."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import assemble
+from ssl_jax.cli.stages import open_stages
+from ssl_jax.engine import loop
+from ssl_jax.engine.checkpoint import Checkpoints, write_json
+from ssl_jax.engine.method import visible
+from ssl_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPE = "configs/supervised.py:smoke"
+
+
+def small(recipe, *overrides):
+    return configs.load(f"{ROOT}/{recipe}", ("--config.batch_size=16", *overrides))
+
+
+def save_run(workdir, config, state, steps):
+    saved = Checkpoints(workdir / "checkpoints")
+    for step in steps:
+        saved.save(state._replace(step=np.int32(step)), configs.plain(config))
+    saved.close()
+    write_json(workdir / "config.json", configs.plain(config))
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    workdir, this = tmp_path_factory.mktemp("stage"), assemble(small(RECIPE), jax.devices()[:2])
+    state = this.run.init()
+    save_run(workdir, this.config, state, (0, 5))
+    return workdir, state
+
+
+def standing_on(workdir, **fields):
+    config = small(RECIPE)
+    with config.unlocked():
+        config.stages.teacher = dict(workdir=str(workdir), recipe=RECIPE, **fields)
+    return config
+
+
+def test_a_stage_becomes_part_of_the_config_and_of_the_frozen_state(stage):
+    workdir, saved = stage
+    this = assemble(standing_on(workdir), jax.devices()[:2])
+    found = this.config.stages.teacher
+    assert (found.step, found.config.method, len(found.fingerprint)) == (5, "supervised", 16)
+    state = this.run.init()
+    host = jax.device_get(state.frozen["teacher"]["params"])
+    jax.tree.map(np.testing.assert_array_equal, host, jax.device_get(saved.params))
+    batches = [{k: v for k, v in this.batches[0].items() if k != "skipped"}]
+    for batch in loop.to_device(batches, this.run.mesh, ahead=1):
+        after, _ = this.run.step(state, batch, this.run.root)
+    assert after.frozen is state.frozen  # neither donated nor copied
+    assert "teacher" in visible(after)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.frozen["teacher"]["params"]), host)
+    assert this.run.abstract.frozen is state.frozen  # a restored state has it at once
+
+
+def test_it_goes_on_with_the_checkpoint_that_it_was_started_with(stage):
+    workdir, _ = stage
+    config, _ = open_stages(standing_on(workdir, step=0))
+    assert config.stages.teacher.step == 0
+    again, _ = open_stages(config)
+    assert again.stages.teacher.fingerprint == config.stages.teacher.fingerprint
+
+
+def test_what_is_missing_or_another_is_one_line(stage, tmp_path):
+    workdir, state = stage
+    with pytest.raises(UserError, match=r"stages\.teacher\.workdir is not set.*--config=configs/supervised\.py:smoke"):
+        open_stages(standing_on(""))
+    with pytest.raises(UserError, match=r"holds no run \(no config\.json\)"):
+        open_stages(standing_on(tmp_path))
+    with pytest.raises(UserError, match=r"has no checkpoint 3; there are \[0, 5\]"):
+        open_stages(standing_on(workdir, step=3))
+    config, _ = open_stages(standing_on(workdir))
+    save_run(tmp_path, config, state._replace(params=jax.tree.map(lambda x: x + 1, state.params)), (5,))
+    with config.unlocked():
+        config.stages.teacher.workdir = str(tmp_path)
+    with pytest.raises(UserError, match=r"other weights \(\w{16}\) than this run was started with"):
+        open_stages(config)
