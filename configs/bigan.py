@@ -36,8 +36,8 @@ def adam(**options):
 def scenes(config):
     config.data.ops = config.data.eval_ops = (("resize_crop", dict(resize=32, crop=32)),)
     config.views = flipped(32)
-    config.batch_size = 128
-    config.total_epochs = 40.0
+    config.batch_size = 64
+    config.total_steps = 5000
     config.model = dict(
         # The published start of the latent's weights, 25 times as large, hides the image from D, and places from G, for more steps than
         # these runs have.
@@ -52,15 +52,14 @@ def scenes(config):
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.evals.reconstruction = dict(kind="reconstruction")
     config.best_metric = "linear/top1"
-    config.evaluate_every_epochs, config.checkpoint_every_epochs = 10.0, 4.0
+    config.evaluate_every_steps, config.checkpoint_every_steps = 2500, 500
+    config.log_every_steps = 50
 
 
 def smoke(config):
     scenes(config)
     config.batch_size = 32
-    config.total_epochs, config.total_steps = None, 8
-    config.evaluate_every_epochs, config.evaluate_every_steps = None, 4
-    config.checkpoint_every_epochs, config.checkpoint_every_steps = None, 2
+    config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
     config.log_every_steps = 1
     config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
     config.model.generator.widths, config.model.encoder.widths, config.model.discriminator.widths = (16, 8), (8, 16), (8, 16)
@@ -71,24 +70,28 @@ def smoke(config):
 def cifar10_small(config):
     scenes(config)
     config.data.name, config.data.ops, config.data.eval_ops = "cifar10", (), ()
-    config.total_epochs = 20.0
+
+
+def in_epochs(config, total, evaluate, checkpoint):
+    config.total_steps = config.evaluate_every_steps = config.checkpoint_every_steps = None
+    config.total_epochs, config.evaluate_every_epochs, config.checkpoint_every_epochs = total, evaluate, checkpoint
 
 
 def cifar10(config):
     cifar10_small(config)
-    config.total_epochs = 200.0
+    config.batch_size = 128
+    in_epochs(config, 200.0, 20.0, 5.0)
     config.model.generator.widths = (512, 256, 128)
     config.model.encoder.widths = config.model.discriminator.widths = (128, 256, 512)
     config.model.latent.size = 100
-    config.evaluate_every_epochs, config.checkpoint_every_epochs = 20.0, 5.0
-    config.log_every_steps = 50
 
 
 def mnist(config):
     scenes(config)
     config.data.name, config.data.ops, config.data.eval_ops = "mnist", (), ()
     config.views = ((("random_crop", dict(size=28)),),)  # all of it
-    config.total_epochs = 400.0
+    config.batch_size = 128
+    in_epochs(config, 400.0, 25.0, 5.0)
     config.model = dict(
         generator=dict(name="mlp", shape=(28, 28, 1), widths=(1024, 1024)),
         encoder=dict(name="mlp", widths=(1024, 1024)),
@@ -104,8 +107,6 @@ def mnist(config):
         reconstruction=dict(kind="reconstruction"),
     )
     config.best_metric = "knn/top1"
-    config.evaluate_every_epochs, config.checkpoint_every_epochs = 25.0, 5.0
-    config.log_every_steps = 50
 
 
 def imagenet64(config):
@@ -116,7 +117,8 @@ def imagenet64(config):
     config.data.eval_ops = (("resize_crop", dict(resize=72, crop=64)),)
     config.views = flipped(64)
     config.data.workers = 16
-    config.total_epochs = 100.0
+    config.batch_size = 128
+    in_epochs(config, 100.0, 10.0, 1.0)
     config.model = dict(
         generator=dict(name="conv", shape=(64, 64, 3), widths=(512, 256, 128, 64)),
         encoder=dict(name="alexnet"),
@@ -126,8 +128,7 @@ def imagenet64(config):
         std=HALF,
     )
     config.evals.linear = dict(kind="linear", solver="sgd", layer="layer3")
-    config.evaluate_every_epochs, config.checkpoint_every_epochs = 10.0, 1.0
-    config.log_every_steps, config.baselines = 50, ()
+    config.baselines = ()
 
 
 def imagenet112(config):
