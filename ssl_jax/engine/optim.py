@@ -89,6 +89,12 @@ def _core(spec: Mapping, rate, adapt, add_decay) -> list[optax.GradientTransform
         # other codebases put the rate outside, which differs under a schedule).
         trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=spec["trust"]), adapt)
         return [add_decay, trust, descend(rate), optax.trace(spec["momentum"])]
+    if kind == "adafactor":
+        # Of Shazeer & Stern 2018 (arXiv:1804.04235) the factored second moment and the clipping of each update's mean square, with a
+        # first moment of half the size; no scaling by parameters (Zhai et al. 2022, arXiv:2106.04560, section 3.4).
+        first = [optax.ema(spec["b1"], debias=False, accumulator_dtype=jnp.bfloat16)] if spec["b1"] else []
+        second = optax.scale_by_factored_rms(decay_rate=spec["power"], min_dim_size_to_factor=spec["factored_from"])
+        return [second, optax.clip_by_block_rms(spec["threshold"]), *first, add_decay, descend(rate)]
     moments = optax.scale_by_adam(spec["b1"], spec["b2"], spec["eps"])
     if kind == "adam":
         return [add_decay, moments, descend(rate)]
@@ -100,6 +106,8 @@ DEFAULTS = {
     "lars": dict(momentum=0.9, trust=0.001),
     "adam": dict(b1=0.9, b2=0.999, eps=1e-8),
     "adamw": dict(b1=0.9, b2=0.999, eps=1e-8),
+    # power: the second moment of step t decays by 1 - t^-power. factored_from: the size from which both sides of a matrix are.
+    "adafactor": dict(b1=0.9, power=0.8, threshold=1.0, factored_from=128),
 }
 COMMON = dict(
     lr=None, lr_scale="none", schedule="cosine", warmup_steps=None, warmup_epochs=None, warmup_examples=None, milestones=(),

@@ -66,8 +66,9 @@ def masked_counts(unknown: int, steps: int, schedule: str) -> tuple[int, ...]:
     that follows. The last is 0: what the last step predicts is final.
     """
     counts, left = [], unknown
-    for step in range(1, steps + 1):
-        asked = int(np.floor(float(SCHEDULES[schedule](step / steps)) * unknown))
+    with jax.ensure_compile_time_eval():  # within a traced function too
+        share = np.asarray(SCHEDULES[schedule](np.arange(1, steps + 1) / steps))
+    for step, asked in enumerate(np.floor(share * unknown).astype(int).tolist(), 1):
         left = max(0, min(left - 1, max(asked, steps - step)))
         counts.append(left)
     return tuple(counts)
