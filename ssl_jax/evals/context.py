@@ -35,13 +35,24 @@ class Extractor(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What evaluations of a model that samples, or judges, are given beside its features."""
+    """What evaluations of a model are given beside its features; None where its method does not offer it.
+
+    Images are uint8 [B, H, W, 3] or float32 in [0, 1]; pictures float32 [B, h, w, 3] in [0, 1].
+    """
 
     samples: Callable | None  # (count, seed, truncation) -> uint8 batches [B, H, W, 3]
     judge: Callable | None  # uint8 [B, H, W, 3] -> logits [B]: how real an image is
     extractor: Callable[[str, str], Extractor]  # (specification, resize) -> the network
     known: dict  # features of real images: they do not change within a run
-    reconstruct: Callable | None = None  # uint8 [B, H, W, 3] -> float32 [B, h, w, 3] in [0, 1]: what the code of an image gives
+    reconstruct: Callable | None = None  # images -> pictures: what the code of an image gives
+    log_prob: Callable | None = None  # (images, key, k) -> {'elbo': [B], 'iwae': [B]} in nats, ['dimensions': scalar]
+    tokens: Callable | None = None  # images -> int32 [B, h, w] below `codes`
+    codes: int | None = None  # size of the codebook
+    decode: Callable | None = None  # tokens -> pictures
+    token_nll: Callable | None = None  # (images, labels [B]) -> {'nll': [B] nats summed over tokens, 'tokens': int32 [B, T]}
+    traverse: Callable | None = None  # (images [N, ...], values [V]) -> pictures [N, Z, V, h, w, 3]
+    sampled_labels: Callable | None = None  # (count, seed) -> int32 [count]: the classes that `samples` were made for
+    factors: Callable | None = None  # (split, names of features) -> batches with them and 'mask', of every example, on each process
 
 
 class Context:
@@ -69,17 +80,18 @@ class Context:
         pictures: Pictures | None = None,
     ):
         self.mesh, self.layers, self.pictures = mesh, layers, pictures
-        self._encode, self._open_batches, self._encode_views = encode, open_batches, encode_views
+        self.encode, self._open_batches, self._encode_views = encode, open_batches, encode_views
         self._split_names = dict(split_names or {"train": "train", "test": "test"})
         self._limits = dict(limits or {})
         self._features: dict[tuple[str, str], Features] = {}
         self._views: dict[tuple[int, int], np.ndarray] = {}
+        self._images: jax.ShapeDtypeStruct | None = None
 
     def features(self, split: Split, layer: str = "pooled") -> Features:
         """x [N, D], y [N] of a split; the first call encodes, later ones are free."""
         if (split, layer) not in self._features:
             batches = self._open_batches(split)
-            self._features[split, layer] = extract(self._encode, batches, layer, self.mesh, self._limits.get(split))
+            self._features[split, layer] = extract(self.encode, batches, layer, self.mesh, self.limit(split))
         return self._features[split, layer]
 
     def name(self, split: Split) -> str:
@@ -91,10 +103,37 @@ class Context:
         limited = f"[:{count}]" if count == self._limits.get(split) else ""
         return f"{self._split_names[split]}{limited}({count})"
 
-    def through(self, encode: Callable, split: Split, layer: str, count: int | None = None) -> np.ndarray:
-        """Features [N, D] of the images of a split, all of them or the first `count`, by another network than the encoder."""
-        limits = [n for n in (count, self._limits.get(split)) if n is not None]
-        return extract(encode, self._open_batches(split), layer, self.mesh, min(limits, default=None)).x
+    def limit(self, split: Split, count: int | None = None) -> int | None:
+        """How many examples to use of those that are there, at most `count`; None: all."""
+        return min((n for n in (count, self._limits.get(split)) if n is not None), default=None)
+
+    def through(self, encode: Callable, split: Split, layer: str, count: int | None = None, labelled: bool = False) -> Features:
+        """Features of the images of a split, all of them or the first `count`, by another function than the encoder; not kept.
+
+        `labelled`: `encode` is given (images, labels).
+        """
+        return extract(encode, self._open_batches(split), layer, self.mesh, self.limit(split, count), labelled)
+
+    def keyed(self, function: Callable, seed: int) -> Callable:
+        """A function for one use in `through` out of (images, key, ...) -> ...; the key of batch i is fold_in(key(seed), i)."""
+
+        def with_key(images, *others):
+            nonlocal batch
+            numbers = np.array([seed, batch], np.uint32)
+            whole = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+            key = _batch_key(jax.device_put(numbers) if whole is None else place(numbers, whole))
+            batch += 1
+            return function(images, key, *others)
+
+        batch = 0
+        return with_key
+
+    def images(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of a batch of images, for `jax.eval_shape`."""
+        if self._images is None:
+            images = next(iter(self._open_batches("test")))["image"]
+            self._images = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        return self._images
 
     def views(self, examples: int = 1024, seed: int = 0) -> np.ndarray | None:
         """Features [N, V, D] of augmented views of the first test images, N <= `examples`; None without `encode_views`.
@@ -108,24 +147,19 @@ class Context:
         return self._views[examples, seed]
 
     def _extract_views(self, examples, seed):
-        def keyed(images):
+        def rows(images, key):
             # One flat row per example: placement, padding and counting stay those of `extract`.
-            nonlocal batch
-            numbers = np.array([seed, batch], np.uint32)
-            whole = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-            key = _view_key(jax.device_put(numbers) if whole is None else place(numbers, whole))
             views = self._encode_views(images, key)
-            batch += 1
             shape.append(views.shape[1:])
             return {"views": views.reshape(len(views), -1)}
 
-        batch, shape = 0, []
-        flat = extract(keyed, self._open_batches("test"), "views", self.mesh, examples).x
+        shape = []
+        flat = extract(self.keyed(rows, seed), self._open_batches("test"), "views", self.mesh, examples).x
         return flat.reshape(len(flat), *shape[0])
 
 
 @jax.jit
-def _view_key(numbers):
+def _batch_key(numbers):
     return jax.random.fold_in(jax.random.key(numbers[0]), numbers[1])
 
 

@@ -6,6 +6,7 @@ kernel distance "KID"; callers name the features beside the value.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -31,6 +32,11 @@ def moments(features: np.ndarray) -> Moments:
     mean = features.mean(0)
     centred = features - mean
     return Moments(len(features), mean, centred.T @ centred)
+
+
+def in_parts(features: np.ndarray, rows: int = 8192) -> Moments:
+    """The moments of features [N, D] with no more than `rows` of them in float64 at a time."""
+    return functools.reduce(merge, (moments(features[start : start + rows]) for start in range(0, len(features), rows)))
 
 
 def merge(a: Moments, b: Moments) -> Moments:

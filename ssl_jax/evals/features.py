@@ -25,11 +25,12 @@ class Features(NamedTuple):
 
 
 def extract(
-    encode: Callable[[jax.Array], Mapping[str, jax.Array]],
+    encode: Callable[..., Mapping[str, jax.Array]],
     batches: Iterable[Mapping[str, np.ndarray]],
     layer: str = "pooled",
     mesh: Mesh | None = None,
     limit: int | None = None,
+    labelled: bool = False,
 ) -> Features:
     """Encode every example with mask 1 and bring one layer to the host.
 
@@ -37,12 +38,12 @@ def extract(
     tokens [B, N, C] are averaged over space. A batch has 'image', 'label' [B] (absent: -1) and 'mask' [B] (0 = padding, dropped).
     With a `mesh` the batch is split over ('data', 'fsdp'); with several processes each one passes its own part of the
     batch and all of them end up with all features. Only the features leave the device, one batch behind the encoder.
-    `limit` stops after that many examples.
+    `limit` stops after that many examples. `labelled`: encode is given (images, labels int [B]).
     Raises UserError for an unknown layer, an empty split or features that are not finite.
     """
     split = None if mesh is None else NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    to_rows = jax.jit(lambda feature, *others: (_pool(feature), *others), out_shardings=whole)
+    to_rows = jax.jit(lambda feature, *others: (pool(feature), *others), out_shardings=whole)
     x, y, count = deque(), deque(), 0
 
     def fetch(pending):
@@ -57,7 +58,7 @@ def extract(
         unlabelled = np.full(len(batch["mask"]), -1, np.int32)
         host = (batch["image"], batch.get("label", unlabelled), batch["mask"])
         images, labels, mask = (_put(np.asarray(x), split) for x in host)
-        outputs = encode(images)
+        outputs = encode(images, labels) if labelled else encode(images)
         if layer not in outputs:
             raise UserError(f"evaluation layer {layer!r} does not exist; the encoder has {', '.join(sorted(outputs))}")
         current = to_rows(outputs[layer], labels, mask)
@@ -147,7 +148,8 @@ def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return np.isfinite(own[:, 0]) & (rank < k)
 
 
-def _pool(feature):
+def pool(feature: jax.Array) -> jax.Array:
+    """[B, D] float32; maps [B, h, w, C] and tokens [B, N, C] are averaged over space."""
     space = tuple(range(1, feature.ndim - 1))
     return feature.astype(jnp.float32).mean(space) if space else feature.astype(jnp.float32)
 

@@ -6,7 +6,6 @@ and coverage (Naeem et al. 2020), inception score (Salimans et al. 2016); the de
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from ssl_jax.errors import UserError
 from ssl_jax.evals import distances
 from ssl_jax.evals.context import Context, Extractor, Result, Split
-from ssl_jax.evals.features import chunks, extract
+from ssl_jax.evals.features import extract
 from ssl_jax.evals.resize import Resize, to_size
 
 NEEDS = "samples"
@@ -26,9 +25,10 @@ INCEPTION = "inception-2015-12-05"  # the only features, 2048 of them, whose dis
 
 
 class Real(NamedTuple):
-    """Features of real images [N, D] float32, and their moments."""
+    """Features of real images [N, D] float32, their labels [N], and the moments of the features."""
 
     x: np.ndarray
+    y: np.ndarray
     moments: distances.Moments
 
 
@@ -76,21 +76,16 @@ def evaluate(
     batches = context.pictures.samples(examples, seed, truncation)
     first = next(batches)
     size, names = first.shape[1:3], ["pooled", "logits"] if network.classes else ["pooled"]
-    rows = extract(_joined(network, names), _padded(first, batches, context), "joined", context.mesh)
+    rows = extract(joined(network, names), sampled(first, batches, context), "joined", context.mesh)
     fake, logits = np.split(rows.x, [network.dim], axis=1)
-    real = _real(context, network, split, size)
+    real = real_features(context, network, split, size)
 
-    spread = real.moments.covariance.trace()
-    if not spread > 0:
-        raise UserError(f"all real images have the same features under {network.name}; choose another extractor or split")
-    distance = distances.frechet(real.moments, _moments(fake))
+    close = frechet(network, real, distances.in_parts(fake))
     kernel, _ = distances.kernel_distance(real.x, fake, subsets, subset_size, seed)
     some = real.x[np.linspace(0, len(real.x) - 1, min(examples, len(real.x))).astype(int)]
     if len(some) <= k:
         raise UserError(f"the real split has {len(some)} images, too few for k={k}; check the split")
-    metrics = {"frechet": 100 * distance / spread, "kernel": 1000 * kernel, **distances.neighbourhoods(some, fake, k)}
-    if (network.name, network.dim) == (INCEPTION, 2048):
-        metrics["fid"] = distance
+    metrics = {**close, "kernel": 1000 * kernel, **distances.neighbourhoods(some, fake, k)}
     if network.classes:
         metrics["inception_score"], _ = distances.inception_score(logits)
     told = "none" if truncation is None else f"{truncation:g}"
@@ -103,7 +98,7 @@ def evaluate(
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 
 
-def _joined(network: Extractor, names: list[str], size: tuple[int, int] | None = None):
+def joined(network: Extractor, names: list[str], size: tuple[int, int] | None = None):
     """images -> the outputs in `names` side by side, so that one pass brings all of them."""
 
     def encode(images):
@@ -118,7 +113,16 @@ def _joined(network: Extractor, names: list[str], size: tuple[int, int] | None =
     return encode
 
 
-def _padded(first: np.ndarray, rest: Iterator[np.ndarray], context: Context):
+def frechet(network: Extractor, real: Real, fake: distances.Moments) -> dict[str, float]:
+    """'frechet', in percent of the variance of the real features, and 'fid', the plain distance, where it may be called so."""
+    spread = real.moments.covariance.trace()
+    if not spread > 0:
+        raise UserError(f"all real images have the same features under {network.name}; choose another extractor or split")
+    distance = distances.frechet(real.moments, fake)
+    return {"frechet": 100 * distance / spread} | ({"fid": distance} if (network.name, network.dim) == (INCEPTION, 2048) else {})
+
+
+def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context):
     """Batches of equal size for `extract`; with several processes, this one's share of each."""
     devices = 1 if context.mesh is None else context.mesh.size
     size = -(-len(first) // devices) * devices
@@ -131,16 +135,11 @@ def _padded(first: np.ndarray, rest: Iterator[np.ndarray], context: Context):
         yield {"image": filled[share], "mask": mask[share]}
 
 
-def _real(context: Context, network: Extractor, split: Split, size: tuple[int, int]) -> Real:
+def real_features(context: Context, network: Extractor, split: Split, size: tuple[int, int]) -> Real:
     """Features of a split for samples of `size` pixels; computed once in a run."""
     key = (network.name, network.sha256, network.resize, split, size)
     known = context.pictures.known
     if key not in known:
-        x = context.through(_joined(network, ["pooled"], size), split, "joined")
-        known[key] = Real(x, _moments(x))
+        features = context.through(joined(network, ["pooled"], size), split, "joined")
+        known[key] = Real(*features, distances.in_parts(features.x))
     return known[key]
-
-
-def _moments(x: np.ndarray) -> distances.Moments:
-    """In float64, with no more than a part of the features in float64 at a time."""
-    return functools.reduce(distances.merge, (distances.moments(x[a:b]) for a, b in chunks(len(x), 8192)))

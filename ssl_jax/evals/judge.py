@@ -31,7 +31,7 @@ def evaluate(context: Context, *, examples: int = 2048) -> Result:
     def encode(images):
         return {"score": context.pictures.judge(images).reshape(-1, 1)}
 
-    train, test = (context.through(encode, split, "score", examples)[:, 0] for split in ("train", "test"))
+    train, test = (context.through(encode, split, "score", examples).x[:, 0] for split in ("train", "test"))
     metrics = {
         "accuracy_train": 100 * np.mean(train > 0),
         "accuracy_test": 100 * np.mean(test > 0),
