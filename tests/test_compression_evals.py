@@ -1,0 +1,620 @@
+"""Evaluations of codes, tokens, likelihoods and filters: closed forms, scikit-learn, slow loops; padded batches, any devices."""
+
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+from feature_clouds import blobs, mesh_of
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.assemble import assemble, context, open_eval
+from ssl_jax.cli.samples import open_labels
+from ssl_jax.errors import UserError
+from ssl_jax.evals import (
+    classified,
+    codebook,
+    denoising,
+    depth,
+    disentanglement,
+    distances,
+    likelihood,
+    linear,
+    linear_maps,
+    prior,
+    quality,
+    reconstruction,
+    reduction,
+)  # fmt: skip
+from ssl_jax.evals import factors as measures
+from ssl_jax.evals import run as evals
+from ssl_jax.evals.context import Context, Extractor, Pictures
+
+ROOT = pathlib.Path(__file__).parent.parent
+NONE = Pictures(None, None, None, {})
+
+
+def smooth(seed, count, size=12, grey=False):
+    """uint8 [count, size, size, 3] with few large principal components."""
+    generator = np.random.default_rng(seed)
+    basis = np.random.default_rng(99).standard_normal((6, size * size * 3)) * np.linspace(3, 1, 6)[:, None]
+    x = 127 + 12 * generator.standard_normal((count, 6)) @ basis + 6 * generator.standard_normal((count, size * size * 3))
+    x = x.reshape(count, size, size, 3)
+    return np.clip(np.round(np.repeat(x[..., :1], 3, -1) if grey else x), 0, 255).astype(np.uint8)
+
+
+def made(train, test=None, encode=None, labels=None, size=16, mesh=None, **offered):
+    """A context of images whose last batch is padded with loud rubbish; passes over the data are counted in `opened`."""
+    images, labels = {"train": train, "test": train if test is None else test}, labels or {}
+    opened = []
+
+    def open_batches(split):
+        opened.append(split)
+        for start in range(0, len(images[split]), size):
+            part = images[split][start : start + size]
+            fill = size - len(part)
+            own = labels.get(split, np.full(len(images[split]), -1))[start : start + size]
+            yield {
+                "image": np.concatenate([part, np.full((fill, *part.shape[1:]), 255, part.dtype)]),
+                "label": np.concatenate([own, np.full(fill, 7)]).astype(np.int32),
+                "mask": np.arange(size) < len(part),
+            }
+
+    encode = encode or jax.jit(lambda x: {"pooled": x.reshape(len(x), -1).astype(jnp.float32)})
+    found = Context(encode, open_batches, None, mesh, pictures=NONE._replace(known={}, **offered))
+    found.opened = opened
+    return found
+
+
+def levels(images):
+    return images.astype(np.float64) / 255
+
+
+to_floats = jax.jit(lambda x: x / 255.0 if x.dtype == jnp.uint8 else x)
+
+# --- pictures beside pictures
+
+
+def test_psnr_has_its_closed_forms():
+    x = np.random.default_rng(0).random((3, 4, 5, 3))
+    offset = np.array([0.1, 0.01, 0.0])[:, None, None, None]
+    np.testing.assert_allclose(quality.psnr(x, x + offset), [20, 40, 100], rtol=1e-12)
+    np.testing.assert_allclose(quality.squared_error(x, x + offset), [60 * 0.01, 60 * 0.0001, 0], rtol=1e-9)
+
+
+def test_ssim_equals_a_loop_over_windows_and_its_closed_form_for_flat_pictures():
+    x, y = (np.random.default_rng(i).random((2, 13, 14, 2)) for i in range(2))
+    y = 0.5 * x + 0.5 * y
+    edge = np.arange(-5, 6)
+    window = np.exp(-(edge[:, None] ** 2 + edge**2) / (2 * 1.5**2))
+    window /= window.sum()
+    expected = []
+    for a, b in zip(x, y, strict=True):
+        values = []
+        for i in range(3):
+            for j in range(4):
+                for c in range(2):
+                    p, q = a[i : i + 11, j : j + 11, c], b[i : i + 11, j : j + 11, c]
+                    m, n = (window * p).sum(), (window * q).sum()
+                    vp, vq, cov = (window * (p - m) ** 2).sum(), (window * (q - n) ** 2).sum(), (window * (p - m) * (q - n)).sum()
+                    values.append((2 * m * n + 1e-4) * (2 * cov + 9e-4) / ((m * m + n * n + 1e-4) * (vp + vq + 9e-4)))
+        expected.append(np.mean(values))
+    np.testing.assert_allclose(quality.ssim(x, y), expected, rtol=1e-12)
+    np.testing.assert_allclose(quality.ssim(x, x), 1, rtol=1e-12)
+    flat = quality.ssim(np.full((1, 11, 11, 1), 0.2), np.full((1, 11, 11, 1), 0.6))
+    np.testing.assert_allclose(flat, (2 * 0.12 + 1e-4) / (0.04 + 0.36 + 1e-4), rtol=1e-12)
+
+
+def means(spec="means", mode="none"):
+    return Extractor(spec, 3, jax.jit(lambda images: {"pooled": jnp.mean(images.astype(jnp.float32), (1, 2))}), 0, "f" * 64, mode)
+
+
+def test_reconstructions_have_psnr_ssim_and_a_frechet_distance_of_the_whole_split():
+    images = smooth(0, 40)
+    darker = jax.jit(lambda x: 0.8713 * x / 255.0)
+    given = made(images, reconstruct=darker, extractor=means)
+    plain = reconstruction.evaluate(given, examples=20)
+    again = 0.8713 * levels(images)
+    assert plain.metrics["psnr"] == pytest.approx(quality.psnr(levels(images), again)[:20].mean(), rel=1e-5)
+    assert plain.metrics["ssim"] == pytest.approx(quality.ssim(levels(images), again)[:20].mean(), rel=1e-5)
+    assert "frechet" not in plain.metrics and "extractor" not in plain.protocol
+    measured = reconstruction.evaluate(given, examples=20, extractor="means")
+    assert measured.metrics.items() >= plain.metrics.items()
+    x, y = images.mean((1, 2)), np.round(255 * again).mean((1, 2))
+    expected = 100 * distances.frechet(distances.moments(x), distances.moments(y)) / np.cov(x.T).trace()
+    assert measured.metrics["frechet"] == pytest.approx(expected, rel=1e-3)
+    assert "fid" not in measured.metrics
+    assert measured.protocol.endswith(
+        "frechet extractor=means weights=ffffffff dimensions=3 resize=legacy pixels=12x12 all of test(40), in percent of the variance"
+        " of the images"
+    )
+    assert "ssim" not in reconstruction.evaluate(made(images[:, :8], reconstruct=to_floats)).metrics  # no window fits
+
+
+# --- linear maps of pixels
+
+
+def test_principal_components_equal_those_of_scikit_learn():
+    x = levels(smooth(0, 90, 4)).reshape(90, -1).astype(np.float32)
+    for k in (3, 20, 48):  # some of many, most, all
+        ours, theirs = linear_maps.principal(distances.in_parts(x, 32), k), PCA(k, svd_solver="full").fit(x.astype(np.float64))
+        np.testing.assert_allclose(ours(x), theirs.inverse_transform(theirs.transform(x)), atol=1e-6)
+        np.testing.assert_allclose(np.abs(ours.code(x)), np.abs(theirs.transform(x.astype(np.float64))), atol=1e-6)
+
+
+def test_the_best_filter_is_wieners_and_with_clipping_the_limit_of_least_squares():
+    x = levels(smooth(0, 60, 3)).reshape(60, -1)
+    found, sigma = linear_maps.best_filter(x, 0.3, False), 0.3
+    covariance = np.cov(x.T, ddof=0)
+    np.testing.assert_allclose(found.inward.T, covariance @ np.linalg.inv(covariance + sigma**2 * np.eye(27)), atol=1e-10)
+    np.testing.assert_allclose(found.before, x.mean(0), rtol=1e-12)
+
+    for value, s in ((0.0, 0.5), (0.3, 0.2), (1.0, 0.7), (0.5, 0.01)):
+        def moment(power, value=value, s=s):
+            inside = lambda e: np.clip(value + s * e, 0, 1) ** power * scipy.stats.norm.pdf(e)  # noqa: E731
+            edges = sorted({-9.0, 9.0, *np.clip([-value / s, (1 - value) / s], -9, 9)})
+            return sum(scipy.integrate.quad(inside, a, b)[0] for a, b in itertools.pairwise(edges))
+
+        mean, variance = linear_maps.clipped(np.array([value]), s)
+        assert (mean[0], variance[0]) == pytest.approx((moment(1), moment(2) - moment(1) ** 2), abs=1e-8)
+
+    best = linear_maps.best_filter(x, 0.5, True)
+    generator = np.random.default_rng(1)
+    clean = np.tile(x, (4000, 1))
+    noisy = np.clip(clean + 0.5 * generator.standard_normal(clean.shape), 0, 1)
+    weights, *_ = np.linalg.lstsq(np.concatenate([noisy, np.ones((len(noisy), 1))], 1), clean, rcond=None)
+    np.testing.assert_allclose(best.inward, weights[:-1], atol=5e-3)
+    np.testing.assert_allclose(best.after - best.before @ best.inward, weights[-1], atol=5e-3)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_reduction_compares_with_as_many_principal_components(grey):
+    train, test = smooth(0, 80, 6, grey), smooth(1, 37, 6, grey)
+    x, y = (levels(images).reshape(len(images), -1)[:, :: 3 if grey else 1] for images in (train, test))
+    oracle = PCA(5, svd_solver="full").fit(x)
+    mean, components = (jnp.asarray(a, jnp.float32) for a in (oracle.mean_, oracle.components_))
+    channels = 1 if grey else 3
+
+    def code(images):
+        return (images.reshape(len(images), 36, 3)[..., :channels].reshape(len(images), -1) / 255.0 - mean) @ components.T
+
+    @jax.jit
+    def reconstruct(images):
+        again = (code(images) @ components + mean).reshape(-1, 6, 6, channels)
+        return jnp.broadcast_to(again, (len(images), 6, 6, 3))
+
+    encode = jax.jit(lambda images: {"code": code(images), "pooled": code(images)})
+    given = made(train, test, encode, reconstruct=reconstruct)
+    reduction.prepare(given)
+    metrics, protocol = reduction.evaluate(given, examples=33)
+    error = np.sum((oracle.inverse_transform(oracle.transform(y)) - y) ** 2, 1)[:33].mean()
+    assert metrics["squared_error_pca"] == pytest.approx(error, rel=1e-5)
+    assert metrics["squared_error"] == pytest.approx(error, rel=1e-4)  # the linear code spans the principal subspace
+    assert metrics["ratio"] == pytest.approx(1, rel=1e-4)
+    expected = trustworthiness(y[:33], oracle.transform(y[:33]), n_neighbors=5)
+    assert metrics["trustworthiness"] == pytest.approx(expected, abs=2e-3)
+    assert metrics["trustworthiness_pca"] == pytest.approx(expected, abs=2e-3)
+    assert protocol == (
+        f"reduction layer=code D=5 first of test(33) pixels=6x6x{channels} in [0, 1], principal components of train(80);"
+        " trustworthiness of 5 neighbours among 33"
+    )
+    given.opened.clear()
+    assert reduction.evaluate(given, examples=33).metrics == metrics
+    assert "train" not in given.opened  # known within the run
+
+
+def test_denoising_gains_over_the_noisy_image_and_over_linear_filters():
+    train, test = smooth(0, 200, 6, grey=True), smooth(1, 50, 6, grey=True)
+    seen = []
+
+    @jax.jit
+    def keep(images):
+        jax.debug.callback(lambda x: seen.append(np.array(x)), images)
+        return images
+
+    given = made(train, test, reconstruct=keep)
+    denoising.prepare(given)
+    same = denoising.evaluate(given, sigma=0.4, components=4, examples=50, seed=3)
+    jax.effects_barrier()
+    noisy = np.concatenate([x for x in seen if x.dtype == np.float32])[:50]
+    assert (noisy == noisy[..., :1]).all() and noisy.min() == 0 and noisy.max() == 1  # grey noise, cut off
+    assert same.metrics["gain"] == pytest.approx(0, abs=1e-6)
+    plain, clean = (x[..., 0].reshape(50, -1).astype(np.float64) for x in (noisy, levels(test)))
+    assert np.std(noisy[(plain.reshape(50, 6, 6) > 0)]) > 0.2
+    assert same.metrics["psnr_noisy"] == pytest.approx(quality.psnr(clean, plain).mean(), rel=1e-5)
+    x = levels(train)[..., 0].reshape(200, -1)
+    best = linear_maps.best_filter(x, 0.4, True)
+    assert same.metrics["psnr_linear"] == pytest.approx(quality.psnr(clean, best(plain).clip(0, 1)).mean(), rel=1e-5)
+    basis = PCA(4, svd_solver="full").fit(x)
+    projected = (plain - best.before) @ basis.components_.T @ basis.components_ + basis.mean_
+    assert same.metrics["psnr_pca"] == pytest.approx(quality.psnr(clean, projected.clip(0, 1)).mean(), rel=1e-5)
+    assert same.metrics["psnr_noisy"] < same.metrics["psnr_pca"] < same.metrics["psnr_linear"]
+    weights, offset = jnp.asarray(best.inward, jnp.float32), jnp.asarray(best.after - best.before @ best.inward, jnp.float32)
+
+    @jax.jit
+    def filtered(images):
+        again = images[..., 0].reshape(len(images), -1) @ weights + offset
+        return jnp.broadcast_to(again.clip(0, 1).reshape(-1, 6, 6, 1), (len(images), 6, 6, 3))
+
+    best_one = denoising.evaluate(made(train, test, reconstruct=filtered), sigma=0.4, components=4, examples=50, seed=3)
+    assert best_one.metrics["gain_linear"] == pytest.approx(0, abs=1e-3)
+    assert best_one.metrics["gain"] == pytest.approx(best_one.metrics["psnr_linear"] - same.metrics["psnr_noisy"], abs=1e-3)
+    assert "sigma=0.4 cut off at 0 and 1 seed=3 first of test(50) pixels=6x6x1" in same.protocol
+    free = denoising.evaluate(given, sigma=0.4, clip=False, components=4, examples=50)
+    assert free.metrics["psnr_noisy"] == pytest.approx(-20 * np.log10(0.4), abs=0.15)
+
+
+# --- likelihood
+
+
+def test_bounds_of_a_linear_normal_model_rise_with_k_to_the_evidence():
+    """Five pixels x = W z + noise: the evidence is known, q is shifted and of another width."""
+    generator = np.random.default_rng(0)
+    weights, images = generator.standard_normal((5, 2)), generator.integers(0, 256, (900, 5, 1, 1), np.uint8)
+    covariance = weights @ weights.T + 0.25 * np.eye(5)
+    x = levels(images).reshape(900, 5)
+    exact = scipy.stats.multivariate_normal(np.zeros(5), covariance).logpdf(x).mean()
+    posterior = np.linalg.inv(np.eye(2) + weights.T @ weights / 0.25)
+    normal = jax.scipy.stats.norm.logpdf
+
+    def log_prob(images, key, k, shift=0.15, scale=1.3):
+        x = images.reshape(len(images), 5) / 255.0
+        mean, std = x @ (posterior @ weights.T / 0.25).T + shift, scale * np.sqrt(np.diag(posterior))
+        z = mean + std * jax.random.normal(key, (k, len(x), 2))
+        joint = normal(z).sum(-1) + normal(x, z @ weights.T, 0.5).sum(-1)
+        w = joint - normal(z, mean, std).sum(-1)
+        return {"elbo": w.mean(0), "iwae": jax.scipy.special.logsumexp(w, axis=0) - jnp.log(k)}
+
+    jitted = jax.jit(log_prob, static_argnums=2)
+    results = [likelihood.evaluate(made(images, log_prob=jitted, mesh=mesh_of(8), size=320), k=k).metrics for k in (1, 5, 50, 1000)]
+    bounds = [metrics[f"iwae_{k}"] for metrics, k in zip(results, (1, 5, 50, 1000), strict=True)]
+    assert results[0]["elbo"] == pytest.approx(bounds[0], rel=1e-6)
+    assert (np.diff(bounds) > 0).all() and bounds[-1] == pytest.approx(exact, abs=0.01)
+    assert results[-1]["elbo"] < bounds[1]
+    assert results[-1]["bits_per_dimension"] == pytest.approx(-bounds[-1] / (5 * np.log(2)), rel=1e-6)
+
+
+def test_bits_per_dimension_of_uniform_pixels_are_eight_whatever_the_channels_and_batches():
+    images = smooth(0, 20, 4)
+    uniform = jax.jit(lambda x, key, k: dict.fromkeys(("elbo", "iwae"), jnp.full(len(x), -48 * jnp.log(256.0))), static_argnums=2)
+    metrics, protocol = likelihood.evaluate(made(images, log_prob=uniform), k=3, examples=18)
+    assert metrics["bits_per_dimension"] == pytest.approx(8, rel=1e-6) == metrics["elbo_bits_per_dimension"]
+    assert protocol == "likelihood k=3 seed=0 of test(18) dimensions=48"
+    one = jax.jit(lambda x, key, k: uniform(x, key, k) | {"dimensions": jnp.float32(16)}, static_argnums=2)
+    assert likelihood.evaluate(made(images, log_prob=one)).metrics["bits_per_dimension"] == pytest.approx(24, rel=1e-6)
+    keys = jax.jit(lambda x, key, k: dict.fromkeys(("elbo", "iwae"), jnp.full(len(x), jax.random.uniform(key))), static_argnums=2)
+    first, again, other = (likelihood.evaluate(made(images, log_prob=keys), seed=seed).metrics["elbo"] for seed in (0, 0, 1))
+    assert first == again != other
+
+
+# --- tokens
+
+
+def test_usage_and_perplexity_have_their_closed_forms():
+    assert codebook.entropy(np.bincount([0, 1, 2, 3] * 5)) == pytest.approx(2)
+    assert codebook.entropy(codebook.histogram(np.zeros((3, 2), int), 9)) == 0
+    np.testing.assert_array_equal(codebook.histogram(np.array([[1, 1], [3, 0]]), 5), [1, 2, 0, 1, 0])
+    assert codebook.used(np.array([1, 1, 3]), 8) == 25
+    assert codebook.uniform_perplexity(1024, 8192) == pytest.approx(941.1, abs=0.1)
+    assert codebook.uniform_perplexity(10**7, 64) == pytest.approx(64, rel=1e-4)
+    assert codebook.uniform_perplexity(1, 64) == pytest.approx(1)
+    by_hand = np.mean([codebook.entropy(np.bincount([a, b, c], minlength=2)) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    assert codebook.uniform_perplexity(3, 2) == pytest.approx(2**by_hand)
+
+
+def test_a_codebook_is_measured_by_three_definitions_of_usage(monkeypatch):
+    monkeypatch.setattr(codebook, "BATCH", 8)
+    monkeypatch.setattr(codebook, "RECENT", 12)
+    numbers = np.random.default_rng(0).integers(0, 20, (21, 2, 2))
+    images = np.repeat(numbers[..., None], 3, -1).astype(np.uint8)
+    given = made(images, tokens=jax.jit(lambda x: x[..., 0].astype(jnp.int32)), codes=32)
+    metrics, protocol = codebook.evaluate(given)
+    batches = [len(np.unique(numbers[a : a + 8])) / 32 for a in (0, 8)]  # the rest of five images is no batch
+    assert metrics["usage_batch"] == pytest.approx(100 * np.mean(batches))
+    assert metrics["usage_recent"] == pytest.approx(100 * len(np.unique(numbers.ravel()[-12:])) / 32)
+    assert metrics["usage"] == pytest.approx(100 * len(np.unique(numbers)) / 32)
+    assert metrics["perplexity"] == pytest.approx(2 ** metrics["entropy"])
+    assert 0 < metrics["perplexity"] < metrics["usage"] * 0.32 + 1e-9
+    assert protocol == "codebook of 32 codes, 4 tokens an image, test(21); usage_batch of 2 x 8 images, usage_recent of 12 tokens"
+    uniform = np.random.default_rng(1).integers(0, 32, (500, 2, 2))
+    even = made(np.repeat(uniform[..., None], 3, -1).astype(np.uint8), tokens=given.pictures.tokens, codes=32)
+    assert codebook.evaluate(even).metrics["perplexity_share"] == pytest.approx(100, abs=1)
+
+
+def test_baselines_of_a_prior_are_the_cross_entropies_of_training_frequencies():
+    generator = np.random.default_rng(0)
+    train, held_out = (generator.integers(0, 3, (n, 4)) + np.array([0, 3, 0, 3]) for n in (60, 25))
+    unigram, position, strength = prior.baselines(train, held_out)
+    codes = max(train.max(), held_out.max()) + 1
+    p = np.array([(np.sum(train == c) + 1) / (train.size + codes) for c in range(codes)])
+    told, at = [], []
+    for row in held_out:
+        for t, token in enumerate(row):
+            told.append(-np.log2(p[token]))
+            at.append(-np.log2((np.sum(train[:, t] == token) + strength * p[token]) / (60 + strength)))
+    assert (unigram, position) == pytest.approx((np.mean(told), np.mean(at)))
+    assert strength in prior.STRENGTHS and np.log2(3) < position < 1.75 < unigram
+    noise = np.random.default_rng(1).integers(0, 50, (200, 40))  # places tell nothing: smoothed away
+    assert prior.baselines(noise, noise)[2] >= 100
+
+
+def test_a_prior_is_measured_on_held_out_tokens_and_given_the_classes():
+    tokens = {split: np.random.default_rng(i).integers(0, 4, (n, 2, 2)) for i, (split, n) in enumerate((("train", 50), ("test", 30)))}
+    images = {split: np.repeat(t[..., None], 3, -1).astype(np.uint8) for split, t in tokens.items()}
+    labels = {split: np.arange(len(t)) % 5 for split, t in tokens.items()}
+
+    @jax.jit
+    def token_nll(images, labels):
+        return {"nll": jnp.log(2.0) * labels, "tokens": images[..., 0].reshape(len(images), -1).astype(jnp.int32)}
+
+    given = made(images["train"], images["test"], labels=labels, token_nll=token_nll)
+    metrics, protocol = prior.evaluate(given, examples=40)
+    assert metrics["bits_per_token"] == pytest.approx(2 / 4)  # labels 0 to 4 are bits of an image
+    assert metrics["nats"] == pytest.approx(2 * np.log(2))
+    expected = prior.baselines(tokens["train"][:40].reshape(40, 4), tokens["test"].reshape(30, 4))[:2]
+    assert (metrics["bits_unigram"], metrics["bits_position"]) == pytest.approx(expected)
+    assert metrics["gain"] == pytest.approx(expected[1] - 0.5)
+    assert "4 tokens an image, held-out test(30), frequencies of train(40)" in protocol
+    given.opened.clear()
+    prior.evaluate(given, examples=40)
+    assert given.opened == ["test"]
+
+
+# --- layers
+
+
+def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_test_split():
+    features = {split: blobs(n, seed=seed) for split, n, seed in (("train", 300, 0), ("test", 200, 1))}
+    images = {split: f.x.reshape(-1, 4, 4, 1) for split, f in features.items()}
+    labels = {split: f.y for split, f in features.items()}
+
+    @jax.jit
+    def encode(x):
+        rows = x.reshape(len(x), -1)
+        tokens = jnp.stack([rows[:, :10] - 1, rows[:, :10] + 1], 1)  # averaged over space
+        return {"pooled": rows, "block1": rows[:, :2], "block2": rows, "block10": tokens, "head": rows[:, :1]}
+
+    given = made(images["train"], images["test"], encode, labels, size=100)
+    depth.prepare(given)
+    given.opened.clear()
+    metrics, protocol = depth.evaluate(given, layers=r"block\d+", solver="ridge")
+    assert given.opened == ["train", "test"]
+    assert [name for name in metrics if name.startswith("block")] == ["block1_top1", "block2_top1", "block10_top1"]
+    for name in ("block1", "block2", "block10"):
+        assert metrics[f"{name}_top1"] == pytest.approx(linear.evaluate(given, solver="ridge", layer=name).metrics["top1"], abs=0.6)
+    assert metrics["best_layer"] == 2 and metrics["best_top1"] == metrics["block2_top1"] > metrics["block1_top1"]
+    assert "ridge of 3 layers" in protocol and "train=train(300) test=test(200)" in protocol
+    assert depth.groups({"a": 5, "b": 4, "c": 3, "d": 9}, 8) == [["a"], ["b", "c"], ["d"]]
+    with pytest.raises(UserError, match=r"no layer fits layers='stage\\\\d'; the encoder has block1, block10, block2, head, pooled"):
+        depth.prepare(given, layers=r"stage\d")
+
+
+# --- factors of variation
+
+
+def cloud(count, seed):
+    """Five independent factors: one of names, one of six levels, three continuous."""
+    generator = np.random.default_rng(seed)
+    return {
+        "shape": generator.integers(0, 4, count),
+        "scale": generator.integers(0, 6, count) / 5.0,
+        **{name: generator.uniform(-1, 1, count) for name in ("x", "y", "angle")},
+    }
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    train, test = cloud(2500, 0), cloud(1200, 1)
+    found = [measures.factor(train[name], test[name]) for name in train]
+    code = [np.stack(list(values.values()), 1).astype(np.float64) for values in (train, test)]
+    return code, found
+
+
+def test_factors_are_binned_at_quantiles_and_names_are_left_alone(clouds):
+    _, found = clouds
+    assert [(each.count, each.ordered) for each in found] == [(4, False), (6, True), (10, True), (10, True), (10, True)]
+    np.testing.assert_array_equal(np.bincount(found[2].train), np.full(10, 250))
+    names = measures.factor(np.array([7, 7, 3]), np.array([3, 5]))
+    np.testing.assert_array_equal(names.train, [2, 2, 0])
+    np.testing.assert_array_equal(names.test, [0, 1])
+
+
+def test_scores_are_one_for_factors_and_none_for_noise_and_do_not_mind_order_or_sign(clouds):
+    (train, test), found = clouds
+    turned = [np.array([-3.0, 1, 0.5, -1, 3]) * x[:, [3, 1, 0, 4, 2]] for x in (train, test)]
+    values = [each.train for each in found]
+    for code in ((train, test), turned):
+        assert measures.mutual_information_gap(code[0], values) > 0.93  # bins of 20 and of 10 do not quite meet
+        scores = measures.dci(*code, found, False, 0)
+        assert scores["disentanglement"] > 0.95 and scores["completeness"] > 0.95
+        assert scores["informativeness"] > 0.75  # names do not follow a line
+        assert measures.factorvae(*code, found, 0) > 0.99
+    discrete = [values[0], values[1]]
+    assert measures.mutual_information_gap(train[:, :2], discrete) == pytest.approx(1, abs=0.01)  # exact but for chance
+    noise = [np.random.default_rng(i).standard_normal(x.shape) for i, x in enumerate((train, test))]
+    assert measures.mutual_information_gap(noise[0], values) < 0.01
+    none = measures.dci(*noise, found, False, 0)
+    assert none["disentanglement"] < 0.25 and none["completeness"] < 0.25 and none["informativeness"] < 0.25
+    assert measures.factorvae(*noise, found, 0) < 0.35
+    mixing = np.linalg.qr(np.random.default_rng(0).standard_normal((5, 5)))[0]
+    std = train.std(0)
+    rotated = [x / std @ mixing for x in (train, test)]
+    assert measures.mutual_information_gap(rotated[0], values) < 0.3
+    assert measures.dci(*rotated, found, False, 0)["disentanglement"] < 0.6
+
+
+def test_boosted_trees_find_the_factors_too(clouds):
+    (train, test), found = clouds
+    rows, few = slice(0, 300), [found[0], found[1]]
+    few = [each._replace(train=each.train[rows]) for each in few]
+    scores = measures.dci(train[rows, :3], test[:, :3], few, True, 0)
+    assert scores["disentanglement"] > 0.99 and scores["completeness"] > 0.99 and scores["informativeness"] == 1
+
+
+def test_information_and_concentration_have_their_closed_forms():
+    a, b = np.repeat([0, 1], 50), np.tile([0, 1], 50)
+    assert measures.mutual_information(a, b) == pytest.approx(0, abs=1e-12)
+    assert measures.mutual_information(a, a) == pytest.approx(np.log(2))
+    assert measures.mutual_information(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])) == pytest.approx(np.log(2))
+    assert measures.concentration(np.eye(3)) == 1
+    assert measures.concentration(np.ones((2, 4))) == pytest.approx(0, abs=1e-12)
+    assert measures.concentration(np.array([[3.0, 0], [0.5, 0.5]])) == pytest.approx(0.75)
+    assert measures.concentration(np.zeros((2, 2))) == 0
+
+
+def test_disentanglement_reads_factors_and_reports_what_a_code_without_knowledge_has():
+    told = {split: cloud(n, seed) for split, n, seed in (("train", 900, 0), ("test", 400, 1))}
+    images = {split: np.stack(list(values.values()), 1)[:, None, None].astype(np.float32) for split, values in told.items()}
+
+    def factors(split, names):
+        columns = {"shape": told[split]["shape"], "pose": np.stack([told[split][name] for name in ("x", "y")], 1).astype(np.float32)}
+        for start in range(0, len(columns["shape"]), 130):
+            rows = {name: columns[name][start : start + 128] for name in names}
+            mask = np.ones(len(rows["shape"]))
+            extra = {name: columns[name][start + 128 : start + 130] for name in names}  # two at a time are no examples
+            yield {name: np.concatenate([rows[name], extra[name]]) for name in names} | {
+                "mask": np.concatenate([mask, np.zeros(len(extra["shape"]))])
+            }
+
+    keep = {split: np.arange(len(x)) % 130 < 128 for split, x in images.items()}
+    encode = jax.jit(lambda x: {"code": x.reshape(len(x), -1)})
+    given = made(images["train"][keep["train"]], images["test"][keep["test"]], encode, factors=factors)
+    disentanglement.prepare(given, factors=("shape", "pose"))
+    metrics, protocol = disentanglement.evaluate(given, factors=("shape", "pose"), examples=600)
+    assert metrics["mig"] > 0.85 and metrics["disentanglement"] > 0.9 and metrics["factorvae"] > 0.97
+    assert metrics["mig_shuffled"] < 0.05 and metrics["factorvae_shuffled"] < 0.6
+    assert metrics["informativeness"] > metrics["informativeness_shuffled"] + 0.3
+    assert protocol == (
+        "disentanglement layer=code D=5 factors shape (4), pose[0] (10 bins), pose[1] (10 bins); importance of lasso seed=0"
+        " train=train(600) test=test(300)"
+    )
+
+
+# --- samples of a class
+
+
+def test_samples_are_classified_as_what_they_were_made_for():
+    generator = np.random.default_rng(0)
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
+
+    def painted(labels):
+        return np.clip(colours[labels][:, None, None] + 30 * generator.standard_normal((len(labels), 6, 6, 3)), 0, 255).astype(np.uint8)
+
+    labels = {split: generator.integers(0, 3, n) for split, n in (("train", 90), ("test", 40))}
+    asked = generator.integers(0, 3, 50)
+    fake = painted(np.where(np.arange(50) < 10, (asked + 1) % 3, asked))  # ten of another class
+
+    def samples(count, seed, truncation):
+        yield from (fake[start : min(start + 16, count)] for start in range(0, count, 16))
+
+    given = made(
+        painted(labels["train"]), painted(labels["test"]), None, labels,
+        samples=samples, sampled_labels=lambda count, seed: asked[:count], extractor=means,
+    )  # fmt: skip
+    metrics, protocol = classified.evaluate(given, extractor="means", examples=50)
+    assert metrics == pytest.approx({"accuracy": 80, "accuracy_real": 100, "chance": 100 / 3})
+    assert "extractor=means weights=ffffffff resize=legacy pixels=6x6 of train(90), fake=50 seed=0 real=test(40)" in protocol
+    given.opened.clear()
+    assert classified.evaluate(given, extractor="means", examples=50).metrics == metrics and given.opened == []
+
+
+# --- as a whole
+
+
+def test_one_device_and_eight_agree_under_the_transfer_guard():
+    train, test = smooth(0, 60, 6), smooth(1, 40, 6)
+    labels = {"train": np.arange(60) % 3, "test": np.arange(40) % 3}
+    half = jax.jit(lambda x: jnp.float32(0.5) + 0 * to_floats(x))
+    offered = dict(
+        reconstruct=half,
+        tokens=jax.jit(lambda x: (x[..., 0] // 16).astype(jnp.int32)), codes=16,
+        token_nll=jax.jit(lambda x, y: {"nll": y * 1.0, "tokens": (x[..., 0] // 16).reshape(len(x), -1).astype(jnp.int32)}),
+    )  # fmt: skip
+    encode = jax.jit(lambda x: {"code": x[:, 0, 0] / 255.0, "layer1": x[:, 0, 0] / 255.0})
+    spec = {
+        "reconstruction": dict(kind="reconstruction"), "reduction": dict(kind="reduction"), "codebook": dict(kind="codebook"),
+        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="prior"), "depth": dict(kind="depth", solver="ridge"),
+    }  # fmt: skip
+    results = []
+    for devices in (1, 8):
+        with jax.transfer_guard("disallow"):
+            results.append(evals.run(spec, made(train, test, encode, labels, mesh=mesh_of(devices), **offered)))
+    assert set(results[0]) == set(spec)
+    for label in spec:
+        assert results[0][label].protocol == results[1][label].protocol and "\n" not in results[0][label].protocol
+        assert results[0][label].metrics == pytest.approx(results[1][label].metrics, rel=1e-4, abs=1e-4)
+        assert all(type(value) is float and np.isfinite(value) for value in results[0][label].metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (dict(kind="likelihood", k=0), "k=0"),
+        (dict(kind="denoising", sigma=0.0), "sigma=0.0 must be positive"),
+        (dict(kind="codebook", examples=0), "examples=0"),
+        (dict(kind="prior", examples=1), "examples=1"),
+        (dict(kind="reduction", examples=10), "examples=10 must be above 10"),
+        (dict(kind="depth", layers="("), "no regular expression"),
+        (dict(kind="depth", solver="adam"), "'adam'.*choose one of"),
+        (dict(kind="disentanglement", factors=()), "must name features"),
+        (dict(kind="classified", examples=0), "examples=0"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(entry, message):
+    with pytest.raises(UserError, match=message) as error:
+        evals.check({"one": entry})
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
+    images = smooth(0, 16, 6)
+    for kind in ("likelihood", "codebook", "prior", "reduction", "denoising", "disentanglement", "classified"):
+        with pytest.raises(UserError, match=f"evals.one: kind='{kind}' needs a method that gives "):
+            evals.check_needs({"one": dict(kind=kind)}, made(images))
+    with pytest.raises(UserError, match="no layer fits"):
+        evals.check_needs({"one": dict(kind="depth")}, made(images))
+    with pytest.raises(UserError, match="the code 'code' does not exist; the encoder has pooled"):
+        evals.check_needs({"one": dict(kind="reduction")}, made(images, reconstruct=to_floats))
+    with pytest.raises(UserError, match=r"has 108 numbers, no fewer than a picture of 6x6"):
+        reduction.prepare(made(images, reconstruct=to_floats), layer="pooled")
+    with pytest.raises(UserError, match=r"at most 20 numbers; leave it out"):
+        linear_maps.picture_size(made(images, reconstruct=to_floats), 20)
+    with pytest.raises(UserError, match=r"of the size of images, \(6, 6\), and they are \(3, 6\)"):
+        denoising.prepare(made(images, reconstruct=jax.jit(lambda x: x[:, :3] / 255.0)))
+    floor = Context(jax.jit(lambda x: {"pooled": x[:, 0, 0]}), lambda split: iter(()))
+    assert evals.run({"a": dict(kind="depth"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
+
+
+# --- bound by the command line
+
+
+def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
+    small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:70]", "--config.eval_batch_size=32")
+    config = configs.load(f"{ROOT}/configs/bigan.py:smoke", small)
+    this = assemble(config)
+    opened = context(this, this.run.abstract)  # nothing is computed here
+    told = disentanglement.values(opened, "test", ("label", "pose"), 70)
+    assert list(told) == ["label", "pose[0]", "pose[1]", "pose[2]", "pose[3]"]
+    np.testing.assert_array_equal(told["label"], np.concatenate([b["label"][b["mask"]] for b in open_eval(config, "test")]))
+    assert told["pose[3]"].dtype == np.float32 and len(told["pose[3]"]) == 70
+    with pytest.raises(UserError, match="has no feature 'colour'"):
+        disentanglement.prepare(opened, factors=("colour",))
+    with pytest.raises(UserError, match="'question' of the data is no number"):
+        disentanglement.values(opened, "test", ("question",), 70)
+    assert jax.eval_shape(opened.pictures.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
+    assert opened.pictures.log_prob is opened.pictures.tokens is opened.pictures.codes is opened.pictures.sampled_labels is None
+
+
+def test_labels_of_samples_are_those_of_their_latents():
+    config = configs.load(f"{ROOT}/configs/biggan.py:smoke", ("--config.eval_batch_size=32",))
+    this = assemble(config)
+    labels = open_labels(this)(70, 5)
+    each = [np.asarray(this.method.fns["latents"](jax.random.key(5 + (i << 20)), 32)["label"]) for i in range(3)]
+    np.testing.assert_array_equal(labels, np.concatenate(each)[:70])
+    assert len(np.unique(labels)) > 3
