@@ -228,7 +228,7 @@ class TiedDecoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, z: jax.Array, train: bool, kernel: jax.Array) -> jax.Array:
+    def __call__(self, z: jax.Array, kernel: jax.Array, train: bool) -> jax.Array:
         """z [B, Z] and the encoder's kernel [H W C, Z] -> [B, *shape]."""
         bias = self.param("bias", nn.initializers.zeros, (math.prod(self.shape),), jnp.float32)
         x = (z.astype(self.dtype) @ kernel.astype(self.dtype).T).astype(jnp.float32) + bias

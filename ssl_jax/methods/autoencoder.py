@@ -1,0 +1,103 @@
+"""Autoencoders: a code of an image from which a decoder gives the image back, and four ways to keep that from being an identity.
+
+A narrow code (deep: Hinton and Salakhutdinov 2006, here from a random start); a sparse one (L1); noise in the image that the decoder
+must not return (denoising: Vincent et al. 2010, JMLR 11); a code that hardly moves with the image (contractive: Rifai et al. 2011).
+Perceptrons, convolutions and recurrent networks are a matter of `model.encoder` and `model.decoder`. Losses are sums over an image. See
+that `code_deviation` does not fall to zero: a penalty that is too heavy gives every image the same code.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.augment.views import make_views, output_size
+from ssl_jax.engine.method import Method, Phase
+from ssl_jax.errors import UserError
+from ssl_jax.models.autoencoders import ACTIVATIONS, build_decoder, build_encoder, to_channels, to_colour
+from ssl_jax.models.common import create, run
+from ssl_jax.objectives import autoencoding
+
+
+def build(config, stages) -> Method:
+    """`config.model`:
+
+    encoder, decoder: networks (see `models.autoencoders`); the decoder 'tied' uses the weights of a perceptron of one layer.
+    channels: 1 for greyscale data (the mean of the three channels), 3 for colours.
+    code: its size, and its activation ('linear', 'relu', 'sigmoid', 'tanh').
+    loss: 'cross_entropy' or 'squared'.
+    corruption: name (key of `CORRUPTIONS`), level, and emphasis: the loss's weights on corrupted values and on the rest.
+    sparsity, contraction: weights of the penalties, 0 for none.
+    """
+    model = config.model
+    for name, given, known in (
+        ("loss", model.loss, autoencoding.RECONSTRUCTIONS),
+        ("corruption.name", model.corruption.name, autoencoding.CORRUPTIONS),
+        ("code.activation", model.code.activation, ACTIVATIONS),
+    ):
+        if given not in known:
+            raise UserError(f"config.model.{name}={given!r} is unknown; choose {', '.join(known)}")
+    tied = model.decoder.name == "tied"
+    if tied and (model.encoder.name != "mlp" or tuple(model.encoder.widths) or model.code.activation != "sigmoid"):
+        raise UserError("config.model.decoder.name='tied' needs encoder=dict(name='mlp', widths=()) and code.activation='sigmoid'")
+    reconstruction, to_image = autoencoding.RECONSTRUCTIONS[model.loss]
+    corrupt = autoencoding.CORRUPTIONS[model.corruption.name]
+    views = make_views(config.views)
+    shape = (*output_size(config.views, config.data.image_shape[-3:-1]), model.channels)
+    encoder = build_encoder(model.encoder, model.code.size, config.dtype)
+    decoder = build_decoder(model.decoder, shape, config.dtype)
+    # None of these networks has a state, or does in training anything else: train=False throughout.
+
+    def code_of(net, x):
+        """[B, H, W, C] in [0, 1] -> (layers, code [B, Z])."""
+        layers, _ = run(encoder, net["encoder"], {}, x, train=False)
+        return layers, ACTIVATIONS[model.code.activation](layers.pop("out"))
+
+    def shared(net):
+        return (net["encoder"]["code"]["kernel"],) if tied else ()
+
+    def decode(net, code):
+        return run(decoder, net["decoder"], {}, code, *shared(net), train=False)[0]
+
+    def contraction(net, x, code):
+        if tied:
+            return autoencoding.contraction_of_sigmoid(code, *shared(net))
+        return autoencoding.contraction(lambda x: code_of(net, x)[1], x)
+
+    def init(key, batch, frozen):
+        keys = jax.random.split(key, 3)
+        x = to_channels(views(batch["image"], keys[0])[:, 0], model.channels)
+        net = {"encoder": create(encoder, keys[1], x)[0]}
+        net["decoder"] = create(decoder, keys[2], code_of(net, x)[1], *shared(net))[0]
+        return {"net": net}, {}
+
+    def loss(train, state, batch, key):
+        net, (of_views, of_noise) = train["net"], jax.random.split(key)
+        x = to_channels(views(batch["image"], of_views)[:, 0], model.channels)
+        corrupted = corrupt(of_noise, x, model.corruption.level)
+        _, code = code_of(net, corrupted)
+        weights = autoencoding.emphasis(x, corrupted, *model.corruption.emphasis)
+        logs = {"reconstruction": reconstruction(x, decode(net, code), weights).mean(), "code_deviation": jnp.std(code, 0).mean()}
+        total = logs["reconstruction"]
+        if model.sparsity:
+            logs["sparsity"] = autoencoding.sparsity(code).mean()
+            total += model.sparsity * logs["sparsity"]
+        if model.contraction:
+            logs["contraction"] = contraction(net, corrupted, code).mean()
+            total += model.contraction * logs["contraction"]
+        return total, ({}, logs)
+
+    def encode(params, mutable, images):
+        layers, code = code_of(params["net"], to_channels(images, model.channels))
+        return {**layers, "code": code, "pooled": code}
+
+    def reconstruct(params, mutable, images):
+        return to_colour(to_image(decode(params["net"], encode(params, mutable, images)["code"])))
+
+    return Method(
+        inputs={"image": tuple(config.data.image_shape)},
+        init=init,
+        phases=(Phase("ae", ("net",), loss),),
+        encode=encode,
+        fns={"views": views, "reconstruct": reconstruct},
+    )
