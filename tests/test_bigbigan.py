@@ -73,7 +73,7 @@ def begun():
 
 def by_hand(config, state, images, key):
     """The terms of section 2, from the networks alone: {'enc': scores of (x, E(x)), 'gen': of (G(z), z)} as functions of params."""
-    from ssl_jax.models.biggans import build_player
+    from ssl_jax.models.players import build_player
 
     generator = build_player("generator", config.model.generator, 32, 0, "float32")
     encoder = models.build_bigbigan_encoder(config.model.encoder, 12, "float32")
@@ -179,7 +179,7 @@ def test_encoders_see_more_pixels_than_discriminators():
         config.model.size = 48
     with pytest.raises(UserError, match=r"config.model.size=48 must divide the 64 pixels"):
         method.build(config, ())
-    with pytest.raises(UserError, match=r"config.model.discriminator.depth is no field"):
+    with pytest.raises(UserError, match=r"config.model.discriminator \(joint\) has no 'depth'"):
         models.build_discriminator(dict(depth=3), 32, "float32")
 
 

@@ -22,6 +22,7 @@ from ssl_jax.engine.method import groups, players, trained, visible
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import make_step
 from ssl_jax.errors import UserError
+from ssl_jax.evals import run as evals
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
@@ -132,6 +133,7 @@ def test_every_variant_locks_and_builds_abstractly(name):
     for variant in found:
         config = load(name, variant)
         assert config.is_locked
+        evals.check(config.evals)
         json.dumps(configs.plain(config))
         told = [dict(kwargs) for _, kwargs in (*config.data.ops, *config.views[0])]
         size = next((kwargs[key] for kwargs in told for key in ("size", "crop") if key in kwargs), 32)

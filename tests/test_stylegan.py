@@ -16,7 +16,7 @@ from ssl_jax.models import stylegan_layers as layers
 from ssl_jax.models.stylegan import StyleGAN2, StyleGAN2Discriminator, modulated
 from ssl_jax.models.stylegan1 import StyleGAN1, StyleGAN1Discriminator, instance_norm
 
-TINY = dict(resolution=8, channel_base=64, channel_max=16, features=8)
+TINY = dict(size=8, channel_base=64, channel_max=16, features=8)
 GENERATORS = {"1": StyleGAN1(**TINY, mapping_layers=2), "2": StyleGAN2(**TINY, mapping_layers=2)}
 TINY_D = {k: v for k, v in TINY.items() if k != "features"}
 DISCRIMINATORS = {
@@ -61,11 +61,11 @@ def total(module, *args):
 @pytest.mark.parametrize(
     ("fields", "plain", "classes", "mapping", "generator", "discriminator"),
     [
-        (dict(resolution=1024), False, 0, 2_101_248, 30_370_060, 29_012_513),  # configuration F
-        (dict(resolution=1024, channel_base=16384), False, 0, 2_101_248, 24_900_764, 24_038_161),  # E
-        (dict(resolution=256, channel_base=16384), False, 0, 2_101_248, 24_767_458, 24_001_089),
-        (dict(resolution=32), True, 0, 525_312, 19_947_539, 20_720_641),  # CIFAR-10
-        (dict(resolution=32), True, 10, 525_312 + 267_776, 20_215_315, 23_089_664),
+        (dict(size=1024), False, 0, 2_101_248, 30_370_060, 29_012_513),  # configuration F
+        (dict(size=1024, channel_base=16384), False, 0, 2_101_248, 24_900_764, 24_038_161),  # E
+        (dict(size=256, channel_base=16384), False, 0, 2_101_248, 24_767_458, 24_001_089),
+        (dict(size=32), True, 0, 525_312, 19_947_539, 20_720_641),  # CIFAR-10
+        (dict(size=32), True, 10, 525_312 + 267_776, 20_215_315, 23_089_664),
     ],
     ids=["F", "E", "256", "cifar10", "cifar10 conditional"],
 )
@@ -73,9 +73,9 @@ def test_parameter_counts_of_stylegan2(fields, plain, classes, mapping, generato
     label = jnp.zeros(4, int) if classes else None
     found = count(StyleGAN2(**fields, mapping_layers=2 if plain else 8, classes=classes), jnp.zeros((4, 512)), label)
     assert (found["mapping"], sum(found.values())) == (mapping, generator)
-    if fields == dict(resolution=1024):
+    if fields == dict(size=1024):
         assert found["synthesis"] == 28_268_812
-    images = jnp.zeros((4, fields["resolution"], fields["resolution"], 3))
+    images = jnp.zeros((4, fields["size"], fields["size"], 3))
     assert total(StyleGAN2Discriminator(**fields, residual=not plain, classes=classes), images, label) == discriminator
 
 

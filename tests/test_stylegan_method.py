@@ -13,7 +13,7 @@ from ssl_jax.cli.assemble import build_method
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.methods import stylegan as subject
-from ssl_jax.models.stylegans import build_player
+from ssl_jax.models.players import STYLE_PLAYERS, build_player
 from ssl_jax.objectives.adversarial import r1
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -141,7 +141,7 @@ def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
     state = State(jnp.int32(0), params, {}, mutable, {})
     train = {"discriminator": params["discriminator"]}
     _, (_, logs) = jax.jit(method.phases[1].loss)(train, state, batch(), jax.random.key(0))
-    network = build_player("discriminator", config.model.discriminator, 8, 0, "float32")
+    network = build_player("discriminator", config.model.discriminator, 8, 0, "float32", STYLE_PLAYERS)
     real = batch()["image"] / np.float32(127.5) - 1
     expected = 7 * r1(lambda x: network.apply({"params": train["discriminator"]}, x, train=True)[0], real)
     np.testing.assert_allclose(logs["penalty"], expected, rtol=1e-4)
@@ -159,10 +159,10 @@ def test_conditional_players_get_labels_and_bad_configs_one_line():
     with pytest.raises(UserError, match="has none; set it to False"):
         build_method(load(conditional=True, classes=None))
     for changes, message in (
-        (dict(generator=dict(name="stylegan3")), "generator.name='stylegan3' is unknown; choose stylegan1, stylegan2"),
-        (dict(discriminator=dict(name="stylegan2", widht=3)), "discriminator.widht is no field of 'stylegan2'"),
+        (dict(generator=dict(name="stylegan3")), "generator.name has no 'stylegan3'; did you mean 'stylegan2' or 'stylegan1'"),
+        (dict(discriminator=dict(name="stylegan2", widht=3)), r"discriminator \(stylegan2\) has no 'widht'"),
         (dict(augment=dict(policy=("blur",), target=0.0)), "policy has no 'blur'"),
-        (dict(conditional=True, discriminator=dict(name="stylegan1")), "'stylegan1' has no conditional discriminator"),
+        (dict(conditional=True, discriminator=dict(name="stylegan1")), "'stylegan1' takes no labels; choose stylegan2"),
     ):
         config = load()
         with config.unlocked():

@@ -68,7 +68,9 @@ class Fit(NamedTuple):
     grid: tuple[tuple[float, ...], ...]  # [settings]
 
 
-def check_options(solver: str = "sgd", validation: float = 0.1, **options) -> None:
+def check_options(
+    solver: str = "sgd", validation: float = 0.1, layer: str = "pooled", standardize: bool = True, seed: int = 0, **options
+) -> None:
     """UserError for options that the solver does not have, or values out of range."""
     _solver_options(solver, options)
     if not 0 < validation < 1:

@@ -19,9 +19,9 @@ from ssl_jax.engine.method import Method, Phase
 from ssl_jax.engine.step import split
 from ssl_jax.errors import UserError
 from ssl_jax.models.bigbigan import build_bigbigan_encoder, build_discriminator
-from ssl_jax.models.biggans import build_player
 from ssl_jax.models.common import create, run
 from ssl_jax.models.latents import draw, truncated
+from ssl_jax.models.players import build_player
 from ssl_jax.models.standing import averaged, standing
 from ssl_jax.objectives import adversarial
 

@@ -16,8 +16,8 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
-from ssl_jax.models.gans import build_discriminator, build_generator
 from ssl_jax.models.latents import draw, truncated
+from ssl_jax.models.players import build_player
 from ssl_jax.models.standing import averaged, standing
 from ssl_jax.objectives.adversarial import GAMES, diversity, gradient_penalty, health, r1
 
@@ -26,7 +26,7 @@ def build(config, stages) -> Method:
     """`config.model`:
 
     game: key of `GAMES`.
-    generator, discriminator: networks (see `build_generator`, `build_discriminator`).
+    generator, discriminator: networks without labels (see `build_player`).
     latent: kind ('normal' or 'uniform') and size.
     discriminator_steps: n_d; each takes 1 / n_d of the batch.
     fakes: images that the generator learns from in a step, as a multiple of that.
@@ -41,8 +41,8 @@ def build(config, stages) -> Method:
     game = GAMES[model.game]
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
-    generator = build_generator(model.generator, size, config.dtype)
-    discriminator = build_discriminator(model.discriminator, config.dtype)
+    generator = build_player("generator", model.generator, size, 0, config.dtype)
+    discriminator = build_player("discriminator", model.discriminator, size, 0, config.dtype)
 
     def latents(key, count):
         return {"z": draw(latent.kind, key, (count, latent.size))}

@@ -18,9 +18,9 @@ from ssl_jax.augment.rotation import rotations
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
-from ssl_jax.models.biggans import build_player
 from ssl_jax.models.common import create, run
 from ssl_jax.models.latents import draw, truncated
+from ssl_jax.models.players import build_player
 from ssl_jax.models.spectral import SpectralDense
 from ssl_jax.models.standing import averaged, standing
 from ssl_jax.objectives.adversarial import GAMES, diversity, health

@@ -21,7 +21,7 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run, shard_batch
-from ssl_jax.models.stylegans import build_player
+from ssl_jax.models.players import STYLE_PLAYERS, build_player
 from ssl_jax.objectives.adversarial import GAMES, diversity, health, path_length, r1
 
 GAME = GAMES["non_saturating"]
@@ -67,8 +67,8 @@ def build(config, stages) -> Method:
     policy, adaptive = check_policy(model.augment.policy), model.augment.target > 0
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
-    generator = build_player("generator", model.generator, size, classes, config.dtype)
-    discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype)
+    generator = build_player("generator", model.generator, size, classes, config.dtype, STYLE_PLAYERS)
+    discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype, STYLE_PLAYERS)
 
     def latents(key, count):
         keys = jax.random.split(key, 3)

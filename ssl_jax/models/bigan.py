@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
+from ssl_jax.models.build import build
 from ssl_jax.models.common import BatchNorm, Conv, shard_batch
 from ssl_jax.models.dcgan import TransposedConv
 
@@ -217,18 +218,6 @@ def build_nets(model: Mapping[str, Any], dtype: Any) -> tuple[nn.Module, nn.Modu
 
     Raises UserError for an unknown name or field.
     """
-    generator = _make("generator", GENERATORS, model["generator"], dtype)
-    encoder, discriminator = (_make(part, TRUNKS, model[part], dtype) for part in ("encoder", "discriminator"))
+    generator = build(GENERATORS, "generator", model["generator"], dtype=dtype)
+    encoder, discriminator = (build(TRUNKS, part, model[part], dtype=dtype) for part in ("encoder", "discriminator"))
     return generator, Encoder(encoder, model["latent"]["size"]), JointDiscriminator(discriminator)
-
-
-def _make(part: str, kinds: Mapping[str, type], spec: Mapping[str, Any], dtype) -> nn.Module:
-    fields = dict(spec)
-    name = fields.pop("name", None)
-    if name not in kinds:
-        raise UserError(f"config.model.{part}.name={name!r} is unknown; choose {', '.join(kinds)}")
-    valid = set(kinds[name].__dataclass_fields__) - {"parent", "name", "dtype"}
-    unknown = sorted(set(fields) - valid)
-    if unknown:
-        raise UserError(f"config.model.{part}.{unknown[0]} is no field of {name!r}; fields: {', '.join(sorted(valid)) or 'none'}")
-    return kinds[name](**fields, dtype=dtype)

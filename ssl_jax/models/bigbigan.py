@@ -5,15 +5,14 @@ The generator is BigGAN's without labels (`models.biggan`). The published discri
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.errors import UserError
 from ssl_jax.models.biggan import INITS, BigGANTrunk
+from ssl_jax.models.build import build
 from ssl_jax.models.common import BatchNorm, shard_batch
 from ssl_jax.models.encoders import build_encoder
 from ssl_jax.models.spectral import SpectralDense
@@ -102,11 +101,7 @@ class Encoder(nn.Module):
 
 def build_discriminator(spec: Mapping, size: int, dtype) -> JointDiscriminator:
     """The discriminator of `config.model.discriminator`, fields of `JointDiscriminator`. Raises UserError for an unknown one."""
-    valid = {field.name for field in dataclasses.fields(JointDiscriminator)} - {"name", "parent", "size", "dtype"}
-    unknown = sorted(set(spec) - valid)
-    if unknown:
-        raise UserError(f"config.model.discriminator.{unknown[0]} is no field; fields: {', '.join(sorted(valid))}")
-    return JointDiscriminator(size, **spec, dtype=dtype)
+    return build({"joint": JointDiscriminator}, "discriminator", {"name": "joint", **spec}, size=size, dtype=dtype)
 
 
 def build_bigbigan_encoder(spec: Mapping, latent: int, dtype) -> Encoder:

@@ -93,7 +93,7 @@ class StyledLayer(nn.Module):
 class Synthesis(nn.Module):
     """Styles to images: a learnt constant, two styled layers for each resolution, and a sum of upsampled images (skip generator)."""
 
-    resolution: int
+    size: int
     channel_base: int = 32768
     channel_max: int = 512
     dtype: jnp.dtype = jnp.float32
@@ -101,9 +101,9 @@ class Synthesis(nn.Module):
     @nn.compact
     def __call__(self, ws: jax.Array, keys: jax.Array | None) -> jax.Array:
         """ws [B, layers, D], keys [B] -> float32 [B, R, R, 3]. The image head of a resolution shares its w with the next layer."""
-        index, image, sizes = 0, None, [r for r in levels(self.resolution) for _ in range(2)][1:]
+        index, image, sizes = 0, None, [r for r in levels(self.size) for _ in range(2)][1:]
         noise = noises(keys, sizes)
-        for r in levels(self.resolution):
+        for r in levels(self.size):
             channels = min(self.channel_base // r, self.channel_max)
             if r == 4:
                 x = self.param("constant", nn.initializers.normal(1.0), (4, 4, channels), jnp.float32)
@@ -124,14 +124,14 @@ class StyleGAN2(nn.Module):
     """The generator: `map`, then `synthesize`.
 
     Fields:
-      resolution: of the images, a power of two from 4 up.
+      size: of the images, a power of two from 4 up.
       features: of w.
       mapping_layers: 8; 2 in the recipes of small images.
       classes: 0, or the number of classes of a conditional generator.
       dtype: of the feature maps.
     """
 
-    resolution: int
+    size: int
     channel_base: int = 32768
     channel_max: int = 512
     features: int = 512
@@ -143,12 +143,12 @@ class StyleGAN2(nn.Module):
 
     def setup(self):
         self.mapping = Mapping(self.features, self.mapping_layers, self.classes)
-        self.synthesis = self.synthesis_network(self.resolution, self.channel_base, self.channel_max, self.dtype)
+        self.synthesis = self.synthesis_network(self.size, self.channel_base, self.channel_max, self.dtype)
 
     @property
     def layers(self) -> int:
-        """The number of w that an image takes: 2 log2(resolution) - 2."""
-        return 2 * len(levels(self.resolution))
+        """The number of w that an image takes: 2 log2(size) - 2."""
+        return 2 * len(levels(self.size))
 
     def map(self, z: jax.Array, label: jax.Array | None = None, *, train: bool) -> jax.Array:
         """z [N, Z], label int [N] where there are classes -> w [N, D] float32; the same for all layers."""
@@ -173,7 +173,7 @@ class StyleGAN2Discriminator(nn.Module):
       dtype: of the feature maps; everything from 4 pixels on is float32.
     """
 
-    resolution: int
+    size: int
     channel_base: int = 32768
     channel_max: int = 512
     residual: bool = True
@@ -191,12 +191,12 @@ class StyleGAN2Discriminator(nn.Module):
         'pooled' is the mean of the last layer, the last that does not see the other examples of the batch; it and logits are float32.
         score=False leaves the logits out (None), and with them all that depends on the other examples.
         """
-        if images.shape[1:3] != (self.resolution,) * 2:
-            raise UserError(f"the discriminator is made for {self.resolution} pixels, the images have {images.shape[1:3]}")
-        width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.resolution)}
-        x = leaky_relu(EqualConv(width[self.resolution], 1, dtype=self.dtype, name="rgb")(images))
+        if images.shape[1:3] != (self.size,) * 2:
+            raise UserError(f"the discriminator is made for {self.size} pixels, the images have {images.shape[1:3]}")
+        width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
+        x = leaky_relu(EqualConv(width[self.size], 1, dtype=self.dtype, name="rgb")(images))
         out = {}
-        for number, r in enumerate(reversed(levels(self.resolution)[1:]), start=1):
+        for number, r in enumerate(reversed(levels(self.size)[1:]), start=1):
             y = leaky_relu(EqualConv(width[r], dtype=self.dtype, name=f"block{r}")(x))
             y = leaky_relu(EqualConv(width[r // 2], down=True, dtype=self.dtype, name=f"block{r}_down")(y))
             if self.residual:

@@ -58,7 +58,7 @@ class AdaptiveLayer(nn.Module):
 class Synthesis(nn.Module):
     """Styles to images: a constant that starts as ones, then two layers for each resolution."""
 
-    resolution: int
+    size: int
     channel_base: int = 16384
     channel_max: int = 512
     dtype: jnp.dtype = jnp.float32
@@ -66,12 +66,12 @@ class Synthesis(nn.Module):
     @nn.compact
     def __call__(self, ws: jax.Array, keys: jax.Array | None) -> jax.Array:
         """ws [B, layers, D], keys [B] -> float32 [B, R, R, 3]."""
-        noise = noises(keys, [r for r in levels(self.resolution) for _ in range(2)])
+        noise = noises(keys, [r for r in levels(self.size) for _ in range(2)])
 
         def adapt(x, index):
             return AdaptiveLayer(dtype=self.dtype, name=f"adapt{index}")(x, ws[:, index], noise[index])
 
-        for number, r in enumerate(levels(self.resolution)):
+        for number, r in enumerate(levels(self.size)):
             channels = min(self.channel_base // r, self.channel_max)
             if r == 4:
                 x = self.param("constant", nn.initializers.ones, (4, 4, channels), jnp.float32)
@@ -99,7 +99,7 @@ class StyleGAN1Discriminator(nn.Module):
     Fields: those of StyleGAN2Discriminator that apply.
     """
 
-    resolution: int
+    size: int
     channel_base: int = 16384
     channel_max: int = 512
     group: int = 4
@@ -110,16 +110,16 @@ class StyleGAN1Discriminator(nn.Module):
         self, images: jax.Array, label: jax.Array | None = None, *, train: bool, score: bool = True
     ) -> tuple[jax.Array | None, dict]:
         """[B, R, R, 3] -> (logits [B], {'layer1' .. [B, h, w, C], 'pooled' [B, C]}); see StyleGAN2Discriminator."""
-        if images.shape[1:3] != (self.resolution,) * 2:
-            raise UserError(f"the discriminator is made for {self.resolution} pixels, the images have {images.shape[1:3]}")
-        width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.resolution)}
+        if images.shape[1:3] != (self.size,) * 2:
+            raise UserError(f"the discriminator is made for {self.size} pixels, the images have {images.shape[1:3]}")
+        width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
 
         def conv(features, size, name, dtype=self.dtype):
             return EqualConv(features, size, gain=ROOT2, dtype=dtype, name=name)
 
-        x = leaky_relu(conv(width[self.resolution], 1, "rgb")(images), gain=1)
+        x = leaky_relu(conv(width[self.size], 1, "rgb")(images), gain=1)
         out = {}
-        for number, r in enumerate(reversed(levels(self.resolution)[1:]), start=1):
+        for number, r in enumerate(reversed(levels(self.size)[1:]), start=1):
             x = smooth(leaky_relu(conv(width[r], 3, f"block{r}")(x), gain=1), BLUR, (1, 1))
             x = nn.avg_pool(conv(width[r // 2], 3, f"block{r}_down")(x), (2, 2), (2, 2))
             x = shard_batch(leaky_relu(x, gain=1))

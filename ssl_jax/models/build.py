@@ -1,0 +1,45 @@
+"""From a part of a config to a module, with messages for typing mistakes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from ssl_jax.errors import UserError
+
+
+def build(kinds: Mapping[str, Callable[..., nn.Module]], part: str, spec: Mapping[str, Any], **given) -> nn.Module:
+    """The module that `spec`, dict(name='resnet', depth=18, ...), describes: `kinds[name]` with the other fields.
+
+    Args:
+        kinds: classes of modules, or functions that make one.
+        part: where the config has it: 'encoder' is config.model.encoder.
+        given: fields that are not the config's to set; a kind without one of them does without.
+
+    Raises:
+        UserError: an unknown name or field, with the nearest valid ones; a field that is missing, or a value that the class refuses.
+    """
+    fields = dict(spec)
+    name = fields.pop("name", None)
+    if name not in kinds:
+        raise UserError(unknown(f"config.model.{part}.name", name, kinds))
+    parameters = inspect.signature(kinds[name]).parameters
+    valid = [field for field in parameters if field not in ("name", "parent", *given)]
+    for field in fields:
+        if field not in valid:
+            raise UserError(unknown(f"config.model.{part} ({name})", field, valid))
+    missing = [field for field in valid if parameters[field].default is inspect.Parameter.empty and field not in fields]
+    if missing:
+        raise UserError(f"config.model.{part} ({name}) needs {missing[0]!r}")
+    return kinds[name](**fields, **{field: value for field, value in given.items() if field in parameters})
+
+
+def unknown(where: str, wrong: Any, valid: Iterable[str]) -> str:
+    """One line for a name that does not exist."""
+    close = difflib.get_close_matches(str(wrong), list(valid), n=2)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{where} has no {wrong!r}; {hint}valid: {', '.join(valid) or 'none'}"
