@@ -1,0 +1,148 @@
+"""VQ-VAE (van den Oord, Vinyals and Kavukcuoglu 2017, arXiv:1711.00937): images as grids of tokens.
+
+  python launch.py train --config=configs/vqvae.py --workdir=runs/vqvae
+
+Variants (published figures are quoted from their source; ours are in docs/results.md):
+  (default)            embedded scenes at 32 px to 8 x 8 tokens of 512 codes, moving averages with revival; minutes on two cores
+  :smoke               the same in seconds, for tests
+  :cifar10_small       JPEG CIFAR-10, the networks of the default
+  :cifar10             Sonnet's example: 128 maps, 512 codes of 64 numbers, moving averages, Adam 3e-4, batch 32, 10,000 steps.
+                       Published log: squared error / variance .483, .105, .081, .061, .056 and perplexity 10, 72, 154, 327, 326 at
+                       steps 100, 1000, 2000, 5000, 10,000; 4.5 minutes on one GPU
+  :mnist               MNIST, 7 x 7 tokens of 512 codes with revival
+  :imagenet128         the paper's ImageNet: 128 px to 32 x 32 tokens of 512 codes by gradient, 256 maps, Adam 2e-4, batch 128,
+                       250,000 steps; one accelerator
+Codebook collapse, and what keeps it away: 8,000 MNIST digits, 28 px to 7 x 7 tokens, 400 steps of Adam 1e-3, minutes each:
+  :mnist_t10k          codes of 64 numbers by gradient, from U(-1/K, 1/K)
+  :mnist_t10k_ema      moving averages, from N(0, 1)
+  :mnist_t10k_revival  the same, and codes without vectors start again
+  :mnist_t10k_l2       codes of 8 numbers and norm 1
+  :mnist_t10k_rotation the same with the rotation trick
+  :mnist_t10k_fsq      a grid of 8 x 8 x 8, no codebook
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def adam(lr):
+    return dict(name="adam", lr=lr, schedule="constant")
+
+
+def networks(config, width, blocks, block_width, stages=2):
+    for part in ("encoder", "decoder"):
+        config.model[part] = dict(name="residual", width=width, stages=stages, blocks=blocks, block_width=block_width)
+
+
+def averages(**options):
+    return dict(name="learned", size=512, update="average", **options)
+
+
+def scenes(config):
+    config.data.ops = config.data.eval_ops = common.resized(32)
+    config.views = ((("flip", dict(p=0.5)),),)
+    config.batch_size = 64
+    config.total_steps = 4000
+    config.model = dict(channels=3, variance=0.0625, quantiser=averages(dim=32, revive=0.1))
+    networks(config, width=64, blocks=2, block_width=32)
+    config.optim = dict(net=adam(1e-3))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.reconstruction = dict(kind="reconstruction")
+    config.best_metric = "reconstruction/psnr"
+    config.evaluate_every_steps, config.checkpoint_every_steps = 1000, 500
+    config.log_every_steps = 50
+
+
+def smoke(config):
+    scenes(config)
+    config.batch_size = 32
+    config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
+    config.log_every_steps = 1
+    config.data.ops = config.data.eval_ops = common.resized(16)
+    config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
+    config.model.quantiser.update(size=32, dim=8)
+    networks(config, width=32, blocks=1, block_width=8)
+    config.evals.linear.update(dict(l2=(1e-2,), iterations=20))
+
+
+def cifar10_small(config):
+    scenes(config)
+    config.data.name, config.data.ops, config.data.eval_ops = "cifar10", (), ()
+    config.model.variance = 0.06327
+
+
+def cifar10(config):
+    cifar10_small(config)
+    config.batch_size, config.total_steps = 32, 10_000
+    config.views = ((),)
+    config.model.quantiser = averages(dim=64, debias=True, init="uniform")
+    networks(config, width=128, blocks=2, block_width=32)
+    config.optim = dict(net=adam(3e-4))
+
+
+def mnist_t10k(config):
+    scenes(config)
+    config.data.name, config.data.ops, config.data.eval_ops = "mnist_t10k", (), ()
+    config.views = ((),)
+    config.batch_size, config.total_steps = 100, 400
+    config.model = dict(channels=1, variance=0.0949, quantiser=dict(name="learned", size=512, dim=64, init="uniform"))
+    networks(config, width=64, blocks=1, block_width=32)
+    config.evaluate_every_steps, config.checkpoint_every_steps = 200, 100
+    config.log_every_steps = 20
+
+
+def mnist_t10k_ema(config):
+    mnist_t10k(config)
+    config.model.quantiser = averages(dim=64)
+
+
+def mnist_t10k_revival(config):
+    mnist_t10k(config)
+    config.model.quantiser = averages(dim=64, revive=0.1)
+
+
+def mnist_t10k_l2(config):
+    mnist_t10k(config)
+    config.model.quantiser = dict(name="learned", size=512, dim=8, normalise=True)
+
+
+def mnist_t10k_rotation(config):
+    mnist_t10k_l2(config)
+    config.model.quantiser.straight_through = "rotation"
+
+
+def mnist_t10k_fsq(config):
+    mnist_t10k(config)
+    config.model.quantiser = dict(name="fsq", levels=(8, 8, 8))
+
+
+def mnist(config):
+    mnist_t10k_revival(config)
+    config.data.name = "mnist"
+    config.total_steps = 6000
+    config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
+
+
+def imagenet128(config):
+    scenes(config)
+    config.data.name, config.data.test_split, config.data.workers = "imagenet2012", "validation", 16
+    config.data.ops = (("random_resized_crop", dict(size=128, area=(0.8, 1.0))),)
+    config.data.eval_ops = common.resized(128)
+    config.batch_size, config.total_steps = 128, 250_000
+    config.model.quantiser = dict(name="learned", size=512, dim=64, init="uniform")
+    networks(config, width=256, blocks=2, block_width=256)
+    config.optim = dict(net=adam(2e-4))
+    config.evals = dict(reconstruction=dict(kind="reconstruction"))
+    config.evaluate_every_steps, config.checkpoint_every_steps = 25_000, 2500
+    config.baselines = ()
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = common.base("vqvae")
+    named = {"": scenes, "smoke": smoke, "cifar10_small": cifar10_small, "cifar10": cifar10, "mnist": mnist,
+             "imagenet128": imagenet128, "mnist_t10k": mnist_t10k, "mnist_t10k_ema": mnist_t10k_ema,
+             "mnist_t10k_revival": mnist_t10k_revival, "mnist_t10k_l2": mnist_t10k_l2,
+             "mnist_t10k_rotation": mnist_t10k_rotation, "mnist_t10k_fsq": mnist_t10k_fsq}  # fmt: skip
+    common.variant_of(variant, named)(config)
+    return config
