@@ -118,7 +118,7 @@ def means(spec="means", mode="none"):
 def test_reconstructions_have_psnr_ssim_and_a_frechet_distance_of_the_whole_split():
     images = smooth(0, 40)
     darker = jax.jit(lambda x: 0.8713 * x / 255.0)
-    given = made(images, reconstruct=darker, extractor=means)
+    given = made(smooth(1, 24), images, reconstruct=darker, extractor=means)
     plain = reconstruction.evaluate(given, examples=20)
     again = 0.8713 * levels(images)
     assert plain.metrics["psnr"] == pytest.approx(quality.psnr(levels(images), again)[:20].mean(), rel=1e-5)
@@ -291,6 +291,8 @@ def test_bits_per_dimension_of_uniform_pixels_are_eight_whatever_the_channels_an
     keys = jax.jit(lambda x, key, k: dict.fromkeys(("elbo", "iwae"), jnp.full(len(x), jax.random.uniform(key))), static_argnums=2)
     first, again, other = (likelihood.evaluate(made(images, log_prob=keys), seed=seed).metrics["elbo"] for seed in (0, 0, 1))
     assert first == again != other
+    each = [jax.random.uniform(jax.random.fold_in(jax.random.key(0), batch)) for batch in range(2)]
+    assert first == pytest.approx(float(16 * each[0] + 4 * each[1]) / 20, rel=1e-5)
 
 
 # --- tokens
@@ -605,6 +607,9 @@ def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
     assert told["pose[3]"].dtype == np.float32 and len(told["pose[3]"]) == 70
     with pytest.raises(UserError, match="has no feature 'colour'"):
         disentanglement.prepare(opened, factors=("colour",))
+    unlabelled = made(smooth(0, 4), factors=lambda split, names: iter([{"image": None}]))
+    with pytest.raises(UserError, match="the data have no label; choose other factors"):
+        disentanglement.prepare(unlabelled, factors=("label",))
     with pytest.raises(UserError, match="'question' of the data is no number"):
         disentanglement.values(opened, "test", ("question",), 70)
     assert jax.eval_shape(opened.pictures.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])

@@ -22,7 +22,10 @@ def check_options(examples: int = 10000, factors: Sequence[str] = ("label",), **
 
 def prepare(context: Context, factors: Sequence[str] = ("label", "pose"), **_) -> None:
     """UserError for factors that the data do not have."""
-    context.pictures.factors("train", tuple(factors))
+    first = next(iter(context.pictures.factors("train", tuple(factors))))
+    missing = [name for name in factors if name not in first]
+    if missing:  # labels are left out of batches where there are none
+        raise UserError(f"the data have no {', '.join(missing)}; choose other factors")
 
 
 def evaluate(

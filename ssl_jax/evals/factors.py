@@ -109,7 +109,7 @@ def _lasso(train, test, factor, seed):
     weights, predicted = np.zeros(train.shape[1]), []
     for target in targets.astype(np.float64).T:
         mean, std = target.mean(), target.std() or 1.0
-        model = Lasso(SHRINK).fit(train, (target - mean) / std)
+        model = Lasso(SHRINK, precompute=True, max_iter=10000).fit(train, (target - mean) / std)
         weights += np.abs(model.coef_) / targets.shape[1]
         predicted.append(model.predict(test) * std + mean)
     guess = np.clip(np.round(predicted[0]), 0, factor.count - 1) if factor.ordered else np.argmax(predicted, 0)
