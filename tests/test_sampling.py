@@ -53,7 +53,7 @@ def test_draws_have_the_probabilities():
 
 def test_guidance_of_one_is_the_class_and_of_none_no_class():
     told, untold = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
-    both = jnp.concatenate([told, untold])
+    both = jnp.stack([told, untold], 1).reshape(6, 5)
     np.testing.assert_allclose(sampling.guided(both, 1.0), told, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(sampling.guided(both, 0.0), untold)
     np.testing.assert_allclose(sampling.guided(both, 3.0), 3 * told - 2 * untold, rtol=1e-4, atol=1e-5)

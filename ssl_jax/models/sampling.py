@@ -55,8 +55,11 @@ def sharpened(logits: jax.Array, sharpening: Sharpening) -> jax.Array:
 
 
 def guided(logits: jax.Array, scale: float) -> jax.Array:
-    """[2 B, K], of the class and then without one -> [B, K]: l + scale (l_class - l), classifier-free guidance (Ho & Salimans 2021)."""
-    told, untold = jnp.split(logits, 2)
+    """[2 B, K], in turns with the class and without -> [B, K]: l + scale (l_class - l), classifier-free guidance (Ho & Salimans 2021).
+
+    In turns, so that both of a picture lie on one device.
+    """
+    told, untold = jnp.moveaxis(logits.reshape(-1, 2, logits.shape[-1]), 1, 0)
     return untold + scale * (told - untold)
 
 
