@@ -77,7 +77,7 @@ def open_samples(this: Assembly, state: State) -> Callable[..., Iterator[np.ndar
 
 def open_labels(this: Assembly) -> Callable[[int, int], np.ndarray] | None:
     """(count, seed) -> int32 [count]: the classes that the pictures of `open_samples` were made for; None where there are none."""
-    if "sample" not in this.fns or "label" not in jax.eval_shape(lambda key: this.method.fns["latents"](key, 1), jax.random.key(0)):
+    if "sample" not in this.fns or "label" not in jax.eval_shape(lambda: this.method.fns["latents"](jax.random.key(0), 1)):
         return None
     size = this.config.eval_batch_size
 
@@ -87,6 +87,28 @@ def open_labels(this: Assembly) -> Callable[[int, int], np.ndarray] | None:
         return np.concatenate(jax.device_get(drawn))[:count]
 
     return labels
+
+
+def open_between(this: Assembly, state: State) -> Callable[..., Iterator[np.ndarray]] | None:
+    """(space 'w' or 'z', seed, place [N]) -> float32 batches [B, H, W, 3] of about [0, 1]: pictures on the way from one latent to another.
+
+    Batch i goes from the latents of seed + i * 2^20 to those of the seed after it. None where the method has no such ways.
+    """
+    if "between_w" not in this.fns:
+        return None
+    size, opened = this.config.eval_batch_size, []
+
+    def between(space: str, seed: int, place: np.ndarray):
+        if not opened:
+            opened.append(open_sampler(this, state))
+        sampler = opened[0]
+        for i, start in enumerate(range(0, len(place), size)):
+            ends = (sampler.latents(size, seed + (i << 20) + end) for end in (0, 1))
+            part = np.resize(place[start : start + size], size).astype(np.float32)
+            pictures = sampler.fns[f"between_{space}"](sampler.generator, *ends, part)
+            yield np.asarray(pictures)[: len(place) - start]
+
+    return between
 
 
 def save_samples(this: Assembly, state: State, step: int, workdir: Path) -> None:
