@@ -58,6 +58,7 @@ def scenes(config):
     networks(config, base=512, widest=128, features=128, mapping_layers=4)
     config.optim = dict(generator=adam(0.002 * 4 / 5, 0.991992), discriminator=adam(0.002 * 16 / 17, 0.990585))
     common.generation(config)
+    config.evals.path = dict(kind="perceptual_path")
     config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
     config.log_every_steps = 100
 
@@ -70,6 +71,7 @@ def smoke(config):
     networks(config, base=128, widest=16, features=16, mapping_layers=2)
     config.model.r1.interval = config.model.path_length.interval = 2
     common.generation_smoke(config)
+    config.evals.path.examples = 64
 
 
 def cifar10_small(config):
@@ -116,7 +118,8 @@ def ffhq1024(config):
     config.model.augment.policy = ()
     config.model.ema.ramp = 0.0
     config.model.truncation_layers = 18
-    config.evals = dict(generation=dict(config.evals.generation, examples=50_000))  # no labels and no images to hold out
+    # No labels and no images to hold out.
+    config.evals = dict(generation=dict(config.evals.generation, examples=50_000), path=dict(config.evals.path, examples=50_000))
     config.evaluate_every_steps, config.checkpoint_every_steps = 50_000, 5000
 
 

@@ -1,41 +1,60 @@
-"""Perceptual path length of a linear generator, of a turning one, and its trimmed mean."""
+"""Perceptual path length of pictures that change along lines, and its trimmed mean."""
+
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl_jax.errors import UserError
 from ssl_jax.evals import perceptual_path as subject
+from ssl_jax.objectives.perceptual import _unit, random_features, random_kernels
 
 
-def squared(a, b):
-    return jnp.sum((a - b) ** 2, axis=-1)
+BASE = np.random.default_rng(1).random((40, 8, 8, 3), np.float32)
 
 
-def latents(n, size=6):
-    return (jax.random.normal(jax.random.key(i), (n, size)) for i in (1, 2))
+def lines(slope):
+    """A generator whose pictures are BASE + place * slope * direction, and the directions."""
+    directions = np.random.default_rng(0).standard_normal(BASE.shape).astype(np.float32)
+
+    def between(space, seed, place):
+        assert space == "w"
+        for part in (slice(0, 16), slice(16, 40)):
+            yield (BASE[part] + slope * place[part, None, None, None] * directions[part]).astype(np.float32)
+
+    return types.SimpleNamespace(pictures=types.SimpleNamespace(between=between)), directions
 
 
-def test_a_linear_generator_has_twice_its_squared_norm_anywhere_on_the_way():
-    a = jnp.asarray(np.random.default_rng(0).standard_normal((6, 20)), jnp.float32)
-    start, end = latents(40_000)
-    for place in (jnp.zeros(40_000), jax.random.uniform(jax.random.key(3), (40_000,))):
-        lengths = subject.path_lengths(lambda w: w @ a, squared, start, end, place, epsilon=1e-2)
-        np.testing.assert_allclose(lengths.mean(), 2 * jnp.sum(a**2), rtol=0.02)
-        np.testing.assert_allclose(lengths[:50], jnp.sum(((end - start) @ a)[:50] ** 2, -1), rtol=1e-3)
+def test_the_length_is_the_squared_speed_of_the_unit_features():
+    kernels, (context, directions) = random_kernels(), lines(0.5)
+
+    def features(x):
+        return [_unit(h) for h in random_features(kernels, x)]
+
+    _, speed = jax.jvp(features, (jnp.asarray(BASE),), (0.5 * directions,))
+    expected = sum(np.mean(np.sum(np.asarray(v, np.float64) ** 2, -1), (1, 2)) for v in speed)
+    measured = subject.evaluate(context, examples=40, epsilon=2e-3)
+    assert measured.metrics["length"] == pytest.approx(subject.trimmed_mean(expected), rel=0.02)
+    assert "distance=random_conv" in measured.protocol
+    twice = subject.evaluate(lines(1.0)[0], examples=40, epsilon=1e-3)
+    assert twice.metrics["length"] == pytest.approx(4 * measured.metrics["length"], rel=0.02)
 
 
-def test_great_circles_have_unit_length_and_the_speed_of_their_angle():
-    start, end = latents(100)
-    t = jax.random.uniform(jax.random.key(3), (100,))
-    on = subject.slerp(start, 3 * end, t)
-    np.testing.assert_allclose(jnp.linalg.norm(on, axis=-1), 1, rtol=1e-5)
-    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in map(np.asarray, (start, end))]
-    np.testing.assert_allclose(subject.slerp(start, end, jnp.zeros(100)), unit[0], atol=1e-6)
-    np.testing.assert_allclose(subject.slerp(start, end, jnp.ones(100)), unit[1], atol=1e-5)
-    angle = np.arccos(np.sum(unit[0] * unit[1], -1))
-    speed = subject.path_lengths(lambda z: z, squared, start, end, t, subject.slerp, epsilon=1e-2)
-    np.testing.assert_allclose(speed, angle**2, rtol=1e-3)
+def test_full_ways_are_measured_anywhere_on_them():
+    places = []
+
+    def between(space, seed, place):
+        places.append(place)
+        yield np.zeros((len(place), 4, 4, 3), np.float32)
+
+    context = types.SimpleNamespace(pictures=types.SimpleNamespace(between=between))
+    assert subject.evaluate(context, examples=50, where="full", space="z", epsilon=0.01).metrics["length"] < 1e-6
+    assert 0.3 < places[0].mean() < 0.7
+    np.testing.assert_allclose(places[1] - places[0], 0.01)
+    with pytest.raises(UserError, match="examples=1 of at least 2"):
+        subject.check_options(examples=1)
 
 
 def test_outliers_are_left_out():

@@ -135,7 +135,7 @@ def context(this: Assembly, state: State) -> Context:
     Raises:
         UserError: the config asks for an evaluation that the method offers nothing for.
     """
-    from ssl_jax.cli.samples import open_labels, open_samples  # which are about an Assembly
+    from ssl_jax.cli.samples import open_between, open_labels, open_samples  # which are about an Assembly
 
     config, bind = this.config, lambda function: functools.partial(function, state.params, visible(state))
     offered = {name: bind(function) for name, function in this.fns.items()}
@@ -155,6 +155,7 @@ def context(this: Assembly, state: State) -> Context:
             **{name: offered.get(name) for name in ("log_prob", "tokens", "decode", "token_nll", "traverse")},
             codes=codes,
             sampled_labels=open_labels(this),
+            between=open_between(this, state),
             factors=lambda split, names: open_eval(config, split, 1, ("image", *names)),
         ),
     )

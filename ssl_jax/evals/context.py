@@ -52,6 +52,7 @@ class Pictures(NamedTuple):
     token_nll: Callable | None = None  # (images, labels [B]) -> {'nll': [B] nats summed over tokens, 'tokens': int32 [B, T]}
     traverse: Callable | None = None  # (images [N, ...], values [V]) -> pictures [N, Z, V, h, w, 3]
     sampled_labels: Callable | None = None  # (count, seed) -> int32 [count]: the classes that `samples` were made for
+    between: Callable | None = None  # (space, seed, place [N]) -> float32 batches [B, H, W, 3] of about [0, 1], on the ways of latents
     factors: Callable | None = None  # (split, names of features) -> batches with them and 'mask', of every example, on each process
 
 

@@ -1,51 +1,57 @@
-"""Perceptual path length (Karras et al. 2019, arXiv:1812.04948, section 4.1): how much images change along a short way of latents.
+"""Perceptual path length (Karras et al. 2019, arXiv:1812.04948, section 4.1): how much pictures change along a short way of latents.
 
-Numbers only: the distance is the caller's. The published figures take LPIPS with VGG-16 on images in [0, 255] of at most 256 pixels,
-and for faces the middle of the image.
+The published figures take LPIPS in VGG-16 and, for faces, the middle of the picture; those of another network are not comparable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context, Result
+from ssl_jax.objectives.perceptual import feature_distance, random_features, random_kernels
 
-def lerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
-    """The straight line between a and b [N, D] at t [N]; for w."""
-    return a + (b - a) * t[:, None]
-
-
-def slerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
-    """The great circle between the directions of a and b [N, D] at t [N], on the unit sphere; for z, whose length does not count."""
-    a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
-    angle = t * jnp.arccos(jnp.clip(jnp.sum(a * b, -1), -1, 1))
-    across = b - jnp.sum(a * b, -1, keepdims=True) * a
-    across = across / jnp.linalg.norm(across, axis=-1, keepdims=True)
-    return a * jnp.cos(angle)[:, None] + across * jnp.sin(angle)[:, None]
+NEEDS = "between"
 
 
-def path_lengths(
-    synthesize: Callable[[jax.Array], jax.Array],
-    distance: Callable[[jax.Array, jax.Array], jax.Array],
-    start: jax.Array,
-    end: jax.Array,
-    place: jax.Array,
-    interpolate: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = lerp,
-    epsilon: float = 1e-4,
-) -> jax.Array:
-    """[N]: the distance of the images at `place` and at `place + epsilon` of each way, over epsilon^2.
+def check_options(examples: int = 1024, epsilon: float = 1e-3, **_) -> None:
+    """UserError for a value out of range."""
+    if examples < 2 or not 0 < epsilon < 1:
+        raise UserError(f"perceptual_path needs examples={examples} of at least 2 and epsilon={epsilon} in (0, 1)")
 
-    Args:
-        synthesize: latents [N, D] -> images, float32 (differences of half precision are noise), with the same noise in every call.
-        distance: of two batches of images -> [N]; quadratic in small differences, as LPIPS is.
-        start, end: latents of both ends.
-        place: [N] in [0, 1]; uniform for a 'full' path, 0 for the 'end'.
+
+def evaluate(
+    context: Context,
+    *,
+    examples: int = 1024,
+    space: Literal["w", "z"] = "w",
+    where: Literal["end", "full"] = "end",
+    epsilon: float = 1e-3,
+    seed: int = 0,
+) -> Result:
+    """length: the mean over `examples` pairs of latents, without the lowest and the highest hundredth, of the distance of the pictures
+    at a place of their way and `epsilon` further on, over epsilon^2. The place is the start ('end'; the other end is the same), or
+    anywhere ('full'). Distances are those of `feature_distance` in the random convolutions; the noise of both pictures is the same.
     """
-    first, second = (synthesize(interpolate(start, end, place + shift)) for shift in (0.0, epsilon))
-    return distance(first, second) / epsilon**2
+    check_options(examples, epsilon)
+    place = np.zeros(examples) if where == "end" else np.random.default_rng(seed).random(examples)
+    first, second = (context.pictures.between(space, seed, place + step) for step in (0.0, epsilon))
+    kernels = random_kernels()
+    lengths = np.concatenate([_distance(kernels, a, b) for a, b in zip(first, second, strict=True)]) / epsilon**2
+    protocol = (
+        f"perceptual path space={space} where={where} epsilon={epsilon:g} examples={len(lengths)} seed={seed} distance=random_conv, each"
+        " layer with unit channels (not LPIPS), pictures whole, in [0, 1]; mean between the 1st and the 99th percentile"
+    )
+    return Result({"length": trimmed_mean(lengths)}, protocol)
+
+
+@jax.jit
+def _distance(kernels, a: jax.Array, b: jax.Array) -> jax.Array:
+    return feature_distance(random_features(kernels, jnp.asarray(a)), random_features(kernels, jnp.asarray(b)))
 
 
 def trimmed_mean(lengths: np.ndarray, least: float = 1, most: float = 99) -> float:

@@ -21,6 +21,7 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run, shard_batch
+from ssl_jax.models.latents import lerp, slerp
 from ssl_jax.models.players import STYLE_PLAYERS, build_player
 from ssl_jax.objectives.adversarial import GAMES, diversity, health, path_length, r1
 
@@ -189,13 +190,23 @@ def build(config, stages) -> Method:
         w, other = to_w(generator_["params"], coarse), to_w(generator_["params"], fine)
         return to_images(generator_, mixed(w, other, crossover, generator.layers), fine["noise"])
 
+    def between_w(generator_, start, end, place):
+        """[B, H, W, 3] of about [0, 1] at `place` [B] of the straight ways from the w of `start` to those of `end`."""
+        w = lerp(to_w(generator_["params"], start), to_w(generator_["params"], end), place)
+        return (synthesize(generator_["params"], mixed(w, w, generator.layers, generator.layers), start["noise"]) + 1) / 2
+
+    def between_z(generator_, start, end, place):
+        """The same on the great circles from z to z."""
+        there = {**start, "z": slerp(start["z"], end["z"], place)}
+        return between_w(generator_, there, there, jnp.zeros_like(place))
+
     phases = [Phase("g", ("generator",), generator_loss)]
     if model.path_length.weight:
         phases.append(Phase("path", ("generator",), path_length_loss, when=lambda step: step % model.path_length.interval == 0))
     phases.append(Phase("d", ("discriminator",), discriminator_loss))
     if model.r1.interval > 1:
         phases.append(Phase("r1", ("discriminator",), r1_loss, when=lambda step: step % model.r1.interval == 0))
-    fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "mix": mix}
+    fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "mix": mix, "between_w": between_w, "between_z": between_z}
     if not classes:
         fns["judge"] = lambda params, mutable, images: judge(params, mutable, images)[0]
     return Method(

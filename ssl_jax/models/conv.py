@@ -23,7 +23,7 @@ def conv(x, kernel, strides, padding, *, lhs_dilation, rhs_dilation, dimension_n
     `_input_gradient` where they are compiled for a CPU. The rest is left alone: values, accelerators, and several devices
     (chunks of a batch that is spread over devices would have to be gathered).
 
-    The rules have reverse-mode derivatives of any order, but no forward mode: `jax.jvp` raises TypeError.
+    The rules have quick reverse-mode derivatives of any order, but no forward mode: `jax.jvp` raises TypeError.
     """
     layout = lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT) if x.ndim == 4 else None
     simple = (
@@ -85,7 +85,11 @@ def _backward(strides, padding, precision, residuals, g):
     options = dict(strides=strides, padding=padding, precision=precision)
 
     def quick(x, kernel, g):
-        dx = of_x(g)[0] if strides == (1, 1) else _input_gradient(g, kernel, x.shape, **options)
+        if strides == (1, 1):
+            around = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, padding, strict=False))
+            dx = _conv(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around, precision)
+        else:
+            dx = _input_gradient(g, kernel, x.shape, convolve=_conv, **options)
         return dx, _weight_gradient(x, g, size=kernel.shape[:2], **options)
 
     return lax.platform_dependent(x, kernel, g, cpu=quick, default=lambda x, kernel, g: (*of_x(g), *of_kernel(g)))
@@ -94,8 +98,11 @@ def _backward(strides, padding, precision, residuals, g):
 _conv.defvjp(_forward, _backward)
 
 
-def _input_gradient(g, kernel, shape, *, strides, padding, precision, convolve=_plain):
+def _input_gradient(g, kernel, shape, *, strides, padding, precision, convolve):
     """g [B, h, w, F] -> [B, H, W, C] = shape, for strides above 1: one small convolution for every phase of the stride.
+
+    `convolve` is `_conv`, so that what differentiates once more (penalties of gradients, path lengths) has quick rules again, or
+    `_plain`.
 
     Row s m + r of the padded input has met g[m - j] with row s j + r of the kernel, so phase r is a convolution of `g` with every
     s-th row; all phases are features of one convolution. XLA spreads `g` with zeros instead and multiplies those too.

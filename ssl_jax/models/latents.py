@@ -46,3 +46,17 @@ def truncated(kind: str, z: jax.Array, truncation: float | None) -> jax.Array:
     if kind != "normal":
         raise UserError("only normal latents can be truncated (config.model.latent.kind='normal')")
     return truncate(z, truncation)
+
+
+def lerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
+    """The straight line between a and b [N, D] at t [N]; for w."""
+    return a + (b - a) * t[:, None]
+
+
+def slerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
+    """The great circle between the directions of a and b [N, D] at t [N], on the unit sphere; for z, whose length does not count."""
+    a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
+    angle = t * jnp.arccos(jnp.clip(jnp.sum(a * b, -1), -1, 1))
+    across = b - jnp.sum(a * b, -1, keepdims=True) * a
+    across = across / jnp.linalg.norm(across, axis=-1, keepdims=True)
+    return a * jnp.cos(angle)[:, None] + across * jnp.sin(angle)[:, None]

@@ -7,7 +7,6 @@ whatever `dtype` is.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -35,37 +34,12 @@ def levels(resolution: int) -> list[int]:
     return [4 * 2**i for i in range(resolution.bit_length() - 2)]
 
 
-def _convolve(x, kernel, stride, padding):
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
+    """x [B, H, W, C] with kernel [k, k, C, F], padded by `padding` < k on every side."""
     return conv(
         x, kernel, (stride, stride), ((padding, padding),) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1),
         dimension_numbers=jax.lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT), feature_group_count=1, precision=None,
     )  # fmt: skip
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
-    """x [B, H, W, C] with kernel [k, k, C, F], padded by `padding` < k on every side.
-
-    The stride is 1, or 2 for 3x3 kernels on odd sizes without padding. The gradient for x is again a `convolve`, so that what penalties
-    of gradients differentiate once more (R1, path lengths) has the quick rules of `conv` too: on a CPU a tenth of the time.
-    """
-    return _convolve(x, kernel, stride, padding)
-
-
-def _convolve_forward(x, kernel, stride, padding):
-    return convolve(x, kernel, stride, padding), (x, kernel)
-
-
-def _convolve_backward(stride, padding, residuals, g):
-    x, kernel = residuals
-    (of_kernel,) = jax.vjp(lambda kernel: _convolve(x, kernel, stride, padding), kernel)[1](g)
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    if stride == 1:
-        return convolve(g, turned, 1, len(kernel) - 1 - padding), of_kernel
-    return spread_convolve(g, turned)[:, :-1, :-1], of_kernel
-
-
-convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def smooth(x: jax.Array, taps: tuple[int, ...], padding: tuple[int, int], gain: float = 1.0) -> jax.Array:
