@@ -208,9 +208,10 @@ def test_impossible_models_are_named():
         (dict(loss="hinge"), r"config.model.loss='hinge' is unknown; choose cross_entropy, squared"),
         (dict(corruption=dict(name="blur")), r"config.model.corruption.name='blur' is unknown; choose none, masking"),
         (dict(code=dict(activation="gelu")), r"config.model.code.activation='gelu' is unknown"),
-        (dict(encoder=dict(name="vit")), r"config.model.encoder.name='vit' is unknown; choose mlp, conv, pooled"),
+        (dict(encoder=dict(name="vit")), r"config.model.encoder.name has no 'vit'; valid: mlp, conv, pooled"),
         (dict(decoder=dict(name="tied")), r"config.model.decoder.name='tied' needs encoder"),
-        (dict(decoder=dict(depth=3)), r"config.model.decoder.depth is no field of 'conv'; fields: hidden, kernel, widths"),
+        (dict(decoder=dict(depth=3)), r"config.model.decoder \(conv\) has no 'depth'; valid: widths, hidden, kernel"),
+        (dict(encoder=dict(name="mlp", hidden=(8,))), r"config.model.encoder \(mlp\) has no 'hidden'"),
         (dict(decoder=dict(widths=(8,) * 5)), "double a map 5 times, which images of 16 x 16 pixels do not allow"),
     ):
         config = load("smoke", 16)
@@ -219,6 +220,8 @@ def test_impossible_models_are_named():
                 config.model[name].update(value) if isinstance(value, dict) else config.model.update({name: value})
         with pytest.raises(UserError, match=told):
             method.build(config, {})
+    with pytest.raises(UserError, match=r"config.model.encoder.activation has no 'gelu'"):
+        method.build(load("mnist_t10k_deep", 28, encoder=dict(activation="gelu")), {})
     with pytest.raises(UserError, match="the last map has 128 values"):
         begin(load("mnist_t10k_keras_conv", 28, code=dict(size=64)), DIGITS)
     with pytest.raises(UserError, match=r"config.model.decoder.valid=\(\) gives images of 32 x 32 pixels, not 28 x 28"):

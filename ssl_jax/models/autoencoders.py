@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
+from ssl_jax.models.build import build, unknown
 from ssl_jax.models.common import Conv, shard_batch
 from ssl_jax.models.dcgan import TransposedConv
 
@@ -37,12 +38,17 @@ def to_colour(x: jax.Array) -> jax.Array:
 
 
 class MLPEncoder(nn.Module):
-    """Linear layers over flattened pixels, with `activation` after each width and none after the last layer."""
+    """Linear layers over flattened pixels, with `activation` (a key of ACTIVATIONS) after each width and none after the last layer."""
 
     outputs: int
     widths: tuple[int, ...] = (512,)
     activation: str = "relu"
     dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise UserError(unknown("config.model.encoder.activation", self.activation, ACTIVATIONS))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
@@ -62,6 +68,11 @@ class MLPDecoder(nn.Module):
     widths: tuple[int, ...] = (512,)
     activation: str = "relu"
     dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise UserError(unknown("config.model.decoder.activation", self.activation, ACTIVATIONS))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
@@ -241,23 +252,9 @@ DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder, "pooled": PooledDecoder, "re
 
 def build_encoder(spec: Mapping[str, Any], outputs: int, dtype: Any) -> nn.Module:
     """The encoder of dict(name='conv', field=value, ...). Raises UserError for an unknown name or field."""
-    return _make("encoder", ENCODERS, spec, outputs=outputs, dtype=dtype)
+    return build(ENCODERS, "encoder", spec, outputs=outputs, dtype=dtype)
 
 
 def build_decoder(spec: Mapping[str, Any], shape: Sequence[int], dtype: Any) -> nn.Module:
     """The decoder of such a dict, to [B, *shape]. Raises UserError for an unknown name or field."""
-    return _make("decoder", DECODERS, spec, shape=tuple(shape), dtype=dtype)
-
-
-def _make(part: str, kinds: Mapping[str, type], spec: Mapping[str, Any], **given) -> nn.Module:
-    fields = dict(spec)
-    name = fields.pop("name", None)
-    if name not in kinds:
-        raise UserError(f"config.model.{part}.name={name!r} is unknown; choose {', '.join(kinds)}")
-    valid = set(kinds[name].__dataclass_fields__) - {"parent", "name", *given}
-    unknown = sorted(set(fields) - valid)
-    if unknown:
-        raise UserError(f"config.model.{part}.{unknown[0]} is no field of {name!r}; fields: {', '.join(sorted(valid)) or 'none'}")
-    if fields.get("activation", "relu") not in ACTIVATIONS:
-        raise UserError(f"config.model.{part}.activation={fields['activation']!r} is unknown; choose {', '.join(ACTIVATIONS)}")
-    return kinds[name](**fields, **given)
+    return build(DECODERS, "decoder", spec, shape=tuple(shape), dtype=dtype)
