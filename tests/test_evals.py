@@ -12,6 +12,7 @@ import pytest
 from feature_clouds import blobs, fake_context, mesh_of
 from torch_reference import require_lightly, require_torch
 
+from ssl_jax.cli.evaluations import comparable
 from ssl_jax.errors import UserError
 from ssl_jax.evals import features as features_module
 from ssl_jax.evals import fewshot, knn, linear, representation
@@ -351,6 +352,11 @@ def test_pixels_run_through_the_same_code():
         return image_batches(seed=split == "test")
 
     context = pixel_context(open_batches)
+    model = Context(toy_encode, open_batches, notes={"tokenizer": "trained with perceptual=none"})
+    told = [evals.run({"near": {"kind": "knn", "k": 3}}, each)["near"].protocol for each in (model, context)]
+    assert told[0].endswith("[tokenizer: trained with perceptual=none]")
+    of_model, of_pixels = ({"protocols": {"near": protocol}} for protocol in told)
+    assert comparable(of_model, of_pixels, "near/top1")  # the floor stands beside what it is the floor of
     results = evals.run({"near": SPEC["near"], "normalised": {"kind": "knn", "k": 3, "layer": "normalised"}}, context)
     assert "layer=pooled" in results["near"].protocol  # pixels have no 'map'
     assert "layer=normalised" in results["normalised"].protocol

@@ -85,7 +85,7 @@ def test_metrics_are_the_distances_of_the_features_of_exactly_the_images_asked_f
     assert "fid" not in got.metrics
     assert got.protocol == (
         "generation extractor=means weights=ffffffff dimensions=3 resize=legacy pixels=16x16 real=train(150) fake=90 seed=5"
-        " truncation=none generator=averaged weights, standing statistics; k=2 against 90 real; kernel x 1000 over 3 subsets of 40;"
+        " truncation=none generator=settled; k=2 against 90 real; kernel x 1000 over 3 subsets of 40;"
         " frechet in percent of the real variance"
     )
 

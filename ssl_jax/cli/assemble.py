@@ -158,6 +158,7 @@ def context(this: Assembly, state: State) -> Context:
             between=open_between(this, state),
             factors=lambda split, names: open_eval(config, split, 1, ("image", *names)),
         ),
+        notes=this.method.notes,
     )
     evals.check_needs(config.evals, opened)
     return opened

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 # Parts of a protocol in which features measured alike may differ: what was chosen for them, their width and views.
-OF_THE_FEATURES = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$")
+OF_THE_FEATURES = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$| \[[^\]]*\]$")
 
 
 def comparable(entry: Mapping, other: Mapping, metric: str) -> bool:

@@ -90,7 +90,7 @@ def open_labels(this: Assembly) -> Callable[[int, int], np.ndarray] | None:
 
 
 def open_between(this: Assembly, state: State) -> Callable[..., Iterator[np.ndarray]] | None:
-    """(space 'w' or 'z', seed, place [N]) -> float32 batches [B, H, W, 3] of about [0, 1]: pictures on the way from one latent to another.
+    """(space 'w' or 'z', seed, place [N]) -> float32 batches [B, H, W, 3] of about [0, 1]: pictures on the ways between latents.
 
     Batch i goes from the latents of seed + i * 2^20 to those of the seed after it. None where the method has no such ways.
     """

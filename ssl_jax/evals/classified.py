@@ -53,7 +53,7 @@ def evaluate(
     protocol = (
         f"classified by a linear probe lbfgs on extractor={network.name} weights={network.sha256[:8] or 'none'} resize={network.resize}"
         f" pixels={size[0]}x{size[1]} of {context.named('train', len(train.y))}, fake={len(labels)} seed={seed}"
-        f" real={context.named('test', len(test.y))} generator=averaged weights, standing statistics"
+        f" real={context.named('test', len(test.y))} generator=settled"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 

@@ -67,6 +67,7 @@ class Context:
     layers: the layers to choose from; an evaluation that asks for another gets the first. None: the encoder's own.
     encode_views: (images uint8 [B, H, W, 3], key) -> [B, V, D], features of V augmented views; None: no alignment.
     pictures: None for features that belong to no model, such as raw pixels; evaluations of pictures are left out.
+    notes: what every protocol has to name of the model, {'tokenizer': 'trained with ...'}.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class Context:
         limits: Mapping[str, int] | None = None,
         layers: tuple[str, ...] | None = None,
         pictures: Pictures | None = None,
+        notes: Mapping[str, str] | None = None,
     ):
-        self.mesh, self.layers, self.pictures = mesh, layers, pictures
+        self.mesh, self.layers, self.pictures, self.notes = mesh, layers, pictures, dict(notes or {})
         self.encode, self._open_batches, self._encode_views = encode, open_batches, encode_views
         self._split_names = dict(split_names or {"train": "train", "test": "test"})
         self._limits = dict(limits or {})

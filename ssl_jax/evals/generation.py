@@ -92,7 +92,7 @@ def evaluate(
     protocol = (
         f"generation extractor={network.name} weights={network.sha256[:8] or 'none'} dimensions={network.dim} resize={network.resize}"
         f" pixels={size[0]}x{size[1]} real={context.named(split, len(real.x))} fake={len(fake)} seed={seed} truncation={told}"
-        f" generator=averaged weights, standing statistics; k={k} against {len(some)} real;"
+        f" generator=settled; k={k} against {len(some)} real;"
         f" kernel x 1000 over {subsets} subsets of {min(subset_size, len(fake), len(real.x))}; frechet in percent of the real variance"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)

@@ -43,8 +43,8 @@ def evaluate(
     kernels = random_kernels()
     lengths = np.concatenate([_distance(kernels, a, b) for a, b in zip(first, second, strict=True)]) / epsilon**2
     protocol = (
-        f"perceptual path space={space} where={where} epsilon={epsilon:g} examples={len(lengths)} seed={seed} distance=random_conv, each"
-        " layer with unit channels (not LPIPS), pictures whole, in [0, 1]; mean between the 1st and the 99th percentile"
+        f"perceptual path space={space} where={where} epsilon={epsilon:g} examples={len(lengths)} seed={seed} distance=random_conv,"
+        " each layer with unit channels (not LPIPS), pictures whole, in [0, 1]; mean between the 1st and the 99th percentile"
     )
     return Result({"length": trimmed_mean(lengths)}, protocol)
 

@@ -18,11 +18,12 @@ from ssl_jax.evals.context import Context, Result
 def run(evals: Mapping[str, Mapping[str, Any]], context: Context) -> dict[str, Result]:
     """Run {label: {'kind': ..., option: value, ...}}; the metrics of each Result are named '<label>/<metric>'.
 
-    Evaluations of a model (whose modules have a NEEDS) are left out for features that belong to none.
+    Evaluations of a model (whose modules have a NEEDS) are left out for features that belong to none. The notes of the context stand in
+    brackets at the end of each protocol.
     """
     check(evals)
     check_needs(evals, context)
-    results = {}
+    results, notes = {}, "; ".join(f"{name}: {note}" for name, note in context.notes.items())
     for label, entry in evals.items():
         if context.pictures is None and hasattr(_evaluator(label, entry), "NEEDS"):
             continue
@@ -30,7 +31,8 @@ def run(evals: Mapping[str, Mapping[str, Any]], context: Context) -> dict[str, R
         if context.layers is not None and "layer" in options and options["layer"] not in context.layers:
             options["layer"] = context.layers[0]
         metrics, protocol = _evaluator(label, entry).evaluate(context, **options)
-        results[label] = Result({f"{label}/{name}": value for name, value in metrics.items()}, protocol)
+        told = f"{protocol} [{notes}]" if notes else protocol
+        results[label] = Result({f"{label}/{name}": value for name, value in metrics.items()}, told)
     return results
 
 
