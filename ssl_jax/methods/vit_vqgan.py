@@ -1,0 +1,244 @@
+"""ViT-VQGAN, stage 1: a Transformer makes a grid of tokens of an image and the image of them; a discriminator sharpens it.
+
+Yu et al. 2022, "Vector-quantized image modeling with improved VQGAN" (arXiv:2110.04627), section 3: codes of few dimensions and unit
+norm, and a sum of losses: codes, squared error, logit-Laplace likelihood, features of a fixed network, adversarial. With other
+networks, weights and the adaptive adversarial weight it is VQGAN (Esser et al. 2021, arXiv:2012.09841). Order of updates: tokenizer,
+discriminator, its gradient penalty.
+
+A perceptual term brings in what its network was trained with, in LPIPS the labels of ImageNet: tokens whose features are to be probed
+come from a tokenizer without one, and `Method.notes` says which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.augment.pixels import to_input
+from ssl_jax.augment.views import make_views, output_size
+from ssl_jax.engine.method import Method, Phase
+from ssl_jax.errors import UserError
+from ssl_jax.models import vgg
+from ssl_jax.models.common import create, run
+from ssl_jax.models.tokenizers import build_decoder, build_discriminator, build_encoder
+from ssl_jax.objectives import likelihood
+from ssl_jax.objectives.adversarial import GAMES, health, r1
+from ssl_jax.objectives.codebooks import build_quantiser
+from ssl_jax.objectives.perceptual import adaptive_weight, feature_distance, random_features, random_kernels
+
+
+class Perceptual(NamedTuple):
+    """A distance of pictures in [0, 1]: (mutable, frozen, x, y [B, H, W, 3]) -> [B]; `weights` are kept in mutable['perceptual']."""
+
+    distance: Callable
+    weights: Any
+    note: str
+
+
+def build(config, stages) -> Method:
+    """`config.model`:
+
+    encoder, decoder, discriminator: networks (see `models.tokenizers`).
+    quantiser: see `objectives.codebooks.build_quantiser`.
+    squared, absolute, logit_laplace: weights of the losses of pixels; with the last the decoder gives a mean and a scale of each.
+    perceptual: weight and kind: 'none'; 'vgg_lpips' (path and sha256 of a file, see `models.vgg`); 'random_conv', a fixed random
+      network; 'self_encoder', the run that `config.stages.encoder` names.
+    adversarial: weight (0: no discriminator), game (key of `GAMES`), start (step of the first update of the discriminator, and of its
+      effect), adaptive (the weight is times `adaptive_weight` of the decoder's last layer).
+    r1: weight (gamma) and interval in steps; no penalty where the weight is 0.
+    """
+    model, adversarial = config.model, config.model.adversarial
+    if adversarial.game not in GAMES:
+        raise UserError(f"config.model.adversarial.game={adversarial.game!r} is unknown; choose {', '.join(GAMES)}")
+    game, plays, laplace = GAMES[adversarial.game], adversarial.weight > 0, model.logit_laplace > 0
+    quantiser = build_quantiser(model.quantiser)
+    perceptual = open_perceptual(model.perceptual, stages)
+    encoder = build_encoder(model.encoder, quantiser.dim, config.dtype)
+    decoder = build_decoder(model.decoder, 6 if laplace else 3, config.dtype)
+    views = make_views(config.views)
+    height, width = output_size(config.views, config.data.image_shape[-3:-1])
+    if height != width:
+        raise UserError(f"the tokenizer is given images of {height} x {width} pixels; make them square with config.data.ops")
+    discriminator = build_discriminator(model.discriminator, height, config.dtype) if plays else None
+
+    def look(tokenizer, images):
+        """uint8 or [0, 1] -> the encoder's layers."""
+        return run(encoder, tokenizer["encoder"], {}, to_input(images, 0.5, 0.5), train=True)[0]
+
+    def draw(tokenizer, codes):
+        return run(decoder, tokenizer["decoder"], {}, codes, train=True)[0]
+
+    def picture(out):
+        """What is shown for a decoder's output, about [0, 1]: raw, without an activation, but for the mean of the logit-Laplace."""
+        return likelihood.logit_laplace_image(jnp.split(out, 2, -1)[0]) if laplace else (out + 1) / 2
+
+    def judge(params, state, x, train=True):
+        """x in [0, 1] -> (logits, new state)"""
+        (logits, _), state = run(discriminator, params, state, 2 * x - 1, train=train)
+        return logits, state
+
+    def real_images(batch, key):
+        return to_input(views(batch["image"], key)[:, 0], 0.0, 1.0)
+
+    def init(key, batch, frozen):
+        keys = jax.random.split(key, 5)
+        x = real_images(batch, keys[0])
+        net = {"encoder": create(encoder, keys[1], x)[0]}
+        net["decoder"] = create(decoder, keys[2], look(net, x)["out"])[0]
+        net["quantiser"], codebook = quantiser.init(keys[3])
+        params, mutable = {"tokenizer": net}, {"codebook": codebook}
+        if plays:
+            params["discriminator"], mutable["discriminator"] = create(discriminator, keys[4], x)
+        if perceptual and perceptual.weights is not None:
+            mutable["perceptual"] = jax.tree.map(jnp.asarray, perceptual.weights)
+        return params, mutable
+
+    def reconstruction(state, x, out):
+        """(the weighted sum of all losses of a decoder's output but the adversarial one, each of them)"""
+        again = picture(out)
+        logs = {"squared": jnp.mean((again - x) ** 2), "absolute": jnp.mean(jnp.abs(again - x))}
+        if laplace:
+            mean, log_scale = jnp.split(out, 2, -1)
+            logs["logit_laplace"] = -jnp.mean(likelihood.logit_laplace(x, mean, jnp.maximum(log_scale, likelihood.LEAST_LOG_SCALE)))
+        value = sum(model[name] * logs[name] for name in logs)
+        if perceptual:
+            logs["perceptual"] = perceptual.distance(state.mutable, state.frozen, x, again).mean()
+            value += model.perceptual.weight * logs["perceptual"]
+        return value, logs
+
+    def tokenizer_loss(train, state, batch, key):
+        of_views, of_codes = jax.random.split(key)
+        net, x = train["tokenizer"], real_images(batch, of_views)
+        quantised = quantiser.train(net["quantiser"], state.mutable["codebook"], look(net, x)["out"], of_codes, state.step)
+        out = draw(net, quantised.codes)
+        value, logs = reconstruction(state, x, out)
+        logs |= {"quantiser": quantised.loss, **quantised.logs}
+        if plays:
+            scale, logs["adversarial"] = adversarial.weight * (state.step >= adversarial.start), fooled(state, out)
+            if adversarial.adaptive:
+                logs["adaptive_weight"] = balance(net, state, x, quantised.codes)
+                scale *= logs["adaptive_weight"]
+            value += scale * logs["adversarial"]
+        return value + quantised.loss, ({"codebook": quantised.state}, logs)
+
+    def fooled(state, out):
+        logits, _ = judge(state.params["discriminator"], state.mutable["discriminator"], picture(out))
+        return game.generator(logits)
+
+    def balance(net, state, x, codes):
+        """`adaptive_weight` of the gradients by the decoder's last kernel."""
+        kernel, codes = net["decoder"]["head"]["kernel"], jax.lax.stop_gradient(codes)
+
+        def last(kernel):
+            decoder = {**net["decoder"], "head": {**net["decoder"]["head"], "kernel": kernel}}
+            return draw({"decoder": decoder}, codes)
+
+        out, pull = jax.vjp(last, kernel)
+        (first,) = pull(jax.grad(lambda out: reconstruction(state, x, out)[0])(out))
+        (second,) = pull(jax.grad(lambda out: fooled(state, out))(out))
+        return adaptive_weight(first, second)
+
+    def discriminator_loss(train, state, batch, key):
+        real = real_images(batch, key)
+        fake = jax.lax.stop_gradient(picture(draw(state.params["tokenizer"], codes_of(state.params, state.mutable, real))))
+        on_real, moved = judge(train["discriminator"], state.mutable["discriminator"], real)
+        on_fake, moved = judge(train["discriminator"], moved, fake)
+        return game.discriminator(on_real, on_fake), ({"discriminator": moved}, health(on_real, on_fake))
+
+    def r1_loss(train, state, batch, key):
+        """Of images in [-1, 1], as in the published game."""
+
+        def score(x):
+            return judge(train["discriminator"], state.mutable["discriminator"], (x + 1) / 2)[0]
+
+        penalty = r1(score, 2 * real_images(batch, key) - 1)
+        return model.r1.interval * model.r1.weight * penalty, ({}, {"penalty": penalty})
+
+    def encode(params, mutable, images):
+        """'pooled' [B, W]: the mean of the encoder's output before it is projected; 'out': what is quantised."""
+        layers = look(params["tokenizer"], images)
+        return {**layers, "pooled": layers["features"].mean((1, 2), dtype=jnp.float32)}
+
+    def tokens(params, mutable, images):
+        return quantiser.tokens(params["tokenizer"]["quantiser"], mutable["codebook"], look(params["tokenizer"], images)["out"])
+
+    def embed(params, mutable, tokens):
+        return quantiser.embed(params["tokenizer"]["quantiser"], mutable["codebook"], tokens)
+
+    def codes_of(params, mutable, images):
+        return embed(params, mutable, tokens(params, mutable, images))
+
+    def decode(params, mutable, tokens):
+        return jnp.clip(picture(draw(params["tokenizer"], embed(params, mutable, tokens))), 0, 1)
+
+    def reconstruct(params, mutable, images):
+        return decode(params, mutable, tokens(params, mutable, images))
+
+    def codebook(params, mutable):
+        return quantiser.codebook(params["tokenizer"]["quantiser"], mutable["codebook"])
+
+    def judge_images(params, mutable, images):
+        logits, _ = judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.0, 1.0), train=False)
+        return logits.reshape(len(logits), -1).mean(-1)
+
+    def started(step):
+        return step >= adversarial.start
+
+    phases = [Phase("tokenizer", ("tokenizer",), tokenizer_loss)]
+    fns = {"views": views, "reconstruct": reconstruct, "tokens": tokens, "decode": decode, "codebook": codebook}
+    if plays:
+        fns["judge"] = judge_images
+        phases.append(Phase("d", ("discriminator",), discriminator_loss, when=started if adversarial.start else None))
+        if model.r1.weight:
+            phases.append(Phase("r1", ("discriminator",), r1_loss, when=lambda step: started(step) & (step % model.r1.interval == 0)))
+    return Method(
+        inputs={"image": tuple(config.data.image_shape)},
+        init=init,
+        phases=tuple(phases),
+        encode=encode,
+        fns=fns,
+        couples_batch=plays or quantiser.couples_batch,
+        notes={"tokenizer": f"trained with perceptual={perceptual.note if perceptual else 'none'}"},
+    )
+
+
+def open_perceptual(spec, stages) -> Perceptual | None:
+    """The distance that `config.model.perceptual` describes, its file read; None for 'none'.
+
+    Raises:
+        UserError: an unknown kind, a missing or wrong file, no such stage.
+    """
+    if spec.kind == "none":
+        return None
+    if spec.kind == "vgg_lpips":
+
+        def lpips(mutable, frozen, x, y):
+            weights = mutable["perceptual"]
+            return feature_distance(vgg.features(weights, x), vgg.features(weights, y), vgg.lins(weights))
+
+        return Perceptual(lpips, vgg.load(spec.path, spec.sha256), "vgg_lpips (a network trained on ImageNet's labels)")
+    if spec.kind == "random_conv":
+
+        def random(mutable, frozen, x, y):
+            return feature_distance(*(random_features(mutable["perceptual"], images) for images in (x, y)))
+
+        return Perceptual(random, random_kernels(), "random_conv")
+    if spec.kind == "self_encoder":
+        if "encoder" not in stages:
+            raise UserError("config.model.perceptual.kind='self_encoder' needs a run; set config.stages.encoder.workdir and .recipe")
+        stage = stages["encoder"]
+
+        def of_encoder(mutable, frozen, x, y):
+            params, state = frozen["encoder"]["params"], frozen["encoder"]["mutable"]
+            return feature_distance(*(maps(stage.method.encode(params, state, images)) for images in (x, y)))
+
+        return Perceptual(of_encoder, None, f"self_encoder ({stage.config.method})")
+    raise UserError(f"config.model.perceptual.kind={spec.kind!r} is unknown; choose none, vgg_lpips, random_conv or self_encoder")
+
+
+def maps(features: dict[str, jax.Array]) -> list[jax.Array]:
+    """Those features of an encoder that have places: [B, ..., C]."""
+    return [features[name] for name in sorted(features) if features[name].ndim > 2]
