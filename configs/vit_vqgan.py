@@ -70,6 +70,7 @@ def scenes(config):
     config.optim = dict(tokenizer=rate(5e-4, 200, end=0.05))
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.codebook = dict(kind="codebook")
     config.best_metric = "reconstruction/psnr"
     config.evaluate_every_steps, config.checkpoint_every_steps = 1000, 250
     config.log_every_steps = 50
@@ -133,7 +134,7 @@ def imagenet256(config):
     config.model.encoder.remat = config.model.decoder.remat = "full"
     config.optim = dict(tokenizer=rate(1e-4, 50_000))
     adversarial(config)
-    config.evals = dict(reconstruction=dict(kind="reconstruction", examples=10_000))
+    config.evals = dict(reconstruction=dict(kind="reconstruction", examples=10_000), codebook=dict(kind="codebook"))
     config.evaluate_every_steps, config.checkpoint_every_steps = 25_000, 2500
     config.baselines = ()
 

@@ -49,6 +49,7 @@ def scenes(config):
     config.optim = dict(net=adam(1e-3))
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.codebook = dict(kind="codebook")
     config.best_metric = "reconstruction/psnr"
     config.evaluate_every_steps, config.checkpoint_every_steps = 1000, 500
     config.log_every_steps = 50
@@ -133,7 +134,7 @@ def imagenet128(config):
     config.model.quantiser = dict(name="learned", size=512, dim=64, init="uniform")
     networks(config, width=256, blocks=2, block_width=256)
     config.optim = dict(net=adam(2e-4))
-    config.evals = dict(reconstruction=dict(kind="reconstruction"))
+    config.evals = dict(reconstruction=dict(kind="reconstruction"), codebook=dict(kind="codebook"))
     config.evaluate_every_steps, config.checkpoint_every_steps = 25_000, 2500
     config.baselines = ()
 

@@ -52,26 +52,28 @@ def stage_run(recipe):
 
 
 def fill_in(config, size):
-    """`config`, and the stages that it stands on, as if their data were images [size, size, 3] of 10 classes."""
+    """`config`, and the stages that it stands on, as if their data were images of `size` [H, W, 3] and 10 classes."""
     with config.unlocked():
         config.data.image_shape, config.data.num_classes, config.dtype = size, 10, "float32"
         for stage in config.stages.values():
-            stage.config = configs.load(f"{ROOT}/{stage.recipe}").copy_and_resolve_references()
-            fill_in(stage.config, size)
+            stage.config = abstract_stage(stage.recipe, size)[0]
 
 
-def abstract_stages(config):
-    """{name: shapes of the weights of each stage}"""
-    frozen = {}
-    for name, stage in config.stages.items():
-        method = build_method(stage.config)
-        params, mutable = jax.eval_shape(method.init, jax.random.key(0), abstract_batch(method), abstract_stages(stage.config))
-        frozen[name] = {"params": params, "mutable": mutable}
-    return frozen
+@functools.cache
+def abstract_stage(recipe, size):
+    """(config, shapes of the weights) of a run of `recipe`."""
+    config = configs.load(f"{ROOT}/{recipe}").copy_and_resolve_references()
+    fill_in(config, size)
+    params, mutable = abstract_init(config, size)
+    return config, {"params": params, "mutable": mutable}
 
 
-def abstract_batch(method):
-    return {k: jax.ShapeDtypeStruct((8, *s), np.uint8 if len(s) > 2 else np.int32) for k, s in method.inputs.items()}
+def abstract_init(config, size):
+    """Shapes of (params, mutable) of a config that is filled in."""
+    method = build_method(config)
+    frozen = {name: abstract_stage(stage.recipe, size)[1] for name, stage in config.stages.items()}
+    batch = {k: jax.ShapeDtypeStruct((8, *s), np.uint8 if len(s) > 2 else np.int32) for k, s in method.inputs.items()}
+    return jax.eval_shape(method.init, jax.random.key(0), batch, frozen)
 
 
 @functools.cache
@@ -138,10 +140,10 @@ def test_every_variant_locks_and_builds_abstractly(name):
         told = [dict(kwargs) for _, kwargs in (*config.data.ops, *config.views[0])]
         size = next((kwargs[key] for kwargs in told for key in ("size", "crop") if key in kwargs), 32)
         crops = next((dict(kwargs).get("crops", 2) for op, kwargs in config.data.ops if op == "random_resized_crops"), None)
-        fill_in(config, (size, size, 3) if crops is None else (crops, size, size, 3))
-        method = build_method(config)
-        params, _ = jax.eval_shape(method.init, jax.random.key(0), abstract_batch(method), abstract_stages(config))
-        assert set(params) == groups(method) == set(config.optim)
+        shape = (size, size, 3) if crops is None else (crops, size, size, 3)
+        fill_in(config, shape)
+        params, _ = abstract_init(config, shape)
+        assert set(params) == groups(build_method(config)) == set(config.optim)
 
 
 @every_config

@@ -46,6 +46,16 @@ def test_sample_writes_its_pages_and_repeats_them(workdir, capsys, tmp_path):
         assert (workdir / "samples" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_a_variational_autoencoder_shows_its_latents(tmp_path):
+    assert main(["train", "--config=configs/vae.py:smoke", f"--workdir={tmp_path}", "--config.evals={}", "--config.best_metric="]) == 0
+    assert main(["sample", f"--workdir={tmp_path}", "--count=12"]) == 0
+    written = {path.name for path in (tmp_path / "samples").iterdir()}
+    names = ("grid", "truncation", "interpolation", "reconstruction", "traversal", "neighbours")
+    assert written == {f"{name}.png" for name in names}
+    rows = np.asarray(Image.open(tmp_path / "samples" / "traversal.png"))
+    assert rows.std(axis=(0, 1)).max() > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

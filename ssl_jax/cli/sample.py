@@ -6,9 +6,11 @@
 Writes to WORKDIR/samples/ (or --output):
   grid.png            samples with averaged weights and standing statistics, one row per class where there are classes
   truncation.png      a row per strength: the same latents, ever nearer to the middle (where latents can be truncated)
-  interpolation.png   a row per pair of latents: the way from one to the other (on the sphere for normal latents)
+  interpolation.png   a row per pair of latents: the way from one to the other (on the sphere for normal latents; not of tokens)
   mixing.png          StyleGAN: coarse styles of the row, fine styles of the column
   reconstruction.png  methods with an encoder: test images above what their codes give
+  traversal.png       variational autoencoders: a row per latent, which takes values from -3 to 3 in the code of a test image
+  completion.png      priors: rows of test images, what is kept of them, and as many pictures as go on from there
   neighbours.png      a row per sample: the sample, then the training images nearest to it in the features of --extractor
 """
 
@@ -65,6 +67,8 @@ def main(args, overrides) -> int:
         "interpolation": lambda: interpolations(sampler, this.config, args.seed, args.truncation),
         "mixing": lambda: mixing(sampler, args.seed),
         "reconstruction": lambda: reconstructions(this, state),
+        "traversal": lambda: traversals(this, state),
+        "completion": lambda: completions(this, sampler, args.seed),
         "neighbours": lambda: nearest(this, sampler, extractor, args.seed, args.truncation),
     }
     for name, page in pages.items():
@@ -95,9 +99,11 @@ def truncations(sampler: Sampler, config, seed: int) -> np.ndarray | None:
     return np.stack([sampler.sample(latents, strength) for strength in STRENGTHS[kind]])
 
 
-def interpolations(sampler: Sampler, config, seed: int, truncation: float | None) -> np.ndarray:
-    """[ROWS, COLUMNS, h, w, 3]: from one latent of a row to another, the class of the first."""
+def interpolations(sampler: Sampler, config, seed: int, truncation: float | None) -> np.ndarray | None:
+    """[ROWS, COLUMNS, h, w, 3]: from one latent of a row to another, the class of the first; None without latents z."""
     ends = sampler.latents(2 * ROWS, seed)
+    if "z" not in ends:
+        return None
     between = spherical if kind_of_latents(config) == "normal" else linear
     z = between(ends["z"][:ROWS, None], ends["z"][ROWS:, None], jnp.linspace(0, 1, COLUMNS)[None, :, None])
     others = {name: jnp.repeat(x[:ROWS], COLUMNS, axis=0) for name, x in ends.items() if name != "z"}
@@ -106,8 +112,10 @@ def interpolations(sampler: Sampler, config, seed: int, truncation: float | None
 
 
 def kind_of_latents(config) -> str:
-    """StyleGAN's are always normal, and its config does not say so."""
-    return config.model.latent.get("kind", "normal")
+    """'normal' or 'uniform'; 'tokens' of a run that stands on a tokenizer. Those of StyleGAN and VAE are always normal, and their configs
+    do not say so.
+    """
+    return "tokens" if "tokenizer" in config.get("stages", {}) else config.model.get("latent", {}).get("kind", "normal")
 
 
 def linear(a, b, t):
@@ -146,6 +154,30 @@ def reconstructions(this, state) -> np.ndarray | None:
     again = np.asarray(this.fns["reconstruct"](state.params, visible(state), images))
     pairs = np.stack([images.reshape(3, COLUMNS, *images.shape[1:]) / 255, again.reshape(3, COLUMNS, *again.shape[1:])], 1)
     return pairs.reshape(6, COLUMNS, *images.shape[1:])
+
+
+def traversals(this, state) -> np.ndarray | None:
+    """[latents, COLUMNS, h, w, 3] of the first test image; None for a method without."""
+    if "traverse" not in this.fns:
+        return None
+    image = next(iter(open_eval(this.config, "test")))["image"][:1]
+    return np.asarray(this.fns["traverse"](state.params, visible(state), image, np.linspace(-3, 3, COLUMNS, dtype=np.float32)))[0]
+
+
+def completions(this, sampler: Sampler, seed: int) -> np.ndarray | None:
+    """[COLUMNS, ROWS, h, w, 3]: a test image, the upper half of it, and ways to go on; None for a method without."""
+    if "complete" not in sampler.fns:
+        return None
+    batch = next(iter(open_eval(this.config, "test")))
+    images, label = batch["image"][:COLUMNS], jnp.asarray(batch["label"][:COLUMNS])
+    whole = images / np.float32(255)
+    rows = [whole, np.where(np.arange(whole.shape[1])[:, None, None] < whole.shape[1] // 2, whole, 0.5)]
+    for i in range(ROWS - len(rows)):
+        latents = dict(sampler.latents(len(images), seed + i))
+        if "label" in latents:
+            latents["label"] = label
+        rows.append(np.asarray(sampler.fns["complete"](sampler.generator, latents, images)))
+    return np.stack(rows, 1)
 
 
 def nearest(this, sampler: Sampler, extractor, seed: int, truncation: float | None) -> np.ndarray:

@@ -1,0 +1,76 @@
+"""From the command line: a tokenizer, a prior that rebuilds it from its directory alone, pictures, features, exports; and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_jax import load
+from ssl_jax.cli.main import main
+
+TOKENIZER = "--config.stages.tokenizer.workdir="
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokens")
+    assert main(["train", "--config=configs/vit_vqgan.py:smoke", f"--workdir={path}"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def prior(tokens, tmp_path_factory):
+    path = tmp_path_factory.mktemp("prior")
+    assert main(["train", "--config=configs/vq_prior.py:smoke", f"{TOKENIZER}{tokens}", f"--workdir={path}"]) == 0
+    return path
+
+
+def test_the_prior_writes_down_what_it_stands_on(tokens, prior):
+    stage = json.loads((prior / "config.json").read_text())["stages"]["tokenizer"]
+    assert stage["config"] == json.loads((tokens / "config.json").read_text())
+    assert (stage["step"], stage["workdir"]) == (8, str(tokens))
+    entries = json.loads((prior / "evaluations.json").read_text())
+    assert all("[tokenizer: trained with perceptual=" in told for entry in entries for told in entry["protocols"].values())
+    metrics = entries[-1]["metrics"]
+    assert metrics["prior/bits_per_token"] > 0
+    assert any(name.startswith("depth/") for name in metrics)
+
+
+def test_pictures_of_a_prior(prior):
+    assert main(["sample", f"--workdir={prior}", "--count=12"]) == 0
+    written = {path.name for path in (prior / "samples").iterdir()}
+    assert written == {"grid.png", "completion.png", "neighbours.png"}
+    assert np.asarray(Image.open(prior / "samples" / "completion.png")).std() > 0
+
+
+def test_an_export_of_a_prior_needs_no_other_directory(prior, tokens, tmp_path):
+    folder, hidden = tmp_path / "export", tokens.with_name("hidden")
+    assert main(["export", f"--workdir={prior}", "--format=orbax", f"--output={folder}"]) == 0
+    shutil.move(tokens, hidden)
+    try:
+        images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+        features = load(folder / "orbax")(images)["pooled"]
+    finally:
+        shutil.move(hidden, tokens)
+    assert np.isfinite(features).all()
+
+
+def test_another_a_missing_or_an_unfit_tokenizer_is_one_line(tokens, prior, tmp_path, capsys):
+    def refused(*flags, workdir=tmp_path / "new"):
+        assert main(["train", "--config=configs/vq_prior.py:smoke", f"--workdir={workdir}", *flags]) == 2
+        told = capsys.readouterr().err.strip()
+        assert "\n" not in told.removeprefix("error: ").strip()
+        return told
+
+    assert "--config.stages.tokenizer.workdir=DIR" in refused()
+    assert "holds no run" in refused(f"{TOKENIZER}{tmp_path}")
+    sized = "(('resize_crop', {'resize': 48, 'crop': 48}),)"
+    assert "pixels" in refused(f"{TOKENIZER}{tokens}", f"--config.data.ops={sized}", f"--config.data.eval_ops={sized}")
+    other = tmp_path / "other"
+    shutil.copytree(tokens, other)
+    shutil.rmtree(other / "checkpoints" / "8")
+    assert "other weights" in refused(f"{TOKENIZER}{other}", workdir=prior) or "started with another config" in refused(
+        f"{TOKENIZER}{other}", workdir=prior
+    )
