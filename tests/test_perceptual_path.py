@@ -11,7 +11,6 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals import perceptual_path as subject
 from ssl_jax.objectives.perceptual import _unit, random_features, random_kernels
 
-
 BASE = np.random.default_rng(1).random((40, 8, 8, 3), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""From the command line: a tokenizer, a prior that rebuilds it from its directory alone, pictures, features, exports; and what is refused."""
+"""From the command line: a tokenizer, a prior that rebuilds it from its directory, pictures, features, exports; and what is refused."""
 
 import json
 import shutil

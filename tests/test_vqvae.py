@@ -144,5 +144,5 @@ def test_moving_averages_are_state_and_greyscale_is_one_channel():
 def test_wrong_networks_are_named():
     with pytest.raises(UserError, match=r"config.model.encoder.name has no 'conv'; valid: residual, vqgan, vit"):
         tokenizers.build_encoder(dict(name="conv"), 8, "float32")
-    with pytest.raises(UserError, match=r"config.model.decoder \(residual\) has no 'depth'; .*valid: width, stages, blocks, block_width"):
+    with pytest.raises(UserError, match=r"config.model.decoder \(residual\) has no 'depth'; .*valid: width, stages"):
         tokenizers.build_decoder(dict(name="residual", depth=2), 3, "float32")

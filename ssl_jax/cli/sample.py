@@ -112,8 +112,8 @@ def interpolations(sampler: Sampler, config, seed: int, truncation: float | None
 
 
 def kind_of_latents(config) -> str:
-    """'normal' or 'uniform'; 'tokens' of a run that stands on a tokenizer. Those of StyleGAN and VAE are always normal, and their configs
-    do not say so.
+    """'normal' or 'uniform'; 'tokens' of a run that stands on a tokenizer. The configs of StyleGAN and VAE do not say that theirs are
+    normal.
     """
     return "tokens" if "tokenizer" in config.get("stages", {}) else config.model.get("latent", {}).get("kind", "normal")
 

@@ -206,7 +206,8 @@ def build(config, stages) -> Method:
     phases.append(Phase("d", ("discriminator",), discriminator_loss))
     if model.r1.interval > 1:
         phases.append(Phase("r1", ("discriminator",), r1_loss, when=lambda step: step % model.r1.interval == 0))
-    fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "mix": mix, "between_w": between_w, "between_z": between_z}
+    fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "mix": mix}
+    fns |= {"between_w": between_w, "between_z": between_z}
     if not classes:
         fns["judge"] = lambda params, mutable, images: judge(params, mutable, images)[0]
     return Method(
