@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from pathlib import Path
 
 import jax
@@ -21,9 +20,9 @@ from ssl_jax.export.card import CARD, sha256
 from ssl_jax.models import inception
 from ssl_jax.models.common import run
 from ssl_jax.models.torch_file import read_state_dict
+from ssl_jax.objectives.perceptual import CHANNELS, random_features, random_kernels
 
 PUBLISHED = "6726825d"  # SHA-256 of pt_inception-2015-12-05-6726825d.pth begins with this
-CHANNELS = (3, 32, 64, 64)  # of the random network
 
 
 @functools.lru_cache(maxsize=4)
@@ -55,21 +54,12 @@ def open_extractor(spec: str, mode: Resize = "legacy", mesh: Mesh | None = None)
 
 
 def _random_convolutions(mesh) -> Extractor:
-    generator = np.random.default_rng(0)  # of NumPy, whose streams do not change
-    shapes = [(3, 3, a, b) for a, b in itertools.pairwise(CHANNELS)]
-    kernels = [(generator.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:3]))).astype(np.float32) for shape in shapes]
-    return Extractor("random_conv", CHANNELS[-1], functools.partial(_encode_random, _placed(kernels, mesh)))
+    return Extractor("random_conv", CHANNELS[-1], functools.partial(_encode_random, _placed(random_kernels(), mesh)))
 
 
 @jax.jit
 def _encode_random(kernels, images):
-    x = images.astype(jnp.float32) / 127.5 - 1
-    for kernel, stride in zip(kernels, (1, 2, 2), strict=True):
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
-        )
-        x = jnp.maximum(x, 0)
-    return {"pooled": x.mean((1, 2))}
+    return {"pooled": random_features(kernels, images.astype(jnp.float32) / 255)[-1].mean((1, 2))}
 
 
 def _inception(path: Path, expected: str, mode: Resize, mesh) -> Extractor:
