@@ -1,12 +1,14 @@
 """ViT-VQGAN: its sum of losses written out, what reaches whom, the discriminator's phases, tokens that decode to reconstructions."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ssl_jax.cli import config as configs
-from ssl_jax.engine.method import State
+from ssl_jax.engine.method import Method, Stage, State
 from ssl_jax.errors import UserError
 from ssl_jax.methods import vit_vqgan as method
 from ssl_jax.models import common, tokenizers
@@ -240,4 +242,26 @@ def test_what_is_wrong_is_named():
     with config.unlocked():
         config.data.image_shape = (8, 12, 3)
     with pytest.raises(UserError, match="images of 8 x 12 pixels; make them square"):
+        method.build(config, {})
+
+
+def test_an_encoder_of_the_house_gives_the_features():
+    """Its weights are a frozen stage: they steer the loss and are not trained."""
+    w = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+
+    def encode(params, mutable, images):
+        maps = jax.nn.relu(images @ params["net"]["w"])
+        return {"layer1": maps, "pooled": maps.mean((1, 2))}
+
+    stage = Stage(types.SimpleNamespace(method="simclr"), Method({}, None, (), encode))
+    config = load("scenes_encoder", encoder=dict(size="mu"), decoder=dict(size="mu"), quantiser=dict(size=16))
+    frozen = {"encoder": {"params": {"net": {"w": w}}, "mutable": {}}}
+    this, state, images = begin(config, {"encoder": stage}, frozen)
+    (_, (_, logs)), grads = gradient(this, state, images)
+    assert set(grads) == {"tokenizer"}
+    assert "perceptual" not in state.mutable
+    maps = [np.asarray(jax.nn.relu(y @ w)) for y in (images / np.float32(255), decoded(config, this, state, images))]
+    np.testing.assert_allclose(logs["perceptual"], feature_distance(maps[:1], maps[1:]).mean(), rtol=1e-4)
+    assert this.notes["tokenizer"] == "trained with perceptual=self_encoder (simclr)"
+    with pytest.raises(UserError, match=r"needs a run; set config.stages.encoder.workdir"):
         method.build(config, {})
