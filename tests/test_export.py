@@ -380,7 +380,7 @@ def test_an_export_is_replaced_whole_or_not_at_all(workdir, tmp_path, monkeypatc
         return write
 
     def reader(path, card):
-        return lambda x: source.expected
+        return {"encode": lambda x: source.expected}
 
     before = (folder / "card.json").read_text()
     monkeypatch.setitem(export.FORMATS, "safetensors", (writer(fails=True), reader))

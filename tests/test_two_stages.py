@@ -9,6 +9,7 @@ from PIL import Image
 
 from ssl_jax import load
 from ssl_jax.cli.main import main
+from ssl_jax.errors import UserError
 
 TOKENIZER = "--config.stages.tokenizer.workdir="
 
@@ -55,6 +56,24 @@ def test_an_export_of_a_prior_needs_no_other_directory(prior, tokens, tmp_path):
     finally:
         shutil.move(hidden, tokens)
     assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize("form", ["orbax", "stablehlo"])
+def test_an_exported_tokenizer_makes_tokens_and_pictures(form, tokens, prior, tmp_path):
+    folder = tmp_path / "export"
+    assert main(["export", f"--workdir={tokens}", f"--format={form}", f"--output={folder}"]) == 0
+    tokenizer = load(folder / form)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    found = tokenizer.tokens(images)
+    assert (found.dtype, found.ndim, len(found)) == (np.int32, 3, 3)
+    pictures = np.asarray(tokenizer.decode(found))
+    assert pictures.shape == images.shape
+    assert 0 <= pictures.min() < pictures.max() <= 1
+    assert np.mean(np.asarray(tokenizer.tokens(images[:1])) == np.asarray(found[:1])) > 0.9
+    folder = tmp_path / "prior"
+    assert main(["export", f"--workdir={prior}", f"--format={form}", f"--output={folder}"]) == 0
+    with pytest.raises(UserError, match="has no tokens; export a tokenizer"):
+        load(folder / form).tokens(images)
 
 
 def test_another_a_missing_or_an_unfit_tokenizer_is_one_line(tokens, prior, tmp_path, capsys):

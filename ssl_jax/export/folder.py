@@ -14,7 +14,7 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.export.card import CARD, make_card, open_card, seal
-from ssl_jax.export.formats import FORMATS, Encode
+from ssl_jax.export.formats import FORMATS, Functions
 from ssl_jax.export.source import TOLERANCES, Source, difference, plain
 
 
@@ -39,9 +39,14 @@ def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> 
     try:
         building.mkdir(parents=True)
         fields = writer(building, source)
-        features = reader(building, {"config": plain(source.config)})(source.probe)
+        functions = reader(building, {"config": plain(source.config)})
+        features = functions["encode"](source.probe)
         error = difference(jax.device_get(features), source.expected)
         assert error <= TOLERANCES[source.config.dtype], f"the {form} form differs from the method by {error:.1e}"
+        if "tokens" in functions:
+            tokens = jax.jit(source.method.fns["tokens"])(source.params, source.mutable, source.probe)
+            others = float(np.mean(np.asarray(functions["tokens"](source.probe)) != np.asarray(tokens)))
+            assert others <= 0.01, f"{others:.0%} of the tokens of the {form} form are others"  # near ties may go either way
         card = {**make_card(form, source, features, about), "largest_difference": error, **fields}
         card = seal(building, card)
         _put_in_place(building, folder)
@@ -68,12 +73,26 @@ class Encoder:
     """A loaded export. Call it with images to get features; `card` is what card.json says."""
 
     card: Mapping[str, Any]
-    run: Encode = dataclasses.field(repr=False)
+    functions: Functions = dataclasses.field(repr=False)
 
     def __call__(self, images: np.ndarray | jax.Array) -> dict[str, jax.Array]:
         """uint8 RGB [B, H, W, 3] -> {'pooled': [B, D], ...}. Raises UserError for images of another kind."""
         check_images(images, self.card["input"])
-        return self.run(images)
+        return self.functions["encode"](images)
+
+    def tokens(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """uint8 RGB [B, H, W, 3] -> int32 [B, h, w]. Raises UserError for images of another kind, and where there are no tokens."""
+        check_images(images, self.card["input"])
+        return self._of_tokenizer("tokens")(images)
+
+    def decode(self, tokens: np.ndarray | jax.Array) -> jax.Array:
+        """int32 [B, h, w] -> float32 [B, H, W, 3] in [0, 1]. Raises UserError where there are no tokens."""
+        return self._of_tokenizer("decode")(tokens)
+
+    def _of_tokenizer(self, name):
+        if name not in self.functions:
+            raise UserError(f"this export of {self.card['config']['method']!r} has no {name}; export a tokenizer as orbax or stablehlo")
+        return self.functions[name]
 
 
 def load(path: str | Path) -> Encoder:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 
 from ssl_jax.errors import UserError
 
@@ -32,9 +33,15 @@ class FrozenTokenizer(NamedTuple):
         return self.fns["decode"](weights["params"], weights["mutable"], tokens.reshape(tokens.shape[0], *self.grid(weights)))
 
     def grid(self, weights: Any) -> tuple[int, int]:
-        """Rows and columns of tokens; nothing is computed."""
+        """Rows and columns of tokens; nothing is computed. UserError for images that its positions are not made for."""
         images = jax.ShapeDtypeStruct((1, *self.size, 3), jnp.float32)
-        return jax.eval_shape(self.fns["tokens"], weights["params"], weights["mutable"], images).shape[1:]
+        try:
+            return jax.eval_shape(self.fns["tokens"], weights["params"], weights["mutable"], images).shape[1:]
+        except ScopeParamShapeError as error:
+            raise UserError(
+                f"config.stages.tokenizer was trained on images of another size than the {self.size[0]} x {self.size[1]} pixels of these "
+                "views; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
+            ) from error
 
     def shape(self, weights: Any) -> tuple[int, int]:
         """(size of the codebook, number of tokens of an image); nothing is computed."""
