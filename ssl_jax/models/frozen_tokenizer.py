@@ -39,8 +39,8 @@ class FrozenTokenizer(NamedTuple):
             return jax.eval_shape(self.fns["tokens"], weights["params"], weights["mutable"], images).shape[1:]
         except ScopeParamShapeError as error:
             raise UserError(
-                f"config.stages.tokenizer was trained on images of another size than the {self.size[0]} x {self.size[1]} pixels of these "
-                "views; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
+                f"config.stages.tokenizer was trained on images of another size than the {self.size[0]} x {self.size[1]} pixels of "
+                "these views; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
             ) from error
 
     def shape(self, weights: Any) -> tuple[int, int]:
