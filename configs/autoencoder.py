@@ -5,7 +5,7 @@
 Variants (published figures are quoted from their source; ours are in docs/results.md). t10k is 8,000 digits;
 --config.data.name=mnist has all. "keras" are networks of the tutorial blog.keras.io/building-autoencoders-in-keras, with Adam for its
 Adadelta; its losses are means over the 784 pixels, here they are sums, and so is the weight of sparsity.
-  (default)                      embedded scenes at 32 pixels: convolutions to 64 numbers; minutes on two cores
+  (default)                      embedded scenes at 32 pixels: convolutions to 64 numbers
   :smoke                         every penalty at once in seconds, for tests
   :scenes_denoising              the default with noise of deviation 0.3 to be undone
   :cifar10_small                 JPEG CIFAR-10, the networks of the default

@@ -5,7 +5,7 @@ beta-VAE (Higgins et al. 2017).
   python launch.py sample --workdir=runs/vae
 
 Variants (published figures are quoted from their source; ours are in docs/results.md):
-  (default)          embedded scenes at 32 pixels: convolutions, 64 latents, discretised logistic pixels; minutes on two cores
+  (default)          embedded scenes at 32 pixels: convolutions, 64 latents, discretised logistic pixels
   :smoke             the same in seconds, for tests
   :scenes_beta       embedded scenes: 10 latents, beta 4, cross-entropy; does a latent stand for one factor of the scene?
   :cifar10_small     JPEG CIFAR-10, the networks of the default

@@ -3,8 +3,7 @@
   python launch.py train --config=configs/vit_vqgan.py --workdir=runs/tokens
 
 Variants (published figures are quoted from their source; ours are in docs/results.md):
-  (default)            embedded scenes at 32 px, patches of 4, 64 tokens of 1024 codes (8 numbers, norm 1); squared error alone;
-                       minutes on two cores
+  (default)            embedded scenes at 32 px, patches of 4, 64 tokens of 1024 codes (8 numbers, norm 1); squared error alone
   :smoke               with everything, in seconds, for tests
   :scenes_adversarial  the default and a discriminator
   :scenes_random       the default and the features of a random network

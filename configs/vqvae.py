@@ -3,7 +3,7 @@
   python launch.py train --config=configs/vqvae.py --workdir=runs/vqvae
 
 Variants (published figures are quoted from their source; ours are in docs/results.md):
-  (default)            embedded scenes at 32 px to 8 x 8 tokens of 512 codes, moving averages with revival; minutes on two cores
+  (default)            embedded scenes at 32 px to 8 x 8 tokens of 512 codes, moving averages with revival
   :smoke               the same in seconds, for tests
   :cifar10_small       JPEG CIFAR-10, the networks of the default
   :cifar10             Sonnet's example: 128 maps, 512 codes of 64 numbers, moving averages, Adam 3e-4, batch 32, 10,000 steps.
@@ -12,7 +12,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :mnist               MNIST, 7 x 7 tokens of 512 codes with revival
   :imagenet128         the paper's ImageNet: 128 px to 32 x 32 tokens of 512 codes by gradient, 256 maps, Adam 2e-4, batch 128,
                        250,000 steps; one accelerator
-Codebook collapse, and what keeps it away: 8,000 MNIST digits, 28 px to 7 x 7 tokens, 400 steps of Adam 1e-3, minutes each:
+Codebook collapse, and what keeps it away: 8,000 MNIST digits, 28 px to 7 x 7 tokens, 400 steps of Adam 1e-3:
   :mnist_t10k          codes of 64 numbers by gradient, from U(-1/K, 1/K)
   :mnist_t10k_ema      moving averages, from N(0, 1)
   :mnist_t10k_revival  the same, and codes without vectors start again

@@ -1,5 +1,6 @@
 """Eight fake devices for every test, set before jax is imported anywhere; and what may run at the same time."""
 
+import gc
 import os
 
 import pytest
@@ -18,3 +19,15 @@ def pytest_collection_modifyitems(items):
         if name == "test_conformance":
             name += f":{item.callspec.params.get('name', '')}" if hasattr(item, "callspec") else ""
         item.add_marker(pytest.mark.xdist_group(name))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """A compiled program holds memory maps until it is dropped, and Linux gives a process 65,530: a worker that kept the programs of all
+    its files would abort within LLVM.
+    """
+    import jax  # which reads the environment above
+
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from torch_reference import require_torch
 
 from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import Phase, State
@@ -100,6 +100,7 @@ def test_convolutional_networks():
 
 def test_alexnet_is_that_of_pytorch():
     """Shapes, groups and pools of conv1 to conv5 against torch layers with the same weights."""
+    torch = require_torch()
     x = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
     module = models.AlexNetTrunk()
     params, state = create(module, jax.random.key(0), jnp.asarray(x), None)

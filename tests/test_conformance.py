@@ -1,7 +1,9 @@
 """What every method promises, tested for each config merely because it exists (its `:smoke` variant, the same code small)."""
 
 import functools
+import gc
 import json
+import os
 import pathlib
 import re
 import tempfile
@@ -87,6 +89,23 @@ def made(name, devices, fsdp):
 def initial(name):
     """The initial state, on the host."""
     return jax.device_get(made(name, 1, 1).run.init())
+
+
+@pytest.fixture(autouse=True)
+def forget_other_configs(request):
+    """A worker is given all tests of a config one after the other; then its programs go (see conftest). One process without workers
+    comes back to each config and keeps them.
+    """
+    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
+    if "PYTEST_XDIST_WORKER" in os.environ and SEEN and name not in SEEN:
+        SEEN.clear()
+        made.cache_clear()
+        jax.clear_caches()
+        gc.collect()
+    SEEN.add(name)
+
+
+SEEN = set()
 
 
 def placed(this, state):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from torch_reference import require_torch
 
 from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.errors import UserError
@@ -22,6 +22,7 @@ def pictures(seed, *shape):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """State dicts of torchvision's network, with random weights, and of linear layers, and the file made of both."""
+    torch = require_torch()
     folder, generator = tmp_path_factory.mktemp("lpips"), torch.Generator().manual_seed(0)
     layers, before = [], 3
     for stage, (channels, convolutions) in enumerate(vgg.STAGES):  # numbered as in torchvision, whose last pool we do not need
@@ -60,6 +61,7 @@ def lpips(files):
 
 def test_lpips_is_that_of_torch(files, lpips):
     """Scaling, taps behind the ReLUs before each pool, unit channels, linear weights, mean over places, sum over layers."""
+    torch = require_torch()
     _, _, network, lin = files
     x, y = pictures(0, 2, 32, 32, 3), pictures(1, 2, 32, 32, 3)
     shift, scale = (torch.tensor(v)[:, None, None] for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
@@ -125,6 +127,7 @@ def test_the_random_network_is_the_extractor_of_evaluations():
 
 
 def test_a_file_that_is_not_there_or_another_one_is_named(files, tmp_path):
+    torch = require_torch()
     folder, digest, *_ = files
     with pytest.raises(UserError, match=r"path='/no/lpips.npz' is no file; make it once from torchvision's vgg16.*convert"):
         vgg.load("/no/lpips.npz", digest)

@@ -101,14 +101,6 @@ def test_a_sample_does_not_depend_on_its_batch(loops):
     np.testing.assert_array_equal(cached(prefix, label[order], keys[order]), cached(prefix, label, keys)[order])
 
 
-def test_keep_best_takes_the_highest_of_each_class():
-    scores = jnp.array([[0.1, 0.9, 0.4, 0.7], [0.6, 0.1, 0.2, 0.3]])
-    np.testing.assert_array_equal(sampling.keep_best(scores, 2), [[1, 3], [0, 3]])
-    np.testing.assert_array_equal(sampling.keep_best(scores[0], 4), [1, 3, 2, 0])  # an acceptance rate of 1 only sorts
-    with pytest.raises(UserError, match="5 of 4 candidates"):
-        sampling.keep_best(scores, 5)
-
-
 @pytest.mark.parametrize("options", [dict(temperature=0.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5)])
 def test_impossible_sharpening_is_one_line(options):
     with pytest.raises(UserError, match=next(iter(options))):

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
+from torch_reference import require_torch
 
 from ssl_jax.errors import UserError
 from ssl_jax.models import common
@@ -103,18 +102,22 @@ def test_layers_of_a_generator_and_impossible_sizes():
 
 def torch_filter(x, taps, padding, gain):
     """float64 depthwise filter of [B, C, H, W]."""
+    torch = require_torch()
+    F = torch.nn.functional
     kernel = torch.tensor(np.outer(taps, taps) / np.sum(taps) ** 2 * gain)
     return F.conv2d(F.pad(x, (*padding, *padding)), kernel.expand(x.shape[1], 1, *kernel.shape), groups=x.shape[1])
 
 
 def spread(x):
     """Zeros between (and after) pixels."""
+    torch = require_torch()
     out = torch.zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3], dtype=x.dtype)
     out[:, :, ::2, ::2] = x
     return out
 
 
 def to_torch(x):
+    torch = require_torch()
     return torch.tensor(np.asarray(x, np.float64)).permute(0, 3, 1, 2)
 
 
@@ -140,6 +143,8 @@ def test_filters_against_float64_and_polyphase():
 
 def by_hand(x, kernel, style, up, demodulate):
     """float64, with a kernel of its own for every example."""
+    torch = require_torch()
+    F = torch.nn.functional
     out = []
     for image, s in zip(to_torch(x), np.asarray(style, np.float64), strict=True):
         w = np.asarray(kernel, np.float64) * s[:, None]
@@ -173,6 +178,8 @@ def test_demodulation_keeps_unit_variance_also_in_half_precision():
 
 
 def test_convolution_down_against_float64():
+    torch = require_torch()
+    F = torch.nn.functional
     layer, x = layers.EqualConv(4, down=True), normal(0, 2, 8, 8, 3)
     params = layer.init(jax.random.key(0), x)
     w = torch.tensor(np.asarray(params["params"]["kernel"], np.float64) / np.sqrt(27)).permute(3, 2, 0, 1)

@@ -1,10 +1,12 @@
 """Networks of tokenizers: exact sizes, the pieces of VQGAN against torch, patches that go where they came from."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from torch_reference import require_torch
 
 from ssl_jax.errors import UserError
 from ssl_jax.models import common, vit_vqgan, vqgan
@@ -93,6 +95,7 @@ def test_impossible_transformers_are_named():
 
 def to_torch(params, name):
     """(weight, bias) of a convolution or linear layer, as a convolution of torch."""
+    torch = require_torch()
     kernel = np.array(params[name]["kernel"])
     kernel = kernel[None, None] if kernel.ndim == 2 else kernel
     return torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()), torch.from_numpy(np.array(params[name]["bias"]))
@@ -106,11 +109,13 @@ def random_params(module, x, *train):
 
 
 def group_norm(h, params, groups):
+    torch = require_torch()
     scale, bias = (torch.from_numpy(np.array(params[name])) for name in ("scale", "bias"))
     return torch.nn.functional.group_norm(h, groups, scale, bias, eps=1e-6)
 
 
 def test_residual_block_is_that_of_torch():
+    torch = require_torch()
     x = normal(0, 2, 4, 4, 64)
     block = vqgan.ResidualBlock(96, jnp.float32)
     params = random_params(block, x)
@@ -122,6 +127,7 @@ def test_residual_block_is_that_of_torch():
 
 
 def test_attention_block_is_that_of_torch():
+    torch = require_torch()
     x = normal(0, 2, 3, 5, 32)
     block = vqgan.AttentionBlock(jnp.float32)
     params = random_params(block, x)
@@ -155,15 +161,16 @@ def test_the_networks_of_vqgan_at_16_fold_reduction():
 
     middle = 2 * block(512, 512) + attention(512)
     levels = [128, 128, 256, 256, 512]
-    encoder = conv(3, 128) + sum(block(a, b) + block(b, b) for a, b in zip([128, *levels], levels, strict=False))
+    encoder = conv(3, 128) + sum(block(a, b) + block(b, b) for a, b in pairwise([128, *levels]))
     encoder += sum(conv(c, c) for c in levels[:-1]) + 2 * attention(512) + middle + norms(512) + conv(512, 256) + conv(256, 256, 1)
     decoder = conv(256, 256, 1) + conv(256, 512) + middle + 3 * attention(512) + norms(128) + conv(128, 3)
-    decoder += sum(block(a, b) + 2 * block(b, b) for a, b in zip([512, *levels[::-1]], levels[::-1], strict=False))
+    decoder += sum(block(a, b) + 2 * block(b, b) for a, b in pairwise([512, *levels[::-1]]))
     decoder += sum(conv(c, c) for c in levels[1:])
     assert (of_encoder, of_decoder) == (encoder, decoder)
 
 
 def test_halving_pads_on_the_right_and_below():
+    torch = require_torch()
     x = normal(0, 1, 8, 8, 3)
     encoder = vqgan.VQGANEncoder(4, width=4, multiples=(1, 1), blocks=1, attention=(), features=4)
     params = random_params(encoder, x, True)
@@ -175,6 +182,7 @@ def test_halving_pads_on_the_right_and_below():
 
 
 def test_discriminator_of_patches():
+    torch = require_torch()
     discriminator = build_discriminator(dict(name="patch"), 256, "float32")
     count, (logits, features) = shapes(discriminator, (2, 256, 256, 3))
     assert (count, logits, features["layer1"]) == (2_765_633, (2, 30, 30), (2, 128, 128, 64))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from torch_reference import require_torch
 
 from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import State
@@ -48,6 +48,7 @@ def test_sizes_of_the_networks_of_sonnets_example():
 
 
 def test_residual_stack_is_that_of_torch():
+    torch = require_torch()
     x = np.random.default_rng(0).standard_normal((2, 6, 6, 8)).astype(np.float32)
     stack = ResidualStack(4, 2, jnp.float32)
     variables = stack.init(jax.random.key(0), x)

@@ -86,7 +86,7 @@ def _backward(strides, padding, precision, residuals, g):
 
     def quick(x, kernel, g):
         if strides == (1, 1):
-            around = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, padding, strict=False))
+            around = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape[:2], padding, strict=True))
             dx = _conv(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around, precision)
         else:
             dx = _input_gradient(g, kernel, x.shape, convolve=_conv, **options)

@@ -120,16 +120,3 @@ def autoregress_uncached(
 
     tokens = jnp.pad(prefix, ((0, 0), (0, length - begin)))
     return jax.lax.scan(step, tokens, jnp.arange(begin, length))[0]
-
-
-def keep_best(scores: jax.Array, count: int) -> jax.Array:
-    """int32 [..., count]: places of the `count` highest of `scores` [..., N], best first.
-
-    Rejection by a classifier (Razavi et al. 2019, section 3.3): of N candidates for a class those are kept to which it gives the class
-    the highest probability; `count` / N is the acceptance rate. What is kept is no sample of the model: name classifier and rate.
-
-    Raises UserError where there are fewer than `count`.
-    """
-    if not 0 < count <= scores.shape[-1]:
-        raise UserError(f"{count} of {scores.shape[-1]} candidates cannot be kept; make more of them, or lower the number")
-    return jax.lax.top_k(scores, count)[1].astype(jnp.int32)
