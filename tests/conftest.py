@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """A compiled program holds memory maps until it is dropped, and Linux gives a process 65,530: a worker that kept the programs of all
+    """A compiled program holds memory maps until it is dropped, and a process may have 65,530: one that kept the programs of all
     its files would abort within LLVM.
     """
     import jax  # which reads the environment above
