@@ -46,13 +46,23 @@ def test_usage_and_perplexity_have_their_closed_forms():
     assert codebook.uniform_perplexity(3, 2) == pytest.approx(2**by_hand)
 
 
+def test_a_codebook_is_drawn_with_its_unused_codes_in_grey():
+    def greys(counts):
+        return np.all(codebook.draw(np.array(counts)) == [211, 211, 211], axis=-1).sum()  # 'lightgrey'
+
+    half, whole = greys([9, 0, 0, 4]), greys([9, 1, 1, 4])
+    assert whole < half / 10
+    np.testing.assert_allclose(greys([0, 0, 0, 4]), 1.5 * half, rtol=0.05)
+
+
 def test_a_codebook_is_measured_by_three_definitions_of_usage(monkeypatch):
     monkeypatch.setattr(codebook, "BATCH", 8)
     monkeypatch.setattr(codebook, "RECENT", 12)
     numbers = np.random.default_rng(0).integers(0, 20, (21, 2, 2))
     images = np.repeat(numbers[..., None], 3, -1).astype(np.uint8)
     given = made(images, tokens=jax.jit(lambda x: x[..., 0].astype(jnp.int32)), codes=32)
-    metrics, protocol = codebook.evaluate(given)
+    metrics, protocol, picture = codebook.evaluate(given)
+    assert (picture.dtype, picture.ndim, picture.shape[-1]) == (np.uint8, 3, 3)
     batches = [len(np.unique(numbers[a : a + 8])) / 32 for a in (0, 8)]  # the rest of five images is no batch
     assert metrics["usage_batch"] == pytest.approx(100 * np.mean(batches))
     assert metrics["usage_recent"] == pytest.approx(100 * len(np.unique(numbers.ravel()[-12:])) / 32)
@@ -92,7 +102,7 @@ def test_a_prior_is_measured_on_held_out_tokens_and_given_the_classes():
         return {"nll": jnp.log(2.0) * labels, "tokens": images[..., 0].reshape(len(images), -1).astype(jnp.int32)}
 
     given = made(images["train"], images["test"], labels=labels, token_nll=token_nll)
-    metrics, protocol = prior.evaluate(given, examples=40)
+    metrics, protocol, _ = prior.evaluate(given, examples=40)
     assert metrics["bits_per_token"] == pytest.approx(2 / 4)  # labels 0 to 4 are bits of an image
     assert metrics["nats"] == pytest.approx(2 * np.log(2))
     expected = prior.baselines(tokens["train"][:40].reshape(40, 4), tokens["test"].reshape(30, 4))[:2]
@@ -121,7 +131,7 @@ def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_t
     given = made(images["train"], images["test"], encode, labels, size=100)
     depth.prepare(given)
     given.opened.clear()
-    metrics, protocol = depth.evaluate(given, layers=r"block\d+", solver="ridge")
+    metrics, protocol, _ = depth.evaluate(given, layers=r"block\d+", solver="ridge")
     assert given.opened == ["train", "test"]
     assert [name for name in metrics if name.startswith("block")] == ["block1_top1", "block2_top1", "block10_top1"]
     for name in ("block1", "block2", "block10"):
@@ -224,7 +234,7 @@ def test_disentanglement_reads_factors_and_reports_what_a_code_without_knowledge
     encode = jax.jit(lambda x: {"code": x.reshape(len(x), -1)})
     given = made(images["train"][keep["train"]], images["test"][keep["test"]], encode, factors=factors)
     disentanglement.prepare(given, factors=("shape", "pose"))
-    metrics, protocol = disentanglement.evaluate(given, factors=("shape", "pose"), examples=600)
+    metrics, protocol, _ = disentanglement.evaluate(given, factors=("shape", "pose"), examples=600)
     assert metrics["mig"] > 0.85 and metrics["disentanglement"] > 0.9 and metrics["factorvae"] > 0.97
     assert metrics["mig_shuffled"] < 0.05 and metrics["factorvae_shuffled"] < 0.6
     assert metrics["informativeness"] > metrics["informativeness_shuffled"] + 0.3
@@ -255,7 +265,7 @@ def test_samples_are_classified_as_what_they_were_made_for():
         painted(labels["train"]), painted(labels["test"]), None, labels,
         samples=samples, sampled_labels=lambda count, seed: asked[:count], extractor=means,
     )  # fmt: skip
-    metrics, protocol = classified.evaluate(given, extractor="means", examples=50)
+    metrics, protocol, _ = classified.evaluate(given, extractor="means", examples=50)
     assert metrics == pytest.approx({"accuracy": 80, "accuracy_real": 100, "chance": 100 / 3})
     assert "extractor=means weights=ffffffff resize=legacy pixels=6x6 of train(90), fake=50 seed=0 real=test(40)" in protocol
     given.opened.clear()

@@ -269,7 +269,7 @@ def test_an_exported_encoder_compares_pictures_under_its_own_name(run, tmp_path)
     np.testing.assert_allclose(network.encode(images)["pooled"], expected, rtol=1e-3, atol=1e-4)
     assert network.encode(scene(0, 2, size=size + 9))["pooled"].shape == (2, expected.shape[1])
     with jax.transfer_guard("disallow"):
-        metrics, protocol = generation.evaluate(
+        metrics, protocol, _ = generation.evaluate(
             pictured(scene(0, 40), scene(1, 40), mesh), extractor=str(tmp_path / "encoder"), examples=40, subsets=1
         )
     assert f"extractor=gan-step7 weights={network.sha256[:8]} " in protocol and f"resize=clean to {size}x{size} " in protocol

@@ -133,7 +133,7 @@ def test_reduction_compares_with_as_many_principal_components(grey):
     encode = jax.jit(lambda images: {"code": code(images), "pooled": code(images)})
     given = made(train, test, encode, reconstruct=reconstruct)
     reduction.prepare(given)
-    metrics, protocol = reduction.evaluate(given, examples=33)
+    metrics, protocol, _ = reduction.evaluate(given, examples=33)
     error = np.sum((oracle.inverse_transform(oracle.transform(y)) - y) ** 2, 1)[:33].mean()
     assert metrics["squared_error_pca"] == pytest.approx(error, rel=1e-5)
     assert metrics["squared_error"] == pytest.approx(error, rel=1e-4)  # the linear code spans the principal subspace
@@ -224,7 +224,7 @@ def test_bounds_of_a_linear_normal_model_rise_with_k_to_the_evidence():
 def test_bits_per_dimension_of_uniform_pixels_are_eight_whatever_the_channels_and_batches():
     images = smooth(0, 20, 4)
     uniform = jax.jit(lambda x, key, k: dict.fromkeys(("elbo", "iwae"), jnp.full(len(x), -48 * jnp.log(256.0))), static_argnums=2)
-    metrics, protocol = likelihood.evaluate(made(images, log_prob=uniform), k=3, examples=18)
+    metrics, protocol, _ = likelihood.evaluate(made(images, log_prob=uniform), k=3, examples=18)
     assert metrics["bits_per_dimension"] == pytest.approx(8, rel=1e-6) == metrics["elbo_bits_per_dimension"]
     assert protocol == "likelihood k=3 seed=0 of test(18) dimensions=48"
     one = jax.jit(lambda x, key, k: uniform(x, key, k) | {"dimensions": jnp.float32(16)}, static_argnums=2)

@@ -34,6 +34,7 @@ def test_the_prior_writes_down_what_it_stands_on(tokens, prior):
     assert (stage["step"], stage["workdir"]) == (8, str(tokens))
     entries = json.loads((prior / "evaluations.json").read_text())
     assert all("[tokenizer: trained with perceptual=" in told for entry in entries for told in entry["protocols"].values())
+    assert {path.name for path in (tokens / "pictures").glob("codebook_*")} == {f"codebook_{step:08d}.png" for step in (0, 4, 8)}
     metrics = entries[-1]["metrics"]
     assert metrics["prior/bits_per_token"] > 0
     assert any(name.startswith("depth/") for name in metrics)

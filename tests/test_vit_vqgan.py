@@ -36,7 +36,8 @@ def begin(config, stages=None, frozen=None, batch=4):
     this = method.build(config, stages or {})
     images = np.random.default_rng(0).integers(0, 256, (batch, *config.data.image_shape), np.uint8)
     params, mutable = jax.jit(this.init)(jax.random.key(0), {"image": images}, frozen or {})
-    return this, State(jnp.zeros((), jnp.int32), params, {}, mutable, frozen or {}), images
+    frozen = {**(frozen or {}), **{name: read() for name, read in this.frozen.items()}}
+    return this, State(jnp.zeros((), jnp.int32), params, {}, mutable, frozen), images
 
 
 def phase(this, name):
@@ -227,12 +228,18 @@ def test_the_perceptual_term_is_part_of_the_loss_and_of_the_notes():
     np.testing.assert_allclose(logs["perceptual"], distance, rtol=1e-4)
     np.testing.assert_allclose(loss, logs["quantiser"] + logs["squared"] + 0.1 * distance, rtol=1e-5)
     assert this.notes["tokenizer"] == "trained with perceptual=random_conv"
+    assert "perceptual" not in state.mutable  # which is saved at every checkpoint
+
+
+def test_a_file_of_weights_is_read_by_a_run_that_trains_and_by_none_that_stands_on_it():
+    this = method.build(load(perceptual=dict(kind="vgg_lpips", path="/no/file.npz")), {})
+    with pytest.raises(UserError, match=r"perceptual.path='/no/file.npz' is no file; make it once"):
+        this.frozen["perceptual"]()
 
 
 def test_what_is_wrong_is_named():
     for model, told in (
         (dict(perceptual=dict(kind="dct")), r"perceptual.kind='dct' is unknown; choose none, vgg_lpips, random_conv or self_encoder"),
-        (dict(perceptual=dict(kind="vgg_lpips", path="/no/file.npz")), r"perceptual.path='/no/file.npz' is no file; make it once"),
         (dict(adversarial=dict(game="chess")), r"adversarial.game='chess' is unknown; choose minimax"),
         (dict(discriminator=dict(name="vit")), r"config.model.discriminator.name has no 'vit'; .*valid: stylegan2, patch"),
     ):
@@ -259,7 +266,7 @@ def test_an_encoder_of_the_house_gives_the_features():
     this, state, images = begin(config, {"encoder": stage}, frozen)
     (_, (_, logs)), grads = gradient(this, state, images)
     assert set(grads) == {"tokenizer"}
-    assert "perceptual" not in state.mutable
+    assert "perceptual" not in {**state.mutable, **this.frozen}
     maps = [np.asarray(jax.nn.relu(y @ w)) for y in (images / np.float32(255), decoded(config, this, state, images))]
     np.testing.assert_allclose(logs["perceptual"], feature_distance(maps[:1], maps[1:]).mean(), rtol=1e-4)
     assert this.notes["tokenizer"] == "trained with perceptual=self_encoder (simclr)"

@@ -84,6 +84,7 @@ def assemble(config, devices=None) -> Assembly:
     durations = resolve(config, len(train))
     config, frozen = open_stages(config)
     method = build_method(config)
+    frozen |= {name: read() for name, read in method.frozen.items()}
     if "views" in config:
         output_size(config.views, config.data.image_shape[-3:-1])
     spec = {name: tuple(shape) for name, (shape, _) in element_spec(train, config.data.ops).items()}

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.engine.pictures import save_picture
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 
@@ -57,6 +58,9 @@ class Evaluations:
         measured = ("subject", "step", "protocols")  # the same measure taken again replaces the old one; another stands beside
         self.entries = [e for e in self.entries if any(e[key] != entry[key] for key in measured)] + [entry]
         write_json(self.path, self.entries)
+        for label, result in results.items():
+            if result.picture is not None:
+                save_picture(result.picture, self.path.parent / "pictures" / f"{label}_{step:08d}.png")
         told = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
         log.info("%s at step %d: %s (%.0f s)", subject, step, told, time.perf_counter() - began)
         return metrics

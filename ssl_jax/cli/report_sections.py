@@ -30,6 +30,10 @@ CAPTIONS = {
         "Samples",
         "What the averaged generator makes of the same latents at every evaluation.",
     ),
+    "codebook": (
+        "Use of the codebook",
+        "Left: a square per code, grey where it never occurs in the test images. Right: how often the codes occur.",
+    ),
     "neighbours": (
         "Nearest neighbours",
         "A row per test image: the image, then the training images whose features are most similar, best first, with "

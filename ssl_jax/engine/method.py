@@ -55,6 +55,8 @@ class Method(NamedTuple):
     # `mutable` holds the frozen stages too, here and in `fns` (see `visible`)
     after: Callable[[State], dict] = lambda state: state.mutable  # teachers and moving averages, once per step
     fns: Mapping[str, Callable] = {}  # optional pure functions: 'views', 'tokens', 'decode', 'sample', ...
+    frozen: Mapping[str, Callable[[], Tree]] = {}
+    # {name: read}: arrays that only training needs (a perceptual network); the house reads them into `State.frozen`
     couples_batch: bool = False  # the loss mixes examples: gradient accumulation is refused
     notes: Mapping[str, str] = {}  # what the protocol of every evaluation has to name: {'likelihood': 'bernoulli, ...'}
 

@@ -28,8 +28,13 @@ def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
 
 
 def save_grid(images: np.ndarray, path: Path) -> None:
-    """Write `grid(images)` as PNG, enlarged (nearest) where the pictures are thumbnails."""
-    picture = Image.fromarray(grid(images))
+    """Write `grid(images)` as PNG."""
+    save_picture(grid(images), path)
+
+
+def save_picture(pixels: np.ndarray, path: Path) -> None:
+    """Write uint8 [H, W, 3] as PNG, enlarged (nearest) where it is a thumbnail."""
+    picture = Image.fromarray(pixels)
     scale = max(1, min(4, 900 // max(picture.size)))
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)

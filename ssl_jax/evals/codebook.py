@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from ssl_jax.errors import UserError
@@ -51,7 +53,7 @@ def evaluate(context: Context, *, examples: int | None = None) -> Result:
         f"codebook of {codes} codes, {tokens.shape[1]} tokens an image, {context.named('test', len(tokens))};"
         f" usage_batch of {len(batches)} x {min(BATCH, len(tokens))} images, usage_recent of {min(RECENT, tokens.size)} tokens"
     )
-    return Result({name: float(value) for name, value in metrics.items()}, protocol)
+    return Result({name: float(value) for name, value in metrics.items()}, protocol, draw(counts))
 
 
 def tokens_of(context: Context, split: str, count: int | None = None) -> np.ndarray:
@@ -63,6 +65,27 @@ def tokens_of(context: Context, split: str, count: int | None = None) -> np.ndar
 def histogram(tokens: np.ndarray, codes: int) -> np.ndarray:
     """[codes]: how often each code occurs."""
     return np.bincount(np.ravel(tokens), minlength=codes)
+
+
+def draw(counts: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: each code as a square in the order of the codebook, grey where it never occurs, and how often the codes occur,
+    the most frequent one first, beside uniform use.
+    """
+    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    squares, curve = figure.subplots(1, 2)
+    side = int(np.ceil(np.sqrt(len(counts))))
+    cells = np.full(side * side, np.nan)
+    cells[: len(counts)] = counts
+    shown = squares.imshow(np.ma.masked_less(np.ma.masked_invalid(cells.reshape(side, side)), 1), norm="log", vmin=1)
+    squares.set(title=f"{np.count_nonzero(counts):,} of {len(counts):,} codes occur", xticks=[], yticks=[], facecolor="lightgrey")
+    figure.colorbar(shown, ax=squares, label="times")
+    curve.plot(np.arange(1, len(counts) + 1), np.sort(counts)[::-1], label="codes")
+    curve.axhline(counts.mean(), color="grey", linestyle="--", label="uniform")
+    curve.set(xlabel="codes, the most frequent first", ylabel="times", yscale="symlog", ylim=(0, None))
+    curve.legend()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def used(tokens: np.ndarray, codes: int) -> float:

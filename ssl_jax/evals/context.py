@@ -21,6 +21,7 @@ class Result(NamedTuple):
 
     metrics: dict[str, float]  # accuracies in percent
     protocol: str  # one line: everything that has to agree before two numbers may be compared
+    picture: np.ndarray | None = None  # uint8 [H, W, 3], where one tells more than the numbers
 
 
 class Extractor(NamedTuple):

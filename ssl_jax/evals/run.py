@@ -30,9 +30,9 @@ def run(evals: Mapping[str, Mapping[str, Any]], context: Context) -> dict[str, R
         options = _options(entry)
         if context.layers is not None and "layer" in options and options["layer"] not in context.layers:
             options["layer"] = context.layers[0]
-        metrics, protocol = _evaluator(label, entry).evaluate(context, **options)
+        metrics, protocol, picture = _evaluator(label, entry).evaluate(context, **options)
         told = f"{protocol} [{notes}]" if notes else protocol
-        results[label] = Result({f"{label}/{name}": value for name, value in metrics.items()}, told)
+        results[label] = Result({f"{label}/{name}": value for name, value in metrics.items()}, told, picture)
     return results
 
 

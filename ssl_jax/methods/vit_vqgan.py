@@ -11,8 +11,9 @@ come from a tokenizer without one, and `Method.notes` says which it is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,10 @@ from ssl_jax.objectives.perceptual import adaptive_weight, feature_distance, ran
 
 
 class Perceptual(NamedTuple):
-    """A distance of pictures in [0, 1]: (mutable, frozen, x, y [B, H, W, 3]) -> [B]; `weights` are kept in mutable['perceptual']."""
+    """A distance of pictures in [0, 1]: (frozen, x, y [B, H, W, 3]) -> [B]; `read` gives what it finds in frozen['perceptual']."""
 
     distance: Callable
-    weights: Any
+    read: Callable | None
     note: str
 
 
@@ -92,8 +93,6 @@ def build(config, stages) -> Method:
         params, mutable = {"tokenizer": net}, {"codebook": codebook}
         if plays:
             params["discriminator"], mutable["discriminator"] = create(discriminator, keys[4], x)
-        if perceptual and perceptual.weights is not None:
-            mutable["perceptual"] = jax.tree.map(jnp.asarray, perceptual.weights)
         return params, mutable
 
     def reconstruction(state, x, out):
@@ -105,7 +104,7 @@ def build(config, stages) -> Method:
             logs["logit_laplace"] = -jnp.mean(likelihood.logit_laplace(x, mean, jnp.maximum(log_scale, likelihood.LEAST_LOG_SCALE)))
         value = sum(model[name] * logs[name] for name in logs)
         if perceptual:
-            logs["perceptual"] = perceptual.distance(state.mutable, state.frozen, x, again).mean()
+            logs["perceptual"] = perceptual.distance(state.frozen, x, again).mean()
             value += model.perceptual.weight * logs["perceptual"]
         return value, logs
 
@@ -200,38 +199,40 @@ def build(config, stages) -> Method:
         phases=tuple(phases),
         encode=encode,
         fns=fns,
+        frozen={"perceptual": perceptual.read} if perceptual and perceptual.read else {},
         couples_batch=plays or quantiser.couples_batch,
         notes={"tokenizer": f"trained with perceptual={perceptual.note if perceptual else 'none'}"},
     )
 
 
 def open_perceptual(spec, stages) -> Perceptual | None:
-    """The distance that `config.model.perceptual` describes, its file read; None for 'none'.
+    """The distance that `config.model.perceptual` describes; None for 'none'.
 
     Raises:
-        UserError: an unknown kind, a missing or wrong file, no such stage.
+        UserError: an unknown kind, no such stage; `read` of the result, a missing or wrong file.
     """
     if spec.kind == "none":
         return None
     if spec.kind == "vgg_lpips":
 
-        def lpips(mutable, frozen, x, y):
-            weights = mutable["perceptual"]
+        def lpips(frozen, x, y):
+            weights = frozen["perceptual"]
             return feature_distance(vgg.features(weights, x), vgg.features(weights, y), vgg.lins(weights))
 
-        return Perceptual(lpips, vgg.load(spec.path, spec.sha256), "vgg_lpips (a network trained on ImageNet's labels)")
+        read = functools.partial(vgg.load, spec.path, spec.sha256)
+        return Perceptual(lpips, read, "vgg_lpips (a network trained on ImageNet's labels)")
     if spec.kind == "random_conv":
 
-        def random(mutable, frozen, x, y):
-            return feature_distance(*(random_features(mutable["perceptual"], images) for images in (x, y)))
+        def random(frozen, x, y):
+            return feature_distance(*(random_features(frozen["perceptual"], images) for images in (x, y)))
 
-        return Perceptual(random, random_kernels(), "random_conv")
+        return Perceptual(random, random_kernels, "random_conv")
     if spec.kind == "self_encoder":
         if "encoder" not in stages:
             raise UserError("config.model.perceptual.kind='self_encoder' needs a run; set config.stages.encoder.workdir and .recipe")
         stage = stages["encoder"]
 
-        def of_encoder(mutable, frozen, x, y):
+        def of_encoder(frozen, x, y):
             params, state = frozen["encoder"]["params"], frozen["encoder"]["mutable"]
             return feature_distance(*(maps(stage.method.encode(params, state, images)) for images in (x, y)))
 
