@@ -7,13 +7,19 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # the CPU client deadlocks with more devices than threads
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",  # of machine code, not of programs: tests compile for longer than they compute
+)
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+LONG = ("test_two_stages", "test_faults")  # begun first, so that no worker is left alone with one of them
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """With several workers a file stays together, and so does a config of the conformance tests: they share what they compile."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
     for item in items:
         name = item.path.stem
         if name == "test_conformance":
