@@ -11,7 +11,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :scenes_rotation     the default with the rotation trick
   :scenes_wide_codes   the default with codes as wide as the encoder, of any norm. Published, for 256 pixels: 4 % of the codes used where
                        narrow ones of norm 1 have 96 %
-  :cifar10_small       JPEG CIFAR-10, the networks of the default
+  :cifar10_small       JPEG CIFAR-10, encoder and decoder twice as deep and half as wide again
   :imagenet256         SS: encoder and decoder Small, 256 px, patches of 8, 1024 tokens of 8192 codes (32 numbers); Adam to 1e-4 over
                        50,000 steps, down to 5e-5, batch 256, 500,000 steps. Published, with LPIPS, on 128 TPUv4 for about a day:
                        FID of reconstructions 1.99, 95 % of the codes used in 256 images, squared error 3.34e-3
@@ -56,7 +56,7 @@ def scenes(config):
     config.data.ops = config.data.eval_ops = common.resized(32)
     config.views = ((("flip", dict(p=0.5)),),)
     config.batch_size = 64
-    config.total_steps = 3000
+    config.total_steps = 2000
     config.model = dict(
         quantiser=tokens(1024, 8),
         squared=1.0,
@@ -67,13 +67,13 @@ def scenes(config):
         discriminator=dict(name="stylegan2", channel_base=512, channel_max=128),
         r1=dict(weight=10.0, interval=16),
     )
-    vits(config, "mini", "mini", 4)
+    vits(config, "tiny", "tiny", 4)
     config.optim = dict(tokenizer=rate(5e-4, 200, end=0.05))
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.evals.reconstruction = dict(kind="reconstruction")
     config.evals.codebook = dict(kind="codebook")
     config.best_metric = "reconstruction/psnr"
-    config.evaluate_every_steps, config.checkpoint_every_steps = 1000, 250
+    config.evaluate_every_steps, config.checkpoint_every_steps = 500, 250
     config.log_every_steps = 50
 
 
@@ -101,7 +101,7 @@ def scenes_rotation(config):
 
 def scenes_wide_codes(config):
     scenes(config)
-    config.model.quantiser = dict(name="learned", size=1024, dim=192)
+    config.model.quantiser = dict(name="learned", size=1024, dim=128)
 
 
 def smoke(config):
@@ -123,6 +123,7 @@ def smoke(config):
 def cifar10_small(config):
     scenes(config)
     config.data.name, config.data.ops, config.data.eval_ops = "cifar10", (), ()
+    vits(config, "mini", "mini", 4)
     config.total_steps = 6000
     config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
 

@@ -18,6 +18,7 @@ xavier = nn.initializers.xavier_uniform()
 
 SIZES = {
     "mu": Size(32, 1, 2, 64),  # for tests
+    "tiny": Size(128, 2, 4, 512),  # for minutes on a CPU
     "mini": Size(192, 4, 3, 768),  # for images of 32 pixels
     "small": Size(512, 8, 8, 2048),
     "base": Size(768, 12, 12, 3072),
