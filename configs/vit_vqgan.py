@@ -9,8 +9,8 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :scenes_random       the default and the features of a random network
   :scenes_encoder      the default and the features of a SimCLR run, --config.stages.encoder.workdir=DIR
   :scenes_rotation     the default with the rotation trick
-  :scenes_wide_codes   the default with codes as wide as the encoder, of any norm. Published, for 256 pixels: 4 % of the codes used where
-                       narrow ones of norm 1 have 96 %
+  :scenes_wide_codes   the default with codes as wide as the encoder, of any norm. Published, for 256 pixels: 4 % of the codes used,
+                       96 % with narrow ones of norm 1
   :cifar10_small       JPEG CIFAR-10, encoder and decoder twice as deep and half as wide again
   :imagenet256         SS: encoder and decoder Small, 256 px, patches of 8, 1024 tokens of 8192 codes (32 numbers); Adam to 1e-4 over
                        50,000 steps, down to 5e-5, batch 256, 500,000 steps. Published, with LPIPS, on 128 TPUv4 for about a day:

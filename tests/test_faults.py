@@ -128,13 +128,27 @@ def test_kill_9_then_the_same_numbers(straight, folder, tmp_path):
     assert lines(workdir) == lines(straight)  # bit for bit
 
 
+ALONE = ("gan", "bigan", "biggan", "bigbigan", "stylegan", "ssgan", "autoencoder", "rbm_stack", "vae", "vqvae", "vit_vqgan")
+ON_TOKENS = ("vq_prior", "maskgit")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tokenizer"
+    done = run([sys.executable, "launch.py", "train", "--config=configs/vit_vqgan.py:smoke", f"--workdir={workdir}"], timeout=900)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gan", "bigan", "biggan", "bigbigan", "stylegan", "ssgan"])
-def test_a_game_killed_with_9_goes_on_to_the_same_numbers(name, tmp_path):
-    """Spectral vectors, averages, statistics, lazy phases: all of it is in the checkpoint."""
+@pytest.mark.parametrize("name", ALONE + ON_TOKENS)
+def test_every_family_killed_with_9_goes_on_to_the_same_numbers(name, tmp_path, request):
+    """Spectral vectors, averages, statistics, codebooks, lazy phases: all of it is in the checkpoint, or in that of stage 1."""
 
     def play(workdir):
-        overrides = ("--config.total_steps=24", "--config.evaluate_every_steps=12", "--config.checkpoint_every_steps=3")
+        overrides = ["--config.total_steps=24", "--config.evaluate_every_steps=12", "--config.checkpoint_every_steps=3"]
+        if name in ON_TOKENS:
+            overrides.append(f"--config.stages.tokenizer.workdir={request.getfixturevalue('tokenizer')}")
         return [sys.executable, "launch.py", "train", f"--config=configs/{name}.py:smoke", f"--workdir={workdir}", *overrides]
 
     done = run(play(tmp_path / "straight"), timeout=900)
