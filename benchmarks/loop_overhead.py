@@ -22,6 +22,7 @@ from ssl_jax.cli import config as configs
 from ssl_jax.cli.assemble import assemble, iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.metrics import MetricsWriter
+from ssl_jax.engine.watchdog import Watchdog
 
 
 class NoCheckpoints:
@@ -53,13 +54,13 @@ def main():
         jax.block_until_ready((state, metrics))
         bare.append((time.perf_counter() - began) / args.steps)
         step += args.steps
-        with tempfile.TemporaryDirectory() as workdir, loop.Signals() as watch:
+        with tempfile.TemporaryDirectory() as workdir, loop.Signals() as watch, Watchdog(pathlib.Path(workdir)) as watchdog:
             writer = MetricsWriter(pathlib.Path(workdir), step)
             batches = iterate(this.batches, step, step + args.steps, this.config.data.workers)
             began = time.perf_counter()
             state = loop.train(
                 this.method, this.run, state, batches, step + args.steps, writer, NoCheckpoints(), settings, {},
-                this.schedules, lambda *_: {}, lambda *_: None, watch,
+                this.schedules, lambda *_: {}, lambda *_: None, watch, watchdog,
             )  # fmt: skip
             jax.block_until_ready(state)
             looped.append((time.perf_counter() - began) / args.steps)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ssl_jax.augment.views import output_size
+from ssl_jax.cli import cluster
 from ssl_jax.cli.config import resolve
 from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.cli.stages import open_stages
@@ -49,7 +50,8 @@ class Assembly(NamedTuple):
 
 
 def start_jax() -> None:
-    """Settings of every process: the persistent compilation cache."""
+    """Of every process: the persistent compilation cache, and the other processes of the run."""
+    cluster.join()
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)

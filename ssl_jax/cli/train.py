@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ssl_jax.cli import cluster, local
 from ssl_jax.cli import config as configs
 from ssl_jax.cli.assemble import Assembly, assemble, context, iterate, open_eval, provenance, raw_pixels, start_jax
 from ssl_jax.cli.evaluations import Evaluations
@@ -35,6 +37,7 @@ from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
 from ssl_jax.engine.metrics import MetricsWriter, read_metrics
 from ssl_jax.engine.pictures import save_grid
+from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 
@@ -44,9 +47,14 @@ log = logging.getLogger(__name__)
 def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     add_workdir(sub)
+    sub.add_argument("--processes", type=int, help="run as so many processes on this machine (on GPUs, one for each)")
+    sub.add_argument("--max_restarts", type=int, default=0, help="of --processes, how often all are started again when one fails")
 
 
 def main(args, overrides) -> int:
+    if args.processes is not None and cluster.place(os.environ) is None:
+        flags = [f"--config={args.config}", f"--workdir={args.workdir}"]
+        return local.supervise(["train", *flags, *overrides], args.processes, args.workdir, args.max_restarts)
     start_jax()
     config = configs.load(args.config, overrides)
     unknown = sorted(set(config.baselines) - {"raw pixels", "untrained"})
@@ -55,6 +63,7 @@ def main(args, overrides) -> int:
     evals.check(config.evals)
     with claim(args.workdir):
         this = assemble(config)
+        cluster.agree(configs.plain(this.config))
         record_config(args.workdir, configs.plain(this.config))
         write_json(args.workdir / "provenance.json", provenance())
         try:
@@ -109,8 +118,9 @@ def train(this: Assembly, workdir: Path) -> None:
         health.update(line["step"], line)
 
     batches = iterate(this.batches, start, total, config.data.workers)
+    watchdog = Watchdog(workdir / "processes", jax.process_index(), jax.process_count())
     try:
-        with loop.Signals() as watch, Progress(start, total) as progress:
+        with loop.Signals() as watch, watchdog, Progress(start, total) as progress:
 
             def show(step, metrics):
                 progress.update(step, metrics)
@@ -118,7 +128,7 @@ def train(this: Assembly, workdir: Path) -> None:
 
             state = loop.train(
                 this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
-                this.schedules, evaluate, show, watch,
+                this.schedules, evaluate, show, watch, watchdog,
             )  # fmt: skip
     finally:
         writer.close()
@@ -129,8 +139,9 @@ def train(this: Assembly, workdir: Path) -> None:
     if config.evals:  # the features are there already
         whole = functools.partial(open_eval, config, processes=1)
         save_neighbours(last, whole, workdir / "pictures" / "neighbours.png")
-    evaluations.show(config)
-    log.info("report: %s", write_report(workdir))
+    if cluster.first():
+        evaluations.show(config)
+        log.info("report: %s", write_report(workdir))
 
 
 def save_views(this: Assembly, workdir: Path) -> None:

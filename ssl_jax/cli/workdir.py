@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 from pathlib import Path
+
+import jax
 
 from ssl_jax.cli.config import differences, from_plain
 from ssl_jax.engine.checkpoint import write_json
@@ -13,11 +16,13 @@ from ssl_jax.errors import UserError
 
 
 def claim(workdir: Path):
-    """Create `workdir` and hold it until the returned file is closed or the process ends.
+    """Create `workdir` and hold it until the returned file is closed or the process ends; of several processes the first one does.
 
     Raises:
         UserError: it cannot be written, or another process trains in it.
     """
+    if jax.process_index() != 0:
+        return contextlib.nullcontext()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / ".lock", "a")  # noqa: SIM115  held for the life of the process

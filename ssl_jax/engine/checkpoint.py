@@ -241,7 +241,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def write_json(path: Path, value) -> None:
-    """Write atomically, so that a killed process leaves the old file or the new one."""
+    """Write atomically, so that a killed process leaves the old file or the new one; of several processes the first one writes."""
+    if jax.process_index() != 0:
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
     os.replace(temporary, path)

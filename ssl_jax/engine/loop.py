@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from ssl_jax.engine import sharding
@@ -19,6 +20,7 @@ from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.method import Batch, Method, State, trained
 from ssl_jax.engine.metrics import MetricsWriter
 from ssl_jax.engine.step import check_groups, make_step
+from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -122,7 +124,7 @@ def compile_run(
         step=in_mesh(run_step),
         lower=in_mesh(split_off(jitted_step.lower)),
         traces=jitted_step._cache_size,
-        root=jax.device_put(root, replicated),
+        root=jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)(),
     )
     return run, schedules
 
@@ -131,7 +133,7 @@ def _place(x, where: NamedSharding):
     """An array, or the shape of one, on the mesh."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return jax.device_put(x, where)
+    return jax.device_put(jax.device_get(x), where)
 
 
 def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[Batch]:
@@ -145,12 +147,22 @@ def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: in
 
 
 class Signals:
-    """Remembers the first SIGTERM or SIGINT; a second SIGINT is a plain interrupt."""
+    """Remembers the first SIGTERM or SIGINT; a second SIGINT is a plain interrupt.
+
+    With several processes JAX's coordinator listens for SIGTERM, to any of them, and names a step that none has passed yet.
+    """
 
     def __enter__(self):
         self.received: int | None = None
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        heard = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {s: signal.signal(s, self._note) for s in heard}
         return self
+
+    def stop(self, step: int) -> int | None:
+        """The signal after which `step` is to be the last one; to be asked once in every step, by every process."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.received = signal.SIGTERM
+        return self.received
 
     def _note(self, signum, _frame):
         if self.received == signum == signal.SIGINT:
@@ -189,6 +201,7 @@ def train(
     evaluate: Callable[[int, State], Mapping[str, float]],
     progress: Callable[[int, Mapping[str, float]], None],
     watch: Signals,
+    watchdog: Watchdog,
 ) -> State:
     """Train `state` to step `total`.
 
@@ -229,13 +242,14 @@ def train(
 
     source = to_device(batches, run.mesh)
     for step in range(start + 1, total + 1):
+        watchdog.beat(step)
         before = time.perf_counter()
         batch = next(source)
         waited = time.perf_counter() - before
         with jax.transfer_guard("disallow"):
             state, metrics = run.step(state, batch, run.root)
         waiting.append((step, metrics, waited))
-        stop = watch.received is not None
+        stop = watch.stop(step) is not None
         due = step % settings["evaluate_every_steps"] == 0 or step == total
         save = due or stop or step % settings["checkpoint_every_steps"] == 0
         while len(waiting) > (0 if save else 1):
@@ -243,13 +257,15 @@ def train(
             told, scores = settle(done, *rest), {}
             if done == step and due and not stop:
                 paused = time.perf_counter()
-                scores = evaluate(step, state)
+                with watchdog.paused():
+                    scores = evaluate(step, state)
                 clock += time.perf_counter() - paused  # not step time
             if scores or done == total or done % settings["log_every_steps"] == 0:
                 report(done, told, scores)
         if save:
             paused = time.perf_counter()
-            checkpoints.save(state, config, scores)
+            with watchdog.paused():
+                checkpoints.save(state, config, scores)
             clock += time.perf_counter() - paused
         if stop:
             checkpoints.wait()

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 from tensorboardX import SummaryWriter
 
 
@@ -16,23 +17,27 @@ class MetricsWriter:
 
     Everything that depends on the clock or the machine stands under keys that start with `time/`; the rest is the same in
     every run of the same config. After a restart the lines past the resumed step are cut, so that a file never tells two
-    stories.
+    stories. Of several processes the first one writes.
     """
 
     def __init__(self, workdir: Path, start_step: int = 0, tensorboard: bool = True):
         self.path = Path(workdir) / "metrics.jsonl"
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
         if self.path.exists():
             kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(temporary, self.path)
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed in close()
-        self._board = None
         if tensorboard:
             self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1 if start_step else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write what has a value; JSON has none for NaN and inf, and the loop has dealt with them before."""
+        if self._file is None:
+            return
         told = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **told}) + "\n")
         if self._board is not None:
@@ -40,9 +45,9 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for opened in (self._file, self._board):
+            if opened is not None:
+                opened.close()
 
 
 def read_metrics(workdir: Path | str) -> list[dict]:

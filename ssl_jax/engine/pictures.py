@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -33,7 +34,9 @@ def save_grid(images: np.ndarray, path: Path) -> None:
 
 
 def save_picture(pixels: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 3] as PNG, enlarged (nearest) where it is a thumbnail."""
+    """Write uint8 [H, W, 3] as PNG, enlarged (nearest) where it is a thumbnail; of several processes the first one writes."""
+    if jax.process_index() != 0:
+        return
     picture = Image.fromarray(pixels)
     scale = max(1, min(4, 900 // max(picture.size)))
     path.parent.mkdir(parents=True, exist_ok=True)

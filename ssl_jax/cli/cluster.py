@@ -1,0 +1,92 @@
+"""The other processes of a run: found by JAX on Slurm, GKE, Cloud TPU and Open MPI, or started here by `--processes`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ssl_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+COORDINATOR, PROCESSES, PROCESS = "SSL_JAX_COORDINATOR", "SSL_JAX_PROCESSES", "SSL_JAX_PROCESS"  # set by `cli.local`
+HEARTBEAT = 30  # seconds after which a process that has died or was stopped is missed, and all others abort
+
+
+class Place(NamedTuple):
+    """Of this process, as the one that started it told."""
+
+    coordinator: str
+    processes: int
+    process: int
+
+
+def place(environment: Mapping[str, str]) -> Place | None:
+    """What `cli.local` told; None where it did not start this process."""
+    if COORDINATOR not in environment:
+        return None
+    return Place(environment[COORDINATOR], int(environment[PROCESSES]), int(environment[PROCESS]))
+
+
+def engine(environment: Mapping[str, str]) -> str | None:
+    """What started this process as one of several, judged by its environment; None for a process of its own."""
+    several = {
+        "Slurm": "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1,
+        "Open MPI": int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1,
+        "GKE or Cloud TPU": "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment,
+        "JAX_COORDINATOR_ADDRESS": "JAX_COORDINATOR_ADDRESS" in environment,
+    }
+    return next((name for name, found in several.items() if found), None)
+
+
+def join() -> None:
+    """Become one of the processes of a run; nothing for a process of its own. To be called before anything asks for a device.
+
+    Raises:
+        UserError: the others cannot be reached.
+    """
+    if jax.distributed.is_initialized():
+        return
+    told, found = place(os.environ), engine(os.environ)
+    if told is None and found is None:
+        return
+    try:
+        if told is not None:
+            gpu = {"local_device_ids": [told.process]} if "CUDA_VISIBLE_DEVICES" not in os.environ else {}
+            jax.distributed.initialize(
+                told.coordinator, told.processes, told.process, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=120, **gpu
+            )
+        else:
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    except (RuntimeError, ValueError) as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"the other processes ({found or 'on this machine'}) could not be joined ({line[:160]}); is the port of the coordinator "
+            "free, and are all of them running?"
+        ) from None
+    log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), found or "started on this machine")
+
+
+def first() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def agree(config: Mapping) -> None:
+    """Raises UserError, in every process, where their configs are not the same."""
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest()
+    all_of_them = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    others = [i for i, theirs in enumerate(all_of_them) if not np.array_equal(theirs, all_of_them[0])]
+    if others:
+        told = ", ".join(map(str, others))
+        raise UserError(f"the config of process {told} is not that of process 0; start all processes with the same command")

@@ -1,0 +1,99 @@
+"""Notices that a step does not end, says where every thread stands, and, among several processes, which of them is behind."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+TIMES, LEAST = 10, 60.0  # a step is stuck after 10 times the median, and never before a minute
+EXIT = 75  # of a process that gives up because the run is stuck
+
+
+class Watchdog:
+    """`beat(step)` at the beginning of each step; `paused()` around whatever may take longer (compiling, evaluating, saving).
+
+    Every process writes how far it is to <folder>/<process>.json, from a thread of its own. When a step is stuck, the stacks of all
+    threads go to <folder>/<process>.stacks.txt; with several processes the one that is furthest behind is named, and all end with exit
+    code 75: whoever started them starts them again, and they go on from the last checkpoint.
+    """
+
+    def __init__(self, folder: Path, process: int = 0, processes: int = 1, least: float = LEAST):
+        self.folder, self.process, self.processes, self.least = folder, process, processes, least
+        self._durations: deque[float] = deque(maxlen=101)
+        self._step, self._since, self._pauses, self._told = -1, time.monotonic(), 1, False  # paused until the first step
+        self._end = threading.Event()
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
+
+    def beat(self, step: int) -> None:
+        """The first one starts the clock, which the second step may spend on compiling, too."""
+        now = time.monotonic()
+        if self._step >= 0 and not self._pauses:
+            self._durations.append(now - self._since)
+        if self._step < 0:
+            self._pauses -= 1
+        self._step, self._since, self._told = step, now, False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses, self._since = self._pauses - 1, time.monotonic()
+
+    def limit(self) -> float:
+        """Seconds after which a step is stuck; none before three steps are done, since the first ones compile."""
+        return max(self.least, TIMES * statistics.median(self._durations)) if len(self._durations) >= 3 else float("inf")
+
+    def _watch(self) -> None:
+        while not self._end.wait(1.0):
+            self._write()
+            seconds = time.monotonic() - self._since
+            if self._pauses or seconds < self.limit():
+                continue
+            if not self._told:
+                self._told = True
+                with open(self.folder / f"{self.process}.stacks.txt", "a") as file:
+                    file.write(f"step {self._step} after {seconds:.0f} s\n")
+                    faulthandler.dump_traceback(file, all_threads=True)
+                log.error("step %d has taken %.0f s, %d times the median; stacks are in %s", self._step, seconds, TIMES, file.name)
+            if self.processes > 1:
+                log.error("the run is stuck: %s; ending process %d", self._behind(), self.process)
+                os._exit(EXIT)
+
+    def _write(self) -> None:
+        temporary = self.folder / f".{self.process}.tmp"
+        try:
+            temporary.write_text(json.dumps({"step": self._step}))
+            os.replace(temporary, self.folder / f"{self.process}.json")
+        except OSError as error:
+            log.warning("%s cannot be written (%s)", self.folder, error.strerror)
+
+    def _behind(self) -> str:
+        steps = {}
+        for i in range(self.processes):
+            with contextlib.suppress(OSError, ValueError):
+                steps[i] = json.loads((self.folder / f"{i}.json").read_text())["step"]
+        least = min(steps.values(), default=-1)
+        slow = [f"process {i}" for i, step in steps.items() if step == least]
+        return f"{', '.join(slow)} is at step {least}, the furthest at {max(steps.values(), default=-1)}"

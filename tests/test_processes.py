@@ -1,0 +1,205 @@
+"""Several processes of one run: who starts them, who notices that one is gone or stuck, and that they compute what one process does."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ssl_jax.cli import cluster, local
+from ssl_jax.cli.main import main
+from ssl_jax.engine import watchdog
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLAGS = ("--config.baselines=()", "--config.checkpoint_every_steps=3", "--config.total_steps=9", "--config.evaluate_every_steps=9")
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"}, None),
+        ({"SLURM_NTASKS": "4"}, None),  # within sbatch, but not started by srun
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a,b"}, "Slurm"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "GKE or Cloud TPU"),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "a:8080"}, "GKE or Cloud TPU"),
+    ],
+)
+def test_what_started_this_process(environment, found):
+    assert cluster.engine(environment) == found
+    assert cluster.place(environment) is None
+
+
+def test_the_place_that_the_launcher_tells():
+    told = {cluster.COORDINATOR: "127.0.0.1:1", cluster.PROCESSES: "4", cluster.PROCESS: "2"}
+    assert cluster.place(told) == ("127.0.0.1:1", 4, 2)
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    """supervise() on a script in the place of launch.py: function of its text."""
+
+    def start(text, processes=2, max_restarts=0):
+        path = tmp_path / "script.py"
+        head = f"import os, pathlib, signal, sys, time\nme, folder = int(os.environ[{cluster.PROCESS!r}]), pathlib.Path({str(tmp_path)!r})"
+        path.write_text(f"{head}\n{text}")
+        monkeypatch.setattr(local, "LAUNCHER", path)
+        monkeypatch.setattr(local, "GRACE", 1.0)
+        monkeypatch.setattr(local, "KILL", 1.0)
+        return local.supervise([], processes, tmp_path / "run", max_restarts)
+
+    return start
+
+
+def test_all_end_well(scripted, tmp_path):
+    assert scripted("print('process', me)", processes=3) == 0
+    assert (tmp_path / "run" / "processes" / "2.txt").read_text() == "process 2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sys.exit(3 if me == 1 else 0)", "process 1 ended with exit code 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if me == 1 else time.sleep(99)", "process 1 ended with SIGKILL, process 0 did not"),
+        ("os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else os.abort()", "process 1 did not answer and was killed"),
+    ],
+)
+def test_one_that_fails_is_named_and_the_others_ended(scripted, caplog, text, told):
+    began = time.monotonic()
+    assert scripted(text) == 1
+    assert time.monotonic() - began < 10
+    assert told in caplog.text and "giving up" in caplog.text
+
+
+def test_all_are_started_again(scripted, caplog, tmp_path):
+    text = "path = folder / f'{me}'\nagain = path.exists()\npath.touch()\nsys.exit(0 if again or me == 0 else 75)"
+    assert scripted(text, max_restarts=1) == 0
+    assert "process 1 ended with exit code 75; starting all again (1 of 1)" in caplog.text
+
+
+def test_a_mistake_of_the_user_is_not_tried_again(scripted, caplog, tmp_path):
+    assert scripted("(folder / f'{me}-{time.time()}').touch(); sys.exit(2)", max_restarts=5) == 2
+    assert len(list(tmp_path.glob("0-*"))) == 1
+
+
+def test_sigterm_is_passed_on(scripted):
+    text = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nif me == 0: os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(99)"
+    assert scripted(text) == 0
+
+
+def test_bad_numbers_are_one_line(tmp_path, capsys):
+    flags = ["train", "--config=configs/simclr.py:smoke", f"--workdir={tmp_path}"]
+    assert main([*flags, "--processes=0"]) == 2
+    assert "--processes=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_a_step_that_does_not_end_is_told_with_all_stacks(tmp_path, caplog):
+    with watchdog.Watchdog(tmp_path, least=0.2) as dog:
+        for step in range(5):
+            dog.beat(step)
+        deadline = time.monotonic() + 20
+        while "step 4 has taken" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert "step 4 has taken" in caplog.text
+    assert "test_a_step_that_does_not_end_is_told_with_all_stacks" in (tmp_path / "0.stacks.txt").read_text()
+    assert json.loads((tmp_path / "0.json").read_text()) == {"step": 4}
+
+
+def test_a_pause_and_the_first_steps_are_not_stuck(tmp_path, caplog):
+    with watchdog.Watchdog(tmp_path, least=0.2) as dog:
+        dog.beat(0)
+        time.sleep(2.5)  # compiling
+        for step in range(1, 5):
+            dog.beat(step)
+        with dog.paused():
+            time.sleep(2.5)
+        dog.beat(5)
+    assert "has taken" not in caplog.text
+
+
+def test_of_several_processes_the_one_behind_is_named(tmp_path):
+    text = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import logging, pathlib
+from ssl_jax.engine.watchdog import Watchdog
+logging.basicConfig(format="%(message)s")
+with Watchdog(pathlib.Path({str(tmp_path)!r}), 0, 3, least=0.2) as dog:
+    for step in range(8):
+        dog.beat(step)
+    time.sleep(60)
+"""
+    (tmp_path / "1.json").write_text('{"step": 6}')
+    (tmp_path / "2.json").write_text('{"step": 7}')
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+    assert done.returncode == watchdog.EXIT
+    assert "process 1 is at step 6, the furthest at 7; ending process 0" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- real processes
+
+
+def command(workdir, name, *overrides):
+    return [sys.executable, "launch.py", "train", f"--config=configs/{name}.py:smoke", f"--workdir={workdir}", *FLAGS, *overrides]
+
+
+def run(arguments, devices=1):
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "16"}
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+
+
+def lines(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def agree(ours, theirs):
+    for a, b in zip(lines(ours), lines(theirs), strict=True):
+        told = [name for name in b if name.endswith("/loss")]
+        np.testing.assert_allclose([a[n] for n in told], [b[n] for n in told], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """SimCLR in one process with four devices."""
+    workdir = tmp_path_factory.mktemp("runs") / "alone"
+    done = run(command(workdir, "simclr"), devices=4)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_two_processes_killed_and_started_again_equal_one(alone, tmp_path):
+    """Process 1 is killed in the middle, both go on from the last checkpoint; everything is written once."""
+    workdir = tmp_path / "two"
+    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "16"}
+    supervisor = subprocess.Popen(
+        [*command(workdir, "simclr"), "--processes=2", "--max_restarts=1"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 900
+    while not (path.exists() and path.read_text().count("\n") >= 5) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    victims = [pid for pid in children(supervisor.pid) if f"{cluster.PROCESS}=1" in environment_of(pid)]
+    os.kill(victims[0], signal.SIGKILL)
+    _, told = supervisor.communicate(timeout=900)
+    assert supervisor.returncode == 0, told
+    assert "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
+    agree(workdir, alone)
+    assert [row["step"] for row in lines(workdir)] == list(range(1, 10))
+    assert len(json.loads((workdir / "evaluations.json").read_text())) == 1
+
+
+def children(pid):
+    return [int(n) for n in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def environment_of(pid):
+    return pathlib.Path(f"/proc/{pid}/environ").read_text().split("\0")
