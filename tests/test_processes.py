@@ -48,7 +48,8 @@ def scripted(tmp_path, monkeypatch):
 
     def start(text, processes=2, max_restarts=0):
         path = tmp_path / "script.py"
-        head = f"import os, pathlib, signal, sys, time\nme, folder = int(os.environ[{cluster.PROCESS!r}]), pathlib.Path({str(tmp_path)!r})"
+        me, folder = f"int(os.environ[{cluster.PROCESS!r}])", f"pathlib.Path({str(tmp_path)!r})"
+        head = f"import os, pathlib, signal, sys, time\nme, folder = {me}, {folder}"
         path.write_text(f"{head}\n{text}")
         monkeypatch.setattr(local, "LAUNCHER", path)
         monkeypatch.setattr(local, "GRACE", 1.0)
