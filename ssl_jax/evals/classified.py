@@ -10,9 +10,9 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals import linear
-from ssl_jax.evals.context import Context, Extractor, Result, require_labels
-from ssl_jax.evals.features import Features, extract, hits
-from ssl_jax.evals.generation import joined, real_features, sampled
+from ssl_jax.evals.context import Context, Result
+from ssl_jax.evals.features import extract, hits
+from ssl_jax.evals.fixed import classifier, joined, real_features, sampled
 from ssl_jax.evals.resize import Resize
 
 NEEDS = "sampled_labels"
@@ -44,24 +44,15 @@ def evaluate(
     fake = extract(joined(network, ["pooled"]), sampled(first, batches, context), "joined", context.mesh)
     labels = np.asarray(context.pictures.sampled_labels(examples, seed))
     size = first.shape[1:3]
-    train, test = (real_features(context, network, split, size) for split in ("train", "test"))
-    probe = _probe(context, network, size, Features(train.x, train.y))
+    probe, known = classifier(context, network, size)
+    test = real_features(context, network, "test", size)
     metrics = {}
     for name, x, y in (("accuracy", fake.x, labels), ("accuracy_real", test.x, test.y)):
         metrics[name] = 100 * hits(linear.predict(probe, x, context.mesh)[:, 0], y, 1).mean()
-    metrics["chance"] = 100 / len(np.unique(train.y))
+    metrics["chance"] = 100 / len(np.unique(known))
     protocol = (
         f"classified by a linear probe lbfgs on extractor={network.name} weights={network.sha256[:8] or 'none'} resize={network.resize}"
-        f" pixels={size[0]}x{size[1]} of {context.named('train', len(train.y))}, fake={len(labels)} seed={seed}"
+        f" pixels={size[0]}x{size[1]} of {context.named('train', len(known))}, fake={len(labels)} seed={seed}"
         f" real={context.named('test', len(test.y))} generator=settled"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
-
-
-def _probe(context: Context, network: Extractor, size: tuple[int, int], bank: Features) -> linear.Probe:
-    """Fitted once in a run."""
-    known, key = context.pictures.known, ("classifier", network.name, network.sha256, network.resize, size)
-    if key not in known:
-        require_labels(bank, "an evaluation of conditional samples")
-        known[key] = linear.fit(bank, "lbfgs", mesh=context.mesh).probe
-    return known[key]

@@ -6,30 +6,17 @@ and coverage (Naeem et al. 2020), inception score (Salimans et al. 2016); the de
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals import distances
 from ssl_jax.evals.context import Context, Extractor, Result, Split
 from ssl_jax.evals.features import extract
-from ssl_jax.evals.resize import Resize, to_size
+from ssl_jax.evals.fixed import Real, joined, real_features, sampled
+from ssl_jax.evals.resize import Resize
 
 NEEDS = "samples"
 INCEPTION = "inception-2015-12-05"  # the only features, 2048 of them, whose distance is called FID
-
-
-class Real(NamedTuple):
-    """Features of real images [N, D] float32, their labels [N], and the moments of the features."""
-
-    x: np.ndarray
-    y: np.ndarray
-    moments: distances.Moments
 
 
 def check_options(
@@ -98,21 +85,6 @@ def evaluate(
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 
 
-def joined(network: Extractor, names: list[str], size: tuple[int, int] | None = None):
-    """images -> the outputs in `names` side by side, so that one pass brings all of them."""
-
-    def encode(images):
-        given = images.shape[1:3]
-        if size is not None and given != size:
-            if given[0] < size[0] or given[1] < size[1]:
-                raise UserError(f"samples are {size} pixels and real images only {given}; enlarge those with config.data.eval_ops")
-            images = to_size(images, size)
-        outputs = network.encode(images)
-        return {"joined": jnp.concatenate([outputs[name].astype(jnp.float32) for name in names], axis=1)}
-
-    return encode
-
-
 def frechet(network: Extractor, real: Real, fake: distances.Moments) -> dict[str, float]:
     """'frechet', in percent of the variance of the real features, and 'fid', the plain distance, where it may be called so."""
     spread = real.moments.covariance.trace()
@@ -120,26 +92,3 @@ def frechet(network: Extractor, real: Real, fake: distances.Moments) -> dict[str
         raise UserError(f"all real images have the same features under {network.name}; choose another extractor or split")
     distance = distances.frechet(real.moments, fake)
     return {"frechet": 100 * distance / spread} | ({"fid": distance} if (network.name, network.dim) == (INCEPTION, 2048) else {})
-
-
-def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context):
-    """Batches of equal size for `extract`; with several processes, this one's share of each."""
-    devices = 1 if context.mesh is None else context.mesh.size
-    size = -(-len(first) // devices) * devices
-    share = slice(jax.process_index(), None, jax.process_count())
-    for images in itertools.chain([first], rest):
-        if images.dtype != np.uint8:
-            raise TypeError(f"samples must be uint8, not {images.dtype}")
-        mask = np.arange(size) < len(images)
-        filled = np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]), np.uint8)])
-        yield {"image": filled[share], "mask": mask[share]}
-
-
-def real_features(context: Context, network: Extractor, split: Split, size: tuple[int, int]) -> Real:
-    """Features of a split for samples of `size` pixels; computed once in a run."""
-    key = (network.name, network.sha256, network.resize, split, size)
-    known = context.pictures.known
-    if key not in known:
-        features = context.through(joined(network, ["pooled"], size), split, "joined")
-        known[key] = Real(*features, distances.in_parts(features.x))
-    return known[key]
