@@ -62,6 +62,8 @@ def test_a_variational_autoencoder_shows_its_latents(tmp_path):
         (["--step=3"], "has no checkpoint 3"),
         (["--count=0"], "--count=0 must be at least 1"),
         (["--truncation=-1"], "must not be negative"),
+        (["--acceptance=0"], "--acceptance=0.0 must be above 0 and at most 1"),
+        (["--acceptance=0.5"], "--acceptance=0.5 needs samples of classes, and this model knows none; leave it out"),
         (["--extractor=/nowhere"], "extractor '/nowhere' is unknown"),
         (["--config.seed=1"], "is not understood"),
     ],

@@ -40,11 +40,17 @@ def test_the_prior_writes_down_what_it_stands_on(tokens, prior):
     assert any(name.startswith("depth/") for name in metrics)
 
 
-def test_pictures_of_a_prior(prior):
+def test_pictures_of_a_prior(prior, tmp_path):
     assert main(["sample", f"--workdir={prior}", "--count=12"]) == 0
     written = {path.name for path in (prior / "samples").iterdir()}
     assert written == {"grid.png", "completion.png", "neighbours.png"}
     assert np.asarray(Image.open(prior / "samples" / "completion.png")).std() > 0
+    preferred = tmp_path / "preferred"
+    assert main(["sample", f"--workdir={prior}", "--count=12", "--acceptance=0.5", f"--output={preferred}"]) == 0
+    folders = (prior / "samples", preferred)
+    first, second = ({path.name: np.asarray(Image.open(path)) for path in folder.iterdir()} for folder in folders)
+    assert first["grid.png"].shape == second["grid.png"].shape
+    assert {name for name in first if not np.array_equal(first[name], second[name])} == {"grid.png"}
 
 
 def test_an_export_of_a_prior_needs_no_other_directory(prior, tokens, tmp_path):

@@ -138,12 +138,19 @@ def context(this: Assembly, state: State) -> Context:
     Raises:
         UserError: the config asks for an evaluation that the method offers nothing for.
     """
+    opened = any_context(this, state)
+    evals.check_needs(this.config.evals, opened)
+    return opened
+
+
+def any_context(this: Assembly, state: State) -> Context:
+    """The same for other evaluations than those of the config."""
     from ssl_jax.cli.samples import open_between, open_labels, open_samples  # which are about an Assembly
 
     config, bind = this.config, lambda function: functools.partial(function, state.params, visible(state))
     offered = {name: bind(function) for name, function in this.fns.items()}
     codes = jax.eval_shape(offered["codebook"]).shape[0] if "codebook" in offered else None
-    opened = Context(
+    return Context(
         bind(this.encode),
         functools.partial(open_eval, config),
         {"train": config.data.train_split, "test": config.data.test_split},
@@ -163,8 +170,6 @@ def context(this: Assembly, state: State) -> Context:
         ),
         notes=this.method.notes,
     )
-    evals.check_needs(config.evals, opened)
-    return opened
 
 
 def _encode_views(method: Method):

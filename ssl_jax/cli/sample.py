@@ -2,9 +2,11 @@
 
   python launch.py sample --workdir=runs/gan
   python launch.py sample --workdir=runs/gan --count=100 --seed=1 --truncation=0.5 --step=4000
+  python launch.py sample --workdir=runs/prior --acceptance=0.5
 
 Writes to WORKDIR/samples/ (or --output):
-  grid.png            samples with averaged weights and standing statistics, one row per class where there are classes
+  grid.png            samples with averaged weights and standing statistics, one row per class where there are classes; with
+                      --acceptance=0.5 the half of each class that a classifier on the features of --extractor prefers
   truncation.png      a row per strength: the same latents, ever nearer to the middle (where latents can be truncated)
   interpolation.png   a row per pair of latents: the way from one to the other (on the sphere for normal latents; not of tokens)
   mixing.png          StyleGAN: coarse styles of the row, fine styles of the column
@@ -16,21 +18,23 @@ Writes to WORKDIR/samples/ (or --output):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.cli.assemble import assemble, open_eval, start_jax
+from ssl_jax.cli.assemble import any_context, assemble, open_eval, start_jax
 from ssl_jax.cli.evaluate import restore
 from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.cli.main import add_workdir
 from ssl_jax.cli.neighbours import fetch_images
-from ssl_jax.cli.samples import Sampler, open_sampler
+from ssl_jax.cli.samples import Sampler, open_labels, open_sampler
 from ssl_jax.cli.workdir import read_config
 from ssl_jax.engine.method import visible
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.errors import UserError
+from ssl_jax.evals import rejection
 from ssl_jax.evals.features import extract
 from ssl_jax.evals.knn import neighbours
 
@@ -44,7 +48,8 @@ def add_arguments(sub) -> None:
     sub.add_argument("--count", type=int, default=64, help="pictures in the grid (default 64)")
     sub.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
     sub.add_argument("--truncation", type=float, help="of all pictures but truncation.png (default: none)")
-    sub.add_argument("--extractor", default="random_conv", help="features of neighbours.png (see config.evals.generation.extractor)")
+    sub.add_argument("--acceptance", type=float, default=1.0, help="share of each class that grid.png keeps (default 1: all)")
+    sub.add_argument("--extractor", default="random_conv", help="features of neighbours.png and --acceptance (see config.evals)")
     sub.add_argument("--output", type=Path, help="folder (default: WORKDIR/samples)")
 
 
@@ -56,13 +61,21 @@ def main(args, overrides) -> int:
         raise UserError(f"--count={args.count} must be at least 1")
     if args.truncation is not None and args.truncation < 0:
         raise UserError(f"--truncation={args.truncation} must not be negative; leave it out for none")
+    rejection.check_rate(args.acceptance, "--acceptance")
     this = assemble(read_config(args.workdir))
+    rejection.check_labels(args.acceptance, "--acceptance", open_labels(this))
     extractor = open_extractor(args.extractor, "legacy", mesh=this.run.mesh)
     state = restore(args.workdir, this, args.step)
     sampler = open_sampler(this, state)
     folder = args.output or args.workdir / "samples"
+
+    def prefer(labels):
+        opened = any_context(this, state)
+        batches, *_ = rejection.preferred(opened, extractor, labels, args.seed, args.truncation, args.acceptance)
+        return np.concatenate(list(batches)) / np.float32(255)
+
     pages = {
-        "grid": lambda: grid(sampler, args.count, args.seed, args.truncation),
+        "grid": lambda: grid(sampler, args.count, args.seed, args.truncation, None if args.acceptance == 1 else prefer),
         "truncation": lambda: truncations(sampler, this.config, args.seed),
         "interpolation": lambda: interpolations(sampler, this.config, args.seed, args.truncation),
         "mixing": lambda: mixing(sampler, args.seed),
@@ -79,14 +92,17 @@ def main(args, overrides) -> int:
     return 0
 
 
-def grid(sampler: Sampler, count: int, seed: int, truncation: float | None) -> np.ndarray:
-    """[N, h, w, 3]; of a conditional generator [classes, COLUMNS, h, w, 3], classes in order (at most `count` pictures)."""
+def grid(sampler: Sampler, count: int, seed: int, truncation: float | None, prefer: Callable | None = None) -> np.ndarray:
+    """[N, h, w, 3]; of a conditional generator [classes, COLUMNS, h, w, 3], classes in order (at most `count` pictures).
+
+    `prefer`: classes in order, int [N] -> their pictures, in place of the first ones that are made.
+    """
     latents = dict(sampler.latents(count, seed))
     if "label" not in latents:
         return sampler.sample(latents, truncation)
     classes = int(np.max(latents["label"])) + 1
     latents["label"] = jnp.arange(count, dtype=jnp.int32) * classes // count
-    pictures = sampler.sample(latents, truncation)
+    pictures = sampler.sample(latents, truncation) if prefer is None else prefer(np.asarray(latents["label"]))
     return pictures if count % classes else pictures.reshape(classes, count // classes, *pictures.shape[1:])
 
 

@@ -57,19 +57,23 @@ def open_sampler(this: Assembly, state: State) -> Sampler:
 
 
 def open_samples(this: Assembly, state: State) -> Callable[..., Iterator[np.ndarray]] | None:
-    """(count, seed, truncation=None) -> uint8 batches [B, H, W, 3], `count` pictures in all; None where the method does not sample.
+    """(count, seed, truncation=None, labels=None) -> uint8 batches [B, H, W, 3], `count` in all; None where the method does not sample.
 
-    Batch i has the latents of seed + i * 2^20. Pictures are rounded to the nearest of 256 levels.
+    Batch i has the latents of seed + i * 2^20, with the classes `labels` [count] in place of those drawn, where given. Pictures are
+    rounded to the nearest of 256 levels.
     """
     if "sample" not in this.fns:
         return None
     size, opened = this.config.eval_batch_size, []
 
-    def samples(count: int, seed: int, truncation: float | None = None):
+    def samples(count: int, seed: int, truncation: float | None = None, labels: np.ndarray | None = None):
         if not opened:  # settled at the first use, once
             opened.append(open_sampler(this, state))
         for i, start in enumerate(range(0, count, size)):
-            pictures = opened[0].pictures(size, seed + (i << 20), truncation)
+            latents = opened[0].latents(size, seed + (i << 20))
+            if labels is not None:
+                latents = {**latents, "label": np.resize(labels[start : start + size], size).astype(np.int32)}
+            pictures = opened[0].sample(latents, truncation)
             yield np.round(pictures[: count - start] * 255).astype(np.uint8)
 
     return samples

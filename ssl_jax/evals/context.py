@@ -41,7 +41,7 @@ class Pictures(NamedTuple):
     Images are uint8 [B, H, W, 3] or float32 in [0, 1]; pictures float32 [B, h, w, 3] in [0, 1].
     """
 
-    samples: Callable | None  # (count, seed, truncation) -> uint8 batches [B, H, W, 3]
+    samples: Callable | None  # (count, seed, truncation[, labels]) -> uint8 batches [B, H, W, 3]; labels [count] instead of those drawn
     judge: Callable | None  # uint8 [B, H, W, 3] -> logits [B]: how real an image is
     extractor: Callable[[str, str], Extractor]  # (specification, resize) -> the network
     known: dict  # features of real images: they do not change within a run

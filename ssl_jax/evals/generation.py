@@ -1,39 +1,33 @@
 """Samples of a generator against real images, in the features of a fixed network.
 
 Frechet distance (Heusel et al. 2017), kernel distance (Binkowski et al. 2018), precision and recall (Kynkaanniemi et al. 2019), density
-and coverage (Naeem et al. 2020), inception score (Salimans et al. 2016); the definitions are in `distances`.
+and coverage (Naeem et al. 2020), inception score (Salimans et al. 2016); the definitions are in `distances`. With acceptance < 1,
+of the samples that a classifier prefers (`rejection`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.errors import UserError
-from ssl_jax.evals import distances
+from ssl_jax.evals import distances, rejection
 from ssl_jax.evals.context import Context, Extractor, Result, Split
 from ssl_jax.evals.features import extract
-from ssl_jax.evals.resize import Resize, to_size
+from ssl_jax.evals.fixed import Real, joined, real_features, sampled
+from ssl_jax.evals.resize import Resize
 
 NEEDS = "samples"
 INCEPTION = "inception-2015-12-05"  # the only features, 2048 of them, whose distance is called FID
 
 
-class Real(NamedTuple):
-    """Features of real images [N, D] float32, their labels [N], and the moments of the features."""
-
-    x: np.ndarray
-    y: np.ndarray
-    moments: distances.Moments
-
-
 def check_options(
-    examples: int = 2048, k: int = 3, subsets: int = 100, subset_size: int = 1000, truncation: float | None = None, **_
+    examples: int = 2048,
+    k: int = 3,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    truncation: float | None = None,
+    acceptance: float = 1.0,
+    **_,
 ) -> None:
     """UserError for a value out of range."""
     if k < 1 or examples <= k:
@@ -42,10 +36,12 @@ def check_options(
         raise UserError(f"generation needs subsets={subsets} of at least 1 and subset_size={subset_size} of at least 2")
     if truncation is not None and truncation < 0:
         raise UserError(f"generation truncation={truncation} must not be negative; leave it out for none")
+    rejection.check_rate(acceptance, "generation acceptance")
 
 
-def prepare(context: Context, extractor: str = "random_conv", resize: Resize = "legacy", **_) -> None:
-    """Open the network: UserError for a file that is missing now, and not after hours."""
+def prepare(context: Context, extractor: str = "random_conv", resize: Resize = "legacy", acceptance: float = 1.0, **_) -> None:
+    """Open the network: UserError for a file that is missing now, and not after hours; or for classes that are."""
+    rejection.check_labels(acceptance, "generation acceptance", context.pictures.sampled_labels)
     context.pictures.extractor(extractor, resize)
 
 
@@ -61,6 +57,7 @@ def evaluate(
     subset_size: int = 1000,
     seed: int = 0,
     truncation: float | None = None,
+    acceptance: float = 1.0,
 ) -> Result:
     """`examples` samples of the latents of `seed` against a whole split.
 
@@ -70,10 +67,16 @@ def evaluate(
     precision, recall, density, coverage: shares, against at most `examples` real images, evenly spaced in the split.
     inception_score: over ten splits, where the network has logits.
     Real images that are larger than samples are reduced to their size (Pillow's bicubic, 256 levels).
+    acceptance: the share of samples that is kept of each class. Selecting raises precision and inception score by itself; variety that
+    is lost by it counts in the distances, recall and coverage.
     """
-    check_options(examples, k, subsets, subset_size, truncation)
+    check_options(examples, k, subsets, subset_size, truncation, acceptance)
     network = context.pictures.extractor(extractor, resize)
-    batches = context.pictures.samples(examples, seed, truncation)
+    if acceptance == 1:
+        batches, selected = context.pictures.samples(examples, seed, truncation), ""
+    else:
+        labels = np.asarray(context.pictures.sampled_labels(examples, seed))
+        batches, _, selected = rejection.preferred(context, network, labels, seed, truncation, acceptance)
     first = next(batches)
     size, names = first.shape[1:3], ["pooled", "logits"] if network.classes else ["pooled"]
     rows = extract(joined(network, names), sampled(first, batches, context), "joined", context.mesh)
@@ -91,26 +94,11 @@ def evaluate(
     told = "none" if truncation is None else f"{truncation:g}"
     protocol = (
         f"generation extractor={network.name} weights={network.sha256[:8] or 'none'} dimensions={network.dim} resize={network.resize}"
-        f" pixels={size[0]}x{size[1]} real={context.named(split, len(real.x))} fake={len(fake)} seed={seed} truncation={told}"
+        f" pixels={size[0]}x{size[1]} real={context.named(split, len(real.x))} fake={len(fake)} seed={seed} truncation={told}{selected}"
         f" generator=settled; k={k} against {len(some)} real;"
         f" kernel x 1000 over {subsets} subsets of {min(subset_size, len(fake), len(real.x))}; frechet in percent of the real variance"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
-
-
-def joined(network: Extractor, names: list[str], size: tuple[int, int] | None = None):
-    """images -> the outputs in `names` side by side, so that one pass brings all of them."""
-
-    def encode(images):
-        given = images.shape[1:3]
-        if size is not None and given != size:
-            if given[0] < size[0] or given[1] < size[1]:
-                raise UserError(f"samples are {size} pixels and real images only {given}; enlarge those with config.data.eval_ops")
-            images = to_size(images, size)
-        outputs = network.encode(images)
-        return {"joined": jnp.concatenate([outputs[name].astype(jnp.float32) for name in names], axis=1)}
-
-    return encode
 
 
 def frechet(network: Extractor, real: Real, fake: distances.Moments) -> dict[str, float]:
@@ -120,26 +108,3 @@ def frechet(network: Extractor, real: Real, fake: distances.Moments) -> dict[str
         raise UserError(f"all real images have the same features under {network.name}; choose another extractor or split")
     distance = distances.frechet(real.moments, fake)
     return {"frechet": 100 * distance / spread} | ({"fid": distance} if (network.name, network.dim) == (INCEPTION, 2048) else {})
-
-
-def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context):
-    """Batches of equal size for `extract`; with several processes, this one's share of each."""
-    devices = 1 if context.mesh is None else context.mesh.size
-    size = -(-len(first) // devices) * devices
-    share = slice(jax.process_index(), None, jax.process_count())
-    for images in itertools.chain([first], rest):
-        if images.dtype != np.uint8:
-            raise TypeError(f"samples must be uint8, not {images.dtype}")
-        mask = np.arange(size) < len(images)
-        filled = np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]), np.uint8)])
-        yield {"image": filled[share], "mask": mask[share]}
-
-
-def real_features(context: Context, network: Extractor, split: Split, size: tuple[int, int]) -> Real:
-    """Features of a split for samples of `size` pixels; computed once in a run."""
-    key = (network.name, network.sha256, network.resize, split, size)
-    known = context.pictures.known
-    if key not in known:
-        features = context.through(joined(network, ["pooled"], size), split, "joined")
-        known[key] = Real(*features, distances.in_parts(features.x))
-    return known[key]

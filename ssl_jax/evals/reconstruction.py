@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.errors import UserError
-from ssl_jax.evals import distances, generation, quality
+from ssl_jax.evals import distances, fixed, quality
 from ssl_jax.evals.context import Context, Result
+from ssl_jax.evals.generation import frechet
 from ssl_jax.evals.linear_maps import at_size
 from ssl_jax.evals.resize import Resize
 
@@ -81,10 +82,10 @@ def _to_levels(pictures: jax.Array) -> jax.Array:
 
 def _frechet(context: Context, extractor: str, resize: Resize, size: tuple[int, int]) -> tuple[dict[str, float], str]:
     network = context.pictures.extractor(extractor, resize)
-    of_pictures = generation.joined(network, ["pooled"])
+    of_pictures = fixed.joined(network, ["pooled"])
     again = context.through(lambda images: of_pictures(_to_levels(context.pictures.reconstruct(images))), "test", "joined").x
-    real = generation.real_features(context, network, "test", size)
-    metrics = generation.frechet(network, real, distances.in_parts(again))
+    real = fixed.real_features(context, network, "test", size)
+    metrics = frechet(network, real, distances.in_parts(again))
     told = (
         f"frechet extractor={network.name} weights={network.sha256[:8] or 'none'} dimensions={network.dim} resize={network.resize}"
         f" pixels={size[0]}x{size[1]} all of {context.named('test', len(again))}, in percent of the variance of the images"
