@@ -39,6 +39,7 @@ def scenes(config):
         encoder=dict(name="resnet", depth=10, width=0.25, stem="stride2", zero_init_residual=False),
         head=dict(widths=(256, 128)),
         temperature=0.2,
+        similarities="dense",
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
@@ -96,6 +97,7 @@ def cifar10(config):
         encoder=dict(name="resnet", depth=18, width=1.0, stem="cifar"),
         head=dict(widths=(1024, 128), batch_norm=False),
         temperature=0.5,
+        similarities="dense",
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
@@ -152,6 +154,7 @@ def imagenet(config):
         encoder=dict(name="resnet", depth=50, width=1.0, stem="imagenet", flavour="simclr"),
         head=dict(widths=(2048, 128), kernel_std=0.01),
         temperature=0.1,
+        similarities="ring",  # of 8,192 views; with "dense" they are a quarter of a gigabyte
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )

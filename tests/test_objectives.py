@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from torch_reference import require_lightly, require_torch
 
+from ssl_jax.engine import sharding
+from ssl_jax.errors import UserError
+from ssl_jax.objectives import contrastive
 from ssl_jax.objectives.classification import cross_entropy
-from ssl_jax.objectives.contrastive import nt_xent, unit
+from ssl_jax.objectives.contrastive import clip, info_nce, nt_xent, unit
 
 A = np.sin(1 + 8 * np.arange(4)[:, None] + np.arange(8)[None])
 B = np.cos(2 + 0.5 * (8 * np.arange(4)[:, None] + np.arange(8)[None]))
@@ -66,6 +69,64 @@ def test_nt_xent_of_random_directions():
     """log(2N - 1) + 1 / (2 tau^2 d) for unaligned Gaussian directions."""
     z = jax.random.normal(jax.random.key(0), (256, 2, 128))
     assert float(nt_xent(z, 0.5)[0]) == pytest.approx(6.2677, abs=0.02)
+
+
+def info_nce_loop(q, k, temperature):
+    """Cross-entropy of the similarities of each query, term by term in float64."""
+    q, k = (x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, k))
+    return -np.mean([np.log(np.exp(q[i] @ k[i] / temperature) / np.exp(k @ q[i] / temperature).sum()) for i in range(len(q))])
+
+
+def test_info_nce_and_clip_equal_loops():
+    assert float(info_nce(jnp.asarray(A), jnp.asarray(B), 0.2)[0]) == pytest.approx(info_nce_loop(A, B, 0.2), rel=1e-5)
+    both = (info_nce_loop(A, B, 0.2) + info_nce_loop(B, A, 0.2)) / 2
+    assert float(clip(jnp.asarray(A), jnp.asarray(B), 5.0)[0]) == pytest.approx(both, rel=1e-5)
+    assert float(info_nce(jnp.ones((256, 8)), jnp.ones((256, 8)), 0.1)[0]) == pytest.approx(np.log(256), rel=1e-5)
+    close = info_nce(jnp.eye(8), jnp.eye(8), 0.5)
+    assert (float(close[0]), float(close[1]["accuracy"])) == (pytest.approx(-2 + np.log(np.exp(2) + 7), rel=1e-5), 1.0)
+
+
+OBJECTIVES = {
+    "nt_xent": lambda z, way: nt_xent(z, 0.1, way),
+    "info_nce": lambda z, way: info_nce(z[:, 0], z[:, 1], 0.1, way),
+    "clip": lambda z, way: clip(z[:, 0], z[:, 1], 10.0, way),
+}
+
+
+@pytest.mark.parametrize("way", ["chunked", "ring"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_way_gives_the_values_and_gradients_of_dense(name, way, monkeypatch):
+    """Batch over data 2 x fsdp 2 x tensor 2, some rows far away from all others, in blocks of 8 columns."""
+    monkeypatch.setattr(contrastive, "CHUNK", 8)
+    z = np.random.default_rng(0).normal(size=(24, 2, 16)).astype(np.float32) + 1
+    z[::5] *= -1
+    objective = OBJECTIVES[name]
+    (value, logs), gradient = jax.value_and_grad(lambda z: objective(z, "dense"), has_aux=True)(z)
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    spread = jax.device_put(z, jax.sharding.NamedSharding(mesh, sharding.BATCH))
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(lambda z: objective(z, way), has_aux=True))
+        (other, told), theirs = step(spread)
+        text = step.lower(spread).compile().as_text()
+    assert float(other) == pytest.approx(float(value), rel=1e-6)
+    assert float(told["accuracy"]) == pytest.approx(float(logs["accuracy"]), abs=1e-6)
+    assert 0 < float(logs["accuracy"]) < 1 or name == "clip"
+    np.testing.assert_allclose(theirs, gradient, rtol=1e-4, atol=1e-6)
+    if way == "ring":
+        assert "collective-permute" in text
+        assert "all-gather" not in text
+        assert "f32[48,48]" not in text and "f32[24,24]" not in text  # of one device: never all similarities
+
+
+def test_a_ring_of_one_device_and_a_batch_of_one():
+    z = stack(A, B)
+    assert float(nt_xent(z, 0.2, "ring")[0]) == pytest.approx(float(nt_xent(z, 0.2)[0]))
+    for way in contrastive.WAYS:
+        loss, gradient = jax.value_and_grad(lambda z: nt_xent(z, 0.2, way)[0])(z[:1])  # noqa: B023
+        assert float(loss) == 0
+        assert np.isfinite(gradient).all()
+    with pytest.raises(UserError, match="similarities='sparse' is unknown; choose dense, chunked, ring"):
+        contrastive.check_way("sparse")
 
 
 def test_nt_xent_symmetries():

@@ -15,12 +15,14 @@ from ssl_jax.engine.method import Method, Phase
 from ssl_jax.models.common import apply, init_variables
 from ssl_jax.models.encoders import build_encoder
 from ssl_jax.models.heads import ProjectionHead
-from ssl_jax.objectives.contrastive import nt_xent
+from ssl_jax.objectives.contrastive import check_way, nt_xent
 
 
 def build(config, stages) -> Method:
-    """`config.model`: encoder (see `build_encoder`), head (fields of ProjectionHead), temperature, mean and std of the input."""
-    model = config.model
+    """`config.model`: encoder (see `build_encoder`), head (fields of ProjectionHead), temperature, similarities (see
+    `objectives.contrastive`), mean and std of the input.
+    """
+    model, way = config.model, check_way(config.model.similarities)
     encoder = build_encoder(model.encoder, config.dtype)
     head = ProjectionHead(**model.head, dtype=config.dtype)
     views = make_views(config.views)
@@ -43,7 +45,7 @@ def build(config, stages) -> Method:
         x = to_input(x.reshape(-1, *x.shape[2:]), model.mean, model.std)  # batch outermost: both views in one BatchNorm
         h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
         z, head_stats = apply(head, net["head"], stats["head"], h["pooled"], train=True)
-        value, logs = nt_xent(z[-1].reshape(*pairs, -1), model.temperature)
+        value, logs = nt_xent(z[-1].reshape(*pairs, -1), model.temperature, way)
         return value, ({"batch_stats": {"encoder": encoder_stats, "head": head_stats}}, logs)
 
     def encode(params, mutable, images):

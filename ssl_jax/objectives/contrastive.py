@@ -1,9 +1,34 @@
-"""Contrastive objectives: pure functions of embeddings, in float32."""
+"""Contrastive objectives: pure functions of embeddings, in float32.
+
+Every objective compares each row of a batch with all rows of the global batch. Three ways give the same values and gradients: 'dense'
+holds all similarities at once, [N, N]; 'chunked' a block of columns after the other, [N, 1024]; 'ring' passes the rows around the
+devices (as Inf-CL does, Cheng et al. 2024, arXiv:2410.17243), so that a device holds a block of [N / devices, N / devices] only.
+Blocks are computed again in the backward pass.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ssl_jax.errors import UserError
+
+Way = Literal["dense", "chunked", "ring"]
+WAYS = ("dense", "chunked", "ring")
+CHUNK = 1024  # most columns of a block of 'chunked'
+ROWS = ("data", "fsdp")  # axes of the mesh that a batch lies on
+
+
+def check_way(way: str) -> Way:
+    """Raises UserError for a way that there is not."""
+    if way not in WAYS:
+        raise UserError(f"config.model.similarities={way!r} is unknown; choose {', '.join(WAYS)}")
+    return way
 
 
 def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
@@ -12,7 +37,7 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + eps)
 
 
-def nt_xent(z: jax.Array, temperature: float) -> tuple[jax.Array, dict[str, jax.Array]]:
+def nt_xent(z: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
     """Normalised temperature-scaled cross-entropy of two views (Chen et al. 2020, SimCLR, eq. 1 and algorithm 1).
 
     Every other view in the global batch is a negative, and gradients flow through all of them: under one jit the similarities
@@ -26,11 +51,92 @@ def nt_xent(z: jax.Array, temperature: float) -> tuple[jax.Array, dict[str, jax.
         (loss, {'accuracy': share of anchors whose nearest other view is their partner}). The loss is the mean over the 2N
         anchors, as in the paper; the official code returns twice that value.
     """
-    n = z.shape[0]
-    z = unit(z).swapaxes(0, 1).reshape(2 * n, -1)
-    logits = z @ z.T / temperature
-    logits = jnp.where(jnp.eye(2 * n, dtype=bool), -jnp.inf, logits)
-    partner = (jnp.arange(2 * n) + n) % (2 * n)
-    positive = jnp.take_along_axis(logits, partner[:, None], 1)[:, 0]
-    loss = jnp.mean(jax.nn.logsumexp(logits, -1) - positive)
-    return loss, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == partner)}
+    z = unit(z)
+    positive = jnp.repeat(jnp.sum(z[:, 0] * z[:, 1], -1) / temperature, 2)
+    rows = z.reshape(-1, z.shape[-1])  # both views of an image lie side by side, and on one device
+    normaliser, rival = others(rows / temperature, rows, way, group=2)
+    return jnp.mean(jnp.logaddexp(normaliser, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
+
+
+def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Queries [N, D] against the keys [N, D] of the batch: key i is the positive of query i, all others are negatives (van den Oord
+    et al. 2018, arXiv:1807.03748, eq. 4; Chen et al. 2021, MoCo v3, arXiv:2104.02057, algorithm 1, returns 2 temperature times this).
+
+    Rows of any length; whether keys have a gradient is up to the caller. Returns (mean loss, {'accuracy'}).
+    """
+    queries, keys = unit(queries) / temperature, unit(keys)
+    positive = jnp.sum(queries * keys, -1)
+    normaliser, rival = others(queries, keys, way)
+    return jnp.mean(jnp.logaddexp(normaliser, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
+
+
+def clip(images: jax.Array, texts: jax.Array, scale: jax.Array | float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Radford et al. 2021 (arXiv:2103.00020, figure 3): the mean of both directions of `info_nce` with temperature 1 / scale."""
+    first, told = info_nce(images, texts, 1 / scale, way)
+    second, _ = info_nce(texts, images, 1 / scale, way)
+    return (first + second) / 2, told
+
+
+def others(queries: jax.Array, keys: jax.Array, way: Way, group: int = 1) -> tuple[jax.Array, jax.Array]:
+    """(log of the sum of exp(query . key), the largest query . key), [N] each: over all keys but those of the query's own group.
+
+    A group are `group` rows one after the other: the row itself and its positives. Devices hold whole groups.
+    """
+    count = len(queries)
+    if way == "dense":
+        return _finish(_block(_start(queries), queries, keys, 0, 0, group))
+    if way == "chunked":
+        size = max(n for n in range(1, min(CHUNK, count) + 1) if count % n == 0)
+        again = jax.checkpoint(functools.partial(_block, group=group))
+        columns = keys.reshape(count // size, size, -1), jnp.arange(0, count, size)
+
+        def step(carry, column):
+            return again(carry, queries, column[0], 0, column[1]), None
+
+        return _finish(jax.lax.scan(step, _start(queries), columns)[0])
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = math.prod(mesh.shape[axis] for axis in ROWS) if ROWS[0] in mesh.shape else 1
+    if devices == 1:
+        return others(queries, keys, "dense", group)
+    rows = PartitionSpec(ROWS)
+    around = functools.partial(_around, devices=devices, group=group)
+    return jax.shard_map(around, in_specs=(rows, rows), out_specs=(rows, rows))(queries, keys)
+
+
+def _around(queries, keys, devices: int, group: int):
+    """Of one device: its queries meet the keys of each device, which go round in a ring."""
+    here, size = jax.lax.axis_index(ROWS), len(queries)
+    again = jax.checkpoint(functools.partial(_block, group=group))
+    to_next = [(i, (i + 1) % devices) for i in range(devices)]
+
+    def step(carry, turn):
+        found, keys = carry
+        sent = jax.lax.ppermute(keys, ROWS, to_next)  # while this block is computed
+        found = again(found, queries, keys, here * size, (here - turn) % devices * size)
+        return (found, sent), None
+
+    start = jax.tree.map(lambda x: jax.lax.pcast(x, ROWS, to="varying"), _start(queries))
+    (found, _), _ = jax.lax.scan(step, (start, keys), jnp.arange(devices))
+    return _finish(found)
+
+
+def _start(queries):
+    """(largest so far, sum of the exponentials of what is less than it)"""
+    return jnp.full(len(queries), -jnp.inf), jnp.zeros(len(queries))
+
+
+def _block(found, queries, keys, row, column, group):
+    """`found` and a block of similarities more; `row` and `column` are the numbers of its first query and key."""
+    largest, total = found
+    similarity = queries @ keys.T
+    own = (row + jnp.arange(len(queries)))[:, None] // group == (column + jnp.arange(len(keys))) // group
+    similarity = jnp.where(own, -jnp.inf, similarity)
+    now = jax.lax.stop_gradient(jnp.maximum(largest, similarity.max(1)))
+    by = jnp.where(jnp.isneginf(now), 0.0, now)  # a block may hold nothing but the own group
+    total = total * jnp.exp(largest - by) + jnp.exp(similarity - by[:, None]).sum(1)
+    return now, total
+
+
+def _finish(found):
+    largest, total = found
+    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + largest, -jnp.inf), largest
