@@ -15,13 +15,14 @@ from jax.interpreters import partial_eval
 
 
 class Count(NamedTuple):
-    """`flops` of a program; `endless`: loops of unknown length in it, whose bodies are counted once."""
+    """`flops` of a program, `repeated` of them by rematerialisation; `endless`: loops of unknown length, whose bodies count once."""
 
     flops: int = 0
+    repeated: int = 0
     endless: int = 0
 
     def plus(self, other: Count, times: int = 1) -> Count:
-        return Count(self.flops + times * other.flops, self.endless + other.endless)
+        return Count(self.flops + times * other.flops, self.repeated + times * other.repeated, self.endless + other.endless)
 
 
 def count(program: ClosedJaxpr) -> Count:
@@ -37,7 +38,9 @@ def count(program: ClosedJaxpr) -> Count:
 def _jaxpr(jaxpr: Jaxpr) -> Count:
     total = Count()
     for equation in jaxpr.eqns:
-        total = total.plus(_equation(equation))
+        found = _equation(equation)
+        again = "rematted_computation" in str(equation.source_info.name_stack)  # so JAX names what it computes once more
+        total = total.plus(found._replace(repeated=found.flops) if again else found)
     return total
 
 
@@ -50,9 +53,7 @@ def _equation(equation) -> Count:
     inner = [_jaxpr(jaxpr) for jaxpr in _programs(params)]
     if name == "cond":
         return max(inner)
-    if name == "while" and any(part.flops for part in inner):
-        return Count(sum(part.flops for part in inner), 1 + sum(part.endless for part in inner))
-    total = Count()
+    total = Count(endless=int(name == "while" and any(part.flops for part in inner)))
     for part in inner:
         total = total.plus(part, _times(name, params))
     return total
@@ -62,8 +63,8 @@ def _times(name: str, params: dict) -> int:
     """How often the program within an equation runs, on all devices together."""
     if name == "scan":
         return params["length"]
-    if name == "shard_map":  # a program of one device
-        return math.prod(size for axis, size in params["mesh"].shape.items() if axis in params["manual_axes"])
+    if name == "shard_map":  # a program of one device along the axes that it names
+        return math.prod(params["mesh"].shape[axis] for axis in params.get("newly_manual_axes", params.get("manual_axes")))
     return 1
 
 

@@ -69,5 +69,5 @@ def _tpu(name: str, chip: Chip) -> Slice:
         devices = topologies.get_topology_desc(name, "tpu", **chip.options).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology={name}: {str(error).splitlines()[0]}; shapes are like {EXAMPLES}") from error
-    chips = {(device.slice_index, *device.coords) for device in devices}
+    chips = {tuple(device.coords) for device in devices}
     return Slice(devices, "tpu", chip, len(chips), len({device.process_index for device in devices}))
