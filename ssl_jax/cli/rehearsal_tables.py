@@ -67,7 +67,7 @@ def _collectives(found: list[dict], endless: int) -> Table:
 def _prediction(prediction: dict) -> Table:
     worst, best = (f"{100 * share:.0f} %" for share in prediction["reached"])
     table = _table(
-        f"prediction, {prediction['chips']} chips, {prediction['binding']} binds; published runs reached {worst} to {best} of XLA's bound"
+        f"prediction, {prediction['chips']} chips, {prediction['binding']} binds; published runs reached {worst} to {best} of a bound"
     )
     for heading in ("", "bound", f"at {best}", f"at {worst}"):
         table.add_column(heading, justify="right" if heading else "left")
