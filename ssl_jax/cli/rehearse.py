@@ -28,7 +28,8 @@ from ssl_jax.rehearsal.collectives import collectives, table
 from ssl_jax.rehearsal.exhausted import exhausted
 from ssl_jax.rehearsal.topology import EXAMPLES, Slice, open_topology
 
-# With less optimisation compilers take seconds instead of minutes; memory and collectives are about the same (docs/results.md).
+# With less optimisation compilers take seconds instead of minutes. On TPUs, in four programs that were compiled both ways, temporaries
+# and bytes of collectives were within 3 % of each other, and counts of collectives equal.
 QUICK = {"cpu": {"xla_backend_optimization_level": 0}, "tpu": {"exec_time_optimization_effort": -1.0}}
 # Images per second that one core decodes and crops to 224 pixels (simplejpeg and OpenCV, 500 x 375 JPEGs of 71 KB, AMD EPYC).
 DECODED = 860.0

@@ -14,6 +14,13 @@ from jax.experimental import topologies
 from ssl_jax.errors import UserError
 from ssl_jax.rehearsal.chips import CHIPS, Chip
 
+LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud what this machine is
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else two rehearsals at once abort
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
 EXAMPLES = "cpu:8, v4:4x4x8, v5e:16x16, v5p:8x8x8, v6e:16x16"
 
 
@@ -62,8 +69,8 @@ def _tpu(name: str, chip: Chip) -> Slice:
             f"--topology={name} needs the compiler of TPUs, which is not installed: pip install -r requirements-rehearse.txt "
             "(no TPU is needed), or use --topology=cpu:N"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud what this machine is
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else two rehearsals at once abort
+    for variable, value in LIBTPU.items():
+        os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles; what has to run in the meantime runs here
     try:
         devices = topologies.get_topology_desc(name, "tpu", **chip.options).devices
