@@ -16,6 +16,7 @@ from ssl_jax.rehearsal.chips import CHIPS, Chip
 
 LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud what this machine is
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any will do where nothing is run
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else two rehearsals at once abort
     "TPU_MIN_LOG_LEVEL": "3",
