@@ -88,7 +88,7 @@ def ours(case: Case):
         state, metrics = run.step(state, {"image": images}, run.root)
         return float(jax.block_until_ready((state, metrics))[1]["ssl/loss"])
 
-    return step, parameters, lambda: run.lower(state, example, run.root).compile().as_text()
+    return step, parameters, lambda: run.trace(state, example, run.root).lower().compile().as_text()
 
 
 def references():

@@ -341,5 +341,5 @@ def test_collectives_of_simclr_are_those_that_the_method_needs():
         this = made("simclr", 8, fsdp)
         batch = next(loop.to_device([{k: v for k, v in this.batches[0].items() if k != "skipped"}], this.run.mesh))
         state = this.run.abstract
-        counted[fsdp] = collectives(this.run.lower(state, batch, this.run.root).compile().as_text())
+        counted[fsdp] = collectives(this.run.trace(state, batch, this.run.root).lower().compile().as_text())
     assert counted == {1: {"all-reduce": 24, "all-gather": 1}, 2: {"all-reduce": 30, "all-gather": 23}}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import fill_in, open_source
+from ssl_jax.cli.assemble import fill_in
+from ssl_jax.data.catalogue import facts
 from ssl_jax.errors import UserError
 from ssl_jax.methods import build_method
 from ssl_jax.models.common import create, run
@@ -109,7 +110,7 @@ def test_unknown_networks_and_fields_are_one_line():
 
 def smoke(*overrides):
     config = configs.load("configs/gan.py:smoke", overrides)
-    config = fill_in(config, open_source(config.data.name, config.data.train_split, ""))
+    config = fill_in(config, facts(config.data))
     return config, build_method(config)
 
 

@@ -20,6 +20,7 @@ from ssl_jax.cli import cluster
 from ssl_jax.cli.config import resolve
 from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.cli.stages import open_stages
+from ssl_jax.data.catalogue import Facts
 from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches, iterate
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import loop, optim, sharding
@@ -57,21 +58,57 @@ def start_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
 
-def fill_in(config, train) -> Any:
-    """A copy of `config` with what only the data and the machine know."""
+def fill_in(config, facts: Facts, platform: str | None = None) -> Any:
+    """A copy of `config` with what only the data and the machine know. `platform`: 'cpu', 'tpu', ...; None is the one at hand."""
     config = config.copy_and_resolve_references()
-    spec = element_spec(train, config.data.ops)
     with config.unlocked():
-        config.data.image_shape = tuple(int(n) for n in spec["image"][0])
-        config.data.num_classes = train.num_classes
-        config.data.examples = len(train)
+        config.data.image_shape = tuple(int(n) for n in facts.shapes["image"])
+        config.data.num_classes = facts.num_classes
+        config.data.examples = facts.examples
         if config.dtype == "auto":
-            config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            config.dtype = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r} is unknown; choose auto, float32 or bfloat16")
     if config.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"config.on_nonfinite={config.on_nonfinite!r} is unknown; choose stop or skip")
     return config
+
+
+def check_inputs(config, method: Method, shapes: Mapping, mesh) -> None:
+    """Raises UserError unless the data have what `method` needs and the batch divides over `mesh` and the parts of a step."""
+    if "views" in config:
+        output_size(config.views, config.data.image_shape[-3:-1])
+    for name, shape in method.inputs.items():
+        if shapes.get(name) != tuple(shape):
+            raise UserError(
+                f"method {config.method!r} needs input {name!r} of shape {tuple(shape)}; {config.data.name!r} with config.data.ops "
+                f"gives {shapes.get(name, 'no such feature')} (it has {', '.join(shapes)})"
+            )
+    repeats = max(phase.repeat for phase in method.phases)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate * repeats)
+
+
+def make_run(config, method: Method, mesh, total: int, frozen: Mapping, abstract: bool = False) -> tuple[loop.Run, Mapping, Mapping]:
+    """(the run of a config that is filled in, {group: schedule}, the shapes of a global batch); nothing is compiled yet."""
+    example = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), np.uint8 if len(shape) > 2 else np.int32)
+        for name, shape in method.inputs.items()
+    }
+    run, schedules = loop.compile_run(
+        method,
+        functools.partial(
+            optim.make_optimizers, config.optim, total=total, batch_size=config.batch_size, examples=config.data.examples
+        ),
+        mesh,
+        config.sharding,
+        config.seed,
+        example,
+        frozen,
+        accumulate=config.accumulate,
+        skip_nonfinite=config.on_nonfinite == "skip",
+        abstract=abstract,
+    )
+    return run, schedules, example
 
 
 def assemble(config, devices=None) -> Assembly:
@@ -82,43 +119,18 @@ def assemble(config, devices=None) -> Assembly:
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
-    config = fill_in(config, train)
+    shapes = {name: tuple(shape) for name, (shape, _) in element_spec(train, config.data.ops).items()}
+    config = fill_in(config, Facts(shapes, train.num_classes, len(train)))
     durations = resolve(config, len(train))
     config, frozen = open_stages(config)
     method = build_method(config)
     frozen |= {name: read() for name, read in method.frozen.items()}
-    if "views" in config:
-        output_size(config.views, config.data.image_shape[-3:-1])
-    spec = {name: tuple(shape) for name, (shape, _) in element_spec(train, config.data.ops).items()}
-    for name, shape in method.inputs.items():
-        if spec.get(name) != tuple(shape):
-            raise UserError(
-                f"method {config.method!r} needs input {name!r} of shape {tuple(shape)}; {config.data.name!r} with config.data.ops "
-                f"gives {spec.get(name, 'no such feature')} (it has {', '.join(spec)})"
-            )
-    repeats = max(phase.repeat for phase in method.phases)
-    sharding.check_batch(config.batch_size, mesh, config.accumulate * repeats)
+    check_inputs(config, method, shapes, mesh)
     batches = TrainBatches(
         train, config.data.ops, config.batch_size, config.seed, jax.process_index(), jax.process_count(),
         keys=tuple(method.inputs),
     )  # fmt: skip
-    example = {
-        name: jax.ShapeDtypeStruct((config.batch_size, *shape), np.uint8 if len(shape) > 2 else np.int32)
-        for name, shape in method.inputs.items()
-    }
-    run, schedules = loop.compile_run(
-        method,
-        functools.partial(
-            optim.make_optimizers, config.optim, total=durations["total"], batch_size=config.batch_size, examples=len(train)
-        ),
-        mesh,
-        config.sharding,
-        config.seed,
-        example,
-        frozen,
-        accumulate=config.accumulate,
-        skip_nonfinite=config.on_nonfinite == "skip",
-    )
+    run, schedules, _ = make_run(config, method, mesh, durations["total"], frozen)
     encode_views = _encode_views(method) if "views" in method.fns else None
     fns = {name: jax.jit(f, static_argnums=STATIC.get(name)) for name, f in method.fns.items()}
     return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views, fns, {})

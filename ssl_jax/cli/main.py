@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "evaluate the checkpoint of a run: kNN, linear probe, ...",
     "sample": "write grids of what a generative run makes",
     "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
+    "rehearse": "compile a config for devices that are not there: memory, FLOPs, collectives, time",
     "report": "turn a workdir into one self-contained HTML page",
 }
 

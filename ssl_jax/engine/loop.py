@@ -33,7 +33,7 @@ class Run(NamedTuple):
     abstract: State  # shapes with shardings, to restore into; `frozen` is there already
     init: Callable[[], State]  # makes the sharded initial state
     step: Callable[[State, Batch, jax.Array], tuple[State, Mapping]]  # donates the state, but for `frozen`
-    lower: Callable  # (state, batch, root) -> jax.stages.Lowered of the step
+    trace: Callable  # (state, batch, root) -> jax.stages.Traced of the step; shapes will do
     traces: Callable[[], int]  # how often the step has been traced
     root: jax.Array  # the key that every other is folded from
 
@@ -56,6 +56,7 @@ def compile_run(
     frozen: Mapping | None = None,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
+    abstract: bool = False,
 ) -> tuple[Run, Mapping]:
     """Shapes -> optimizers -> shardings -> jitted init and step. No array of the state exists yet.
 
@@ -64,6 +65,7 @@ def compile_run(
         rules: (regex, rule) list for the parameters (`engine.sharding`).
         example: a host batch, for its shapes.
         frozen: {stage: {'params': ..., 'mutable': ...}}, arrays of the host, or shapes where nothing is to be run.
+        abstract: nothing is to be run, and the devices of the mesh may be a description of some: `root` is a shape.
 
     Returns:
         (the run, {group: learning-rate schedule})
@@ -85,7 +87,7 @@ def compile_run(
         after, metrics = whole_step(moving._replace(frozen=frozen), batch, root)
         return after._replace(frozen={}), metrics
 
-    root = jax.random.key(seed)
+    root = jax.eval_shape(jax.random.key, seed) if abstract else jax.random.key(seed)
     replicated = NamedSharding(mesh, sharding.P())
     state_shapes = jax.eval_shape(init, root, shapes, frozen)
     state_shardings = sharding.shard_state(rules, state_shapes, mesh)
@@ -122,9 +124,9 @@ def compile_run(
         )._replace(frozen=frozen),
         init=in_mesh(lambda: jitted_init(root, zeros, frozen)._replace(frozen=frozen)),
         step=in_mesh(run_step),
-        lower=in_mesh(split_off(jitted_step.lower)),
+        trace=in_mesh(split_off(jitted_step.trace)),
         traces=jitted_step._cache_size,
-        root=jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)(),
+        root=_place(root, replicated) if abstract else jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)(),
     )
     return run, schedules
 

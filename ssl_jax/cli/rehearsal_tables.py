@@ -1,0 +1,106 @@
+"""What a rehearsal found, as tables to read."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def show(told: dict, file) -> None:
+    """Print what `cli.rehearse` found."""
+    console = Console(file=file, width=118, highlight=False)
+    mesh = " x ".join(f"{axis} {size}" for axis, size in told["mesh"].items() if size > 1) or "one device"
+    console.print(
+        f"[bold]{told['config']}[/bold] {' '.join(told['overrides'])} on {told['topology']}: {mesh}, batch {told['batch_size']}, "
+        f"{told['dtype']}, {told['steps']:,} steps"
+    )
+    parameters = {**told["parameters"], "trained together": told["trained"]}
+    console.print(_rows("parameters", {name: f"{n:,}" for name, n in parameters.items()}))
+    state = {**told["state_bytes"], "together": sum(told["state_bytes"].values())}
+    console.print(_rows("state, of each device", {name: size(n) for name, n in state.items()}))
+    if told.get("compiled_bytes"):
+        memory = {name: size(n) for name, n in told["compiled_bytes"].items()}
+        console.print(_rows("memory of the compiled step, of each device", memory))
+    if told.get("exhausted"):
+        console.print(_exhausted(told["exhausted"]))
+    console.print(_rows("work of a step, of all devices", _work(told)))
+    if "collectives" in told:
+        console.print(_collectives(told["collectives"], told["collectives_in_endless_loops"]))
+    if "prediction" in told:
+        console.print(_rows("a step of one device is at least", {k: f"{1e3 * s:.2f} ms" for k, s in told["busy_seconds"].items()}))
+        console.print(_prediction(told["prediction"]))
+        console.print(
+            "At that bound each of {hosts} hosts reads {images_per_second:,.0f} images/s: {cores:.1f} cores at {rate_of_core:.0f} "
+            "images/s and core.".format(**told["hosts"])
+        )
+
+
+def size(n: int) -> str:
+    """'1.50 GiB'"""
+    power = min(3, max(0, n.bit_length() - 1) // 10)
+    return f"{n / 2 ** (10 * power):,.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def _work(told: dict) -> dict[str, str]:
+    flops, seconds = told["flops"], told["seconds"]
+    rows = {"FLOPs of matrix products and convolutions": f"{flops['flops']:.4g}"}
+    if flops["repeated"]:
+        rows["of them by rematerialisation"] = f"{flops['repeated']:.4g}"
+    rows["FLOPs of an image"] = f"{flops['image']:.4g}"
+    if flops["endless"]:
+        rows["loops of unknown length, counted once"] = f"{flops['endless']}"
+    return rows | {f"{name} took": f"{s:.1f} s" for name, s in seconds.items()}
+
+
+def _collectives(found: list[dict], endless: int) -> Table:
+    table = _table("collectives of a step, of each device" + (f" ({endless} in loops of unknown length)" if endless else ""))
+    for heading in ("kind", "mesh axes", "devices", "count", "bytes", "sent"):
+        table.add_column(heading, justify="left" if heading in ("kind", "mesh axes") else "right")
+    for x in found:
+        table.add_row(x["kind"], x["axes"], str(x["group"]), f"{x['count']:,}", size(x["bytes"]), size(round(x["wire_bytes"])))
+    if not found:
+        table.add_row("none", *[""] * 5)
+    return table
+
+
+def _prediction(prediction: dict) -> Table:
+    worst, best = (f"{100 * share:.0f} %" for share in prediction["reached"])
+    table = _table(
+        f"prediction, {prediction['chips']} chips, {prediction['binding']} binds; published runs reached {worst} to {best} of a bound"
+    )
+    for heading in ("", "bound", f"at {best}", f"at {worst}"):
+        table.add_column(heading, justify="right" if heading else "left")
+    columns = [prediction["bound"], *prediction["expected"]]
+    for name, key, shown in (
+        ("step", "step_seconds", lambda x: f"{1e3 * x:,.1f} ms"),
+        ("images/s", "images_per_second", lambda x: f"{x:,.0f}"),
+        ("model FLOPs utilisation", "mfu", lambda x: f"{100 * x:.1f} %"),
+        ("hours", "hours", lambda x: f"{x:,.1f}"),
+        ("chip hours", "chip_hours", lambda x: f"{x:,.0f}"),
+    ):
+        table.add_row(name, *(shown(column[key]) for column in columns))
+    return table
+
+
+def _exhausted(found: dict) -> Table:
+    used = f": {size(found['used'])} of {size(found['limit'])}" if found["used"] else ""
+    table = _table(f"it does not fit into {found['memory']}{used}; the largest buffers")
+    for heading in ("size", "shape", "made by"):
+        table.add_column(heading, overflow="fold")
+    for buffer in found["largest"]:
+        table.add_row(size(buffer["bytes"]), buffer["shape"], buffer["of"])
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE)
+
+
+def _rows(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
+    table.add_column("", min_width=44)
+    table.add_column("", justify="right", min_width=16)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,29 @@
+"""What TPU chips can do, by Google's documentation (cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, and /system-architecture for v3).
+
+Everything is of a device as JAX shows it: a core of v3, a chip of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+    """Peaks of one device."""
+
+    name: str
+    flops: float  # of bfloat16 matrix products, per second
+    memory: float  # bytes of HBM
+    bandwidth: float  # of HBM, bytes per second
+    network: float  # of the interconnect between chips, bytes per second in one direction, all links together
+    options: Mapping = {}  # of the compiler
+
+
+CHIPS = {
+    "v3": Chip("TPU v3 core", 61.5e12, 16e9, 450e9, 81e9),
+    "v4": Chip("TPU v4", 275e12, 32e9, 1200e9, 270e9, {"chip_config_name": "megacore"}),  # both cores as one device
+    "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9),
+    "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9),
+    "v6e": Chip("TPU v6e", 918e12, 32e9, 1600e9, 400e9),
+}

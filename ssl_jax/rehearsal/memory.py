@@ -1,0 +1,38 @@
+"""Bytes: of trees of shapes on each device, and of a compiled program."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+
+def size(tree) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def bytes_of_device(tree) -> int:
+    """Bytes that a tree of shapes with shardings takes on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def of_program(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+    """Bytes of each device while a compiled program runs; None where the compiler does not tell.
+
+    'aliased' are outputs that lie where arguments lay (donated state); 'total' is what has to be there at once, at most: arguments,
+    outputs that are not aliased, temporaries and the code. 'peak' is XLA's own figure, of its schedule (0: unknown).
+    """
+    told = compiled.memory_analysis()
+    if told is None:
+        return None
+    found = {
+        "arguments": told.argument_size_in_bytes,
+        "outputs": told.output_size_in_bytes,
+        "aliased": told.alias_size_in_bytes,
+        "temporaries": told.temp_size_in_bytes,
+        "code": told.generated_code_size_in_bytes,
+    }
+    found["total"] = found["arguments"] + found["outputs"] - found["aliased"] + found["temporaries"] + found["code"]
+    found["peak"] = getattr(told, "peak_memory_in_bytes", 0)
+    return found

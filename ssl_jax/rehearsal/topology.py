@@ -1,0 +1,81 @@
+"""Devices to compile for that are not there: fake CPU devices, or descriptions of TPU slices by the compiler of TPUs, libtpu."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from ssl_jax.errors import UserError
+from ssl_jax.rehearsal.chips import CHIPS, Chip
+
+LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud what this machine is
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any will do where nothing is run
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else two rehearsals at once abort
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+EXAMPLES = "cpu:8, v4:4x4x8, v5e:16x16, v5p:8x8x8, v6e:16x16"
+
+
+class Slice(NamedTuple):
+    """Devices to build a mesh of, and what each is; no `chip` for those of a CPU."""
+
+    devices: Sequence[Any]
+    platform: str  # 'cpu' or 'tpu'
+    chip: Chip | None
+    chips: int  # TPU chips of more than one core may be several devices
+    hosts: int
+
+
+def open_topology(name: str) -> Slice:
+    """'cpu:N' or 'KIND:AxB' or 'KIND:AxBxC', in chips. To be called before JAX has looked for devices.
+
+    Raises:
+        UserError: an unknown name or shape, no libtpu, or devices that JAX has made already.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if not match or match[1] not in ("cpu", *CHIPS):
+        raise UserError(f"--topology={name} is unknown; give KIND:SHAPE like {EXAMPLES}; kinds are cpu, {', '.join(CHIPS)}")
+    return _cpu(name, match[2]) if match[1] == "cpu" else _tpu(name, CHIPS[match[1]])
+
+
+def _cpu(name: str, count: str) -> Slice:
+    if not count.isdigit() or int(count) < 1:
+        raise UserError(f"--topology={name}: give the number of fake devices, like cpu:8")
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(count))
+    except RuntimeError:  # JAX has its devices
+        pass
+    devices = jax.devices("cpu")
+    if len(devices) < int(count):
+        raise UserError(
+            f"--topology={name}: JAX has made {len(devices)} devices already; "
+            f"set XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    return Slice(devices[: int(count)], "cpu", None, int(count), 1)
+
+
+def _tpu(name: str, chip: Chip) -> Slice:
+    if not importlib.util.find_spec("libtpu"):
+        raise UserError(
+            f"--topology={name} needs the compiler of TPUs, which is not installed: pip install -r requirements-rehearse.txt "
+            "(no TPU is needed), or use --topology=cpu:N"
+        )
+    for variable, value in LIBTPU.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")  # libtpu compiles; what has to run in the meantime runs here
+    try:
+        devices = topologies.get_topology_desc(name, "tpu", **chip.options).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"--topology={name}: {str(error).splitlines()[0]}; shapes are like {EXAMPLES}") from error
+    chips = {tuple(device.coords) for device in devices}
+    return Slice(devices, "tpu", chip, len(chips), len({device.process_index for device in devices}))

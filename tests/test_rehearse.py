@@ -1,0 +1,219 @@
+"""The rehearsal of a run: it is the step that `train` runs, it needs neither data nor weights, and it says what does not fit."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli import rehearse as verb
+from ssl_jax.cli.abstract import assemble_abstract
+from ssl_jax.cli.assemble import assemble
+from ssl_jax.cli.main import main
+from ssl_jax.data import catalogue
+from ssl_jax.data.sources import open_source
+from ssl_jax.engine import sharding
+from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.errors import UserError
+from ssl_jax.rehearsal import memory, roofline
+from ssl_jax.rehearsal.chips import CHIPS
+from ssl_jax.rehearsal.collectives import Collective
+from ssl_jax.rehearsal.exhausted import exhausted
+from ssl_jax.rehearsal.topology import open_topology
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIMCLR = f"--config={ROOT}/configs/simclr.py:smoke"
+
+
+def load(name, *overrides):
+    return configs.load(f"{ROOT}/configs/{name}", overrides)
+
+
+def abstract(name, *overrides):
+    return assemble_abstract(load(name, *overrides), jax.devices()[:8], "cpu")
+
+
+def program(this, example):
+    return this.run.trace(this.run.abstract, example, this.run.root).lower().as_text()
+
+
+def test_it_is_the_step_that_train_runs():
+    """The same program to the letter, with the same shapes, shardings and donated arguments."""
+    overrides = ("--config.mesh.fsdp=2", "--config.batch_size=32")
+    rehearsed, trained = abstract("simclr.py:smoke", *overrides), assemble(load("simclr.py:smoke", *overrides), jax.devices()[:8])
+    assert rehearsed.config == trained.config
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), rehearsed.run.abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.sharding), trained.run.abstract
+    )
+    assert program(rehearsed, rehearsed.example) == program(trained, rehearsed.example)
+    assert rehearsed.total == trained.durations["total"]
+
+
+@pytest.mark.parametrize("name", ["vq_prior", "maskgit"])
+def test_a_stage_is_that_of_its_recipe_or_of_a_run_without_its_weights(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # recipes are relative paths
+    alone = abstract(f"{name}.py:smoke")
+    assert alone.run.abstract.frozen["tokenizer"]["params"]["tokenizer"]["encoder"]
+    write_json(tmp_path / "config.json", configs.plain(abstract("vit_vqgan.py:smoke").config))
+    standing = abstract(f"{name}.py:smoke", f"--config.stages.tokenizer.workdir={tmp_path}")
+    assert program(standing, standing.example) == program(alone, alone.example)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"stages\.tokenizer\.recipe=configs/vit_vqgan\.py:smoke: no such file"):
+        abstract(f"{name}.py:smoke")
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """What is written as JSON for SimCLR on data 4 x fsdp 2."""
+    output = tmp_path_factory.mktemp("rehearsal") / "deep" / "told.json"
+    arguments = [SIMCLR, "--config.mesh.fsdp=2", "--config.batch_size=32", "--topology=cpu:8", f"--output={output}"]
+    assert main(["rehearse", *arguments]) == 0
+    return json.loads(output.read_text())
+
+
+def test_what_is_told_adds_up(rehearsed):
+    assert rehearsed["fits"]
+    assert rehearsed["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
+    this = abstract("simclr.py:smoke", "--config.mesh.fsdp=2", "--config.batch_size=32")
+    state = this.run.abstract
+    assert rehearsed["trained"] == sum(x.size for x in jax.tree.leaves(state.params)) == rehearsed["parameters"]["net"]
+    assert rehearsed["parameters"]["net"] == sum(n for name, n in rehearsed["parameters"].items() if "/" in name)
+    told, found = rehearsed["state_bytes"], rehearsed["compiled_bytes"]
+    assert found["aliased"] == told["parameters"] + told["optimizer"] + told["mutable"] + 4  # the whole state, and the step
+    assert told["parameters"] < 4 * rehearsed["trained"] <= 2 * told["parameters"]  # split in two where it is large
+    assert found["total"] == found["arguments"] + found["outputs"] - found["aliased"] + found["temporaries"] + found["code"]
+    (gathered,) = (x for x in rehearsed["collectives"] if (x["kind"], x["axes"]) == ("all-gather", "fsdp"))
+    summed = sum(x["bytes"] for x in rehearsed["collectives"] if x["kind"] == "all-reduce")
+    assert gathered["bytes"] >= 2 * (4 * rehearsed["trained"] - told["parameters"])  # what is split, whole
+    assert summed >= told["parameters"]  # gradients, and statistics besides
+
+
+def test_bytes_of_a_device_are_those_of_its_shards():
+    mesh = sharding.make_mesh({"data": 4, "fsdp": 2}, jax.devices()[:8])
+    specs = {"whole": sharding.P(), "rows": sharding.P("fsdp"), "both": sharding.P("data", "fsdp"), "joint": sharding.BATCH}
+    tree = {
+        name: jax.device_put(np.zeros((16, 6), np.float16), jax.NamedSharding(mesh, spec)) for name, spec in specs.items()
+    }
+    assert memory.bytes_of_device(tree) == sum(x.addressable_shards[0].data.nbytes for x in tree.values()) == 2 * (96 + 48 + 12 + 12)
+
+
+def test_the_catalogue_is_that_of_the_data():
+    for split in ("train", "train[:512]", "train[10%:]+test"):
+        source = open_source("scenes", split)
+        data = load("simclr.py:smoke", f"--config.data.train_split={split}").data
+        assert catalogue.facts(data) == ({"image": source.image_shape, "label": ()}, source.num_classes, len(source))
+    assert catalogue.facts(load("supervised.py:imagenet").data)[1:] == (1000, 1_281_167)
+
+
+def fails(capsys, *arguments):
+    """The line on stderr."""
+    assert main(["rehearse", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_mistakes_are_one_line(capsys, monkeypatch):
+    assert "--topology=v9:2x2 is unknown; give KIND:SHAPE like cpu:8" in fails(capsys, SIMCLR, "--topology=v9:2x2")
+    assert "cpu:2x2: give the number of fake devices" in fails(capsys, SIMCLR, "--topology=cpu:2x2")
+    assert "JAX has made 8 devices already; set XLA_FLAGS" in fails(capsys, SIMCLR, "--topology=cpu:9")
+    assert "config.batch_size=36 does not divide by 8 devices" in fails(
+        capsys, SIMCLR, "--topology=cpu:8", "--config.batch_size=36"
+    )
+    assert "does not exist; or" not in fails(capsys, SIMCLR, "--topology=cpu:8", "--config.mesh.fsdp=3")
+    told = fails(capsys, SIMCLR, "--topology=cpu:8", "--config.data.name=/none")
+    assert "or say what is in it: --config.data.examples=N" in told
+    assert "has no split 'nope'; it has train, test" in fails(capsys, SIMCLR, "--topology=cpu:8", "--config.data.train_split=nope")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install -r requirements-rehearse.txt (no TPU is needed), or use --topology=cpu:N" in fails(
+        capsys, SIMCLR, "--topology=v5e:4x4"
+    )
+
+
+def test_data_that_nobody_has_can_be_described():
+    told = ("--config.data.name=/path/to/folder", "--config.data.examples=1000", "--config.data.num_classes=7")
+    this = abstract("simclr.py:smoke", "--config.data.image_shape=(40,40,3)", *told)
+    assert (this.config.data.examples, this.config.data.num_classes, this.example["image"].shape[1:]) == (1000, 7, (40, 40, 3))
+    with pytest.raises(UserError, match=r"images of many sizes; give config.data.ops"):
+        abstract("simclr.py:smoke", *told)
+
+
+def test_the_slowest_resource_binds():
+    chip = CHIPS["v5e"]
+    found = [Collective("all-reduce", "data", 4, 1, 10**9), Collective("collective-permute", "data", 2, 3, 10**8)]
+    busy = roofline.times(chip, 197e12 * 0.02, 819e9 * 0.01, found)
+    assert busy == pytest.approx({"compute": 0.02, "memory": 0.01, "network": (2 * 0.75e9 + 1e8) / 200e9})
+    told = roofline.predict(busy, steps=1800, batch_size=64, devices=4, chips=4, model_flops=197e12 * 0.04, chip=chip)
+    assert told["binding"] == "compute"
+    assert told["bound"] == pytest.approx(
+        {"step_seconds": 0.02, "images_per_second": 3200, "mfu": 0.5, "hours": 0.01, "chip_hours": 0.04}
+    )
+    assert [x["step_seconds"] for x in told["expected"]] == pytest.approx([0.02 / 0.76, 0.02 / 0.32])
+    assert roofline.hosts_need(3200, 2, 800) == {"hosts": 2, "images_per_second": 1600, "cores": 2, "rate_of_core": 800}
+    assert roofline.moved_bytes(100, 10, 30) == 300  # a loop of three
+    assert roofline.moved_bytes(100, 10, 5) == 100
+
+
+MESSAGE = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.57G of 30.75G hbm. Exceeded hbm capacity by 5.82G.
+
+  Largest program allocations in hbm:
+
+  1. Size: 1.50G
+     Operator: op_name="jit(step)/jvp(ViT)/block0/mlp/dot_general"
+     Shape: bf16[64,257,4096]{2,1,0:T(8,128)(2,1)}
+     Unpadded size: 1.50G
+     ==========================
+
+  2. Size: 640.00M
+     Shape: f32[8]{0}
+     ==========================
+"""
+
+
+def test_what_does_not_fit_is_an_answer(monkeypatch, tmp_path, capsys):
+    def refuse(self, compiler_options=None):
+        raise jax.errors.JaxRuntimeError(MESSAGE)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    assert main(["rehearse", SIMCLR, "--topology=cpu:8", f"--output={tmp_path}/told.json"]) == 1
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert not told["fits"]
+    assert told["exhausted"]["used"] == round(36.57 * 2**30)
+    assert told["exhausted"]["largest"] == [
+        {"bytes": round(1.5 * 2**30), "shape": "bf16[64,257,4096]", "of": "jit(step)/jvp(ViT)/block0/mlp/dot_general"},
+        {"bytes": 640 * 2**20, "shape": "f32[8]", "of": ""},
+    ]
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert "this does not fit; use more or larger chips" in printed.err
+    assert "bf16[64,257,4096]" in printed.out
+    assert exhausted("INTERNAL: another") is None
+
+
+needs_libtpu = pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="needs libtpu: pip install -r requirements-rehearse.txt"
+)
+
+
+@needs_libtpu
+def test_a_slice_of_tpus():
+    where = open_topology("v4:2x2x2")
+    assert (len(where.devices), where.chips, where.hosts) == (8, 8, 2)
+    where = open_topology("v3:4x4")
+    assert (len(where.devices), where.chips) == (32, 16)  # two cores in a chip
+    with pytest.raises(UserError, match="--topology=v5e:3x5: "):
+        open_topology("v5e:3x5")
+
+
+@needs_libtpu
+def test_a_step_is_compiled_for_tpus():
+    where = open_topology("v5e:2x4")
+    config = load("supervised.py:smoke", "--config.batch_size=64", "--config.mesh.fsdp=2")
+    told = verb.rehearse(assemble_abstract(config, where.devices, where.platform), where, verb.QUICK["tpu"])
+    assert told["fits"]
+    assert told["dtype"] == "bfloat16"
+    assert told["prediction"]["binding"] in ("compute", "memory", "network")
+    assert {x["axes"] for x in told["collectives"]} <= {"data", "fsdp", "data+fsdp"}
+    assert told["compiled_bytes"]["aliased"] >= sum(told["state_bytes"].values())
