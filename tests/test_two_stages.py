@@ -40,6 +40,11 @@ def test_the_prior_writes_down_what_it_stands_on(tokens, prior):
     assert any(name.startswith("depth/") for name in metrics)
 
 
+def test_a_tokenizer_shows_its_reconstructions(tokens):
+    assert main(["sample", f"--workdir={tokens}"]) == 0
+    assert [path.name for path in (tokens / "samples").iterdir()] == ["reconstruction.png"]
+
+
 def test_pictures_of_a_prior(prior, tmp_path):
     assert main(["sample", f"--workdir={prior}", "--count=12"]) == 0
     written = {path.name for path in (prior / "samples").iterdir()}

@@ -10,7 +10,7 @@ Writes to WORKDIR/samples/ (or --output):
   truncation.png      a row per strength: the same latents, ever nearer to the middle (where latents can be truncated)
   interpolation.png   a row per pair of latents: the way from one to the other (on the sphere for normal latents; not of tokens)
   mixing.png          StyleGAN: coarse styles of the row, fine styles of the column
-  reconstruction.png  methods with an encoder: test images above what their codes give
+  reconstruction.png  methods that decode what they encode (tokenizers and autoencoders have this page only): test images above that
   traversal.png       variational autoencoders: a row per latent, which takes values from -3 to 3 in the code of a test image
   completion.png      priors: rows of test images, what is kept of them, and as many pictures as go on from there
   neighbours.png      a row per sample: the sample, then the training images nearest to it in the features of --extractor
@@ -40,6 +40,7 @@ from ssl_jax.evals.knn import neighbours
 
 STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0.2)}  # of truncation, per row
 ROWS, COLUMNS = 6, 10
+OF_IMAGES = ("reconstruction", "traversal")  # pages of a method that does not sample
 
 
 def add_arguments(sub) -> None:
@@ -66,7 +67,7 @@ def main(args, overrides) -> int:
     rejection.check_labels(args.acceptance, "--acceptance", open_labels(this))
     extractor = open_extractor(args.extractor, "legacy", mesh=this.run.mesh)
     state = restore(args.workdir, this, args.step)
-    sampler = open_sampler(this, state)
+    sampler = None if "sample" not in this.fns and "reconstruct" in this.fns else open_sampler(this, state)
     folder = args.output or args.workdir / "samples"
 
     def prefer(labels):
@@ -85,6 +86,8 @@ def main(args, overrides) -> int:
         "neighbours": lambda: nearest(this, sampler, extractor, args.seed, args.truncation),
     }
     for name, page in pages.items():
+        if sampler is None and name not in OF_IMAGES:
+            continue
         pictures = page()
         if pictures is not None:
             save_grid(pictures, folder / f"{name}.png")

@@ -12,6 +12,7 @@ import numpy as np
 from ssl_jax.cli.assemble import Assembly
 from ssl_jax.engine.method import State, visible
 from ssl_jax.engine.pictures import save_grid
+from ssl_jax.engine.sharding import on_host
 from ssl_jax.errors import UserError
 
 GRID = 64  # pictures of the grid that is drawn at every evaluation, of the same latents each time
@@ -51,7 +52,7 @@ def open_sampler(this: Assembly, state: State) -> Sampler:
     return Sampler(
         generator,
         lambda count, seed: latents(jax.random.key(seed), count),
-        lambda latents, truncation=None: np.asarray(sample(generator, latents, truncation)),
+        lambda latents, truncation=None: on_host(sample(generator, latents, truncation), this.run.mesh),
         {name: in_mesh(function) for name, function in this.fns.items()},
     )
 
@@ -88,7 +89,7 @@ def open_labels(this: Assembly) -> Callable[[int, int], np.ndarray] | None:
     def labels(count: int, seed: int):
         with jax.set_mesh(this.run.mesh):
             drawn = [this.fns["latents"](jax.random.key(seed + (i << 20)), size)["label"] for i in range(-(-count // size))]
-        return np.concatenate(jax.device_get(drawn))[:count]
+        return np.concatenate(on_host(drawn, this.run.mesh))[:count]
 
     return labels
 
@@ -110,7 +111,7 @@ def open_between(this: Assembly, state: State) -> Callable[..., Iterator[np.ndar
             ends = (sampler.latents(size, seed + (i << 20) + end) for end in (0, 1))
             part = np.resize(place[start : start + size], size).astype(np.float32)
             pictures = sampler.fns[f"between_{space}"](sampler.generator, *ends, part)
-            yield np.asarray(pictures)[: len(place) - start]
+            yield on_host(pictures, this.run.mesh)[: len(place) - start]
 
     return between
 

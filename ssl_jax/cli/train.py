@@ -37,6 +37,7 @@ from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
 from ssl_jax.engine.metrics import MetricsWriter, read_metrics
 from ssl_jax.engine.pictures import save_grid
+from ssl_jax.engine.sharding import on_host
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
@@ -103,7 +104,7 @@ def train(this: Assembly, workdir: Path) -> None:
         scores = evaluations.add("trained", step, last)
         if "sample" in this.fns:
             save_samples(this, state, step, workdir)
-            norms = jax.device_get(spectral_norms(state.params))
+            norms = on_host(spectral_norms(state.params), run.mesh)
             return {**scores, **{name: float(x) for name, x in norms.items()}}
         return scores
 

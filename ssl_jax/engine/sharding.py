@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,16 @@ def make_mesh(spec: Mapping[str, int], devices: Sequence[jax.Device] | None = No
         )
     grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on_host(tree, mesh: Mesh):
+    """A tree of arrays as NumPy arrays, whole in every process."""
+    return jax.device_get(tree if jax.process_count() == 1 else _gather(mesh)(tree))
+
+
+@functools.cache
+def _gather(mesh: Mesh):
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))
 
 
 def leaf_names(tree) -> list[str]:
