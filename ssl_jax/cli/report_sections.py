@@ -16,6 +16,7 @@ from PIL import Image
 from ssl_jax.cli.charts import PERCENT, chart, number
 from ssl_jax.cli.evaluations import OF_THE_FEATURES
 from ssl_jax.cli.report_run import EXPECTED, Run
+from ssl_jax.engine.metrics import goodput
 
 ACCURACY = re.compile(r"top\d+|accuracy")  # evaluations give accuracies in percent
 FROM_ZERO = ("images per second", "time spent waiting for input")  # charts whose small changes mean little
@@ -77,6 +78,9 @@ def _facts(run: Run) -> dict[str, str]:
     if speeds:
         facts["Images per second"] = f"{statistics.median(speeds):,.0f} (median)"
         facts["Time in steps"] = _span(run.seconds)
+    share = goodput(run.lines)
+    if share is not None:
+        facts["Goodput"] = f"{100 * share:.0f} % of the time since the first step"
     return facts
 
 
@@ -174,7 +178,7 @@ def curves(run: Run) -> str:
             figures.append(chart(_label_of(name), {"trained": points}, levels, until, _unit(name)))
     evaluated = _charts(figures, "no evaluation after training yet.")
     groups: dict[str, dict[str, list]] = {}
-    others = {name for line in run.lines for name in line} - {"step", "time/seconds_per_step", *names}
+    others = {name for line in run.lines for name in line} - {"step", "time/seconds_per_step", "time/clock", *names}
     for name in sorted(others, key=_rank):
         title, told, factor = _place(name)
         points = [(line["step"], factor * line[name]) for line in run.lines if name in line]

@@ -35,7 +35,7 @@ from ssl_jax.cli.workdir import claim, record_config
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
-from ssl_jax.engine.metrics import MetricsWriter, read_metrics
+from ssl_jax.engine.metrics import MetricsWriter, goodput, read_metrics
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.engine.sharding import on_host
 from ssl_jax.engine.watchdog import Watchdog
@@ -136,7 +136,9 @@ def train(this: Assembly, workdir: Path) -> None:
         checkpoints.close()
         if this.batches.skipped:
             log.warning("%d examples could not be read and were replaced (named above)", len(this.batches.skipped))
-    log.info("%d steps in %.0f s", total - start, time.perf_counter() - began)
+    share = goodput(read_metrics(workdir))
+    told = "" if share is None else f"; goodput {100 * share:.0f} % of the time since the first step, over all restarts"
+    log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, told)
     if config.evals:  # the features are there already
         whole = functools.partial(open_eval, config, processes=1)
         save_neighbours(last, whole, workdir / "pictures" / "neighbours.png")

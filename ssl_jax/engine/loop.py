@@ -238,6 +238,7 @@ def train(
         told["time/seconds_per_step"] = seconds
         told["time/images_per_second"] = settings["batch_size"] / seconds
         told["time/input_wait"] = input_wait / (now - clock)
+        told["time/clock"] = time.time()
         writer.write(step, told)
         progress(step, told)
         clock, input_wait, last_log = now, 0.0, step

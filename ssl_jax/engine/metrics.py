@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -48,6 +49,19 @@ class MetricsWriter:
         for opened in (self._file, self._board):
             if opened is not None:
                 opened.close()
+
+
+def goodput(lines: Sequence[Mapping[str, float]]) -> float | None:
+    """The share of the time since the first step that the steps of a run would have taken at their median: the rest was compiling,
+    evaluating, saving, waiting for a restart, and steps that were lost with a process. None before two lines are logged.
+    """
+    timed = [line for line in lines if "time/clock" in line]
+    if len(timed) < 2:
+        return None
+    first, last = timed[0], timed[-1]
+    wall = last["time/clock"] - first["time/clock"]
+    useful = (last["step"] - first["step"]) * statistics.median(line["time/seconds_per_step"] for line in timed)
+    return min(useful / wall, 1.0) if wall > 0 else None
 
 
 def read_metrics(workdir: Path | str) -> list[dict]:
