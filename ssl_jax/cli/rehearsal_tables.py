@@ -6,6 +6,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+WORDS = {
+    "compute": "compute, at its peak",
+    "memory": "memory, an estimate from above",
+    "network": "network, all links of a chip at once",
+}
+
 
 def show(told: dict, file) -> None:
     """Print what `cli.rehearse` found."""
@@ -28,7 +34,7 @@ def show(told: dict, file) -> None:
     if "collectives" in told:
         console.print(_collectives(told["collectives"], told["collectives_in_endless_loops"]))
     if "prediction" in told:
-        console.print(_rows("a step of one device is at least", {k: f"{1e3 * s:.2f} ms" for k, s in told["busy_seconds"].items()}))
+        console.print(_rows("one device is busy with a step for", {WORDS[k]: f"{1e3 * s:.2f} ms" for k, s in told["busy_seconds"].items()}))
         console.print(_prediction(told["prediction"]))
         console.print(
             "At that bound each of {hosts} hosts reads {images_per_second:,.0f} images/s: {cores:.1f} cores at {rate_of_core:.0f} "
