@@ -34,7 +34,8 @@ def show(told: dict, file) -> None:
     if "collectives" in told:
         console.print(_collectives(told["collectives"], told["collectives_in_endless_loops"]))
     if "prediction" in told:
-        console.print(_rows("one device is busy with a step for", {WORDS[k]: f"{1e3 * s:.2f} ms" for k, s in told["busy_seconds"].items()}))
+        busy = {WORDS[resource]: f"{1e3 * seconds:.2f} ms" for resource, seconds in told["busy_seconds"].items()}
+        console.print(_rows("one device is busy with a step for", busy))
         console.print(_prediction(told["prediction"]))
         console.print(
             "At that bound each of {hosts} hosts reads {images_per_second:,.0f} images/s: {cores:.1f} cores at {rate_of_core:.0f} "
