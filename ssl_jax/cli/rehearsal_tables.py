@@ -91,17 +91,17 @@ def _prediction(prediction: dict) -> Table:
 
 
 def _exhausted(found: dict) -> Table:
-    used = f": {size(found['used'])} of {size(found['limit'])}" if found["used"] else ""
-    table = _table(f"it does not fit into {found['memory']}{used}; the largest buffers")
-    for heading in ("size", "shape", "made by"):
-        table.add_column(heading, overflow="fold")
-    for buffer in found["largest"]:
+    used = f"{size(found['used'])} of {size(found['limit'])}" if found["used"] else found["message"]
+    table = _table(f"it does not fit: {used}; the largest buffers")
+    for heading, width in (("size", 10), ("shape", 30), ("made by", 50)):
+        table.add_column(heading, min_width=width, overflow="fold")
+    for buffer in found["largest"] or [{"bytes": found["used"] or 0, "shape": "not named", "of": ""}]:
         table.add_row(size(buffer["bytes"]), buffer["shape"], buffer["of"])
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE)
+    return Table(title=title, title_justify="left", box=box.SIMPLE, min_width=100)
 
 
 def _rows(title: str, rows: dict[str, str]) -> Table:
