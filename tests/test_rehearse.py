@@ -190,6 +190,11 @@ def test_what_does_not_fit_is_an_answer(monkeypatch, tmp_path, capsys):
     assert "this does not fit; use more or larger chips" in printed.err
     assert "bf16[64,257,4096]" in printed.out
     assert exhausted("INTERNAL: another") is None
+    far = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (190.94G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert exhausted(far) == {"message": far, "used": round(190.94 * 2**30), "limit": round(15.75 * 2**30), "largest": []}
 
 
 needs_libtpu = pytest.mark.skipif(

@@ -6,6 +6,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+WORDS = {
+    "compute": "compute, at its peak",
+    "memory": "memory, an estimate from above",
+    "network": "network, all links of a chip at once",
+}
+
 
 def show(told: dict, file) -> None:
     """Print what `cli.rehearse` found."""
@@ -28,7 +34,8 @@ def show(told: dict, file) -> None:
     if "collectives" in told:
         console.print(_collectives(told["collectives"], told["collectives_in_endless_loops"]))
     if "prediction" in told:
-        console.print(_rows("a step of one device is at least", {k: f"{1e3 * s:.2f} ms" for k, s in told["busy_seconds"].items()}))
+        busy = {WORDS[resource]: f"{1e3 * seconds:.2f} ms" for resource, seconds in told["busy_seconds"].items()}
+        console.print(_rows("one device is busy with a step for", busy))
         console.print(_prediction(told["prediction"]))
         console.print(
             "At that bound each of {hosts} hosts reads {images_per_second:,.0f} images/s: {cores:.1f} cores at {rate_of_core:.0f} "
@@ -84,17 +91,17 @@ def _prediction(prediction: dict) -> Table:
 
 
 def _exhausted(found: dict) -> Table:
-    used = f": {size(found['used'])} of {size(found['limit'])}" if found["used"] else ""
-    table = _table(f"it does not fit into {found['memory']}{used}; the largest buffers")
-    for heading in ("size", "shape", "made by"):
-        table.add_column(heading, overflow="fold")
-    for buffer in found["largest"]:
+    used = f"{size(found['used'])} of {size(found['limit'])}" if found["used"] else found["message"]
+    table = _table(f"it does not fit: {used}; the largest buffers")
+    for heading, width in (("size", 10), ("shape", 30), ("made by", 50)):
+        table.add_column(heading, min_width=width, overflow="fold")
+    for buffer in found["largest"] or [{"bytes": found["used"] or 0, "shape": "not named", "of": ""}]:
         table.add_row(size(buffer["bytes"]), buffer["shape"], buffer["of"])
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE)
+    return Table(title=title, title_justify="left", box=box.SIMPLE, min_width=100)
 
 
 def _rows(title: str, rows: dict[str, str]) -> Table:

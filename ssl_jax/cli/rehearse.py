@@ -86,7 +86,7 @@ def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = D
         each = counted.flops / devices
         moved = roofline.moved_bytes(cost.get("bytes accessed", 0.0), cost.get("flops", 0.0), each)
         told["busy_seconds"] = busy = roofline.times(where.chip, each, moved, found)
-        told["xla_optimal_seconds"] = cost.get("optimal_seconds")  # has the body of a loop once; negative: unknown
+        told["xla"] = {name: cost.get(name) for name in ("flops", "bytes accessed", "optimal_seconds")}  # the body of a loop once
         told["prediction"] = roofline.predict(
             busy, this.total, this.config.batch_size, devices, where.chips, counted.flops - counted.repeated, where.chip
         )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 
-_USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) (\w+)")
-_BUFFER = re.compile(r"^\s*\d+\. Size: ([\d.]+)([KMG])$(.*?)^\s*=+$", re.MULTILINE | re.DOTALL)
+# A program that is far too large is refused before its buffers are placed: the second form, which names none.
+_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm|\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+_BUFFER = re.compile(r"^\s*\d+\. Size: ([\d.]+)([KMGT])$(.*?)^\s*=+$", re.MULTILINE | re.DOTALL)
 
 
 def exhausted(message: str, most: int = 5) -> dict | None:
-    """{'used', 'limit': bytes of a device, 'memory': its name, 'largest': [{'bytes', 'shape', 'of'}]}; None for another message.
+    """{'message': its first line, 'used', 'limit': bytes of a device, 'largest': [{'bytes', 'shape', 'of'}]}; None for another message.
 
     'largest' are up to `most` buffers that the message lists, 'of' the operation that makes one, as JAX names it; equal ones once.
     """
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     used = _USED.search(message)
-    found = {"used": None, "limit": None, "memory": "hbm", "largest": []}
+    found = {"message": message.splitlines()[0], "used": None, "limit": None, "largest": []}
     if used:
-        found |= {"used": _bytes(used[1], used[2]), "limit": _bytes(used[3], used[4]), "memory": used[5]}
+        numbers = [part for part in used.groups() if part]
+        found |= {"used": _bytes(*numbers[:2]), "limit": _bytes(*numbers[2:])}
     for number, unit, text in _BUFFER.findall(message):
         shape, name = re.search(r"Shape: (\w+\[[\d,]*\])", text), re.search(r'op_name="([^"]*)"', text)
         entry = {"bytes": _bytes(number, unit), "shape": shape[1] if shape else "", "of": name[1] if name else ""}
@@ -29,4 +31,4 @@ def exhausted(message: str, most: int = 5) -> dict | None:
 
 
 def _bytes(number: str, unit: str) -> int:
-    return round(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
+    return round(float(number) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit])
