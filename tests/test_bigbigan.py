@@ -146,7 +146,7 @@ def test_features_reconstructions_and_samples(begun):
     assert out["deviation"].min() > 0
     stats = state.mutable["encoder"]["batch_stats"]["crelu"]
     unit = (pooled - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
-    np.testing.assert_allclose(crelu, np.concatenate([np.maximum(unit, 0), np.maximum(-unit, 0)], -1), atol=1e-5)
+    np.testing.assert_allclose(crelu, np.concatenate([np.maximum(unit, 0), np.maximum(-unit, 0)], -1), rtol=1e-6, atol=1e-5)
     again = jax.jit(this.fns["reconstruct"])(state.params, state.mutable, batch["image"])
     settled = jax.jit(this.fns["settle"])(state.params, state.mutable, jax.random.key(0))
     made = jax.jit(this.fns["sample"])(settled, {"z": out["mean"]})

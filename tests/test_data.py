@@ -1,6 +1,7 @@
 """Sources and batches: exact order for any division of the work, exact counts, damage survived, errors in one line."""
 
 import io
+import logging
 import os
 import pickle
 import shutil
@@ -284,7 +285,8 @@ def photos(tmp_path_factory):
     return str(root)
 
 
-def test_workers_threads_and_processes_give_the_same_bits(photos, caplog):
+def test_workers_threads_and_processes_give_the_same_bits(photos, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ssl_jax.data"), "filters", [])  # the command line lets each message through once
     def make(index=0, count=1):
         return TrainBatches(open_source(photos, "all"), CROPS, 6, 1, index, count)
 

@@ -172,7 +172,7 @@ def test_without_a_discriminator_there_is_one_phase_and_no_coupling():
     assert not this.couples_batch
     assert "judge" not in this.fns
     assert dict(this.notes) == {"tokenizer": "trained with perceptual=none"}
-    assert params["tokenizer"]["decoder"]["head"]["kernel"].shape == (768, 4 * 4 * 3)  # no scale without a likelihood
+    assert params["tokenizer"]["decoder"]["head"]["kernel"].shape == (512, 4 * 4 * 3)  # no scale without a likelihood
 
 
 # ------------------------------------------------------------------------------------------- VQGAN, adaptive weight
