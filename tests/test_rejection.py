@@ -1,6 +1,7 @@
 """Rejection sampling: which are kept, how many of each class, from the same latents; and nothing at all with acceptance=1."""
 
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from feature_clouds import mesh_of
 from ssl_jax.cli import config as configs
 from ssl_jax.cli.assemble import assemble, context
 from ssl_jax.errors import UserError
-from ssl_jax.evals import classified, generation, linear, rejection
+from ssl_jax.evals import classified, fixed, generation, linear, rejection
 from ssl_jax.evals import run as evals
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -45,6 +46,22 @@ def pictured(mesh=None, calls=None, **others):
 
     offered = dict(samples=samples, sampled_labels=drawn, extractor=means) | others
     return made(*images, None, real, mesh=mesh, **offered)
+
+
+def test_processes_share_a_batch_in_its_order(monkeypatch):
+    """What is gathered from all of them is what one alone would have: rows go with their labels."""
+    images = painted(drawn(12, 0), strengths(12, 0))
+
+    def batches(index, count):
+        monkeypatch.setattr(jax, "process_index", lambda: index)
+        monkeypatch.setattr(jax, "process_count", lambda: count)
+        context = types.SimpleNamespace(mesh=types.SimpleNamespace(size=4))
+        return list(fixed.sampled(images[:8], iter([images[8:11]]), context, np.arange(11)))
+
+    whole, parts = batches(0, 1), [batches(index, 2) for index in range(2)]
+    for number, batch in enumerate(whole):
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[number][name] for part in parts]), rows)
 
 
 def best(labels, seed, acceptance):

@@ -44,7 +44,8 @@ def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context, lab
     """Batches of equal size for `extract`, with their `labels` [N] where given; with several processes, this one's share of each."""
     devices = 1 if context.mesh is None else context.mesh.size
     size = -(-len(first) // devices) * devices
-    share, start = slice(jax.process_index(), None, jax.process_count()), 0
+    own = size // jax.process_count()
+    share, start = slice(jax.process_index() * own, (jax.process_index() + 1) * own), 0  # rows stay in order over all processes
     for images in itertools.chain([first], rest):
         if images.dtype != np.uint8:
             raise TypeError(f"samples must be uint8, not {images.dtype}")
