@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from ssl_jax.cli.main import main
 from ssl_jax.engine import watchdog
 
 ROOT = pathlib.Path(__file__).parent.parent
-FLAGS = ("--config.baselines=()", "--config.checkpoint_every_steps=3", "--config.total_steps=9", "--config.evaluate_every_steps=9")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,10 @@ def test_all_end_well(scripted, tmp_path):
     ("text", "told"),
     [
         ("sys.exit(3 if me == 1 else 0)", "process 1 ended with exit code 3"),
-        ("os.kill(os.getpid(), signal.SIGKILL) if me == 1 else time.sleep(99)", "process 1 ended with SIGKILL, process 0 did not"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL) if me == 1 else time.sleep(99)",
+            "process 1 ended with SIGKILL, process 0 did not",
+        ),
         ("os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else os.abort()", "process 1 did not answer and was killed"),
     ],
 )
@@ -146,61 +149,135 @@ with Watchdog(pathlib.Path({str(tmp_path)!r}), 0, 3, least=0.2) as dog:
 
 # ---------------------------------------------------------------------------------------------------- real processes
 
-
-def command(workdir, name, *overrides):
-    return [sys.executable, "launch.py", "train", f"--config=configs/{name}.py:smoke", f"--workdir={workdir}", *FLAGS, *overrides]
-
-
-def run(arguments, devices=1):
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "16"}
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
-
-
-def lines(workdir):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+EXAMPLES, BATCH, STEPS = 96, 32, 12  # four epochs
+FLAGS = (
+    "--config.baselines=()",
+    f"--config.data.train_split=train[:{EXAMPLES}]",
+    f"--config.batch_size={BATCH}",
+    f"--config.total_steps={STEPS}",
+    f"--config.evaluate_every_steps={STEPS}",
+    "--config.checkpoint_every_steps=3",
+)
 
 
-def agree(ours, theirs):
-    for a, b in zip(lines(ours), lines(theirs), strict=True):
-        told = [name for name in b if name.endswith("/loss")]
-        np.testing.assert_allclose([a[n] for n in told], [b[n] for n in told], rtol=1e-5, atol=1e-5)
+class Runs:
+    """Runs of one config's `:smoke` with four devices in all, by one, two or four processes; ids of examples are in <workdir>.ids/."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name = folder, name
+
+    def start(self, workdir, processes, *flags):
+        counted = self.folder / f"{workdir}.ids" / f"{processes}-{len(list(self.folder.glob(f'{workdir}.ids/*')))}"
+        counted.mkdir(parents=True)
+        devices = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={4 // processes}"
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": devices,
+            "NPROC": "16",
+            "COUNTED": str(counted),
+        }
+        script = pathlib.Path(__file__).with_name("counted_launch.py")
+        arguments = [
+            "train",
+            f"--config=configs/{self.name}.py:smoke",
+            f"--workdir={self.folder / workdir}",
+            *FLAGS,
+            *flags,
+        ]
+        several = [f"--processes={processes}"] if processes > 1 else []
+        return subprocess.Popen(
+            [sys.executable, str(script), *arguments, *several],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, running):
+        _, told = running.communicate(timeout=1500)
+        assert running.returncode == 0, told
+        return told
+
+    def wait_for(self, workdir, step):
+        """Until the metrics of `step` are written."""
+        path, deadline = self.folder / workdir / "metrics.jsonl", time.monotonic() + 1200
+        while not (path.exists() and path.read_text().count("\n") >= step):
+            assert time.monotonic() < deadline, f"{path} has not come to step {step}"
+            time.sleep(0.05)
+
+    def curve(self, workdir):
+        rows = [json.loads(line) for line in (self.folder / workdir / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # written once
+        assert len(json.loads((self.folder / workdir / "evaluations.json").read_text())) == 1
+        return [{k: v for k, v in row.items() if k.endswith("/loss")} for row in rows]
+
+    def examples(self, workdir):
+        """{step: the ids of its examples in order}; a step that was taken again, by however many processes, has the same ones."""
+        steps = {}
+        for start in (self.folder / f"{workdir}.ids").iterdir():
+            parts = {}
+            for path in start.iterdir():
+                for line in map(json.loads, path.read_text().splitlines()):
+                    part = parts.setdefault((line["step"], line["process"]), line["ids"])
+                    assert part == line["ids"]
+            count = int(start.name.split("-")[0])
+            for step in {step for step, _ in parts}:
+                ids = [parts.get((step, process)) for process in range(count)]
+                if None not in ids:  # else read ahead by some of the processes
+                    ids = list(chain(*ids))
+                    assert steps.setdefault(step, ids) == ids
+        return steps
+
+    def check(self, workdir, other):
+        """The same curve as `other`, and every example once in every epoch."""
+        for ours, theirs in zip(self.curve(workdir), self.curve(other), strict=True):
+            assert ours.keys() == theirs.keys()
+            np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5, atol=1e-5)
+        seen = self.examples(workdir)
+        for first in range(1, STEPS, EXAMPLES // BATCH):
+            epoch = chain(*(seen[first + i] for i in range(EXAMPLES // BATCH)))
+            assert sorted(epoch) == list(range(EXAMPLES))
+        assert seen.items() >= {step: ids for step, ids in self.examples(other).items() if step <= STEPS}.items()
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """SimCLR in one process with four devices."""
-    workdir = tmp_path_factory.mktemp("runs") / "alone"
-    done = run(command(workdir, "simclr"), devices=4)
-    assert done.returncode == 0, done.stderr
-    return workdir
+FAMILIES = ["simclr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("biggan", "vit_vqgan"))]
 
 
-def test_two_processes_killed_and_started_again_equal_one(alone, tmp_path):
-    """Process 1 is killed in the middle, both go on from the last checkpoint; everything is written once."""
-    workdir = tmp_path / "two"
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "16"}
-    supervisor = subprocess.Popen(
-        [*command(workdir, "simclr"), "--processes=2", "--max_restarts=1"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+@pytest.fixture(scope="module", params=FAMILIES)
+def runs(request, tmp_path_factory):
+    """With 'alone', the run of one process, in it."""
+    runs = Runs(tmp_path_factory.mktemp(request.param), request.param)
+    runs.finish(runs.start("alone", 1))
+    return runs
+
+
+def test_other_counts_of_processes_go_on_with_the_same_examples_to_the_same_curve(runs):
+    """Four processes, one of which is told to stop; two, one of which is killed; both of them again."""
+    four = runs.start("elastic", 4)
+    runs.wait_for("elastic", 2)
+    os.kill(child(four, 2), signal.SIGTERM)
+    told = runs.finish(four)
+    assert "SIGTERM at step" in told and "saved" in told
+    two = runs.start("elastic", 2, "--max_restarts=1")
+    runs.wait_for("elastic", 7)
+    os.kill(child(two, 1), signal.SIGKILL)
+    told = runs.finish(two)
+    assert (
+        "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
     )
-    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 900
-    while not (path.exists() and path.read_text().count("\n") >= 5) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    victims = [pid for pid in children(supervisor.pid) if f"{cluster.PROCESS}=1" in environment_of(pid)]
-    os.kill(victims[0], signal.SIGKILL)
-    _, told = supervisor.communicate(timeout=900)
-    assert supervisor.returncode == 0, told
-    assert "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
-    agree(workdir, alone)
-    assert [row["step"] for row in lines(workdir)] == list(range(1, 10))
-    assert len(json.loads((workdir / "evaluations.json").read_text())) == 1
+    runs.check("elastic", "alone")
 
 
-def children(pid):
-    return [int(n) for n in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_have_the_curve_of_one(runs, processes):
+    runs.finish(runs.start(f"{processes}", processes))
+    runs.check(f"{processes}", "alone")
 
 
-def environment_of(pid):
-    return pathlib.Path(f"/proc/{pid}/environ").read_text().split("\0")
+def child(supervisor, process):
+    """The id of a process of a run."""
+    children = pathlib.Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
+    told = f"{cluster.PROCESS}={process}"
+    return next(int(pid) for pid in children if told in pathlib.Path(f"/proc/{pid}/environ").read_text().split("\0"))
