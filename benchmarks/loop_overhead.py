@@ -22,6 +22,7 @@ from ssl_jax.cli import config as configs
 from ssl_jax.cli.assemble import assemble, iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.metrics import MetricsWriter
+from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
 
 
@@ -60,7 +61,7 @@ def main():
             began = time.perf_counter()
             state = loop.train(
                 this.method, this.run, state, batches, step + args.steps, writer, NoCheckpoints(), settings, {},
-                this.schedules, lambda *_: {}, lambda *_: None, watch, watchdog,
+                this.schedules, lambda *_: {}, lambda *_: None, watch, watchdog, Trace(pathlib.Path(workdir)),
             )  # fmt: skip
             jax.block_until_ready(state)
             looped.append((time.perf_counter() - began) / args.steps)

@@ -147,7 +147,7 @@ def test_page_holds_the_numbers(tmp_path):
     assert "trained, step 10: 50.50 %" in told
     titles = re.findall(r"<figcaption><strong>([^<]*)</strong>", source)
     assert titles == ["kNN top1", "linear top1", "rank rankme", "ssl/loss", "gradient norm", "learning rate",
-                      "images per second", "time spent waiting for input"]  # fmt: skip
+                      "images per second", "where the time of a step goes"]  # fmt: skip
     check_self_contained(source, page)
     assert "nan" not in re.sub(r"base64,[^\"]*", "", source).lower().replace("provenance", "")
 

@@ -54,7 +54,8 @@ def start_jax() -> None:
     """Of every process: the persistent compilation cache, and the other processes of the run."""
     cluster.join()
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR of the environment comes first
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
 

@@ -19,7 +19,14 @@ from ssl_jax.cli.report_run import EXPECTED, Run
 from ssl_jax.engine.metrics import goodput
 
 ACCURACY = re.compile(r"top\d+|accuracy")  # evaluations give accuracies in percent
-FROM_ZERO = ("images per second", "time spent waiting for input")  # charts whose small changes mean little
+SHARES = {
+    "time/input_wait": "input",
+    "time/device_wait": "devices",
+    "time/host": "host",
+    "time/slowest_input_wait": "input of the slowest process",
+}
+UNSEEN = {"step", "time/seconds_per_step", "time/clock", "time/slowest_input_process"}
+FROM_ZERO = ("images per second", "where the time of a step goes")  # charts whose small changes mean little
 MAX_WARNINGS = 30
 FRAMES, FRAME = 8, 200  # of a film strip: how many at most, and their longer side in pixels
 CAPTIONS = {
@@ -178,13 +185,13 @@ def curves(run: Run) -> str:
             figures.append(chart(_label_of(name), {"trained": points}, levels, until, _unit(name)))
     evaluated = _charts(figures, "no evaluation after training yet.")
     groups: dict[str, dict[str, list]] = {}
-    others = {name for line in run.lines for name in line} - {"step", "time/seconds_per_step", "time/clock", *names}
+    others = {name for line in run.lines for name in line} - UNSEEN - {*names}
     for name in sorted(others, key=_rank):
         title, told, factor = _place(name)
         points = [(line["step"], factor * line[name]) for line in run.lines if name in line]
         groups.setdefault(title, {})[told] = points
     figures = [
-        chart(title, lines, until=until, unit=PERCENT if "share" in lines else "", from_zero=title in FROM_ZERO)
+        chart(title, lines, until=until, unit=PERCENT if "input" in lines else "", from_zero=title in FROM_ZERO)
         for title, lines in groups.items()
     ]
     training = _charts(figures, "no step is logged yet.")
@@ -208,8 +215,8 @@ def _place(name: str) -> tuple[str, str, float]:
         return "learning rate", rest, 1
     if rest.startswith("grad_norm/"):
         return "gradient norm", f"{first}: {rest.partition('/')[2]}", 1
-    if name == "time/input_wait":
-        return "time spent waiting for input", "share", 100
+    if name in SHARES:
+        return "where the time of a step goes", SHARES[name], 100
     return rest.replace("_", " ") if first == "time" else name, "last", 1
 
 

@@ -38,6 +38,7 @@ from ssl_jax.engine.health import Watch, spectral_norms
 from ssl_jax.engine.metrics import MetricsWriter, goodput, read_metrics
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.engine.sharding import on_host
+from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
@@ -49,13 +50,15 @@ def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     add_workdir(sub)
     sub.add_argument("--processes", type=int, help="run as so many processes on this machine (on GPUs, one for each)")
+    sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
     sub.add_argument("--max_restarts", type=int, default=0, help="of --processes, how often all are started again when one fails")
 
 
 def main(args, overrides) -> int:
     if args.processes is not None and cluster.place(os.environ) is None:
-        flags = [f"--config={args.config}", f"--workdir={args.workdir}"]
+        flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
         return local.supervise(["train", *flags, *overrides], args.processes, args.workdir, args.max_restarts)
+    trace = Trace(args.workdir / "profile", args.profile)
     start_jax()
     config = configs.load(args.config, overrides)
     unknown = sorted(set(config.baselines) - {"raw pixels", "untrained"})
@@ -68,14 +71,14 @@ def main(args, overrides) -> int:
         record_config(args.workdir, configs.plain(this.config))
         write_json(args.workdir / "provenance.json", provenance())
         try:
-            train(this, args.workdir)
+            train(this, args.workdir, trace)
         except loop.Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
             return 0 if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
     return 0
 
 
-def train(this: Assembly, workdir: Path) -> None:
+def train(this: Assembly, workdir: Path, trace: Trace) -> None:
     """Start or go on; evaluate as the config says; end with a table and a report."""
     config, run, total = this.config, this.run, this.durations["total"]
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
@@ -129,9 +132,10 @@ def train(this: Assembly, workdir: Path) -> None:
 
             state = loop.train(
                 this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
-                this.schedules, evaluate, show, watch, watchdog,
+                this.schedules, evaluate, show, watch, watchdog, trace,
             )  # fmt: skip
     finally:
+        trace.close()
         writer.close()
         checkpoints.close()
         if this.batches.skipped:

@@ -1,4 +1,5 @@
-"""Does a game between networks still go on? Rules on the logged metrics; a sick run says so in the log and in its report.
+"""Does a game between networks still go on, and do the devices have something to do? Rules on the logged metrics; a sick run says so
+in the log and in its report.
 
 The signatures are those of Brock et al. 2019 (arXiv:1809.11096, sections 4.1 and 4.2) and of the failures that every paper on the
 subject describes. Metrics that a method does not log are not watched.
@@ -19,7 +20,9 @@ Line = Mapping[str, float]
 
 
 class Sign(NamedTuple):
-    """`sick(line)` is None where the metrics are absent; a warning is given after `patience` steps without a healthy line."""
+    """`sick(line)` is None where the metrics are absent; a warning is given after `patience` steps without a healthy line. `message`
+    may name metrics in braces.
+    """
 
     message: str
     sick: Callable[[Line], bool | None]
@@ -80,6 +83,12 @@ SIGNS = (
         _memorised,
         0,
     ),
+    Sign(
+        "the input is too slow: process {time/slowest_input_process:.0f} waits for it {time/slowest_input_wait:.0%} of the time, and "
+        "all devices with it; raise config.data.workers, or prepare smaller images",
+        _all(("time/slowest_input_wait",), lambda x: x > 0.5),
+        100,
+    ),
 )
 
 
@@ -99,12 +108,12 @@ class Watch:
                 self.since.pop(sign.message, None)
                 if sign.message in self.warned:
                     self.warned.remove(sign.message)
-                    log.info("step %d: over: %s", step, sign.message.partition(":")[0])
+                    log.info("step %d: over: %s", step, sign.message.format_map(line).partition(":")[0])
                 continue
             since = self.since.setdefault(sign.message, step)
             if step - since >= sign.patience and sign.message not in self.warned:
                 self.warned.add(sign.message)
-                log.warning("step %d: %s", step, sign.message)
+                log.warning("step %d: %s", step, sign.message.format_map(line))
         for name, value in line.items():
             if name.startswith("spectral_norm/"):
                 before = self.norms.setdefault(name, [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.method import Batch, Method, State, trained
 from ssl_jax.engine.metrics import MetricsWriter
 from ssl_jax.engine.step import check_groups, make_step
+from ssl_jax.engine.timing import Clock, Trace
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 
@@ -204,6 +204,7 @@ def train(
     progress: Callable[[int, Mapping[str, float]], None],
     watch: Signals,
     watchdog: Watchdog,
+    trace: Trace,
 ) -> State:
     """Train `state` to step `total`.
 
@@ -216,60 +217,51 @@ def train(
         UserError: a loss that is not finite, a checkpoint that cannot be written.
     """
     start = int(state.step)
-    waiting: list[tuple[int, Mapping, float]] = []
-    clock, input_wait, last_log = time.perf_counter(), 0.0, start
+    waiting: list[tuple[int, Mapping]] = []
+    clock = Clock(start, settings["batch_size"])
 
-    def settle(step: int, metrics: Mapping, waited: float) -> dict[str, float]:
+    def settle(step: int, metrics: Mapping) -> dict[str, float]:
         """Fetch and check the metrics of a step; a phase that did not run in it has none."""
-        nonlocal input_wait
-        told = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+        with clock.waiting("device"):
+            told = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
         idle = [p.name for p in method.phases if p.when is not None and not bool(p.when(np.int32(step - 1)))]
         told = {name: x for name, x in told.items() if name.split("/")[0] not in idle}
         if settings["on_nonfinite"] == "stop":
             check_finite(method, step, told)
-        input_wait += waited
         return told
 
     def report(step: int, told: Mapping[str, float], scores: Mapping[str, float]) -> None:
-        nonlocal clock, input_wait, last_log
-        now = time.perf_counter()
-        seconds = (now - clock) / (step - last_log)
-        told = {**told, **{f"lr/{group}": float(rate(step - 1)) for group, rate in schedules.items()}, **scores}
-        told["time/seconds_per_step"] = seconds
-        told["time/images_per_second"] = settings["batch_size"] / seconds
-        told["time/input_wait"] = input_wait / (now - clock)
-        told["time/clock"] = time.time()
+        rates = {f"lr/{group}": float(rate(step - 1)) for group, rate in schedules.items()}
+        times = clock.split(step)
+        watchdog.note(times["time/input_wait"])
+        told = {**told, **rates, **scores, **times, **watchdog.slowest_input()}
         writer.write(step, told)
         progress(step, told)
-        clock, input_wait, last_log = now, 0.0, step
 
     source = to_device(batches, run.mesh)
     for step in range(start + 1, total + 1):
         watchdog.beat(step)
-        before = time.perf_counter()
-        batch = next(source)
-        waited = time.perf_counter() - before
-        with jax.transfer_guard("disallow"):
+        trace.before(step, state)
+        with clock.waiting("input"):
+            batch = next(source)
+        with jax.profiler.StepTraceAnnotation("step", step_num=step), jax.transfer_guard("disallow"):
             state, metrics = run.step(state, batch, run.root)
-        waiting.append((step, metrics, waited))
+        trace.after(step, state)
+        waiting.append((step, metrics))
         stop = watch.stop(step) is not None
         due = step % settings["evaluate_every_steps"] == 0 or step == total
         save = due or stop or step % settings["checkpoint_every_steps"] == 0
         while len(waiting) > (0 if save else 1):
-            done, *rest = waiting.pop(0)
-            told, scores = settle(done, *rest), {}
+            done, metrics = waiting.pop(0)
+            told, scores = settle(done, metrics), {}
             if done == step and due and not stop:
-                paused = time.perf_counter()
-                with watchdog.paused():
+                with clock.paused(), watchdog.paused():
                     scores = evaluate(step, state)
-                clock += time.perf_counter() - paused  # not step time
             if scores or done == total or done % settings["log_every_steps"] == 0:
                 report(done, told, scores)
         if save:
-            paused = time.perf_counter()
-            with watchdog.paused():
+            with clock.paused(), watchdog.paused():
                 checkpoints.save(state, config, scores)
-            clock += time.perf_counter() - paused
         if stop:
             checkpoints.wait()
             raise Interrupted(watch.received, step)

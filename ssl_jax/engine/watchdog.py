@@ -23,13 +23,15 @@ EXIT = 75  # of a process that gives up because the run is stuck
 class Watchdog:
     """`beat(step)` at the beginning of each step; `paused()` around whatever may take longer (compiling, evaluating, saving).
 
-    Every process writes how far it is to <folder>/<process>.json, from a thread of its own. When a step is stuck, the stacks of all
-    threads go to <folder>/<process>.stacks.txt; with several processes the one that is furthest behind is named, and all end with exit
-    code 75: whoever started them starts them again, and they go on from the last checkpoint.
+    Every process writes how far it is, and what share of its time it waits for input, to <folder>/<process>.json, from a thread of its
+    own. When a step is stuck, the stacks of all threads go to <folder>/<process>.stacks.txt; with several processes the one that is
+    furthest behind is named, and all end with exit code 75: whoever started them starts them again, and they go on from the last
+    checkpoint.
     """
 
     def __init__(self, folder: Path, process: int = 0, processes: int = 1, least: float = LEAST):
         self.folder, self.process, self.processes, self.least = folder, process, processes, least
+        self._input_wait = 0.0
         self._durations: deque[float] = deque(maxlen=101)
         self._step, self._since, self._pauses, self._told = -1, time.monotonic(), 1, False  # paused until the first step
         self._end = threading.Event()
@@ -52,6 +54,16 @@ class Watchdog:
         if self._step < 0:
             self._pauses -= 1
         self._step, self._since, self._told = step, now, False
+
+    def note(self, input_wait: float) -> None:
+        """The share of its time that this process has waited for input lately."""
+        self._input_wait = input_wait
+
+    def slowest_input(self) -> dict[str, float]:
+        """Metrics: which process waits longest for its input, and for what share of its time. The others wait for that one."""
+        waits = {i: told["input_wait"] for i, told in self._read().items()} | {self.process: self._input_wait}
+        slowest = max(waits, key=waits.__getitem__)
+        return {"time/slowest_input_process": float(slowest), "time/slowest_input_wait": waits[slowest]}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -84,16 +96,21 @@ class Watchdog:
     def _write(self) -> None:
         temporary = self.folder / f".{self.process}.tmp"
         try:
-            temporary.write_text(json.dumps({"step": self._step}))
+            temporary.write_text(json.dumps({"step": self._step, "input_wait": self._input_wait}))
             os.replace(temporary, self.folder / f"{self.process}.json")
         except OSError as error:
             log.warning("%s cannot be written (%s)", self.folder, error.strerror)
 
-    def _behind(self) -> str:
-        steps = {}
+    def _read(self) -> dict[int, dict]:
+        """What the processes have written; one that writes just now, or has not begun, is left out."""
+        told = {}
         for i in range(self.processes):
             with contextlib.suppress(OSError, ValueError):
-                steps[i] = json.loads((self.folder / f"{i}.json").read_text())["step"]
+                told[i] = json.loads((self.folder / f"{i}.json").read_text())
+        return told
+
+    def _behind(self) -> str:
+        steps = {i: told["step"] for i, told in self._read().items()}
         least = min(steps.values(), default=-1)
         slow = [f"process {i}" for i, step in steps.items() if step == least]
         return f"{', '.join(slow)} is at step {least}, the furthest at {max(steps.values(), default=-1)}"

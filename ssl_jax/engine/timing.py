@@ -1,0 +1,91 @@
+"""Where the time of a step goes, and traces of chosen steps."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from ssl_jax.errors import UserError
+
+
+class Clock:
+    """Splits the time between two reports: waiting for input, waiting for the devices, and the rest, which is the host's own work."""
+
+    def __init__(self, step: int, batch_size: int):
+        self.step, self.batch_size = step, batch_size
+        self._restart()
+
+    def _restart(self) -> None:
+        self.began, self.waits, self.pause = time.perf_counter(), {"input": 0.0, "device": 0.0}, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Around a wait for the 'input' or the 'device'."""
+        before = time.perf_counter()
+        yield
+        self.waits[what] += time.perf_counter() - before
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no part of a step: evaluating, saving."""
+        before = time.perf_counter()
+        yield
+        self.pause += time.perf_counter() - before
+
+    def split(self, step: int) -> dict[str, float]:
+        """Metrics of the steps since the last report, under 'time/'; `input_wait`, `device_wait` and `host` are shares of 1."""
+        spent = time.perf_counter() - self.began - self.pause
+        seconds = spent / (step - self.step)
+        waits = {f"time/{what}_wait": seconds_waited / spent for what, seconds_waited in self.waits.items()}
+        self.step = step
+        self._restart()
+        return {
+            "time/seconds_per_step": seconds,
+            "time/images_per_second": self.batch_size / seconds,
+            **waits,
+            "time/host": 1.0 - sum(waits.values()),
+            "time/clock": time.time(),
+        }
+
+
+class Trace:
+    """`--profile=START:END`: what devices and threads do in steps START to END, in `folder`, for TensorBoard's profiler or Perfetto.
+
+    Args:
+        steps: 'START:END', 1 <= START <= END; '' for no trace.
+
+    Raises:
+        UserError: `steps` is not of that form.
+    """
+
+    def __init__(self, folder: Path, steps: str = ""):
+        self.folder, self.first, self.last, self.running = folder, 0, 0, False
+        if not steps:
+            return
+        found = re.fullmatch(r"(\d+):(\d+)", steps)
+        self.first, self.last = (int(n) for n in found.groups()) if found else (0, 0)
+        if not 1 <= self.first <= self.last:
+            raise UserError(f"--profile={steps} is no range of steps; give START:END with 1 <= START <= END, such as 20:24")
+
+    def before(self, step: int, state) -> None:
+        """`state` is what the devices are still at work on: a trace begins and ends when they have nothing to do."""
+        if step == self.first:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+            self.running = True
+
+    def after(self, step: int, state) -> None:
+        if self.running and step == self.last:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Also where a run ends before END."""
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()

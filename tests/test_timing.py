@@ -1,0 +1,60 @@
+"""The split of a step's time, and traces of chosen steps."""
+
+import gzip
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ssl_jax.engine.timing import Clock, Trace
+from ssl_jax.engine.watchdog import Watchdog
+from ssl_jax.errors import UserError
+
+
+def test_waits_are_shares_and_pauses_are_no_part_of_a_step():
+    clock = Clock(10, batch_size=8)
+    with clock.waiting("input"):
+        time.sleep(0.2)
+    with clock.waiting("device"):
+        time.sleep(0.1)
+    with clock.paused():
+        time.sleep(0.5)
+    time.sleep(0.1)
+    told = clock.split(12)
+    assert told["time/seconds_per_step"] == pytest.approx(0.2, rel=0.2)
+    assert told["time/images_per_second"] == pytest.approx(40, rel=0.2)
+    assert told["time/input_wait"] == pytest.approx(0.5, rel=0.2)
+    assert told["time/input_wait"] + told["time/device_wait"] + told["time/host"] == pytest.approx(1)
+    assert clock.split(13)["time/input_wait"] == 0
+
+
+@pytest.mark.parametrize("steps", ["5", "5-7", "0:3", "7:5", "a:b"])
+def test_a_range_that_is_none_is_one_line(tmp_path, steps):
+    with pytest.raises(UserError, match=r"--profile=.* is no range of steps"):
+        Trace(tmp_path, steps)
+
+
+@pytest.mark.parametrize("until", [3, 6])
+def test_a_trace_holds_its_steps_and_no_others(tmp_path, until):
+    """Also of a run that ends within them."""
+    trace, x = Trace(tmp_path, "2:4"), jnp.ones(4)
+    for step in range(1, until + 1):
+        trace.before(step, x)
+        with jax.profiler.StepTraceAnnotation("step", step_num=step):
+            x = jax.jit(jnp.sin)(x)
+        trace.after(step, x)
+    trace.close()
+    (path,) = tmp_path.rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in events if event.get("name") == "step" and "step_num" in event.get("args", {})}
+    assert steps == {str(step) for step in range(2, min(4, until) + 1)}
+
+
+def test_the_process_that_waits_longest_for_its_input_is_known(tmp_path):
+    (tmp_path / "1.json").write_text('{"step": 6, "input_wait": 0.7}')
+    (tmp_path / "2.json").write_text('{"step": 6, ')  # just being written
+    dog = Watchdog(tmp_path, 0, 4)
+    dog.note(0.2)
+    assert dog.slowest_input() == {"time/slowest_input_process": 1.0, "time/slowest_input_wait": 0.7}
