@@ -1,6 +1,7 @@
 """The step, optimizers, shardings and checkpoints on toy methods; real methods are in test_conformance.py."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -353,6 +354,23 @@ def test_corrupt_newest_falls_back_loudly(tmp_path, caplog, how):
     damage(tmp_path / "c" / "1" / "state", "truncate")
     with pytest.raises(UserError, match="every checkpoint"):
         saved.restore_latest(toy())
+    saved.close()
+
+
+def test_a_directory_that_is_deleted_is_made_again(tmp_path, caplog):
+    """Between two saves, and while one is being written."""
+    saved = Checkpoints(tmp_path / "c")
+    for step in range(1, 9):
+        if step == 3:
+            saved.wait()
+            shutil.rmtree(tmp_path / "c")
+        saved.save(toy(step, step), {})
+        if step == 6:
+            shutil.rmtree(tmp_path / "c", ignore_errors=True)
+    saved.wait()
+    assert saved.steps() == [7, 8]
+    assert same(saved.restore_latest(toy()), toy(8, 8))
+    assert "deleted under this run; it is made again, and step 3 is saved into it" in caplog.text
     saved.close()
 
 

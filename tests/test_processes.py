@@ -2,21 +2,17 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import time
-from itertools import chain
 
-import numpy as np
 import pytest
+from process_runs import ROOT, Runs
 
 from ssl_jax.cli import cluster, local
 from ssl_jax.cli.main import main
 from ssl_jax.engine import watchdog
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
@@ -149,98 +145,6 @@ with Watchdog(pathlib.Path({str(tmp_path)!r}), 0, 3, least=0.2) as dog:
 
 # ---------------------------------------------------------------------------------------------------- real processes
 
-EXAMPLES, BATCH, STEPS = 96, 32, 12  # four epochs
-FLAGS = (
-    "--config.baselines=()",
-    f"--config.data.train_split=train[:{EXAMPLES}]",
-    f"--config.batch_size={BATCH}",
-    f"--config.total_steps={STEPS}",
-    f"--config.evaluate_every_steps={STEPS}",
-    "--config.checkpoint_every_steps=3",
-)
-
-
-class Runs:
-    """Runs of one config's `:smoke` with four devices in all, by one, two or four processes; ids of examples are in <workdir>.ids/."""
-
-    def __init__(self, folder, name):
-        self.folder, self.name = folder, name
-
-    def start(self, workdir, processes, *flags):
-        counted = self.folder / f"{workdir}.ids" / f"{processes}-{len(list(self.folder.glob(f'{workdir}.ids/*')))}"
-        counted.mkdir(parents=True)
-        devices = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={4 // processes}"
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": devices,
-            "NPROC": "16",
-            "COUNTED": str(counted),
-        }
-        script = pathlib.Path(__file__).with_name("counted_launch.py")
-        arguments = [
-            "train",
-            f"--config=configs/{self.name}.py:smoke",
-            f"--workdir={self.folder / workdir}",
-            *FLAGS,
-            *flags,
-        ]
-        several = [f"--processes={processes}"] if processes > 1 else []
-        return subprocess.Popen(
-            [sys.executable, str(script), *arguments, *several],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def finish(self, running):
-        _, told = running.communicate(timeout=1500)
-        assert running.returncode == 0, told
-        return told
-
-    def wait_for(self, workdir, step):
-        """Until the metrics of `step` are written."""
-        path, deadline = self.folder / workdir / "metrics.jsonl", time.monotonic() + 1200
-        while not (path.exists() and path.read_text().count("\n") >= step):
-            assert time.monotonic() < deadline, f"{path} has not come to step {step}"
-            time.sleep(0.05)
-
-    def curve(self, workdir):
-        rows = [json.loads(line) for line in (self.folder / workdir / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # written once
-        assert len(json.loads((self.folder / workdir / "evaluations.json").read_text())) == 1
-        return [{k: v for k, v in row.items() if k.endswith("/loss")} for row in rows]
-
-    def examples(self, workdir):
-        """{step: the ids of its examples in order}; a step that was taken again, by however many processes, has the same ones."""
-        steps = {}
-        for start in (self.folder / f"{workdir}.ids").iterdir():
-            parts = {}
-            for path in start.iterdir():
-                for line in map(json.loads, path.read_text().splitlines()):
-                    part = parts.setdefault((line["step"], line["process"]), line["ids"])
-                    assert part == line["ids"]
-            count = int(start.name.split("-")[0])
-            for step in {step for step, _ in parts}:
-                ids = [parts.get((step, process)) for process in range(count)]
-                if None not in ids:  # else read ahead by some of the processes
-                    ids = list(chain(*ids))
-                    assert steps.setdefault(step, ids) == ids
-        return steps
-
-    def check(self, workdir, other):
-        """The same curve as `other`, and every example once in every epoch."""
-        for ours, theirs in zip(self.curve(workdir), self.curve(other), strict=True):
-            assert ours.keys() == theirs.keys()
-            np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5, atol=1e-5)
-        seen = self.examples(workdir)
-        for first in range(1, STEPS, EXAMPLES // BATCH):
-            epoch = chain(*(seen[first + i] for i in range(EXAMPLES // BATCH)))
-            assert sorted(epoch) == list(range(EXAMPLES))
-        assert seen.items() >= {step: ids for step, ids in self.examples(other).items() if step <= STEPS}.items()
-
-
 FAMILIES = ["simclr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("biggan", "vit_vqgan"))]
 
 
@@ -248,7 +152,7 @@ FAMILIES = ["simclr", *(pytest.param(name, marks=pytest.mark.slow) for name in (
 def runs(request, tmp_path_factory):
     """With 'alone', the run of one process, in it."""
     runs = Runs(tmp_path_factory.mktemp(request.param), request.param)
-    runs.finish(runs.start("alone", 1))
+    runs.start("alone", 1).finish()
     return runs
 
 
@@ -256,28 +160,19 @@ def test_other_counts_of_processes_go_on_with_the_same_examples_to_the_same_curv
     """Four processes, one of which is told to stop; two, one of which is killed; both of them again."""
     four = runs.start("elastic", 4)
     runs.wait_for("elastic", 2)
-    os.kill(child(four, 2), signal.SIGTERM)
-    told = runs.finish(four)
+    os.kill(four.child(2), signal.SIGTERM)
+    told = four.finish()
     assert "SIGTERM at step" in told and "saved" in told
     two = runs.start("elastic", 2, "--max_restarts=1")
     runs.wait_for("elastic", 7)
-    os.kill(child(two, 1), signal.SIGKILL)
-    told = runs.finish(two)
-    assert (
-        "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
-    )
+    os.kill(two.child(1), signal.SIGKILL)
+    told = two.finish()
+    assert "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
     runs.check("elastic", "alone")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_have_the_curve_of_one(runs, processes):
-    runs.finish(runs.start(f"{processes}", processes))
+    runs.start(f"{processes}", processes).finish()
     runs.check(f"{processes}", "alone")
-
-
-def child(supervisor, process):
-    """The id of a process of a run."""
-    children = pathlib.Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
-    told = f"{cluster.PROCESS}={process}"
-    return next(int(pid) for pid in children if told in pathlib.Path(f"/proc/{pid}/environ").read_text().split("\0"))

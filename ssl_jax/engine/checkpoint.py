@@ -11,7 +11,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax.engine.method import State
@@ -86,13 +88,22 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: State, config: Mapping, metrics: Mapping[str, float] | None = None) -> None:
-        """Start saving; the arrays are copied before this returns, the files are written in the background.
+        """Start saving; the arrays are copied before this returns, the files are written in the background. A directory that has been
+        deleted is made again: the run is the only place left where the state is.
 
         Raises:
-            UserError: the previous or this save failed (disk full, directory gone); older checkpoints stay as they are.
+            UserError: this save failed (disk full); older checkpoints stay as they are.
         """
         step, tree = int(state.step), saved_part(state)
         try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            log.error("the checkpoint before step %d could not be saved (%s); trying again with this step", step, _first_line(error))
+        try:
+            if not all(_of_each_process(self.directory.is_dir())):
+                log.error("%s has been deleted under this run; it is made again, and step %d is saved into it", self.directory, step)
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._manager.reload()
             self._check_space(tree)
             self._manager.save(
                 step,
@@ -115,12 +126,13 @@ class Checkpoints:
             raise self._save_failed(error) from error
 
     def _check_space(self, tree) -> None:
-        """Raises OSError where the disk has less room than the arrays take: better before half of them are written."""
+        """Raises OSError, in every process, where a disk has less room than the arrays take: better before half of them are written."""
         arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
         shards = [shard for array in arrays for shard in array.addressable_shards if shard.replica_id == 0]
-        needed, free = sum(shard.data.nbytes for shard in shards), shutil.disk_usage(self.directory).free
+        needed = sum(_of_each_process(sum(shard.data.nbytes for shard in shards) / 2**20))
+        free = min(_of_each_process(shutil.disk_usage(self.directory).free / 2**20))
         if free < needed:
-            raise OSError(f"no space left on the disk: {needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB free")
+            raise OSError(f"no space left on the disk: {needed:.1f} MiB are needed and {free:.1f} MiB free")
 
     def _save_failed(self, error: Exception) -> UserError:
         done = self.steps()
@@ -167,7 +179,7 @@ class Checkpoints:
     def restore_latest(self, target: State) -> State | None:
         """The newest checkpoint that can be trusted, or None if there is none at all.
 
-        A corrupt one is reported, moved aside to `<directory>_corrupt/` and the one before is tried.
+        A corrupt one is reported, moved aside to `<directory>_corrupt/` and the one before is tried; all processes take the same one.
 
         Raises:
             UserError: there were checkpoints and every one is corrupt.
@@ -175,10 +187,16 @@ class Checkpoints:
         found = self.steps()
         for step in reversed(found):
             try:
-                return self.restore(step, target)
+                state, corrupt = self.restore(step, target), None
             except Corrupt as error:
-                moved = self._set_aside(step)
-                log.error("checkpoint %d is corrupt: %s; moved to %s, falling back to the one before", step, error, moved)
+                state, corrupt = None, error
+            if not any(_of_each_process(corrupt is not None)):
+                return state
+            moved = self._set_aside(step)
+            log.error(
+                "checkpoint %d is corrupt: %s; moved to %s, falling back to the one before",
+                step, corrupt or "another process cannot read it", moved,
+            )  # fmt: skip
         if found:
             raise UserError(
                 f"every checkpoint in {self.directory} is corrupt (moved to {self.directory}_corrupt); "
@@ -190,8 +208,10 @@ class Checkpoints:
         graveyard = Path(f"{self.directory}_corrupt")
         graveyard.mkdir(exist_ok=True)
         target = graveyard / f"{step}-{len(list(graveyard.iterdir()))}"
+        _meet("corrupt")  # all have looked at what is there
         if jax.process_index() == 0:
             os.replace(self.directory / str(step), target)
+        _meet("moved")
         self._manager.reload()
         return target
 
@@ -217,6 +237,16 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _of_each_process(value: float) -> list[float]:
+    """`value` of every process, so that all decide alike."""
+    return np.atleast_1d(multihost_utils.process_allgather(np.float64(value))).tolist() if jax.process_count() > 1 else [value]
+
+
+def _meet(where: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 class Corrupt(Exception):

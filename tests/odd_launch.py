@@ -1,0 +1,64 @@
+"""`launch.py` with something odd about it, as the environment says; for tests of several processes.
+
+  COUNTED=FOLDER   every process writes a line {step, process, ids} for each batch that it reads. Batches are read ahead, so that the
+                   last lines of a process may be of steps that it never came to.
+  SLOW=P:SECONDS   process P takes so long over each batch
+  SKEW=P:SECONDS   the clock of process P is fast by so much
+  HANG=P:STEP      process P hangs, in Python, in this step, unless the file HANG_ONCE=PATH is there, which it leaves
+"""
+
+import json
+import os
+import pathlib
+import sys
+import threading
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax
+
+from ssl_jax.cli import local
+from ssl_jax.cli.main import main
+from ssl_jax.data.pipeline import TrainBatches, _Reader
+from ssl_jax.engine.loop import Signals
+
+local.LAUNCHER = pathlib.Path(__file__).resolve()
+read_step, read_rows, this_thread = TrainBatches.__getitem__, _Reader.batch, threading.local()
+stop, clock = Signals.stop, time.time
+
+
+def odd(name):
+    """The number behind `name`, in the process that it is about; else None."""
+    process, _, value = os.environ.get(name, ":").partition(":")
+    return float(value) if process == os.environ.get("SSL_JAX_PROCESS", "0") else None
+
+
+def counted_rows(self, indices, seeds):
+    this_thread.ids = [int(i) for i in indices]
+    return read_rows(self, indices, seeds)
+
+
+def odd_step(self, step):
+    time.sleep(odd("SLOW") or 0)
+    batch = read_step(self, step)
+    if "COUNTED" in os.environ:
+        line = {"step": step + 1, "process": jax.process_index(), "ids": this_thread.ids}
+        with open(pathlib.Path(os.environ["COUNTED"]) / f"{os.getpid()}.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+    return batch
+
+
+def odd_stop(self, step):
+    flag = pathlib.Path(os.environ.get("HANG_ONCE", "/dev/null"))
+    if step == odd("HANG") and not flag.exists():
+        flag.touch()
+        time.sleep(1e6)
+    return stop(self, step)
+
+
+if __name__ == "__main__":
+    TrainBatches.__getitem__, _Reader.batch, Signals.stop = odd_step, counted_rows, odd_stop
+    if (skew := odd("SKEW")) is not None:
+        time.time = lambda: clock() + skew
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,207 @@
+"""Faults of runs of two processes: what is noticed, after how long, what is lost. Each prints a line of the table in docs/results.md:
+
+  python -m pytest -m slow tests/test_process_faults.py -s
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from process_runs import Running, Runs, environment
+
+from ssl_jax.cli import cluster
+from ssl_jax.engine import watchdog
+
+pytestmark = pytest.mark.slow
+STEPS, EVERY = 60, 5
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """With 'straight', an undisturbed run of two processes, in it."""
+    runs = Runs(tmp_path_factory.mktemp("faults"), "simclr", STEPS, EVERY)
+    runs.start("straight", 2).finish()
+    return runs
+
+
+def tell(fault, noticed, seconds, lost):
+    print(f"\n| {fault} | {noticed} | {seconds:.1f} s | {lost} |")
+
+
+def check_restart(runs, workdir, running, began, fault, noticed):
+    """The run was started again, to the same curve, and lost no more than what came after the last checkpoint."""
+    told = running.finish()
+    assert noticed in told and "starting all again (1 of 1)" in told
+    resumed = [int(n) for n in re.findall(r"going on at step (\d+)", told)][-1]
+    lost = runs.reached - resumed
+    assert lost <= 2 * EVERY  # a save in flight is lost with its process
+    runs.check(workdir, "straight")
+    tell(fault, noticed, running.when("starting all again") - began, f"{lost} steps")
+
+
+def disturb(runs, workdir, process, signum, step=12, **odd):
+    """A run with one restart, one process of which is sent a signal after `step`."""
+    running = runs.start(workdir, 2, "--max_restarts=1", **odd)
+    runs.wait_for(workdir, step)
+    runs.reached = runs.logged(workdir)
+    os.kill(running.child(process), signum)
+    return running, time.monotonic()
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_kill_9(runs, process):
+    running, began = disturb(runs, f"kill-{process}", process, signal.SIGKILL)
+    check_restart(runs, f"kill-{process}", running, began, f"kill -9 of process {process}", f"process {process} ended with SIGKILL")
+
+
+def test_one_is_stopped(runs):
+    """It beats no more; after HEARTBEAT seconds the others are ended by JAX."""
+    running, began = disturb(runs, "stopped", 1, signal.SIGSTOP)
+    check_restart(runs, "stopped", running, began, "SIGSTOP of process 1", "process 1 did not answer and was killed")
+    assert running.when("starting all again") - began < cluster.HEARTBEAT + 60
+
+
+def test_one_hangs_in_python(runs):
+    """It beats on, so that only the watchdog sees it."""
+    runs.reached = 20
+    running = runs.start("hangs", 2, "--max_restarts=1", HANG="1:20", HANG_ONCE=runs.folder / "hung")
+    runs.wait_for("hangs", 18)
+    began = time.monotonic()
+    check_restart(runs, "hangs", running, began, "process 1 hangs in Python", f"ended with exit code {watchdog.EXIT}")
+    assert "the run is stuck: process 1 is at step 20" in running.told + (runs.folder / "hangs" / "processes" / "1.txt").read_text()
+    assert "time.sleep" in (runs.folder / "hangs" / "processes" / "1.stacks.txt").read_text()
+
+
+def test_sigterm_to_one(runs):
+    running = runs.start("told", 2)
+    runs.wait_for("told", 12)
+    began = time.monotonic()
+    os.kill(running.child(1), signal.SIGTERM)
+    told = running.finish()
+    seconds = time.monotonic() - began
+    step = int(re.search(r"SIGTERM at step (\d+): saved", told).group(1))
+    again = runs.start("told", 2)
+    assert f"going on at step {step} of" in again.finish()
+    runs.check("told", "straight")
+    tell("SIGTERM to process 1", f"all save at step {step}, exit code 0", seconds, "nothing")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs, of which 'fill' leaves nothing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a full disk is a tmpfs, and mounting is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_disk_full(runs, small_disk):
+    runs.start("full", 2, "--config.total_steps=10").finish()  # shorter: a workdir with two checkpoints
+    (runs.folder / "full").rename(small_disk / "full")
+    (runs.folder / "full").symlink_to(small_disk / "full")
+    shutil.rmtree(small_disk / "full")
+    running = runs.start("full", 2)
+    runs.wait_for("full", 12)
+    began = time.monotonic()
+    with contextlib.suppress(OSError), open(small_disk / "filling", "wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    told = running.finish(code=2)
+    seconds = time.monotonic() - began
+    assert "could not save a checkpoint" in told and "no space left" in told.lower()
+    resumes = int(re.search(r"it resumes from step (\d+)", told).group(1))
+    reached = runs.logged("full")
+    assert reached - resumes <= 2 * EVERY
+    (small_disk / "filling").unlink()
+    assert f"going on at step {resumes} of" in runs.start("full", 2).finish()
+    runs.check("full", "straight")
+    tell("disk full at a save", "one line, exit code 2", seconds, f"{reached - resumes} steps")
+
+
+def test_checkpoints_deleted(runs):
+    running = runs.start("deleted", 2)
+    runs.wait_for("deleted", 12)
+    began = time.monotonic()
+    shutil.rmtree(runs.folder / "deleted" / "checkpoints")
+    told = running.finish()
+    assert "has been deleted under this run; it is made again" in told
+    runs.check("deleted", "straight")
+    assert (runs.folder / "deleted" / "checkpoints" / str(STEPS)).is_dir()
+    tell("checkpoints deleted", "made again at the next save, told in the log", running.when("has been deleted") - began, "nothing")
+
+
+def test_slow_input(runs):
+    running = runs.start("slow", 2, "--config.total_steps=140", SLOW="1:0.5")
+    deadline = time.monotonic() + 600
+    while "waits for it" not in running.told and running.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seconds = running.when("waits for it") - running.when("step 1/140")
+    running.process.send_signal(signal.SIGTERM)
+    told = running.finish()
+    assert re.search(r"the input is too slow: process 1 waits for it \d+% of the time", told)
+    tell("slow input of process 1", "named in the log and in the report", seconds, "nothing")
+
+
+def test_port_taken(runs):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = {cluster.COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", cluster.PROCESSES: 2, cluster.PROCESS: 0}
+        began = time.monotonic()
+        told = Running(runs.arguments("port"), environment(2, **place)).finish(code=2)
+    assert "could not be joined" in told and "is the port of the coordinator free" in told
+    tell("port of the coordinator taken", "one line, exit code 2", time.monotonic() - began, "nothing has begun")
+
+
+def test_two_configs(runs):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began = time.monotonic()
+    both = [
+        Running(
+            runs.arguments("two", *(["--config.seed=1"] if process else [])),
+            environment(2, **{cluster.COORDINATOR: f"127.0.0.1:{port}", cluster.PROCESSES: 2, cluster.PROCESS: process}),
+        )
+        for process in range(2)
+    ]
+    for running in both:
+        assert "the config of process 1 is not that of process 0" in running.finish(code=2)
+    assert runs.logged("two") == 0
+    tell("different configs", "both end with one line, exit code 2", time.monotonic() - began, "nothing has begun")
+
+
+def test_clock_skew(runs):
+    runs.start("skew", 2, SKEW="1:86400").finish()
+    runs.check("skew", "straight")
+    tell("clock of process 1 a day fast", "nothing to notice: no decision reads the clock", 0, "nothing")
+
+
+def test_bit_flipped(runs):
+    running = runs.start("flipped", 2)
+    runs.wait_for("flipped", 22)
+    os.kill(running.child(0), signal.SIGTERM)
+    running.finish()
+    newest = max((runs.folder / "flipped" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    shard = max((path for path in newest.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    again = runs.start("flipped", 2)
+    told = again.finish()
+    assert f"checkpoint {newest.name} is corrupt" in told
+    resumed = int(re.search(r"going on at step (\d+)", told).group(1))
+    assert 0 < int(newest.name) - resumed <= EVERY
+    runs.check("flipped", "straight")
+    assert list((runs.folder / "flipped" / "checkpoints_corrupt").iterdir())
+    tell("a bit flipped in a shard", "set aside when read, the one before is taken", 0, f"{int(newest.name) - resumed} steps")
