@@ -16,6 +16,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.batch_size = 256
     config.accumulate = 1  # parts of a batch whose gradients are averaged before an update
     config.dtype = "auto"  # of the computation: 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators
+    config.xla = "default"  # options of XLA by name, see ssl_jax/engine/xla_options.py
     config.on_nonfinite = "stop"  # or 'skip': leave a step out whose loss or gradient is not finite
 
     for name in ("total", "evaluate_every", "checkpoint_every"):  # exactly one unit of each (0: only at the end)

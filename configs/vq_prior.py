@@ -113,6 +113,7 @@ def imagenet256_base(config):
         net=dict(name="adam", lr=4.5e-4, b2=0.96, warmup_steps=5000, schedule="exponential", hold=80 / 450, end=1e-5 / 4.5e-4)
     )
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
+    config.xla = "overlap"
     config.sharding = (*TENSOR_RULES, (".*", "fsdp"))
     config.evals.generation.examples = 50_000
     config.evals.linear = dict(kind="linear", solver="sgd")

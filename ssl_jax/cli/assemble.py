@@ -25,6 +25,7 @@ from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches, iter
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.engine.method import Method, State, visible
+from ssl_jax.engine.xla_options import xla_options
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context, Pictures, pixel_context
@@ -107,6 +108,7 @@ def make_run(config, method: Method, mesh, total: int, frozen: Mapping, abstract
         frozen,
         accumulate=config.accumulate,
         skip_nonfinite=config.on_nonfinite == "skip",
+        xla=xla_options(config.xla, mesh.devices.flat[0].platform),
         abstract=abstract,
     )
     return run, schedules, example

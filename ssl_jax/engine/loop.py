@@ -56,6 +56,7 @@ def compile_run(
     frozen: Mapping | None = None,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
+    xla: Mapping[str, bool] | None = None,
     abstract: bool = False,
 ) -> tuple[Run, Mapping]:
     """Shapes -> optimizers -> shardings -> jitted init and step. No array of the state exists yet.
@@ -65,6 +66,7 @@ def compile_run(
         rules: (regex, rule) list for the parameters (`engine.sharding`).
         example: a host batch, for its shapes.
         frozen: {stage: {'params': ..., 'mutable': ...}}, arrays of the host, or shapes where nothing is to be run.
+        xla: options of the compiler for the step (`engine.xla_options`).
         abstract: nothing is to be run, and the devices of the mesh may be a description of some: `root` is a shape.
 
     Returns:
@@ -100,6 +102,7 @@ def compile_run(
         in_shardings=(state_shardings, replicated, batch_shardings, replicated),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
+        compiler_options=dict(xla or {}),
     )
 
     def split_off(function):

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ssl_jax.models.conv import conv
@@ -32,6 +33,16 @@ def shard_batch(x: jax.Array) -> jax.Array:
     if not set(BATCH_AXES) <= set(mesh.auto_axes) or not isinstance(x, jax.core.Tracer):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool = False) -> jax.Array:
+    """Softmax attention: [B, N, heads, D], [B, M, heads, D] twice -> [B, N, heads, D]; `causal`: place n sees places up to n.
+
+    On GPUs it is cuDNN's, which never writes the [N, M] tables to memory, for the types and widths that it has; elsewhere XLA's.
+    """
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    flash = jax.default_backend() == "gpu" and half and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn" if flash else "xla")
 
 
 def create(module: nn.Module, key: jax.Array, *args, train: bool = True, **kwargs) -> tuple[Tree, Tree]:

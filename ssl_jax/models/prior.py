@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import shard_batch
+from ssl_jax.models.common import attention, shard_batch
 from ssl_jax.models.vit import REMATS
 
 # Heads, channels of the MLP and codes of the head are split over 'tensor', the other side of each matrix over 'fsdp'.
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * width, kernel_init=_normal, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, length, self.heads, 3, width // self.heads)
         q, k, v = (qkv[..., i, :] for i in range(3))
-        x = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal) if past is None else continued(q, k, v, past, index)
+        x = attention(q, k, v, self.causal) if past is None else continued(q, k, v, past, index)
         x = dropout(x.reshape(batch, length, width), self.dropout, key)
         x = nn.Dense(width, kernel_init=_normal, dtype=self.dtype, name="proj")(x)
         return x, Cache(*(shard_batch(y.swapaxes(1, 2)) for y in (k, v)))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import Conv, shard_batch
+from ssl_jax.models.common import Conv, attention, shard_batch
 
 
 class Size(NamedTuple):
@@ -194,7 +194,7 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         qkv = nn.Dense(3 * width, kernel_init=_qkv_init, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, length, self.heads, 3, width // self.heads)
-        x = jax.nn.dot_product_attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
+        x = attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
         x = x.reshape(batch, length, width)
         return nn.Dense(width, kernel_init=_xavier, dtype=self.dtype, name="proj")(x)
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.models.common import BatchNorm, Conv, shard_batch
+from ssl_jax.models.common import BatchNorm, Conv, attention, shard_batch
 
 normal = nn.initializers.normal
 
@@ -50,7 +50,7 @@ class AttentionBlock(nn.Module):
         y = nn.GroupNorm(min(32, channels), epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         y = y.reshape(y.shape[0], -1, 1, channels)  # [B, places, heads, C]
         query, key, value = (nn.Dense(channels, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
-        y = jax.nn.dot_product_attention(query, key, value).reshape(x.shape)
+        y = attention(query, key, value).reshape(x.shape)
         return shard_batch(x + nn.Dense(channels, dtype=self.dtype, name="proj")(y))
 
 
