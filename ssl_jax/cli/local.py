@@ -22,12 +22,12 @@ KILL = 10.0  # seconds between SIGTERM and SIGKILL
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
 
 
-def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts: int) -> int:
+def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts: int, saved_code: int = 0) -> int:
     """Run `launch.py ARGUMENTS` as `processes` processes of one run until all have ended well; the exit code.
 
     Process 0 writes to this terminal, process i to WORKDIR/processes/<i>.txt. If one fails, or ends before the others, the rest are
     ended too, and all are started again, at most `max_restarts` times; a mistake of the user (exit code 2) is not tried again. SIGTERM
-    is passed on, so that all save; Ctrl-C too, with exit code 130.
+    is passed on, so that all save, and the exit code is `saved_code`; Ctrl-C too, with exit code 130.
 
     Raises:
         UserError: no processes, or a negative number of restarts.
@@ -40,7 +40,7 @@ def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts:
         for attempt in range(max_restarts + 1):
             code, told = _once(arguments, processes, workdir, asked)
             if asked:
-                return 0 if code == 0 and asked[0] == signal.SIGTERM else 128 + asked[0]
+                return saved_code if code == 0 and asked[0] == signal.SIGTERM else 128 + asked[0]
             if code in (0, 2):
                 return code
             last = attempt == max_restarts

@@ -19,10 +19,16 @@ VERBS = {
     "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
     "rehearse": "compile a config for devices that are not there: memory, FLOPs, collectives, time",
     "report": "turn a workdir into one self-contained HTML page",
+    "submit": "have a config trained by Slurm, GKE, a Cloud TPU, or detached on this machine",
+    "status": "tell how a submitted job is",
+    "logs": "print the log of a submitted job",
+    "cancel": "end a submitted job; it saves",
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises UserError instead of ending the program."""
+
     def error(self, message: str):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
@@ -41,7 +47,7 @@ class _Once(logging.Filter):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = _Parser(
+    top = Parser(
         prog="python launch.py",
         description="ssl_jax: visual representation pretraining in JAX. Every method runs under the same verbs.",
         epilog="example: python launch.py train --config=configs/simclr.py --workdir=runs/simclr --config.seed=1",
@@ -80,3 +86,9 @@ def main(argv: list[str]) -> int:
 def add_workdir(sub: argparse.ArgumentParser) -> None:
     """The flag that every verb has."""
     sub.add_argument("--workdir", type=Path, required=True, help="directory of the run")
+
+
+def refuse_rest(rest: list[str]) -> None:
+    """Of a verb that takes no --config.KEY=VALUE. Raises UserError if there is any."""
+    if rest:
+        raise UserError(f"argument {rest[0]!r} is not understood; see `python launch.py VERB --help`")

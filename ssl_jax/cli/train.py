@@ -4,7 +4,7 @@
   python launch.py train --config=configs/simclr.py:cifar10 --workdir=runs/c10 --config.seed=1 --config.optim.net.lr=0.1
 
 The same command on the same workdir goes on from the last checkpoint that can be trusted, to the same numbers as a run that
-was never stopped. SIGTERM saves and exits with 0, SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came after the
+was never stopped. SIGTERM saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came after the
 last checkpoint. The workdir holds config.json, metrics.jsonl, log.txt, checkpoints/, pictures/, evaluations.json, report.html.
 """
 
@@ -52,19 +52,18 @@ def add_arguments(sub) -> None:
     sub.add_argument("--processes", type=int, help="run as so many processes on this machine (on GPUs, one for each)")
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
     sub.add_argument("--max_restarts", type=int, default=0, help="of --processes, how often all are started again when one fails")
+    sub.add_argument("--saved_code", type=int, default=0, help="exit code after a SIGTERM that saved (default: 0); engines that start a "
+                     "job again until it ends with 0 want another one")  # fmt: skip
 
 
 def main(args, overrides) -> int:
     if args.processes is not None and cluster.place(os.environ) is None:
         flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
-        return local.supervise(["train", *flags, *overrides], args.processes, args.workdir, args.max_restarts)
+        told = ["train", *flags, *overrides]
+        return local.supervise(told, args.processes, args.workdir, args.max_restarts, args.saved_code)
     trace = Trace(args.workdir / "profile", args.profile)
     start_jax()
-    config = configs.load(args.config, overrides)
-    unknown = sorted(set(config.baselines) - {"raw pixels", "untrained"})
-    if unknown:
-        raise UserError(f"config.baselines: {unknown[0]!r} is unknown; choose of 'raw pixels', 'untrained'")
-    evals.check(config.evals)
+    config = load(args.config, overrides)
     with claim(args.workdir):
         this = assemble(config)
         cluster.agree(configs.plain(this.config))
@@ -74,8 +73,18 @@ def main(args, overrides) -> int:
             train(this, args.workdir, trace)
         except loop.Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
-            return 0 if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
+            return args.saved_code if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
     return 0
+
+
+def load(path_and_variant: str, overrides):
+    """The locked config, as far as it can be checked without data and devices. Raises UserError."""
+    config = configs.load(path_and_variant, overrides)
+    unknown = sorted(set(config.baselines) - {"raw pixels", "untrained"})
+    if unknown:
+        raise UserError(f"config.baselines: {unknown[0]!r} is unknown; choose of 'raw pixels', 'untrained'")
+    evals.check(config.evals)
+    return config
 
 
 def train(this: Assembly, workdir: Path, trace: Trace) -> None:

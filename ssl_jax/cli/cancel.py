@@ -1,0 +1,22 @@
+"""End the job that was submitted from a workdir; it gets SIGTERM and saves, so that submitting it again goes on."""
+
+from __future__ import annotations
+
+from ssl_jax.cli import jobs
+from ssl_jax.cli.main import add_workdir, refuse_rest
+
+
+def add_arguments(sub) -> None:
+    add_workdir(sub)
+
+
+def main(args, rest) -> int:
+    refuse_rest(rest)
+    job, engine = jobs.read(args.workdir)
+    state = engine.state(job, args.workdir)
+    if not state.alive:
+        print(f"{job['engine']} job {job['id']} had ended before: {state.told}")
+        return 0
+    engine.cancel(job, args.workdir)
+    print(f"{job['engine']} job {job['id']} is being ended")
+    return 0

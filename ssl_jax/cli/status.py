@@ -1,0 +1,17 @@
+"""Tell how the job is that was submitted from a workdir."""
+
+from __future__ import annotations
+
+from ssl_jax.cli import jobs
+from ssl_jax.cli.main import add_workdir, refuse_rest
+
+
+def add_arguments(sub) -> None:
+    add_workdir(sub)
+
+
+def main(args, rest) -> int:
+    refuse_rest(rest)
+    job, engine = jobs.read(args.workdir)
+    print(f"{job['engine']} job {job['id']}: {engine.state(job, args.workdir).told}{jobs.progress(args.workdir)}")
+    return 0

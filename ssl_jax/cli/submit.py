@@ -1,0 +1,71 @@
+"""Have a config trained by Slurm, on GKE, on a Cloud TPU, or detached on this machine.
+
+  python launch.py submit --to=local --config=configs/simclr.py --workdir=runs/a
+  python launch.py submit --to=slurm --config=configs/simclr.py:imagenet --workdir=/shared/runs/a --nodes=2 --processes_per_node=8 \\
+      --gres=gpu:8 --partition=a100 --time=24:00:00
+  python launch.py submit --to=gke --config=configs/simclr.py:imagenet --workdir=runs/a --topology=v5e:16x16 --image=IMAGE --claim=CLAIM
+  python launch.py submit --to=tpu-vm --config=configs/simclr.py:imagenet --workdir=runs/a --vm=NAME --zone=ZONE --topology=v5e:2x4
+
+With --dry_run nothing is sent, and exactly what would be sent is printed. A config that `train` would refuse is refused here. What was
+sent stands in WORKDIR/job.json, which `launch.py status`, `logs` and `cancel --workdir=...` read; a workdir has one job at a time.
+
+All engines run the same command, start it again when it does not end with 0 (at most --max_restarts times, and not after bad input, exit
+code 2), and it goes on from its workdir. A job that is preempted, cancelled or near the end of its time gets SIGTERM and saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ssl_jax.cli import jobs, train
+from ssl_jax.cli.main import Parser, add_workdir
+from ssl_jax.errors import UserError
+
+
+def add_arguments(sub) -> None:
+    sub.add_argument("--to", required=True, choices=list(jobs.ENGINES), help="who runs it")
+    sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
+    add_workdir(sub)
+    sub.add_argument("--max_restarts", type=int, default=10, help="how often it is started again by itself (default: 10)")
+    sub.add_argument("--dry_run", action="store_true", help="print what would be sent, and send nothing")
+    sub.epilog = "\n".join(parser(name).format_help() for name in jobs.ENGINES)
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """Of the flags that only one engine has."""
+    made = Parser(prog=f"launch.py submit --to={name}", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    jobs.engine(name).add_arguments(made.add_argument_group(f"with --to={name}"))
+    return made
+
+
+def main(args, rest) -> int:
+    overrides = [argument for argument in rest if argument.startswith("--config.")]
+    others = [argument for argument in rest if not argument.startswith("--config.")]
+    options, left = parser(args.to).parse_known_args(others)
+    engine = jobs.engine(args.to)
+    if left and not getattr(engine, "PASSES_ON", False):
+        raise UserError(f"argument {left[0]!r} is not understood with --to={args.to}; see `python launch.py submit --help`")
+    if args.max_restarts < 0:
+        raise UserError(f"--max_restarts={args.max_restarts} must not be negative")
+    train.load(args.config, overrides)
+    before = jobs.earlier(args.workdir)
+    number = before["number"] + 1 if before else 1
+    order = jobs.Order(args.config, overrides, args.workdir, args.max_restarts, number, options, left)
+    sent = engine.describe(order)
+    if args.dry_run:
+        print(sent)
+        return 0
+    if before is not None:
+        state = jobs.engine(before["engine"]).state(before, args.workdir)
+        if state.alive:
+            raise UserError(
+                f"{before['engine']} job {before['id']} of --workdir={args.workdir} is {state.told}; wait for it, or "
+                f"`python launch.py cancel --workdir={args.workdir}`"
+            )
+    try:
+        args.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={args.workdir} cannot be written ({error.strerror}); choose another directory") from None
+    job = jobs.record(order, args.to, sent, engine.submit(order))
+    print(f"{args.to} job {job['id']} submitted; `python launch.py status --workdir={args.workdir}` tells how it is")
+    return 0
