@@ -37,3 +37,25 @@ def forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Puts shell scripts before everything else in PATH; each call appends its arguments to <folder>/NAME.calls."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def put(name, text="true"):
+        path = folder / name
+        path.write_text(f'#!/bin/bash\nprintf "%s\\n" "$*" >> {folder}/{name}.calls\n{text}\n')
+        path.chmod(0o755)
+        return folder
+
+    return put
+
+
+@pytest.fixture
+def no_programs(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))

@@ -1,5 +1,6 @@
 """Several processes of one run: who starts them, who notices that one is gone or stuck, and that they compute what one process does."""
 
+import functools
 import json
 import os
 import signal
@@ -92,6 +93,12 @@ def test_a_mistake_of_the_user_is_not_tried_again(scripted, caplog, tmp_path):
 def test_sigterm_is_passed_on(scripted):
     text = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nif me == 0: os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(99)"
     assert scripted(text) == 0
+
+
+def test_sigterm_has_the_exit_code_that_was_asked_for(scripted, monkeypatch):
+    monkeypatch.setattr(local, "supervise", functools.partial(local.supervise, saved_code=75))
+    assert scripted("if me == 0: os.kill(os.getppid(), signal.SIGTERM)\nelse: sys.exit(0)") == 75
+    assert scripted("sys.exit(0)") == 0  # done is done
 
 
 def test_bad_numbers_are_one_line(tmp_path, capsys):

@@ -58,7 +58,9 @@ def read(workdir: Path) -> tuple[dict, ModuleType]:
     """The last submission and its engine. Raises UserError if there is none."""
     job = earlier(workdir)
     if job is None:
-        raise UserError(f"--workdir={workdir} has no job.json: nothing was submitted from it; see `launch.py submit --help`")
+        raise UserError(
+            f"--workdir={workdir} has no job.json: nothing was submitted from it; see `launch.py submit --help`"
+        )
     return job, engine(job["engine"])
 
 
@@ -67,7 +69,8 @@ def record(order: Order, name: str, sent: str, told: dict) -> dict:
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     command = ["launch.py", *order.arguments()]
     job = {"engine": name, **told, "number": order.number, "submitted": when, "command": command, "sent": sent}
-    temporary = order.workdir / ".job.json.tmp"  # not by write_json, which asks JAX for devices that the job may want to have
+    # Not by write_json, which asks JAX for devices: the job may want to have them.
+    temporary = order.workdir / ".job.json.tmp"
     temporary.write_text(json.dumps(job, indent=1) + "\n")
     os.replace(temporary, order.workdir / "job.json")
     return job

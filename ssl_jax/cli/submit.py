@@ -9,8 +9,8 @@
 With --dry_run nothing is sent, and exactly what would be sent is printed. A config that `train` would refuse is refused here. What was
 sent stands in WORKDIR/job.json, which `launch.py status`, `logs` and `cancel --workdir=...` read; a workdir has one job at a time.
 
-All engines run the same command, start it again when it does not end with 0 (at most --max_restarts times, and not after bad input, exit
-code 2), and it goes on from its workdir. A job that is preempted, cancelled or near the end of its time gets SIGTERM and saves.
+All engines run the same command, start it again when it does not end with 0 (at most --max_restarts times, and not after bad input,
+exit code 2), and it goes on from its workdir. A job that is preempted, cancelled or near the end of its time gets SIGTERM and saves.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from ssl_jax.errors import UserError
 
 def add_arguments(sub) -> None:
     sub.add_argument("--to", required=True, choices=list(jobs.ENGINES), help="who runs it")
-    sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
+    sub.add_argument(
+        "--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides"
+    )
     add_workdir(sub)
-    sub.add_argument("--max_restarts", type=int, default=10, help="how often it is started again by itself (default: 10)")
+    sub.add_argument(
+        "--max_restarts", type=int, default=10, help="how often it is started again by itself (default: 10)"
+    )
     sub.add_argument("--dry_run", action="store_true", help="print what would be sent, and send nothing")
     sub.epilog = "\n".join(parser(name).format_help() for name in jobs.ENGINES)
 
@@ -44,7 +48,9 @@ def main(args, rest) -> int:
     options, left = parser(args.to).parse_known_args(others)
     engine = jobs.engine(args.to)
     if left and not getattr(engine, "PASSES_ON", False):
-        raise UserError(f"argument {left[0]!r} is not understood with --to={args.to}; see `python launch.py submit --help`")
+        raise UserError(
+            f"argument {left[0]!r} is not understood with --to={args.to}; see `python launch.py submit --help`"
+        )
     if args.max_restarts < 0:
         raise UserError(f"--max_restarts={args.max_restarts} must not be negative")
     train.load(args.config, overrides)
@@ -65,7 +71,9 @@ def main(args, rest) -> int:
     try:
         args.workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--workdir={args.workdir} cannot be written ({error.strerror}); choose another directory") from None
+        raise UserError(
+            f"--workdir={args.workdir} cannot be written ({error.strerror}); choose another directory"
+        ) from None
     job = jobs.record(order, args.to, sent, engine.submit(order))
     print(f"{args.to} job {job['id']} submitted; `python launch.py status --workdir={args.workdir}` tells how it is")
     return 0

@@ -4,8 +4,9 @@
   python launch.py train --config=configs/simclr.py:cifar10 --workdir=runs/c10 --config.seed=1 --config.optim.net.lr=0.1
 
 The same command on the same workdir goes on from the last checkpoint that can be trusted, to the same numbers as a run that
-was never stopped. SIGTERM saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came after the
-last checkpoint. The workdir holds config.json, metrics.jsonl, log.txt, checkpoints/, pictures/, evaluations.json, report.html.
+was never stopped. SIGTERM saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came
+after the last checkpoint. The workdir holds config.json, metrics.jsonl, log.txt, checkpoints/, pictures/, evaluations.json,
+report.html.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ def add_arguments(sub) -> None:
     sub.add_argument("--processes", type=int, help="run as so many processes on this machine (on GPUs, one for each)")
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
     sub.add_argument("--max_restarts", type=int, default=0, help="of --processes, how often all are started again when one fails")
-    sub.add_argument("--saved_code", type=int, default=0, help="exit code after a SIGTERM that saved (default: 0); engines that start a "
-                     "job again until it ends with 0 want another one")  # fmt: skip
+    sub.add_argument(
+        "--saved_code", type=int, default=0,
+        help="exit code after a SIGTERM that saved (default: 0); engines that start a job again until it ends with 0 want another one",
+    )  # fmt: skip
 
 
 def main(args, overrides) -> int:

@@ -1,8 +1,8 @@
 """`submit --to=gke`: a JobSet of slices of TPUs on Google Kubernetes Engine, by kubectl; a pod is a host, and a process of the run.
 
-GKE tells the pods of a slice, and the slices, of each other (TPU_WORKER_HOSTNAMES, MEGASCALE_COORDINATOR_ADDRESS), and JAX joins them. A
-pod that does not end with 0 ends its Job, and the JobSet starts all Jobs again; with 2 (bad input) it ends the JobSet. A pod that is to go has
-two minutes to save, less on a node that is preempted.
+GKE tells the pods of a slice, and the slices, of each other (TPU_WORKER_HOSTNAMES, MEGASCALE_COORDINATOR_ADDRESS), and JAX joins
+them. A pod that does not end with 0 ends its Job, and the JobSet starts all Jobs again; with 2 (bad input) it ends the JobSet. A pod
+that is to go has two minutes to save, less on a node that is preempted.
 """
 
 from __future__ import annotations
@@ -25,8 +25,14 @@ def add_arguments(group) -> None:
     group.add_argument("--topology", required=True, help=f"of a slice: {tpu_slices.EXAMPLES}")
     group.add_argument("--slices", type=int, default=1, help="default: 1")
     group.add_argument("--image", required=True, help="with this repository as its working directory, and jax[tpu]")
-    group.add_argument("--claim", required=True, help="PersistentVolumeClaim of a volume that all pods write to, for the workdir")
-    group.add_argument("--mount", default="/mnt/runs", help="where it is mounted (default: /mnt/runs); a relative --workdir is below it")
+    group.add_argument(
+        "--claim", required=True, help="PersistentVolumeClaim of a volume that all pods write to, for the workdir"
+    )
+    group.add_argument(
+        "--mount",
+        default="/mnt/runs",
+        help="where it is mounted (default: /mnt/runs); a relative --workdir is below it",
+    )
     group.add_argument("--namespace", default="default", help="default: default")
 
 
@@ -41,11 +47,15 @@ def manifest(order: jobs.Order) -> dict:
     if options.slices < 1:
         raise UserError(f"--slices={options.slices} must be at least 1")
     if options.slices > 1 and where.hosts == 1:
-        raise UserError(f"--slices={options.slices}: {options.topology} has one host, and only slices of several can be joined")
+        raise UserError(
+            f"--slices={options.slices}: {options.topology} has one host, and only slices of several can be joined"
+        )
     mount = PurePosixPath(options.mount)
     workdir = mount / order.workdir.as_posix()  # itself, if absolute
     if not mount.is_absolute() or not workdir.is_relative_to(mount) or ".." in workdir.parts:
-        raise UserError(f"--workdir={order.workdir} is not below --mount={options.mount}, and a pod's own disk is lost with it")
+        raise UserError(
+            f"--workdir={order.workdir} is not below --mount={options.mount}, and a pod's own disk is lost with it"
+        )
     container = {
         "name": CONTAINER,
         "image": options.image,
@@ -129,7 +139,9 @@ def logs(job: dict, workdir: Path, lines: int, follow: bool) -> None:
         "batch.kubernetes.io/job-completion-index": 0,
     }
     chosen = ",".join(f"{label}={value}" for label, value in labels.items())
-    jobs.show(["kubectl", "logs", f"--selector={chosen}", *_where(job), f"--tail={lines}", *(["--follow"] if follow else [])])
+    jobs.show(
+        ["kubectl", "logs", f"--selector={chosen}", *_where(job), f"--tail={lines}", *(["--follow"] if follow else [])]
+    )
 
 
 def _command(order: jobs.Order) -> list[str]:

@@ -15,7 +15,12 @@ from ssl_jax.errors import UserError
 
 # The shell outlives the SIGTERM that is meant for the training, and writes down how that ended.
 SCRIPT = 'trap : TERM; "$@"; echo $? > "$0"'
-TOLD = {0: "finished", 2: "refused as bad input", jobs.SAVED: "stopped by SIGTERM, and saved", 143: "stopped by SIGTERM before the first step"}
+TOLD = {
+    0: "finished",
+    2: "refused as bad input",
+    jobs.SAVED: "stopped by SIGTERM, and saved",
+    143: "stopped by SIGTERM before the first step",
+}
 
 
 def add_arguments(group) -> None:
@@ -27,7 +32,16 @@ def command(order: jobs.Order) -> list[str]:
     if order.options.processes < 1:
         raise UserError(f"--processes={order.options.processes} must be at least 1")
     flags = [f"--processes={order.options.processes}", f"--max_restarts={order.max_restarts}"]
-    return ["sh", "-c", SCRIPT, str(order.workdir / "job.exit"), sys.executable, str(LAUNCHER), *order.arguments(), *flags]
+    return [
+        "sh",
+        "-c",
+        SCRIPT,
+        str(order.workdir / "job.exit"),
+        sys.executable,
+        str(LAUNCHER),
+        *order.arguments(),
+        *flags,
+    ]
 
 
 def describe(order: jobs.Order) -> str:
@@ -37,7 +51,9 @@ def describe(order: jobs.Order) -> str:
 def submit(order: jobs.Order) -> dict:
     (order.workdir / "job.exit").unlink(missing_ok=True)
     with _log(order.workdir).open("a") as log:
-        shell = subprocess.Popen(command(order), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        shell = subprocess.Popen(
+            command(order), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     return {"id": shell.pid, "host": os.uname().nodename, "born": _born(shell.pid)}
 
 

@@ -8,7 +8,6 @@ queue, as it does when a process is lost. On preemption, `scontrol requeue` and 
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +19,17 @@ from ssl_jax.errors import UserError
 PASSES_ON = True  # what is not understood is an option of sbatch
 OURS = {"array", "error", "job-name", "open-mode", "output", "ntasks", "nodes"}
 WARNING = 120  # seconds before the end of the time at which the tasks are told
-ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
 # Behind srun. 2 is bad input, which starting again does not mend.
 TEARDOWN = """code=$?
 if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then
@@ -32,7 +41,9 @@ exit "$code\""""
 def add_arguments(group) -> None:
     group.add_argument("--nodes", type=int, default=1, help="default: 1")
     group.add_argument("--processes_per_node", type=int, default=1, help="default: 1; on GPUs one for each")
-    group.add_argument("--setup", action="append", default=[], metavar="LINE", help="of shell, before the training; may be repeated")
+    group.add_argument(
+        "--setup", action="append", default=[], metavar="LINE", help="of shell, before the training; may be repeated"
+    )
     group.description = "and any option of sbatch: --partition=a100, --time=24:00:00, --gres=gpu:8, --exclusive, ..."
 
 
@@ -96,7 +107,9 @@ def _executor(order: jobs.Order):
 
     options = order.options
     if options.nodes < 1 or options.processes_per_node < 1:
-        raise UserError(f"--nodes={options.nodes} and --processes_per_node={options.processes_per_node} must be at least 1")
+        raise UserError(
+            f"--nodes={options.nodes} and --processes_per_node={options.processes_per_node} must be at least 1"
+        )
     told = _options(order.rest)
     # srun no longer takes it from sbatch (Slurm 22.05).
     per_task = [f"--cpus-per-task={told['cpus-per-task']}"] if "cpus-per-task" in told else []
@@ -142,9 +155,13 @@ def _remembered(job: dict) -> jobs.State:
     shown = ""
     if shutil.which("sacct") is not None:
         try:
-            shown = jobs.call(["sacct", "--jobs", job["id"], "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode"])
+            shown = jobs.call(
+                ["sacct", "--jobs", job["id"], "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode"]
+            )
         except UserError as error:
             if "accounting storage is disabled" not in str(error):
                 raise
     name, _, code = shown.strip().partition("|")
-    return jobs.State(False, f"{name.lower()}, exit code {code.partition(':')[0]}" if name else "no longer known to Slurm")
+    return jobs.State(
+        False, f"{name.lower()}, exit code {code.partition(':')[0]}" if name else "no longer known to Slurm"
+    )

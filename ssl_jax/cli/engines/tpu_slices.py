@@ -1,4 +1,7 @@
-"""Slices of TPUs as Google Cloud names and divides them (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, cloud.google.com/tpu/docs)."""
+"""Slices of TPUs as Google Cloud names and divides them.
+
+After cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus and cloud.google.com/tpu/docs.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +56,16 @@ def parse(topology: str) -> Slice:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
     if not match or match[1] not in KINDS:
-        raise UserError(f"--topology={topology} is unknown; give KIND:SHAPE like {EXAMPLES}; kinds are {', '.join(KINDS)}")
+        raise UserError(
+            f"--topology={topology} is unknown; give KIND:SHAPE like {EXAMPLES}; kinds are {', '.join(KINDS)}"
+        )
     kind, sides = KINDS[match[1]], [int(side) for side in match[2].split("x")]
     chips = math.prod(sides)
     if kind.flat and match[2] not in FLAT:
         raise UserError(f"--topology={topology}: {match[1]} has the shapes {', '.join(FLAT)}")
     if not kind.flat and (len(sides) != 3 or min(sides) < 1 or chips % 4):
-        raise UserError(f"--topology={topology}: {match[1]} has shapes of three sides, with a multiple of 4 chips, like 2x2x1 or 4x4x8")
+        raise UserError(
+            f"--topology={topology}: {match[1]} has shapes of three sides, with a multiple of 4 chips, like 2x2x1 or 4x4x8"
+        )
     # Hosts have 4 chips; v5e and v6e also come as one host of 8, or of 1.
     return Slice(kind, match[2], chips, 1 if kind.flat and chips <= 8 else chips // 4)

@@ -1,8 +1,8 @@
 """`submit --to=tpu-vm`: a Cloud TPU by gcloud: made if --topology is told, given the code, and started on every host.
 
-On each host a shell starts the training again when it fails, as `train --max_restarts` does on one machine: when one process is lost JAX ends the
-others, and all meet again. The TPU itself stays, and costs, until you delete it. A slice of several hosts needs a --workdir that all of them
-share. The code is sent from the current directory, which has to be that of this repository.
+On each host a shell starts the training again when it fails, as `train --max_restarts` does on one machine: when one process is lost
+JAX ends the others, and all meet again. The TPU itself stays, and costs, until you delete it. A slice of several hosts needs a
+--workdir that all of them share. The code is sent from the current directory, which has to be that of this repository.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from ssl_jax.cli.engines import tpu_slices
 from ssl_jax.errors import UserError
 
 SENT = ("launch.py", "ssl_jax", "configs", "requirements.txt")
-THERE = "ssl_jax_job"  # in the home of the TPU's hosts: the code, train.log, train.pid, and train.code once it has ended
+THERE = (
+    "ssl_jax_job"  # in the home of the TPU's hosts: the code, train.log, train.pid, and train.code once it has ended
+)
 SETUP = '{python} -m pip install --quiet --requirement requirements.txt "jax[tpu]"'
 # Arguments: how often, and the command. 2 is bad input, which starting again does not mend.
 LOOP = """code=1
@@ -25,7 +27,9 @@ for attempt in $(seq 0 "$0"); do
   sleep 5
 done
 echo $code > train.code"""
-ALIVE = "kill -0 -- -$(cat train.pid) 2> /dev/null"  # the whole session, as the shell may end before the training has saved
+ALIVE = (
+    "kill -0 -- -$(cat train.pid) 2> /dev/null"  # the whole session, as the shell may end before the training has saved
+)
 
 
 def add_arguments(group) -> None:
@@ -34,7 +38,9 @@ def add_arguments(group) -> None:
     group.add_argument("--topology", help=f"make the TPU first: {tpu_slices.EXAMPLES}")
     group.add_argument("--spot", action="store_true", help="with --topology, one that may be taken away")
     group.add_argument("--python", default="python3", help="of the hosts, 3.11 or later (default: python3)")
-    group.add_argument("--setup", default=SETUP, help=f"shell line on every host before the training (default: {SETUP})")
+    group.add_argument(
+        "--setup", default=SETUP, help=f"shell line on every host before the training (default: {SETUP})"
+    )
 
 
 def commands(order: jobs.Order) -> list[list[str]]:
@@ -48,14 +54,17 @@ def commands(order: jobs.Order) -> list[list[str]]:
         raise UserError("--spot is for a TPU that is made: say --topology, too")
     config = PurePosixPath(order.config.partition(":")[0])
     if config.is_absolute() or config.parts[0] != "configs" or ".." in config.parts:
-        raise UserError(f"--config={order.config} is not sent to the TPU; give one below configs/, from the directory of the repository")
+        raise UserError(
+            f"--config={order.config} is not sent to the TPU; give one below configs/, from the directory of the repository"
+        )
     made, zone = [], f"--zone={options.zone}"
     if options.topology:
         slice_ = tpu_slices.parse(options.topology)
         spot = ["--spot"] if options.spot else []
         made = [[*_gcloud("create"), options.vm, zone, *slice_.flags(), f"--version={slice_.kind.runtime}", *spot]]
     training = shlex.join([options.python, "launch.py", *order.arguments()])
-    start = f"nohup setsid bash -c {shlex.quote(LOOP)} {order.max_restarts} {training} >> train.log 2>&1 < /dev/null & echo $! > train.pid"
+    loop = f"setsid bash -c {shlex.quote(LOOP)} {order.max_restarts} {training}"
+    start = f"nohup {loop} >> train.log 2>&1 < /dev/null & echo $! > train.pid"
     setup = options.setup.replace("{python}", options.python)
     return [
         *made,

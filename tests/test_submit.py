@@ -1,0 +1,330 @@
+"""launch.py submit, status, logs, cancel: what would be sent, what is refused, and a job of this machine from end to end."""
+
+import json
+import os
+import pathlib
+import shlex
+
+import jsonschema
+import pytest
+import yaml
+from submitting import GKE, ROOT, SCHEMA, TPU, dry, error, submit, wait
+
+from ssl_jax.cli import jobs
+from ssl_jax.cli.engines import local, tpu_slices
+from ssl_jax.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+# ---------------------------------------------------------------------------------------------------- dry runs
+
+
+def test_slurm_script(tmp_path, capsys, no_programs):
+    flags = (
+        "--nodes=2",
+        "--processes_per_node=8",
+        "--partition=a100",
+        "--time=24:00:00",
+        "--exclusive",
+        "--cpus_per_task=4",
+    )
+    run = tmp_path / "My Run"
+    script = dry(capsys, run, "--to=slurm", *flags, "--setup=module load cuda", "--max_restarts=3", "--config.seed=7")
+    told = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert told >= {"nodes=2", "ntasks-per-node=8", "partition=a100", "time=24:00:00", "exclusive", "cpus-per-task=4"}
+    assert told >= {"requeue", "signal=TERM@120", "open-mode=append", "job-name=my-run"}
+    assert not any(line.startswith("wckey") for line in told)
+    lines = script.splitlines()
+    srun = next(i for i, line in enumerate(lines) if line.startswith("srun "))
+    assert "module load cuda" in lines[:srun] and "--cpus-per-task=4" in lines[srun]
+    assert next(line for line in lines[srun + 1 :] if line and not line.startswith("#")) == "code=$?"
+    assert "-lt 3 ]" in script and "'--config.seed=7'" in script and "'--saved_code=75'" in script
+    assert not run.exists()
+
+
+def test_slurm_without_a_time_takes_that_of_the_partition(tmp_path, capsys, no_programs):
+    assert "--time" not in dry(capsys, tmp_path / "a", "--to=slurm")
+
+
+def test_local_command(tmp_path, capsys):
+    text = dry(capsys, tmp_path / "a", "--to=local", "--processes=2", "--max_restarts=1", "--config.seed=7")
+    words = shlex.split(text)
+    assert words[0] == "setsid" and words[-1] == "&"
+    assert {"train", "--processes=2", "--max_restarts=1", "--config.seed=7", "--saved_code=75"} <= set(words)
+    assert not (tmp_path / "a").exists()
+
+
+def test_jobset(tmp_path, capsys, no_programs):
+    text = dry(capsys, "runs/Mine", *GKE, "--slices=2", "--max_restarts=50", "--namespace=vision", "--config.seed=7")
+    assert text.startswith("# kubectl create --namespace=vision --filename=-\n")
+    made = yaml.safe_load(text)
+    jsonschema.validate(made, SCHEMA)
+    assert made["metadata"]["name"] == "mine-1" and made["metadata"]["namespace"] == "vision"
+    assert made["spec"]["failurePolicy"]["maxRestarts"] == 50 and made["spec"]["network"]["subdomain"] == "mine-1"
+    (job,) = made["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert (job["replicas"], spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (2, 64, 64, 0)
+    pod = spec["template"]["spec"]
+    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] == 120
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "16x16",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+    assert container["command"][:4] == ["python", "launch.py", "train", "--config=configs/simclr.py:smoke"]
+    assert set(container["command"][4:]) == {"--workdir=/mnt/runs/runs/Mine", "--config.seed=7", "--saved_code=75"}
+    assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
+    assert not pathlib.Path("runs/Mine").exists()
+
+
+def test_commands_for_a_cloud_tpu(capsys, no_programs):
+    text = dry(capsys, "runs/mine", *TPU, "--topology=v4:4x4x4", "--spot", "--setup=echo ready")
+    commands = [[*shlex.split(line)] for line in text.replace("\n", "\0").replace("\0gcloud", "\ngcloud").split("\n")]
+    assert [command[4] for command in commands] == ["create", "ssh", "scp", "ssh"]
+    assert {
+        "pod",
+        "--zone=us-west4-a",
+        "--type=v4",
+        "--topology=4x4x4",
+        "--version=tpu-ubuntu2204-base",
+        "--spot",
+    } <= set(commands[0])
+    assert {"launch.py", "ssl_jax", "configs", "requirements.txt", "pod:ssl_jax_job/", "--worker=all"} <= set(
+        commands[2]
+    )
+    assert (
+        "--worker=all" in commands[3] and "echo ready" in commands[3][-1] and "--workdir=runs/mine" in commands[3][-1]
+    )
+    assert len(dry(capsys, "runs/mine", *TPU).split("gcloud ")) == 1 + 3  # a TPU that is there is not made
+
+
+@pytest.mark.parametrize(
+    ("topology", "hosts", "chips", "flags"),
+    [  # by cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus and cloud.google.com/tpu/docs
+        ("v4:2x2x1", 1, 4, ["--type=v4", "--topology=2x2x1"]),
+        ("v4:2x2x4", 4, 4, ["--type=v4", "--topology=2x2x4"]),
+        ("v5e:1x1", 1, 1, ["--accelerator-type=v5litepod-1"]),
+        ("v5e:2x4", 1, 8, ["--accelerator-type=v5litepod-8"]),
+        ("v5e:4x4", 4, 4, ["--accelerator-type=v5litepod-16"]),
+        ("v5e:16x16", 64, 4, ["--accelerator-type=v5litepod-256"]),
+        ("v5p:2x2x2", 2, 4, ["--accelerator-type=v5p-16"]),
+        ("v6e:8x8", 16, 4, ["--accelerator-type=v6e-64"]),
+    ],
+)
+def test_slices(topology, hosts, chips, flags):
+    found = tpu_slices.parse(topology)
+    assert (found.hosts, found.chips_of_host, found.flags()) == (hosts, chips, flags)
+
+
+# ---------------------------------------------------------------------------------------------------- JobSets and their schemas
+
+
+def jobset(capsys, *flags):
+    return yaml.safe_load(dry(capsys, "runs/a", *GKE, *flags))
+
+
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x4", "v5p:4x4x8", "v6e:4x8"])
+def test_jobsets_are_valid(capsys, no_programs, topology):
+    jsonschema.validate(jobset(capsys, f"--topology={topology}"), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("apiVersion",), "jobset.x-k8s.io/v1alpha1"),
+        (("spec", "failurePolicy", "maxRestarts"), "10"),
+        (("spec", "failurePolicy", "rules", 0, "action"), "Fail"),
+        (("spec", "network", "subDomain"), "a"),
+        (("spec", "replicatedJobs", 0, "name"), None),
+        (("spec", "replicatedJobs", 0, "template", "spec", "template"), None),
+        (("spec", "replicatedJobs", 0, "template", "spec", "completions"), 2.5),
+        (
+            (
+                "spec",
+                "replicatedJobs",
+                0,
+                "template",
+                "spec",
+                "podFailurePolicy",
+                "rules",
+                0,
+                "onExitCodes",
+                "operator",
+            ),
+            None,
+        ),
+    ],
+)
+def test_the_schema_refuses(capsys, no_programs, path, value):
+    made = jobset(capsys)
+    at = made
+    for key in path[:-1]:
+        at = at[key]
+    if value is None:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(made, SCHEMA)
+
+
+def test_its_jobs_and_pods_are_those_of_kubernetes(capsys, no_programs):
+    published = pytest.importorskip("kubernetes_validate", reason="make reference installs the schemas of Kubernetes")
+    (row,) = jobset(capsys)["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, **row["template"]}
+    published.validate(job, "1.31", strict=True)
+    job["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerport"] = 1
+    with pytest.raises(published.ValidationError):
+        published.validate(job, "1.31", strict=True)
+
+
+# ---------------------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--to=local", "--config.sead=1"), "unknown key config.sead; did you mean config.seed?"),
+        (("--to=local", "--config.baselines=('nothing',)"), "'nothing' is unknown"),
+        (("--to=local", "--nodes=2"), "argument '--nodes=2' is not understood with --to=local"),
+        (("--to=local", "--processes=0"), "--processes=0 must be at least 1"),
+        (("--to=local", "--max_restarts=-1"), "--max_restarts=-1 must not be negative"),
+        (("--to=slurm", "--nodes=0"), "--nodes=0"),
+        (("--to=slurm", "--ntasks-per-node=4"), "--ntasks-per-node is set by submit"),
+        (("--to=slurm", "partition=a100"), "'partition=a100' is not understood"),
+        (GKE[:3], "--claim"),
+        ((*GKE, "--topology=v5e:3x5"), "v5e has the shapes 1x1, 2x2"),
+        ((*GKE, "--topology=v9:4x4"), "--topology=v9:4x4 is unknown"),
+        ((*GKE, "--topology=v4:4x4"), "shapes of three sides"),
+        ((*GKE, "--topology=v5e:2x4", "--slices=2"), "has one host"),
+        ((*GKE, "--slices=0"), "--slices=0 must be at least 1"),
+        ((*GKE, "--partition=a100"), "argument '--partition=a100' is not understood with --to=gke"),
+        ((*TPU, "--spot"), "--spot is for a TPU that is made"),
+        (("--to=pbs",), "invalid choice"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_sent(tmp_path, capsys, programs, flags, told):
+    for name in ("sbatch", "kubectl", "gcloud"):
+        folder = programs(name)
+    workdir = "runs/never" if "gke" in flags[0] else tmp_path / "a"
+    assert submit(workdir, *flags) == 2
+    assert told in error(capsys)
+    assert not pathlib.Path(workdir).exists()
+    assert not [path.name for path in folder.iterdir() if path.suffix == ".calls"]
+
+
+def test_paths_that_do_not_get_there(tmp_path, capsys, no_programs):
+    assert submit(tmp_path / "a", *GKE) == 2
+    assert "is not below --mount=/mnt/runs" in error(capsys)
+    assert submit("../a", *GKE) == 2
+    assert "is not below --mount=/mnt/runs" in error(capsys)
+    assert submit(tmp_path / "a", *TPU, config=str(ROOT / "configs" / "simclr.py")) == 2
+    assert "is not sent to the TPU" in error(capsys)
+    assert submit(tmp_path / "a", "--to=local", config="configs/nothing.py") == 2
+    assert "no such file" in error(capsys)
+
+
+@pytest.mark.parametrize(("flags", "program"), [(("--to=slurm",), "sbatch"), (GKE, "kubectl"), (TPU, "gcloud")])
+def test_programs_that_are_not_installed(tmp_path, capsys, no_programs, flags, program):
+    mount = (f"--mount={tmp_path}",) if program == "kubectl" else ()
+    assert submit(tmp_path / "a", *flags, *mount) == 2
+    assert f"{program} is not installed here" in error(capsys)
+    assert not (tmp_path / "a" / "job.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["status", "cancel", "logs"])
+def test_a_workdir_without_a_job(tmp_path, capsys, verb):
+    assert main([verb, f"--workdir={tmp_path}"]) == 2
+    assert "nothing was submitted from it" in error(capsys)
+    assert main([verb, f"--workdir={tmp_path}", "--config.seed=1"]) == 2
+    assert "'--config.seed=1' is not understood" in error(capsys)
+
+
+# ---------------------------------------------------------------------------------------------------- this machine
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    def put(text):
+        path = tmp_path / "script.py"
+        path.write_text(text)
+        monkeypatch.setattr(local, "LAUNCHER", path)
+        return tmp_path / "a"
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (0, "finished"),
+        (2, "refused as bad input"),
+        (75, "stopped by SIGTERM, and saved"),
+        (9, "failed with exit code 9"),
+    ],
+)
+def test_how_a_local_job_ended(scripted, capsys, code, told):
+    run = scripted(f"print('hello')\nraise SystemExit({code})")
+    assert submit(run, "--to=local") == 0
+    assert told in wait(run, capsys, "ed")
+    assert main(["logs", f"--workdir={run}", "--lines=1", "--follow"]) == 0
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_a_local_job_that_is_gone_or_elsewhere(scripted, capsys):
+    run = scripted("import time\ntime.sleep(60)")
+    assert submit(run, "--to=local") == 0
+    job = json.loads((run / "job.json").read_text())
+    os.killpg(job["id"], 9)
+    assert "gone, without an exit code" in wait(run, capsys, "gone")
+    (run / "job.json").write_text(json.dumps({**job, "host": "another"}))
+    assert main(["status", f"--workdir={run}"]) == 2
+    assert "is a process of another; ask there" in error(capsys)
+
+
+def test_a_later_process_of_the_same_number_is_not_the_job(tmp_path):
+    job = {"id": os.getpid(), "host": os.uname().nodename, "born": "1"}
+    assert not local.state(job, tmp_path).alive
+    assert local.state({**job, "born": local._born(os.getpid())}, tmp_path).alive
+
+
+def test_logs_follow_until_the_end(tmp_path, capsys):
+    path, asked = tmp_path / "log", []
+    path.write_text("1\n2\n3\n")
+
+    def alive():
+        asked.append(1)
+        with path.open("a") as file:
+            file.write(f"more {len(asked)}\n")
+        return len(asked) < 2
+
+    jobs.tail(path, 2, True, alive)
+    assert capsys.readouterr().out == "2\n3\nmore 1\nmore 2\n"
+
+
+def test_submitted_cancelled_submitted_again(tmp_path, capsys, monkeypatch):
+    """A real training of this machine: it saves when it is cancelled, and goes on where it was."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    run, steps = tmp_path / "run", 120
+    every = [f"--config.{key}={steps}" for key in ("total_steps", "evaluate_every_steps", "checkpoint_every_steps")]
+    overrides = ["--config.baselines=()", *every]
+    assert submit(run, "--to=local", *overrides) == 0
+    assert "running; step" in wait(run, capsys, "step", "failed", "refused", seconds=600)
+    assert submit(run, "--to=local", *overrides) == 2
+    assert "is running; wait for it" in error(capsys)
+    assert main(["cancel", f"--workdir={run}"]) == 0
+    told = wait(run, capsys, "stopped", "failed", "finished", seconds=120)
+    assert "stopped by SIGTERM, and saved" in told
+    saved = int(told.split("step ")[1].split()[0])
+    assert 0 < saved < steps
+    assert submit(run, "--to=local", *overrides) == 0
+    assert "finished; step 120 is the last one logged" in wait(run, capsys, "finished", "failed", "stopped", seconds=600)
+    assert main(["logs", f"--workdir={run}", "--lines=1000"]) == 0
+    assert f"going on at step {saved} of {steps}" in capsys.readouterr().out
+    logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert logged == list(range(1, steps + 1))

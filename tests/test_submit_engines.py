@@ -1,0 +1,207 @@
+"""Slurm, GKE and Cloud TPU with their programs played by scripts: what they are sent, and what is made of their answers."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from submitting import GKE, ROOT, TPU, calls, dry, error, submit, wait
+
+from ssl_jax.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+# ---------------------------------------------------------------------------------------------------- Slurm
+
+
+def test_slurm_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
+    from submitit.core.utils import DelayedSubmission
+
+    programs("srun"), programs("scancel")
+    folder = programs("sbatch", "echo Submitted batch job 7")
+    run = tmp_path / "run"
+    shown = dry(capsys, run, "--to=slurm", "--partition=a100")
+    assert submit(run, "--to=slurm", "--partition=a100") == 0
+    assert "slurm job 7 submitted" in capsys.readouterr().out
+    sent = (run / "slurm" / "7_submission.sh").read_text()
+    assert sent in shown and len(calls(folder, "sbatch")) == 1
+    task = DelayedSubmission.load(run / "slurm" / "7_submitted.pkl")
+    assert task.function is os.execv and task.args[0] == sys.executable
+    assert all(f"#   {argument!r}" in shown for argument in task.args[1])
+    job = json.loads((run / "job.json").read_text())
+    assert (job["engine"], job["id"], job["number"]) == ("slurm", "7", 1) and sent in job["sent"]
+    assert job["command"][:2] == ["launch.py", "train"]
+
+    programs("scontrol", "echo JobId=7 JobState=RUNNING Reason=None Restarts=2 ExitCode=0:0")
+    assert main(["status", f"--workdir={run}"]) == 0
+    assert capsys.readouterr().out == "slurm job 7: running, started again 2 times\n"
+    assert submit(run, "--to=slurm") == 2
+    assert "slurm job 7" in (told := error(capsys)) and "launch.py cancel" in told
+    assert main(["cancel", f"--workdir={run}"]) == 0
+    assert calls(folder, "scancel") == ["7"]
+    assert len(calls(folder, "sbatch")) == 1
+
+    programs("scontrol", "echo JobId=7 JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=2:0")
+    capsys.readouterr()
+    assert main(["cancel", f"--workdir={run}"]) == 0
+    assert "had ended before: failed, NonZeroExitCode, exit code 2" in capsys.readouterr().out
+    assert submit(run, "--to=slurm") == 0 and json.loads((run / "job.json").read_text())["number"] == 2
+
+
+def test_slurm_that_refuses_forgets_or_is_down(tmp_path, capsys, programs):
+    programs("srun"), programs("sbatch", "echo 'sbatch: error: invalid partition specified: a100' >&2; exit 1")
+    assert submit(tmp_path, "--to=slurm", "--partition=a100") == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told == "error: sbatch refused the job: sbatch: error: invalid partition specified: a100"
+    assert not (tmp_path / "job.json").exists()
+
+    programs("sbatch", "echo Submitted batch job 7")
+    assert submit(tmp_path, "--to=slurm") == 0
+    programs("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    programs("sacct", "echo 'COMPLETED|0:0'")
+    capsys.readouterr()
+    assert main(["status", f"--workdir={tmp_path}"]) == 0
+    assert capsys.readouterr().out == "slurm job 7: completed, exit code 0\n"
+    programs("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert main(["status", f"--workdir={tmp_path}"]) == 0
+    assert "no longer known to Slurm" in capsys.readouterr().out
+    programs("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    assert submit(tmp_path, "--to=slurm") == 2  # who knows whether it is alive
+    assert "Unable to contact" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [(0, None, False), (2, None, False), (75, None, True), (137, 2, True), (75, 3, False)],
+)
+def test_the_script_of_slurm_queues_again_what_is_not_done(
+    tmp_path, capsys, programs, monkeypatch, code, restarts, again
+):
+    script = tmp_path / "script.sh"
+    script.write_text(dry(capsys, tmp_path / "a", "--to=slurm", "--max_restarts=3"))
+    programs("srun", f"exit {code}")
+    folder = programs("scontrol")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    if restarts is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+    assert subprocess.run(["bash", script]).returncode == code
+    assert calls(folder, "scontrol") == (["requeue 7"] if again else [])
+
+
+# ---------------------------------------------------------------------------------------------------- GKE
+
+
+def test_gke_gets_what_the_dry_run_shows(tmp_path, capsys, programs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = str(ROOT / "configs" / "simclr.py")
+    folder = programs("kubectl", f"cat > {tmp_path}/stdin")
+    shown = dry(capsys, "runs/a", *GKE, config=config)
+    assert submit("runs/a", *GKE, config=config) == 0
+    assert (tmp_path / "stdin").read_text() == shown.partition("\n")[2][:-1]  # less what `print` adds
+    assert calls(folder, "kubectl") == [shown.partition("\n")[0].removeprefix("# kubectl ")]
+    assert json.loads(pathlib.Path("runs/a/job.json").read_text())["id"] == "a-1"
+
+    def shows(status):
+        programs("kubectl", f"cat <<'END'\n{json.dumps({'status': status}) if status is not None else ''}\nEND")
+        capsys.readouterr()
+        assert main(["status", "--workdir=runs/a"]) == 0
+        return capsys.readouterr().out.strip()
+
+    row = {"name": "slice", "ready": 1, "failed": 0}
+    assert (
+        shows({"restarts": 1, "replicatedJobsStatus": [row]})
+        == "gke job a-1: alive, 1 slices ready, 0 failed, started again 1 times"
+    )
+    assert submit("runs/a", *GKE, config=config) == 2
+    assert "gke job a-1" in error(capsys)
+    assert (
+        main(["cancel", "--workdir=runs/a"]) == 0 and main(["logs", "--workdir=runs/a", "--lines=5", "--follow"]) == 0
+    )
+    delete, logs = calls(folder, "kubectl")[-2:]
+    assert delete == "delete jobset a-1 --namespace=default --wait=false"
+    assert logs.startswith("logs --selector=jobset.sigs.k8s.io/jobset-name=a-1,") and logs.endswith("--tail=5 --follow")
+    assert shows({"terminalState": "Completed"}) == "gke job a-1: completed, started again 0 times"
+    assert shows(None) == "gke job a-1: no longer there"
+    assert "name: a-2\n" in dry(capsys, "runs/a", *GKE, config=config)  # a JobSet that has ended may still be there
+
+    programs(
+        "kubectl",
+        "[ $1 = get ] || { echo 'Error from server (AlreadyExists): jobsets \"a-2\" already exists' >&2; exit 1; }",
+    )
+    assert submit("runs/a", *GKE, config=config) == 2
+    assert "already exists" in error(capsys)
+    assert json.loads(pathlib.Path("runs/a/job.json").read_text())["id"] == "a-1"
+
+
+# ---------------------------------------------------------------------------------------------------- a Cloud TPU
+
+
+GCLOUD = """
+if [ $4 = list ]; then echo READY; exit; fi
+for argument; do last=$argument; done
+if [ $4 = ssh ]; then cd {home} && bash -c "${{last#--command=}}"; fi
+"""
+
+
+def test_a_tpu_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
+    folder = programs("gcloud")
+    shown = dry(capsys, tmp_path / "a", *TPU, "--topology=v6e:4x4")
+    subprocess.run(["bash", "-c", shown], check=True)
+    expected = calls(folder, "gcloud")
+    assert submit(tmp_path / "a", *TPU, "--topology=v6e:4x4") == 0
+    assert len(expected) > 4 and calls(folder, "gcloud") == 2 * expected
+
+
+@pytest.fixture
+def host(tmp_path, programs):
+    """The home of a host whose python runs the text it is given."""
+    home = tmp_path / "home"
+    home.mkdir()
+    folder = programs("gcloud", GCLOUD.format(home=home))
+
+    def run(text):
+        (home / "train.py").write_text(text)
+        python = programs("play") / "play"
+        python.write_text(f'#!/bin/bash\nexec {sys.executable} {home}/train.py "$@"\n')
+        return ("--python=play", "--setup=true"), folder
+
+    return run
+
+
+def test_a_tpu_runs_and_is_cancelled(tmp_path, capsys, host):
+    flags, _ = host(
+        "import pathlib, signal, sys, time\n"
+        "def save(*_): pathlib.Path('saved').touch(); sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, save)\nprint('begun', *sys.argv[1:], flush=True)\ntime.sleep(60)"
+    )
+    assert submit(tmp_path / "a", *TPU, *flags) == 0
+    there, deadline = tmp_path / "home" / "ssl_jax_job", time.monotonic() + 30
+    while "begun" not in (there / "train.log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "begun launch.py train --config=configs/simclr.py:smoke" in (there / "train.log").read_text()
+    assert "running" in wait(tmp_path / "a", capsys, "running", "stopped")
+    assert submit(tmp_path / "a", *TPU, *flags) == 2
+    assert "tpu-vm job pod" in error(capsys)
+    assert main(["cancel", f"--workdir={tmp_path / 'a'}"]) == 0
+    assert "stopped" in wait(tmp_path / "a", capsys, "stopped", "failed", "finished")
+    assert (there / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [("[1, 0]", "finished"), ("[2, 0]", "failed with exit code 2"), ("[1, 1]", "failed with exit code 1")],
+)
+def test_a_tpu_starts_again_what_failed(tmp_path, capsys, host, codes, told):
+    flags, _ = host(
+        "import pathlib, sys\npath = pathlib.Path('count')\ncount = int(path.read_text()) if path.exists() else 0\n"
+        f"path.write_text(str(count + 1))\nsys.exit({codes}[count])"
+    )
+    assert submit(tmp_path / "a", *TPU, *flags, "--max_restarts=1") == 0
+    assert told in wait(tmp_path / "a", capsys, "finished", "failed", "stopped")
