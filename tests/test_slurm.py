@@ -1,0 +1,184 @@
+"""A real Slurm of one node: submit, requeue, the end of the time, cancel, bad input, two processes.
+
+`python -m pytest -m slow -s tests/test_slurm.py`, as root, after `apt-get install slurm-wlm`; it starts and stops a Slurm of its own
+(benchmarks/slurm_node.sh).
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+NODE = ROOT / "benchmarks" / "slurm_node.sh"
+STEPS = 60
+missing = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (apt-get install slurm-wlm)"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="benchmarks/slurm_node.sh wants root"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def node(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("slurm")
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(directory / "slurm.conf")
+    started = subprocess.run(
+        [NODE, "start", directory], env={**os.environ, "SLURM_NODE_PORT": "17817"}, capture_output=True, text=True
+    )
+    assert started.returncode == 0, started.stderr
+    yield
+    subprocess.run([NODE, "stop", directory], check=True)
+    if before is None:
+        del os.environ["SLURM_CONF"]
+    else:
+        os.environ["SLURM_CONF"] = before
+
+
+def launch(*arguments):
+    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "launch.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def submit(workdir, *flags, steps=STEPS):
+    every = [f"--config.{name}={steps}" for name in ("total_steps", "evaluate_every_steps", "checkpoint_every_steps")]
+    launch(
+        "submit",
+        "--to=slurm",
+        "--config=configs/simclr.py:smoke",
+        f"--workdir={workdir}",
+        "--config.baselines=()",
+        *every,
+        *flags,
+    )
+    return json.loads((workdir / "job.json").read_text())["id"]
+
+
+def lines(workdir):
+    path = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def until(condition, told, seconds=900):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.5)
+
+
+def trains(workdir, step):
+    until(lambda: len(lines(workdir)) >= step, lambda: launch("logs", f"--workdir={workdir}"))
+
+
+def slurm(job):
+    shown = subprocess.run(
+        ["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True, check=True
+    ).stdout
+    return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+
+
+def ends(workdir, job):
+    final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    until(lambda: slurm(job)["JobState"] in final, lambda: launch("logs", f"--workdir={workdir}"))
+    return slurm(job)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A job that nothing happens to."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    told = ends(workdir, submit(workdir))
+    assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("COMPLETED", "0:0", "0")
+    assert [row["step"] for row in lines(workdir)] == list(range(1, STEPS + 1))
+    return workdir
+
+
+def test_requeued(whole, tmp_path):
+    """It saves, waits, goes on where it was, and its numbers are those of the job that nothing happened to."""
+    workdir = tmp_path / "run"
+    job = submit(workdir)
+    trains(workdir, 5)
+    assert "running" in launch("status", f"--workdir={workdir}")
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    told = ends(workdir, job)
+    assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("COMPLETED", "0:0", "1")
+    log = launch("logs", f"--workdir={workdir}", "--lines=10000")
+    saved = int(log.split("SIGTERM at step ")[1].split(":")[0])
+    assert f"going on at step {saved} of {STEPS}" in log and 5 <= saved < STEPS
+    print(f"requeued at step {saved}")
+    assert lines(workdir) == lines(whole)
+    assert "completed, started again 1 times, exit code 0" in launch("status", f"--workdir={workdir}")
+
+
+def test_at_the_end_of_its_time(tmp_path):
+    """Slurm warns, and the job that is not done puts itself into the queue again."""
+    workdir = tmp_path / "run"
+    job = submit(workdir, "--time=2", "--signal=TERM@30", steps=100000)
+    until(lambda: slurm(job)["Restarts"] == "1", lambda: launch("logs", f"--workdir={workdir}"))
+    until(
+        lambda: "going on at step" in launch("logs", f"--workdir={workdir}"),
+        lambda: launch("logs", f"--workdir={workdir}"),
+    )
+    log = launch("logs", f"--workdir={workdir}", "--lines=100000")
+    saved = int(log.split("SIGTERM at step ")[1].split(":")[0])
+    assert f"going on at step {saved} of" in log
+    print(f"warned at step {saved}")
+    launch("cancel", f"--workdir={workdir}")
+    assert ends(workdir, job)["JobState"] == "CANCELLED"
+
+
+def test_cancelled(tmp_path):
+    """It saves and stays away, and submitted again it goes on."""
+    workdir = tmp_path / "run"
+    job = submit(workdir, steps=2000)
+    trains(workdir, 5)
+    launch("cancel", f"--workdir={workdir}")
+    assert ends(workdir, job)["JobState"] == "CANCELLED" and slurm(job)["Restarts"] == "0"
+    saved = int(launch("logs", f"--workdir={workdir}").split("SIGTERM at step ")[1].split(":")[0])
+    job = submit(workdir, steps=2000)
+    trains(workdir, saved + 1)
+    assert f"going on at step {saved} of" in launch("logs", f"--workdir={workdir}")
+    launch("cancel", f"--workdir={workdir}")
+    ends(workdir, job)
+
+
+def test_bad_input_is_not_tried_again(tmp_path):
+    workdir = tmp_path / "run"
+    told = ends(workdir, job := submit(workdir, "--config.data.name=/no/such/folder"))
+    assert (told["JobState"], told["ExitCode"], slurm(job)["Restarts"]) == ("FAILED", "2:0", "0")
+
+
+def test_two_processes_requeued(whole, tmp_path):
+    """JAX joins the tasks of srun; SIGTERM saves in both."""
+    workdir = tmp_path / "run"
+    job = submit(workdir, "--processes_per_node=2")
+    trains(workdir, 5)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    told = ends(workdir, job)
+    assert (told["JobState"], told["Restarts"]) == ("COMPLETED", "1")
+    log = launch("logs", f"--workdir={workdir}", "--lines=10000")
+    assert "process 0 of 2 (Slurm)" in log and "SIGTERM at step" in log and "going on at step" in log
+    print("requeued", log.split("SIGTERM at ")[1].split(":")[0])
+    ours, theirs = lines(workdir), lines(whole)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for a, b in zip(ours[:10], theirs[:10], strict=True):
+        assert a["ssl/loss"] == pytest.approx(b["ssl/loss"], rel=1e-4)
