@@ -323,7 +323,9 @@ def test_submitted_cancelled_submitted_again(tmp_path, capsys, monkeypatch):
     saved = int(told.split("step ")[1].split()[0])
     assert 0 < saved < steps
     assert submit(run, "--to=local", *overrides) == 0
-    assert "finished; step 120 is the last one logged" in wait(run, capsys, "finished", "failed", "stopped", seconds=600)
+    assert "finished; step 120 is the last one logged" in wait(
+        run, capsys, "finished", "failed", "stopped", seconds=600
+    )
     assert main(["logs", f"--workdir={run}", "--lines=1000"]) == 0
     assert f"going on at step {saved} of {steps}" in capsys.readouterr().out
     logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
