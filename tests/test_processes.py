@@ -50,6 +50,7 @@ def scripted(tmp_path, monkeypatch):
         path.write_text(f"{head}\n{text}")
         monkeypatch.setattr(local, "LAUNCHER", path)
         monkeypatch.setattr(local, "GRACE", 1.0)
+        monkeypatch.setattr(local, "LAST", 2.0)
         monkeypatch.setattr(local, "KILL", 1.0)
         return local.supervise([], processes, tmp_path / "run", max_restarts)
 
@@ -70,6 +71,7 @@ def test_all_end_well(scripted, tmp_path):
             "process 1 ended with SIGKILL, process 0 did not",
         ),
         ("os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else os.abort()", "process 1 did not answer and was killed"),
+        ("sys.exit(0) if me == 1 else time.sleep(99)", "process 0 did not answer and was killed"),
     ],
 )
 def test_one_that_fails_is_named_and_the_others_ended(scripted, caplog, text, told):

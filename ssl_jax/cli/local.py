@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,8 +18,9 @@ from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-GRACE = 20.0  # seconds that the others are given to end by themselves once one has ended
-KILL = 10.0  # seconds between SIGTERM and SIGKILL
+GRACE = 5.0  # seconds that the others are given to end by themselves once one has failed
+LAST = 300.0  # and once one has ended well: process 0 writes the report when the others have nothing to do any more
+KILL = 5.0  # seconds between SIGTERM and SIGKILL
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
 
 
@@ -56,18 +58,17 @@ def _once(arguments, processes, workdir, asked) -> tuple[int, str]:
     with contextlib.ExitStack() as files:
         running = _start(arguments, processes, workdir, files)
         ended: dict[int, int] = {}  # {process: exit code}, in the order in which they ended
-        deadline, passed_on = None, False
+        deadline, passed_on = math.inf, False
         while len(ended) < processes:
             time.sleep(0.1)
             for i, process in enumerate(running):
                 if i not in ended and process.poll() is not None:
                     ended[i] = process.returncode
+                    deadline = min(deadline, time.monotonic() + (LAST if process.returncode == 0 else GRACE))
             if asked and not passed_on:
                 passed_on = True
                 _signal(running, signal.SIGTERM)
-            if ended and deadline is None:
-                deadline = time.monotonic() + GRACE
-            if deadline is not None and time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 break
         silent = [i for i in range(processes) if i not in ended]
         _end(running)
