@@ -7,6 +7,10 @@ Variants:
   :smoke          the same in seconds, for tests
   :cifar10_small  JPEG CIFAR-10, ResNet-10 of width 1/4
   :imagenet       ResNet-50, 90 epochs, SGD-Nesterov 0.1 x B / 256. Published: torchvision ResNet-50 76.1
+  :imagenet_vit_g14  ViT-g/14 with FSDP, rematerialisation and its blocks in one loop. Recipe of MAE's supervised baseline for ViT-H
+                  (He et al. 2022, arXiv:2111.06377, A.2: AdamW 1e-4 x B / 256, betas .9 and .95, decay 0.3, batch 4096, 20 of 200
+                  epochs of warm-up; published for H: 83.1), without RandAugment, mixup, CutMix, drop path and averaged weights,
+                  which are not here: a recipe for rehearsals, not yet one for a figure
   :finetune       embedded scenes with one tenth of the labels, from the middle of SimCLR v2's head:
                   --config.warm_start.workdir=<a run of configs/simclr.py>
   :imagenet_10pct SimCLR v2 fine-tuning on 10 % of the labels (batch 1024, LARS 0.16, 30 epochs). Published: 68.4 (ResNet-50)
@@ -15,6 +19,7 @@ Variants:
 import ml_collections
 
 from configs import common, simclr
+from ssl_jax.models.vit import TENSOR_RULES
 
 
 def scenes(config):
@@ -67,6 +72,18 @@ def imagenet(config):
     config.log_every_steps, config.baselines, config.best_metric = 50, (), ""
 
 
+def imagenet_vit_g14(config):
+    imagenet(config)
+    config.batch_size = 4096
+    config.total_epochs = 200.0
+    config.model.encoder = dict(name="vit", variant="g/14", remat="full", scan=True)
+    config.optim = dict(
+        net=dict(name="adamw", lr=1e-4, lr_scale="linear", b2=0.95, weight_decay=0.3, warmup_epochs=20.0)
+    )
+    config.mesh = dict(data=-1, fsdp=16, tensor=1)
+    config.sharding = (*TENSOR_RULES, (".*", "fsdp"))
+
+
 def finetune(config):
     scenes(config)
     config.data.train_split = "train[:10%]"
@@ -92,7 +109,8 @@ def imagenet_10pct(config):
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("supervised")
-    named = {"": scenes, "smoke": smoke, "cifar10_small": cifar10_small, "imagenet": imagenet, "finetune": finetune,
+    named = {"": scenes, "smoke": smoke, "cifar10_small": cifar10_small, "imagenet": imagenet,
+             "imagenet_vit_g14": imagenet_vit_g14, "finetune": finetune,
              "imagenet_10pct": imagenet_10pct}  # fmt: skip
     common.variant_of(variant, named)(config)
     return config

@@ -12,6 +12,7 @@ from ssl_jax.engine import sharding
 from ssl_jax.models.encoders import build_encoder
 from ssl_jax.rehearsal.collectives import Collective, collectives
 from ssl_jax.rehearsal.flops import Count, count
+from ssl_jax.rehearsal.largest import largest
 from ssl_jax.rehearsal.replicas import axes_of, groups_of
 
 
@@ -68,6 +69,15 @@ def test_rematerialisation_is_counted_as_it_runs():
     assert again == Count(7 * cube, repeated=cube)  # the first product; the second is not needed
     in_loop = lambda x, w: lax.scan(lambda x, _: (jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)(x), None), x, None, length=3)[0].sum()  # noqa: E731
     assert flops(jax.grad(in_loop, (0, 1)), (4, 4), (4, 4)) == Count(21 * cube, repeated=3 * cube)
+
+
+def test_the_largest_results_of_a_trace():
+    """Within a loop, too; their bytes as spread over the devices, equal shapes once."""
+    body = lambda x, _: (jnp.sum(x @ x.T @ x, 0, keepdims=True) + x, None)  # noqa: E731
+    program = jax.make_jaxpr(lambda x: lax.scan(body, x, None, length=3)[0])(jax.ShapeDtypeStruct((64, 8), jnp.bfloat16))
+    found = largest(program, devices=4, most=2)
+    assert [(x["bytes"], x["shape"]) for x in found] == [(64 * 64 * 2 // 4, "bf16[64,64]"), (64 * 8 * 2 // 4, "bf16[64,8]")]
+    assert found[0]["of"] == "dot_general"
 
 
 def test_a_program_of_each_device_counts_for_all():
@@ -197,4 +207,8 @@ def test_a_program_of_tpus_is_read():
         Collective("reduce-scatter", "data+fsdp", 8, 12, 12 * 64 * 128 * 2),
         Collective("collective-permute", "data", 2, 1, 4 * 4),
     }
+    sent = '  %s = (f32[32,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:15}"}\n'
+    found, _ = collectives(TPU.replace("  %loop", sent + "  %loop"), MESH)
+    assert Collective("send", "slices", 2, 1, 32 * 8 * 128 * 4) in found  # to the other slice of a job
     assert collectives(TPU.replace("constant(12)", "parameter(0)"), MESH)[1] > 0

@@ -124,6 +124,11 @@ def test_mistakes_are_one_line(capsys, monkeypatch):
     )
     assert "does not exist; or" not in fails(capsys, SIMCLR, "--topology=cpu:8", "--config.mesh.fsdp=3")
     told = fails(capsys, SIMCLR, "--topology=cpu:8", "--config.data.name=/none")
+    assert "is larger than data 'scenes' split 'train[:512]' (512 examples)" in fails(
+        capsys, SIMCLR, "--topology=cpu:8", "--config.batch_size=1024", "--config.total_steps=3"
+    )
+    assert "--slices=2: give 1 or more, of TPUs" in fails(capsys, SIMCLR, "--topology=cpu:8", "--slices=2")
+    assert "--fit needs devices whose memory and speed are known" in fails(capsys, SIMCLR, "--topology=cpu:8", "--fit")
     assert "or say what is in it: --config.data.examples=N" in told
     assert "has no split 'nope'; it has train, test" in fails(capsys, SIMCLR, "--topology=cpu:8", "--config.data.train_split=nope")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -151,6 +156,10 @@ def test_the_slowest_resource_binds():
         {"step_seconds": 0.02, "images_per_second": 3200, "mfu": 0.5, "hours": 0.01, "chip_hours": 0.04}
     )
     assert [x["step_seconds"] for x in told["expected"]] == pytest.approx([0.02 / 0.76, 0.02 / 0.32])
+    send = Collective("send", "slices", 2, 1, 10**8)
+    apart = roofline.times(chip, 0, 0, [*found, send])
+    assert (apart["network"], apart["slices"]) == pytest.approx((busy["network"], 1e8 / 3.125e9))
+    assert "slices" not in roofline.times(CHIPS["v5p"], 0, 0, [send])  # how fast nobody says
     assert roofline.hosts_need(3200, 2, 800) == {"hosts": 2, "images_per_second": 1600, "cores": 2, "rate_of_core": 800}
     assert roofline.moved_bytes(100, 10, 30) == 300  # a loop of three
     assert roofline.moved_bytes(100, 10, 5) == 100
@@ -187,7 +196,7 @@ def test_what_does_not_fit_is_an_answer(monkeypatch, tmp_path, capsys):
     ]
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1
-    assert "this does not fit; use more or larger chips" in printed.err
+    assert "this does not fit; the same with --fit looks for what does, or use more or larger chips" in printed.err
     assert "bf16[64,257,4096]" in printed.out
     assert exhausted("INTERNAL: another") is None
     far = (
@@ -208,6 +217,8 @@ def test_a_slice_of_tpus():
     assert (len(where.devices), where.chips, where.hosts) == (8, 8, 2)
     where = open_topology("v3:4x4")
     assert (len(where.devices), where.chips) == (32, 16)  # two cores in a chip
+    where = open_topology("v5e:4x4", slices=2)
+    assert (len(where.devices), where.chips, where.hosts, where.slices) == (32, 32, 8, 2)
     with pytest.raises(UserError, match="--topology=v5e:3x5: "):
         open_topology("v5e:3x5")
 

@@ -12,6 +12,7 @@ from ssl_jax.cli import config as configs
 from ssl_jax.cli.assemble import check_inputs, fill_in, make_run
 from ssl_jax.cli.workdir import read_config
 from ssl_jax.data.catalogue import facts
+from ssl_jax.data.pipeline import check_size
 from ssl_jax.engine import loop, sharding
 from ssl_jax.engine.method import Method
 from ssl_jax.errors import UserError
@@ -41,6 +42,7 @@ def assemble_abstract(config, devices, platform: str) -> Abstract:
     method = build_method(config)
     frozen |= {name: jax.eval_shape(read) for name, read in method.frozen.items()}
     check_inputs(config, method, known.shapes, mesh)
+    check_size(config.batch_size, config.data.name, config.data.train_split, known.examples)
     run, _, example = make_run(config, method, mesh, total, frozen, abstract=True)
     return Abstract(config, method, run, example, total)
 

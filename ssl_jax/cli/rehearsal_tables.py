@@ -10,6 +10,7 @@ WORDS = {
     "compute": "compute, at its peak",
     "memory": "memory, an estimate from above",
     "network": "network, all links of a chip at once",
+    "slices": "network between slices",
 }
 
 
@@ -18,7 +19,7 @@ def show(told: dict, file) -> None:
     console = Console(file=file, width=118, highlight=False)
     mesh = " x ".join(f"{axis} {size}" for axis, size in told["mesh"].items() if size > 1) or "one device"
     console.print(
-        f"[bold]{told['config']}[/bold] {' '.join(told['overrides'])} on {told['topology']}: {mesh}, batch {told['batch_size']}, "
+        f"[bold]{told['config']}[/bold] {' '.join(told['overrides'])} on {_devices(told)}: {mesh}, batch {told['batch_size']}, "
         f"{told['dtype']}, {told['steps']:,} steps"
     )
     parameters = {**told["parameters"], "trained together": told["trained"]}
@@ -41,6 +42,51 @@ def show(told: dict, file) -> None:
             "At that bound each of {hosts} hosts reads {images_per_second:,.0f} images/s: {cores:.1f} cores at {rate_of_core:.0f} "
             "images/s and core.".format(**told["hosts"])
         )
+
+
+def show_fit(told: dict, file) -> None:
+    """Print what `cli.fit` found."""
+    console = Console(file=file, width=118, highlight=False)
+    fitting = [row for row in told["candidates"] if row["fits"]]
+    console.print(
+        f"[bold]{told['config']}[/bold] {' '.join(told['overrides'])} on {_devices(told)}: "
+        f"{len(fitting)} of {len(told['candidates'])} candidates fit"
+    )
+    headings = ("data x fsdp x tensor", "batch", "remat", "memory", "step", "images/s", "expected", "binds")
+    if fitting:
+        worst, best = (f"{100 * share:.0f} %" for share in fitting[0]["prediction"]["reached"])
+        title = f"prediction, at a bound; expected: published runs reached {worst} to {best} of it"
+        console.print(_candidates(title, headings, fitting))
+    others = [row for row in told["candidates"] if not row["fits"]]
+    if others:
+        console.print(_candidates("does not fit", (*headings[:4], "largest buffer", "made by"), others))
+    if told["own"] and not told["own"]["fits"]:
+        console.print(f"As it stands the config does not fit: it needs {size(told['own']['bytes'])}.")
+    if told["flags"]:
+        console.print("The fastest: " + " ".join(told["flags"]))
+
+
+def _candidates(title: str, headings: tuple[str, ...], rows: list[dict]) -> Table:
+    table = _table(title)
+    for heading in headings:
+        right = heading in ("batch", "memory", "step", "images/s", "expected")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        cells = [" x ".join(str(n) for n in row["mesh"].values()), f"{row['batch_size']:,}", row["remat"] or "-", size(row["bytes"])]
+        if row["fits"]:
+            prediction = row["prediction"]
+            bound, (high, low) = prediction["bound"], (x["images_per_second"] for x in prediction["expected"])
+            cells += [f"{1e3 * bound['step_seconds']:,.1f} ms", f"{bound['images_per_second']:,.0f}", f"{low:,.0f} to {high:,.0f}"]
+            cells += [prediction["binding"]]
+        else:
+            largest = (row["exhausted"]["largest"] or [{"shape": "not named", "bytes": 0, "of": ""}])[0]
+            cells += [f"{largest['shape']} {size(largest['bytes'])}", largest["of"]]
+        table.add_row(*cells)
+    return table
+
+
+def _devices(told: dict) -> str:
+    return told["topology"] if told["slices"] == 1 else f"{told['slices']} slices {told['topology']}"
 
 
 def size(n: int) -> str:
@@ -92,7 +138,8 @@ def _prediction(prediction: dict) -> Table:
 
 def _exhausted(found: dict) -> Table:
     used = f"{size(found['used'])} of {size(found['limit'])}" if found["used"] else found["message"]
-    table = _table(f"it does not fit: {used}; the largest buffers")
+    which = "results in the trace, were they spread evenly" if found.get("traced") else "buffers"
+    table = _table(f"it does not fit: {used}; the largest {which}")
     for heading, width in (("size", 10), ("shape", 30), ("made by", 50)):
         table.add_column(heading, min_width=width, overflow="fold")
     for buffer in found["largest"] or [{"bytes": found["used"] or 0, "shape": "not named", "of": ""}]:

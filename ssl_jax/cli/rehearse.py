@@ -2,6 +2,7 @@
 
   python launch.py rehearse --config=configs/simclr.py:imagenet --topology=cpu:8
   python launch.py rehearse --config=configs/vq_prior.py:imagenet256_base --topology=v5e:16x16 --output=rehearsal.json
+  python launch.py rehearse --config=configs/supervised.py:imagenet_vit_g14 --topology=v5p:4x4x4 --fit
 
 It is the step that `train` runs: the same method, optimizers, shardings and donated state, for `config.mesh` over all devices of the
 topology. A stage without a workdir is that of its recipe. Sizes of data are known for common datasets; say --config.data.examples=N
@@ -9,6 +10,9 @@ topology. A stage without a workdir is that of its recipe. Sizes of data are kno
 
 TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU. For them the time of a step is predicted: the bound of the
 slowest of arithmetic, memory and network, and the band in which published runs lay. Exit code 1: it does not fit into the memory.
+
+--fit tries meshes, batches (half, twice) and rematerialisations, and prints those that fit by predicted images per second. Another
+batch is another recipe: its rates are the config's, scaled as the config says.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ import jax
 
 from ssl_jax.cli import config as configs
 from ssl_jax.cli.abstract import Abstract, assemble_abstract
-from ssl_jax.cli.rehearsal_tables import show
+from ssl_jax.cli.fit import fit
+from ssl_jax.cli.rehearsal_tables import show, show_fit
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.rehearsal import flops, memory, roofline
 from ssl_jax.rehearsal.collectives import collectives, table
 from ssl_jax.rehearsal.exhausted import exhausted
+from ssl_jax.rehearsal.largest import largest
 from ssl_jax.rehearsal.topology import EXAMPLES, Slice, open_topology
 
 # With less optimisation compilers take seconds instead of minutes. On TPUs, in four programs that were compiled both ways, temporaries
@@ -38,6 +44,8 @@ DECODED = 860.0
 def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     sub.add_argument("--topology", required=True, help=f"devices to compile for: {EXAMPLES}")
+    sub.add_argument("--slices", type=int, default=1, help="how many such slices, joined by the network of their hosts (default: 1)")
+    sub.add_argument("--fit", action="store_true", help="look for a mesh, a batch and a rematerialisation that fit, the fastest first")
     sub.add_argument("--effort", choices=("quick", "full"), default="quick", help="of the compiler (default: quick)")
     sub.add_argument(
         "--decode-rate", type=float, default=DECODED, help=f"images that a core of a host reads per second (default: {DECODED:.0f})"
@@ -46,18 +54,25 @@ def add_arguments(sub) -> None:
 
 
 def main(args, overrides) -> int:
-    where = open_topology(args.topology)
-    this = assemble_abstract(configs.load(args.config, overrides), where.devices, where.platform)
-    told = {"config": args.config, "overrides": list(overrides), "topology": args.topology}
-    told |= rehearse(this, where, QUICK[where.platform] if args.effort == "quick" else {}, args.decode_rate)
-    show(told, sys.stdout)
+    where = open_topology(args.topology, args.slices)
+    config = configs.load(args.config, overrides)
+    told = {"config": args.config, "overrides": list(overrides), "topology": args.topology, "slices": args.slices}
+    options = QUICK[where.platform] if args.effort == "quick" else {}
+    if args.fit:
+        told |= fit(config, where, lambda this: rehearse(this, where, options, args.decode_rate))
+        fits, remedy = bool(told["flags"]), "nothing that was tried fits; use more or larger chips"
+        show_fit(told, sys.stdout)
+    else:
+        this = assemble_abstract(config, where.devices, where.platform)
+        told |= rehearse(this, where, options, args.decode_rate)
+        fits, remedy = told["fits"], "this does not fit; the same with --fit looks for what does, or use more or larger chips"
+        show(told, sys.stdout)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, told)
-    if not told["fits"]:
-        print("error: this does not fit; use more or larger chips, a smaller config.batch_size, more config.mesh.fsdp, or remat='full' "
-              "where the model has it", file=sys.stderr)  # fmt: skip
-    return 0 if told["fits"] else 1
+    if not fits:
+        print(f"error: {remedy}", file=sys.stderr)
+    return 0 if fits else 1
 
 
 def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = DECODED) -> dict:
@@ -73,11 +88,12 @@ def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = D
     try:
         compiled = lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
-        told["exhausted"] = exhausted(str(error))
-        if told["exhausted"] is None:
+        found = exhausted(str(error))
+        if found is None:
             raise
-        return {**told, "fits": False}
-    told["seconds"]["compiling"] = clock() - start
+        return {**told, "fits": False, "exhausted": _with_largest(found, traced, this)}
+    finally:
+        told["seconds"]["compiling"] = clock() - start
     told["compiled_bytes"] = memory.of_program(compiled)
     found, endless = collectives(compiled.as_text(), this.run.mesh.shape)
     told["collectives"], told["collectives_in_endless_loops"] = table(found), endless
@@ -92,7 +108,19 @@ def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = D
         )
         told["prediction"]["chips"] = where.chips
         told["hosts"] = roofline.hosts_need(told["prediction"]["bound"]["images_per_second"], where.hosts, decode_rate)
+    if where.chip and where.platform != "tpu" and told["compiled_bytes"]["total"] > where.chip.memory:  # TPUs' compiler says so itself
+        used, limit = told["compiled_bytes"]["total"], int(where.chip.memory)
+        found = {"message": "memory of the compiled step", "used": used, "limit": limit, "largest": []}
+        return {**told, "fits": False, "exhausted": _with_largest(found, traced, this)}
     return {**told, "fits": True}
+
+
+def _with_largest(found: dict, traced, this: Abstract) -> dict:
+    """Where the compiler names no buffers, those of the trace."""
+    if found["largest"]:
+        return found
+    spread = this.run.mesh.shape["data"] * this.run.mesh.shape["fsdp"]
+    return {**found, "largest": largest(traced.jaxpr, spread), "traced": True}
 
 
 def describe(this: Abstract) -> dict:

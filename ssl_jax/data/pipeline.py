@@ -56,6 +56,14 @@ def _check_keys(source: Source, keys: Keys) -> dict[str, str]:
     return keys
 
 
+def check_size(batch_size: int, name: str, split: str, examples: int) -> None:
+    """Raises UserError for a batch of training that is larger than its data."""
+    if batch_size > examples:
+        raise UserError(
+            f"batch size {batch_size} is larger than data '{name}' split '{split}' ({examples} examples); choose a smaller batch size"
+        )
+
+
 class _Cache:
     """Decoded columns of a source, filled at first use. Two threads may fill the same row: with the same content."""
 
@@ -254,11 +262,7 @@ class TrainBatches(_Batches):
           seed: of the order and of the crops; 0 <= seed < 2**32.
           keys: features of a batch, or {name: feature}; 'label' is left out where the source has none.
         """
-        if batch_size > len(source):
-            raise UserError(
-                f"batch size {batch_size} is larger than data '{source.name}' split '{source.split}' "
-                f"({len(source)} examples); choose a smaller batch size"
-            )
+        check_size(batch_size, source.name, source.split, len(source))
         if not 0 <= seed < 2**32:
             raise UserError(f"seed {seed} is not within 0 ... 2**32 - 1; choose another")
         super().__init__(source, ops, batch_size, process_index, process_count, keys)

@@ -27,7 +27,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models import common
 from ssl_jax.models.encoders import build_encoder
 from ssl_jax.models.resnet import ResNet, is_bottleneck
-from ssl_jax.models.vit import ViT, parse_variant, sincos2d
+from ssl_jax.models.vit import ViT, parse_variant, sincos2d, stack, unstack
 
 Tree = Any
 StateDict = Mapping[str, Any]  # name -> array or CPU tensor
@@ -70,6 +70,7 @@ def to_torch(
     Raises UserError where PyTorch's model would compute something else, or without the image size.
     """
     module = _checked_encoder(spec)
+    params = unstack(params) if _scans(module) else params
     state = {}
     for collection, tree in (("params", params), ("batch_stats", batch_stats)):
         for path, value in flatten_dict(tree, sep="/").items():
@@ -109,7 +110,8 @@ def from_torch(spec: Mapping[str, Any], state_dict: StateDict) -> tuple[Tree, Tr
             raise UserError("'pos_embed' is not the fixed sincos2d table; import it with position='learned'")
 
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    expected = jax.eval_shape(functools.partial(common.init_variables, module), jax.random.key(0), images)
+    single = module.clone(scan=False) if _scans(module) else module  # PyTorch's blocks are separate
+    expected = jax.eval_shape(functools.partial(common.init_variables, single), jax.random.key(0), images)
     trees, problems = [], []
     for tree in expected:
         flat = {}
@@ -129,7 +131,12 @@ def from_torch(spec: Mapping[str, Any], state_dict: StateDict) -> tuple[Tree, Tr
     if problems:
         shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
         raise UserError(f"the weights do not fit {dict(spec)}: {shown} ({len(problems)} in all); correct the config")
-    return tuple(trees)
+    params, batch_stats = trees
+    return stack(params) if _scans(module) else params, batch_stats
+
+
+def _scans(module):
+    return isinstance(module, ViT) and module.scan
 
 
 def _checked_encoder(spec):

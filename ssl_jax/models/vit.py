@@ -43,14 +43,15 @@ REMATS = {  # what the backward pass keeps of each block
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Heads and MLP channels are split over 'tensor'; everything not named here is replicated along it.
+# Heads and MLP channels are split over 'tensor', the other side of each matrix over 'fsdp'; nothing else is split over 'tensor'.
+# A rule counts dimensions from the last one, so that it holds for blocks that are stacked, too.
 TENSOR_RULES = (
-    (r"block\d+/attention/qkv/kernel", (None, "tensor")),
-    (r"block\d+/attention/qkv/bias", ("tensor",)),
-    (r"block\d+/attention/proj/kernel", ("tensor", None)),
-    (r"block\d+/mlp/fc1/kernel", (None, "tensor")),
-    (r"block\d+/mlp/fc1/bias", ("tensor",)),
-    (r"block\d+/mlp/fc2/kernel", ("tensor", None)),
+    (r"block(s|\d+)/attention/qkv/kernel", ("fsdp", "tensor")),
+    (r"block(s|\d+)/attention/qkv/bias", ("tensor",)),
+    (r"block(s|\d+)/attention/proj/kernel", ("tensor", "fsdp")),
+    (r"block(s|\d+)/mlp/fc1/kernel", ("fsdp", "tensor")),
+    (r"block(s|\d+)/mlp/fc1/bias", ("tensor",)),
+    (r"block(s|\d+)/mlp/fc2/kernel", ("tensor", "fsdp")),
 )
 
 _xavier = nn.initializers.xavier_uniform()
@@ -75,6 +76,9 @@ class ViT(nn.Module):
       position: 'learned', for the patches of the image that parameters are made with, resized bicubically for others;
         or 'sincos2d', fixed.
       remat: a key of REMATS: memory for recomputation.
+      scan: the blocks are one loop: they compile as fast as a single one, and their parameters are 'blocks/...' with a leading axis of
+        depth (`stack`, `unstack`) instead of 'block0/...'. A rule of an optimizer for each array, like LARS's trust, is then one
+        for all blocks. Without `remat` a loop keeps more for the backward pass than separate blocks do.
       dtype: of the computation; parameters are float32.
 
     Raises UserError for impossible fields and for images that patches do not tile.
@@ -85,6 +89,7 @@ class ViT(nn.Module):
     registers: int = 0
     position: str = "learned"
     remat: str = "none"
+    scan: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
@@ -136,18 +141,31 @@ class ViT(nn.Module):
         x = jnp.concatenate([*tokens, x + positions], axis=1) if self.registers else jnp.concatenate([*tokens, x], axis=1) + positions
         x = shard_batch(x)
 
-        block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat])
-        out = {}
-        for index in range(size.depth):
-            x = shard_batch(block(size.heads, size.hidden, self.dtype, name=f"block{index}")(x))
-            out[f"block{index}"] = x
-
+        x, outputs = self._blocks(x, size)
+        out = {f"block{index}": outputs[index] for index in range(size.depth)}
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         patches = x[:, -grid[0] * grid[1] :]
         out["tokens"] = x
         out["patches"] = patches.reshape(batch, *grid, size.width)
         out["pooled"] = x[:, 0].astype(jnp.float32) if self.pool == "cls" else patches.mean(axis=1, dtype=jnp.float32)
         return out
+
+    def _blocks(self, x, size):
+        """[B, N, D] -> (the same, outputs of the blocks: a list, or [depth, B, N, D])."""
+        block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat], prevent_cse=not self.scan)
+        if not self.scan:
+            outputs = []
+            for index in range(size.depth):
+                x = shard_batch(block(size.heads, size.hidden, self.dtype, name=f"block{index}")(x))
+                outputs.append(x)
+            return x, outputs
+
+        def step(block, x, _):
+            x = shard_batch(block(x))
+            return x, x
+
+        looped = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=size.depth)
+        return looped(block(size.heads, size.hidden, self.dtype, name="blocks"), x, None)
 
     def _positions(self, grid, width):
         """[1, N, D] with a row for the class token if there is one and there are no registers."""
@@ -211,6 +229,20 @@ class Mlp(nn.Module):
         y = nn.Dense(self.hidden, kernel_init=_xavier, dtype=self.dtype, name="fc1")(x)
         y = nn.gelu(y, approximate=False)
         return nn.Dense(x.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="fc2")(y)
+
+
+def unstack(params: dict) -> dict:
+    """Parameters of a ViT with scan=True as those of one without: 'blocks/...' [depth, ...] -> 'block0/...', 'block1/...'."""
+    rest, blocks = {name: tree for name, tree in params.items() if name != "blocks"}, params["blocks"]
+    depth = len(jax.tree.leaves(blocks)[0])
+    return rest | {f"block{index}": jax.tree.map(lambda x, index=index: x[index], blocks) for index in range(depth)}
+
+
+def stack(params: dict) -> dict:
+    """The inverse of `unstack`, in NumPy."""
+    names = sorted((name for name in params if re.fullmatch(r"block\d+", name)), key=lambda name: int(name.removeprefix("block")))
+    blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *(params[name] for name in names))
+    return {name: tree for name, tree in params.items() if name not in names} | {"blocks": blocks}
 
 
 def sincos2d(grid: tuple[int, int], width: int) -> np.ndarray:

@@ -18,12 +18,14 @@ class Chip(NamedTuple):
     bandwidth: float  # of HBM, bytes per second
     network: float  # of the interconnect between chips, bytes per second in one direction, all links together
     options: Mapping = {}  # of the compiler
+    between: float | None = None  # of the network between slices, bytes per second and device; None where no document says it
 
 
+GIB = 2**30
 CHIPS = {
-    "v3": Chip("TPU v3 core", 61.5e12, 16e9, 450e9, 81e9),
-    "v4": Chip("TPU v4", 275e12, 32e9, 1200e9, 270e9, {"chip_config_name": "megacore"}),  # both cores as one device
-    "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9),
-    "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9),
-    "v6e": Chip("TPU v6e", 918e12, 32e9, 1600e9, 400e9),
+    "v3": Chip("TPU v3 core", 61.5e12, 16 * GIB, 450e9, 81e9),
+    "v4": Chip("TPU v4", 275e12, 32 * GIB, 1200e9, 270e9, {"chip_config_name": "megacore"}),  # both cores as one device
+    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, between=6.4e12 / 8 / 256),  # of a pod, over its chips
+    "v5p": Chip("TPU v5p", 459e12, 96 * GIB, 2765e9, 600e9),  # 95 GB in the document, 95.74 GiB for a program
+    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1600e9, 400e9, between=25.6e12 / 8 / 256),
 }

@@ -11,10 +11,12 @@ from typing import NamedTuple
 from ssl_jax.rehearsal.replicas import axes_of, groups_of
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+BETWEEN_SLICES = "send"  # to the other slices of a job, over the network of hosts
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # others say it: f32, s8, f8e4m3fn
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_SEND = re.compile(r"= \((.*?), u32\[\].*? send\(.*_xla_megascale_target=\"\{([\d,]+)\}x")
 _CALL = re.compile(r"(?:body|to_apply|calls|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
 _SHAPE = re.compile(r"\b(pred|bf16|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 
@@ -33,8 +35,8 @@ class Collective(NamedTuple):
 
     @property
     def wire(self) -> float:
-        """Bytes that a device sends, in the rings that are optimal for long messages."""
-        if self.kind == "collective-permute":
+        """Bytes that a device sends, in the rings that are optimal for long messages; between slices those that it hands over."""
+        if self.kind in ("collective-permute", BETWEEN_SLICES):
             return self.bytes
         return self.bytes * (self.group - 1) / self.group * (2 if self.kind == "all-reduce" else 1)
 
@@ -47,14 +49,20 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> tuple[list[Collective], in
       mesh: {axis: size}.
 
     An asynchronous pair is one collective, one within a loop counts as often as the loop runs; all branches of conditionals count.
+    What is sent between slices is of kind 'send' along 'slices'; of a collective over slices TPUs make one within each, and a send.
     Lines that are alike in kind, axes and group are added up, the largest comes first.
     """
     computations, entry = _computations(hlo)
     runs, endless = _runs(computations, entry)
     counts, sizes, unknown = collections.Counter(), collections.Counter(), 0
     for name, lines in computations.items():
-        for line in lines:
-            match = _COLLECTIVE.search(line) if runs[name] else None
+        for line in lines if runs[name] else ():
+            match = _COLLECTIVE.search(line)
+            if not match and (sent := _SEND.search(line)):
+                key = BETWEEN_SLICES, "slices", 1 + sent[2].count(",")
+                counts[key] += runs[name]
+                sizes[key] += runs[name] * sum(_sizes(sent[1]))
+                unknown += name in endless
             if not match:
                 continue
             kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else match[2]  # TPU: a fusion of sum and slice
@@ -117,14 +125,19 @@ def _trips(line: str, computations: Mapping[str, list[str]]) -> int | None:
 
 def _bytes(match: re.Match, group: int) -> int:
     """Of one collective, as in `Collective.bytes`."""
-    shapes = [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _SHAPE.findall(match[1])]
     started = match[3] and match[2] in ("all-gather", "collective-permute")  # gives (operands, results, scalars of the context)
-    total = sum(bits_of(kind) * math.prod(dims) // 8 for kind, dims in shapes if dims or not started)
+    total = sum(_sizes(match[1], scalars=not started))
     if match[2] == "reduce-scatter":
         return total * group
     if started:
         return total * group // (group + 1) if match[2] == "all-gather" else total // 2
     return total
+
+
+def _sizes(shapes: str, scalars: bool = True) -> list[int]:
+    """Bytes of each of some shapes, 'bf16[8,128]'."""
+    found = [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in _SHAPE.findall(shapes)]
+    return [bits_of(kind) * math.prod(dims) // 8 for kind, dims in found if dims or scalars]
 
 
 def bits_of(kind: str) -> int:

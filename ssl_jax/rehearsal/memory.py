@@ -17,6 +17,19 @@ def bytes_of_device(tree) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def largest(tree, most: int = 5) -> list[dict]:
+    """[{'bytes', 'shape', 'of'}] of what takes most on one device of a tree of shapes with shardings, in the form of `exhausted`."""
+    found = [
+        {
+            "bytes": bytes_of_device(x),
+            "shape": f"{x.dtype}{list(x.sharding.shard_shape(x.shape))}",
+            "of": "state" + jax.tree_util.keystr(path),
+        }
+        for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    return sorted(found, key=lambda x: -x["bytes"])[:most]
+
+
 def of_program(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     """Bytes of each device while a compiled program runs; None where the compiler does not tell.
 

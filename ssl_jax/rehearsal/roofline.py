@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssl_jax.rehearsal.chips import Chip
-from ssl_jax.rehearsal.collectives import Collective
+from ssl_jax.rehearsal.collectives import BETWEEN_SLICES, Collective
 
 # Share of XLA's own optimum that six published runs of ResNet-50, BiT, ViT-S/16 and SimCLR on TPUs v2 and v3 reached, evaluation and
 # start included: Flax 47, 69 and 76 %, big_vision 41 and 55-64 %, SimCLR 32 % (their READMEs, configs and paper).
@@ -19,12 +19,16 @@ def times(chip: Chip, flops: float, moved: float, found: Sequence[Collective]) -
       flops: of one device.
       moved: bytes between one device and its memory.
       found: collectives of a step. They are taken to use all links of a chip at once, which a ring along one axis does not.
+
+    'slices', the network between slices, is left out where its speed is not known.
     """
-    return {
+    between = sum(x.wire for x in found if x.kind == BETWEEN_SLICES)
+    busy = {
         "compute": flops / chip.flops,
         "memory": moved / chip.bandwidth,
-        "network": sum(x.wire for x in found) / chip.network,
+        "network": sum(x.wire for x in found if x.kind != BETWEEN_SLICES) / chip.network,
     }
+    return busy | ({"slices": between / chip.between} if between and chip.between else {})
 
 
 def moved_bytes(accessed: float, counted: float, flops: float) -> float:

@@ -33,18 +33,21 @@ class Slice(NamedTuple):
     chip: Chip | None
     chips: int  # TPU chips of more than one core may be several devices
     hosts: int
+    slices: int = 1  # alike; devices lie slice after slice
 
 
-def open_topology(name: str) -> Slice:
-    """'cpu:N' or 'KIND:AxB' or 'KIND:AxBxC', in chips. To be called before JAX has looked for devices.
+def open_topology(name: str, slices: int = 1) -> Slice:
+    """'cpu:N' or 'KIND:AxB' or 'KIND:AxBxC', in chips, that many times. To be called before JAX has looked for devices.
 
     Raises:
-        UserError: an unknown name or shape, no libtpu, or devices that JAX has made already.
+        UserError: an unknown name or shape, slices of fake devices, no libtpu, or devices that JAX has made already.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in ("cpu", *CHIPS):
         raise UserError(f"--topology={name} is unknown; give KIND:SHAPE like {EXAMPLES}; kinds are cpu, {', '.join(CHIPS)}")
-    return _cpu(name, match[2]) if match[1] == "cpu" else _tpu(name, CHIPS[match[1]])
+    if slices < 1 or (slices > 1 and match[1] == "cpu"):
+        raise UserError(f"--slices={slices}: give 1 or more, of TPUs; fake devices have no slices")
+    return _cpu(name, match[2]) if match[1] == "cpu" else _tpu(name, CHIPS[match[1]], slices)
 
 
 def _cpu(name: str, count: str) -> Slice:
@@ -64,7 +67,7 @@ def _cpu(name: str, count: str) -> Slice:
     return Slice(devices[: int(count)], "cpu", None, int(count), 1)
 
 
-def _tpu(name: str, chip: Chip) -> Slice:
+def _tpu(name: str, chip: Chip, slices: int) -> Slice:
     if not importlib.util.find_spec("libtpu"):
         raise UserError(
             f"--topology={name} needs the compiler of TPUs, which is not installed: pip install -r requirements-rehearse.txt "
@@ -74,8 +77,10 @@ def _tpu(name: str, chip: Chip) -> Slice:
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles; what has to run in the meantime runs here
     try:
-        devices = topologies.get_topology_desc(name, "tpu", **chip.options).devices
+        devices = topologies.get_topology_desc(name, "tpu", **chip.options, **({"num_slices": slices} if slices > 1 else {})).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology={name}: {str(error).splitlines()[0]}; shapes are like {EXAMPLES}") from error
-    chips = {tuple(device.coords) for device in devices}
-    return Slice(devices, "tpu", chip, len(chips), len({device.process_index for device in devices}))
+    number = [getattr(device, "slice_index", 0) for device in devices]
+    chips = {(index, *device.coords) for index, device in zip(number, devices, strict=True)}
+    hosts = {(index, device.process_index) for index, device in zip(number, devices, strict=True)}
+    return Slice(devices, "tpu", chip, len(chips), len(hosts), slices)

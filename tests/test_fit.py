@@ -1,0 +1,159 @@
+"""The search for what fits: which candidates are tried, in which order they are told, and what is said of those that do not fit."""
+
+import json
+import pathlib
+import types
+
+import jax
+import pytest
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli import fit as search
+from ssl_jax.cli import rehearse as verb
+from ssl_jax.cli.main import main
+from ssl_jax.engine.sharding import make_mesh
+from ssl_jax.errors import UserError
+from ssl_jax.rehearsal.chips import CHIPS
+from ssl_jax.rehearsal.topology import Slice
+
+ROOT = pathlib.Path(__file__).parent.parent
+PRIOR = f"{ROOT}/configs/vq_prior.py:smoke"
+SUPERVISED = f"{ROOT}/configs/supervised.py:smoke"
+VIT = dict(name="vit", variant="mu/8", remat="none", scan=True)
+
+
+MLP = dict(name="mlp", widths=(256, 256))
+LITTLE = 21_000_000  # bytes: the state of that MLP with two moments is a little more, half of it is less
+
+
+def chips(memory=2**30, devices=8):
+    """Fake devices that are taken for chips of a kind."""
+    return Slice(jax.devices()[:devices], "cpu", CHIPS["v5e"]._replace(memory=memory), devices, 1)
+
+
+def supervised(*overrides, **encoder):
+    config = configs.load(SUPERVISED, overrides)
+    with config.unlocked():
+        config.model.encoder = encoder or VIT
+        config.batch_size = 64
+    return config
+
+
+def bound(images_per_second):
+    at = {"images_per_second": images_per_second, "step_seconds": 1.0}
+    return {"bound": at, "expected": [at, at], "reached": [0.3, 0.7], "binding": "compute"}
+
+
+def pretended(most, speeds=()):
+    """A rehearsal in which the batch of a device times what is kept has to be at most `most`; 'full' keeps a quarter, 'dots' a half."""
+    seen = []
+
+    def rehearse(this):
+        mesh, remat = this.run.mesh.shape, this.config.model.encoder.get("remat", "none")
+        used = this.config.batch_size // mesh["data"] // mesh["fsdp"] * {"none": 4, "dots": 2, "full": 1}[remat]
+        seen.append((tuple(mesh.values()), this.config.batch_size, remat))
+        if used > most:
+            return {"fits": False, "exhausted": {"used": used, "limit": most, "largest": []}}
+        return {"fits": True, "compiled_bytes": {"total": used}, "prediction": bound(this.config.batch_size + mesh["fsdp"])}
+
+    return rehearse, seen
+
+
+@pytest.fixture
+def nothing_is_traced(monkeypatch):
+    """A run that is only a config and a mesh."""
+
+    def assemble(config, devices, platform):
+        run = types.SimpleNamespace(mesh=make_mesh(config.mesh, devices), abstract=())
+        return types.SimpleNamespace(config=config, run=run)
+
+    monkeypatch.setattr(search, "assemble_abstract", assemble)
+
+
+def tried(most, **encoder):
+    rehearse, seen = pretended(most)
+    return search.fit(supervised(**encoder), chips(), rehearse), seen
+
+
+def test_what_keeps_more_is_tried_first_and_less_only_where_it_does_not_fit(nothing_is_traced):
+    told, seen = tried(most=32)  # 8 examples of a device keep 32
+    assert {mesh for mesh, _, _ in seen} == {(8, 1, 1), (4, 2, 1), (1, 8, 1)}
+    of_data = [(batch, remat) for mesh, batch, remat in seen if mesh == (8, 1, 1)]
+    assert of_data == [(64, "none"), (128, "none"), (128, "dots")]
+    assert [row["fits"] for row in told["candidates"]] == [True] * 6 + [False] * 3
+    speeds = [row["prediction"]["bound"]["images_per_second"] for row in told["candidates"] if row["fits"]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert told["flags"] == [
+        "--config.mesh.data=1",
+        "--config.mesh.fsdp=8",
+        "--config.mesh.tensor=1",
+        "--config.batch_size=128",
+        "--config.model.encoder.remat=dots",
+    ]
+    assert told["own"]["fits"]
+
+
+def test_the_batch_is_halved_where_nothing_else_helps(nothing_is_traced):
+    told, seen = tried(most=4)
+    assert [(batch, remat) for mesh, batch, remat in seen if mesh == (8, 1, 1)] == [
+        *((64, remat) for remat in search.REMATS),
+        *((32, remat) for remat in search.REMATS),
+    ]
+    assert not told["own"]["fits"]
+    assert told["candidates"][0]["batch_size"] == 32
+    told, seen = tried(most=1, name="resnet", depth=10, width=0.125)  # has nothing to rematerialise
+    assert {remat for _, _, remat in seen} == {"none"}
+    assert {batch for _, batch, _ in seen} == {64, 32, 16}
+    assert told["flags"] == []
+    assert [row["remat"] for row in told["candidates"]] == [None] * 9
+
+
+def test_what_the_state_fills_is_not_compiled():
+    rehearse, seen = pretended(most=1000)
+    told = search.fit(supervised(**MLP), chips(memory=LITTLE, devices=2), rehearse)
+    (whole,) = (row for row in told["candidates"] if row["hopeless"])
+    assert whole["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}
+    assert {mesh for mesh, _, _ in seen} == {(1, 2, 1)}
+    assert whole["exhausted"]["largest"][0]["of"].startswith("state.params")
+    assert whole["bytes"] > LITTLE
+
+
+def test_tensor_is_tried_where_there_are_rules_for_it():
+    config = configs.load(PRIOR)
+    with config.unlocked():
+        config.sharding = ((r"blocks/mlp/fc1/kernel", ("fsdp", "tensor")), (".*", "fsdp"))
+    assert {mesh[2] for mesh in search._meshes(config, chips(), None)} == {1, 4}
+    assert {mesh[2] for mesh in search._meshes(configs.load(PRIOR), chips(), None)} == {1}
+    two = chips()._replace(slices=2)
+    assert {mesh[1] * mesh[2] for mesh in search._meshes(config, two, None)} == {1, 2, 4}  # within a slice of four
+
+
+def test_mistakes_are_told():
+    rehearse, _ = pretended(most=1000)
+    with pytest.raises(UserError, match="--fit needs devices whose memory and speed are known"):
+        search.fit(supervised(), chips()._replace(chip=None), rehearse)
+    config = supervised()
+    config.batch_size = 1024
+    with pytest.raises(UserError, match=r"batch size 1024 is larger than data 'scenes' split 'train\[:512\]' \(512 examples\)"):
+        search.fit(config, chips(), rehearse)
+
+
+def test_the_whole_search(tmp_path, monkeypatch, capsys):
+    """From the command line, compiled for two fake devices with a little memory."""
+    monkeypatch.setattr(verb, "open_topology", lambda name, slices: chips(memory=30_000_000, devices=2))
+    config = supervised(**MLP)
+    loaded = lambda _, overrides: configs.apply_overrides(config.copy_and_resolve_references(), overrides)  # noqa: E731
+    monkeypatch.setattr(verb.configs, "load", loaded)
+    arguments = [f"--config={SUPERVISED}", "--topology=v5e:2x4", f"--output={tmp_path}/told.json"]
+    assert main(["rehearse", *arguments, "--fit"]) == 0
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert {row["fits"] for row in told["candidates"]} == {True, False}
+    assert all(row["exhausted"]["largest"][0]["bytes"] > 0 for row in told["candidates"] if not row["fits"])
+    printed = capsys.readouterr().out
+    assert "The fastest: --config.mesh.data=1 --config.mesh.fsdp=2" in printed
+    assert "As it stands the config does not fit: it needs" in printed
+    big = next(row for row in told["candidates"] if not row["fits"])
+    assert main(["rehearse", *arguments, *big["flags"]]) == 1
+    printed = capsys.readouterr()
+    assert "error: this does not fit; the same with --fit looks for what does" in printed.err
+    assert "the largest results in the trace" in printed.out
