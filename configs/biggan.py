@@ -24,6 +24,7 @@ these configs compute where --config.evals.generation.extractor=inception:/path/
 import ml_collections
 
 from configs import common
+from ssl_jax.models.biggan_deep import TENSOR_RULES
 
 
 def adam(lr, b1=0.0, b2=0.999):
@@ -153,6 +154,7 @@ def deep128(config, size=128):
         orthogonal=1e-4,
         ema=(0.9999, 20_000),
     )
+    config.sharding = (*TENSOR_RULES, (".*", "fsdp"))
 
 
 def deep256(config):

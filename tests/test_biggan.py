@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from ssl_jax.cli import config as configs
 from ssl_jax.cli.assemble import build_method
 from ssl_jax.engine.method import State
+from ssl_jax.engine.sharding import BATCH, leaf_names, make_mesh, match, spec_of
 from ssl_jax.errors import UserError
 from ssl_jax.methods.biggan import kernels
 from ssl_jax.models.biggan import (
@@ -19,7 +21,13 @@ from ssl_jax.models.biggan import (
     NonLocal,
     ProjectionHead,
 )
-from ssl_jax.models.biggan_deep import DeepDiscriminator, DeepDiscriminatorBlock, DeepGenerator, DeepGeneratorBlock
+from ssl_jax.models.biggan_deep import (
+    TENSOR_RULES,
+    DeepDiscriminator,
+    DeepDiscriminatorBlock,
+    DeepGenerator,
+    DeepGeneratorBlock,
+)
 from ssl_jax.models.common import create, run
 from ssl_jax.models.latents import draw
 from ssl_jax.models.spectral import power_step
@@ -198,6 +206,28 @@ def test_shortcuts_of_biggan_deep_drop_and_append_channels():
     halved = np.asarray(x).reshape(2, 2, 2, 2, 2, 16).mean((2, 4))
     np.testing.assert_allclose(y[..., 1:16], halved[..., 1:], atol=1e-5)
     np.testing.assert_allclose(y[..., 16:], halved @ normalised(params["shortcut"], state["spectral"]["shortcut"])[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [DeepGeneratorBlock, DeepDiscriminatorBlock])
+def test_tensor_rules_of_biggan_deep_change_nothing(kind):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices()[:8])
+    generates = kind is DeepGeneratorBlock
+    block = kind(16 if generates else 24, True, "orthogonal", jnp.float32)
+    args = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((8, 4, 4, 16), (8, 6)))][: 1 + generates]
+    params, state = create(block, jax.random.key(2), *args)
+    names = [f"block1_0/{name}" for name in leaf_names(params)]
+    rules = (*TENSOR_RULES[: 4 if generates else 3], (".*", "fsdp"))
+    where = [
+        NamedSharding(mesh, spec_of(rule, x.shape, mesh, name))
+        for rule, x, name in zip(match(rules, names, "test"), jax.tree.leaves(params), names, strict=True)
+    ]
+    split = {name for name, place in zip(names, where, strict=True) if "tensor" in place.spec}
+    assert split >= {f"block1_0/conv{i}/kernel" for i in (1, 2, 3, 4)}
+    placed = jax.device_put(params, jax.tree.unflatten(jax.tree.structure(params), where))
+    forward = jax.jit(lambda params, *args: run(block, params, state, *args, train=True))
+    with jax.set_mesh(mesh):
+        together = forward(placed, *(jax.device_put(x, NamedSharding(mesh, BATCH)) for x in args))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), together, forward(params, *args))
 
 
 def test_power_iterations_settle_on_the_weights_during_the_passes_of_standing_statistics(small):

@@ -95,10 +95,9 @@ def test_what_keeps_more_is_tried_first_and_less_only_where_it_does_not_fit(noth
 
 def test_the_batch_is_halved_where_nothing_else_helps(nothing_is_traced):
     told, seen = tried(most=4)
-    assert [(batch, remat) for mesh, batch, remat in seen if mesh == (8, 1, 1)] == [
-        *((64, remat) for remat in search.REMATS),
-        *((32, remat) for remat in search.REMATS),
-    ]
+    of_data, of_fsdp = ([(batch, remat) for mesh, batch, remat in seen if mesh == wanted] for wanted in ((8, 1, 1), (1, 8, 1)))
+    assert of_fsdp == [(64, "none"), (64, "dots"), (64, "full"), (32, "full")]
+    assert of_data == [(64, "none"), (64, "full"), (32, "full")]  # as it stands; the rest did not fit with less of a state
     assert not told["own"]["fits"]
     assert told["candidates"][0]["batch_size"] == 32
     told, seen = tried(most=1, name="resnet", depth=10, width=0.125)  # has nothing to rematerialise
@@ -126,6 +125,7 @@ def test_tensor_is_tried_where_there_are_rules_for_it():
     assert {mesh[2] for mesh in search._meshes(configs.load(PRIOR), chips(), None)} == {1}
     two = chips()._replace(slices=2)
     assert {mesh[1] * mesh[2] for mesh in search._meshes(config, two, None)} == {1, 2, 4}  # within a slice of four
+    assert search._meshes(configs.load(PRIOR), chips(), None) == [(1, 8, 1), (4, 2, 1), (8, 1, 1)]  # the smallest state first
 
 
 def test_mistakes_are_told():

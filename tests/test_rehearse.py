@@ -131,7 +131,9 @@ def test_mistakes_are_one_line(capsys, monkeypatch):
     assert "--fit needs devices whose memory and speed are known" in fails(capsys, SIMCLR, "--topology=cpu:8", "--fit")
     assert "or say what is in it: --config.data.examples=N" in told
     assert "has no split 'nope'; it has train, test" in fails(capsys, SIMCLR, "--topology=cpu:8", "--config.data.train_split=nope")
+    assert "--topology=h100:8: give hosts and the GPUs of each, like h100:128x8" in fails(capsys, SIMCLR, "--topology=h100:8")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install -r requirements-rehearse-gpu.txt (no GPU is needed)" in fails(capsys, SIMCLR, "--topology=h100:2x8")
     assert "pip install -r requirements-rehearse.txt (no TPU is needed), or use --topology=cpu:N" in fails(
         capsys, SIMCLR, "--topology=v5e:4x4"
     )

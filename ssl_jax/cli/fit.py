@@ -38,7 +38,7 @@ def fit(config, where: Slice, rehearse: Callable[[object], dict]) -> dict:
 
     Candidates that fit come first, the one with the most images per second at its bound before the others, then those that do not, the
     smallest first. Rematerialisation is tried only where what keeps more does not fit, twice the batch only where the batch fits, and
-    half of it only where it does not.
+    half of it only where it does not. The mesh that splits the state most is tried first: what does not fit there fits nowhere.
 
     Args:
       config: not yet filled in.
@@ -47,8 +47,8 @@ def fit(config, where: Slice, rehearse: Callable[[object], dict]) -> dict:
     Raises:
         UserError: devices whose memory is not known, or a config that no mesh makes right.
     """
-    if not where.chip:
-        raise UserError("--fit needs devices whose memory and speed are known, which fake ones are not; give --topology one of TPUs")
+    if not where.chip or not where.chip.network:
+        raise UserError("--fit needs devices whose memory and speed are known; give --topology a slice of TPUs")
     tried: dict[Candidate, dict | None] = {}
     problems = []
 
@@ -64,8 +64,9 @@ def fit(config, where: Slice, rehearse: Callable[[object], dict]) -> dict:
 
     own = _own(config, where)
     stands = attempt(own) if own else None
+    levels = dict.fromkeys((mesh[2] for mesh in _meshes(config, where, own)), _levels(config))
     for mesh in _meshes(config, where, own):
-        _climb(mesh, config.batch_size, _levels(config), attempt)
+        levels[mesh[2]] = _climb(mesh, config.batch_size, levels[mesh[2]], attempt)
     found = [row for row in tried.values() if row]
     if not found:
         raise problems[0]
@@ -82,26 +83,28 @@ def choices(model: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from choices(value, f"{prefix}{key}.")
 
 
-def _climb(mesh, batch_size: int, levels, attempt) -> None:
-    """Try the batch, then twice or, until it fits, half of it."""
+def _climb(mesh, batch_size: int, levels: tuple, attempt) -> tuple:
+    """Try the batch, then twice or, until it fits, half of it; returns the levels that are left to try with a larger state."""
 
-    def fits(batch: int) -> bool | None:
-        """Whether any rematerialisation does; None: no batch will."""
-        for level in levels:
+    def first(batch: int, levels: tuple) -> tuple | None:
+        """The levels from the first that fits, () if none does, None if no batch will."""
+        for i, level in enumerate(levels):
             row = attempt(Candidate(mesh, batch, level))
             if row is None or row["hopeless"]:
                 return None
             if row["fits"]:
-                return True
-        return False
+                return levels[i:]
+        return ()
 
-    found = fits(batch_size)
-    if found:
-        fits(2 * batch_size)
+    left = first(batch_size, levels)
+    if left:
+        first(2 * batch_size, left)
+    if left or left is None:
+        return left or levels
     for halving in range(HALVINGS):
-        if found is not False:
+        if first(batch_size // 2 ** (halving + 1), levels[-1:]) != ():
             break
-        found = fits(batch_size // 2 ** (halving + 1))
+    return levels[-1:]
 
 
 def _rehearsed(config, candidate: Candidate, where: Slice, rehearse) -> dict:
@@ -153,14 +156,14 @@ def _own(config, where: Slice) -> Candidate | None:
 
 
 def _meshes(config, where: Slice, own: Candidate | None) -> list[tuple[int, int, int]]:
-    """The config's own; all devices for data, or for fsdp; fsdp along about one side of a square of them; the two with 'tensor'."""
+    """The config's own; all devices for fsdp, about one side of a square of them, none; where there are rules for it also 'tensor' with
+    all others for fsdp. In the order of the bytes of the state.
+    """
     each = len(where.devices) // where.slices  # what is not data stays within a slice
-    splits = [1, *([TENSOR] if any("tensor" in rule for _, rule in config.sharding if not isinstance(rule, str)) else [])]
-    found = [own.mesh] if own else []
-    for tensor in splits:
-        if each % tensor:
-            continue
-        left = each // tensor
-        side = min((n for n in range(1, left + 1) if left % n == 0), key=lambda n: abs(n - left**0.5))
-        found += [(len(where.devices) // (fsdp * tensor), fsdp, tensor) for fsdp in (1, side, left)]
-    return list(dict.fromkeys(found))
+    side = min((n for n in range(1, each + 1) if each % n == 0), key=lambda n: abs(n - each**0.5))
+    found = [(len(where.devices) // fsdp, fsdp, 1) for fsdp in (each, side, 1)]
+    if each % TENSOR == 0 and any("tensor" in rule for _, rule in config.sharding if not isinstance(rule, str)):
+        found.append((where.slices, each // TENSOR, TENSOR))
+    if own:
+        found.append(own.mesh)
+    return sorted(set(found), key=lambda mesh: -mesh[1] * mesh[2])

@@ -8,7 +8,8 @@ It is the step that `train` runs: the same method, optimizers, shardings and don
 topology. A stage without a workdir is that of its recipe. Sizes of data are known for common datasets; say --config.data.examples=N
 (and data.num_classes, data.image_shape) of others.
 
-TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU. For them the time of a step is predicted: the bound of the
+TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; GPUs (h100:HOSTSxGPUS) theirs (requirements-rehearse-gpu.txt).
+For TPUs the time of a step is predicted: the bound of the
 slowest of arithmetic, memory and network, and the band in which published runs lay. Exit code 1: it does not fit into the memory.
 
 --fit tries meshes, batches (half, twice) and rematerialisations, and prints those that fit by predicted images per second. Another
@@ -36,7 +37,7 @@ from ssl_jax.rehearsal.topology import EXAMPLES, Slice, open_topology
 
 # With less optimisation compilers take seconds instead of minutes. On TPUs, in four programs that were compiled both ways, temporaries
 # and bytes of collectives were within 3 % of each other, and counts of collectives equal.
-QUICK = {"cpu": {"xla_backend_optimization_level": 0}, "tpu": {"exec_time_optimization_effort": -1.0}}
+QUICK = {"cpu": {"xla_backend_optimization_level": 0}, "tpu": {"exec_time_optimization_effort": -1.0}, "gpu": {}}
 # Images per second that one core decodes and crops to 224 pixels (simplejpeg and OpenCV, 500 x 375 JPEGs of 71 KB, AMD EPYC).
 DECODED = 860.0
 
@@ -97,7 +98,7 @@ def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = D
     told["compiled_bytes"] = memory.of_program(compiled)
     found, endless = collectives(compiled.as_text(), this.run.mesh.shape)
     told["collectives"], told["collectives_in_endless_loops"] = table(found), endless
-    if where.chip:
+    if where.chip and where.chip.network:
         devices, cost = len(where.devices), compiled.cost_analysis() or {}
         each = counted.flops / devices
         moved = roofline.moved_bytes(cost.get("bytes accessed", 0.0), cost.get("flops", 0.0), each)

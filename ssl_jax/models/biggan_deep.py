@@ -26,6 +26,15 @@ DISCRIMINATOR = {  # size -> channels of the first convolution and after each pa
 }
 BOTTLENECK = 4
 
+# Of each pair of convolutions the first is split by its output channels, the second by its input channels over 'tensor', and so are the
+# normalisations between them: two sums in a block, one of them of the narrow middle. The other side of each matrix lies over 'fsdp'.
+TENSOR_RULES = (
+    (r"block\d+_\d/conv[13]/kernel", ("fsdp", "tensor")),
+    (r"block\d+_\d/conv[13]/bias", ("tensor",)),
+    (r"block\d+_\d/conv[24]/kernel", ("tensor", "fsdp")),
+    (r"block\d+_\d/norm[24]/(gain|shift)/kernel", ("fsdp", "tensor")),
+)
+
 
 class DeepGenerator(nn.Module):
     """z [B, Z] and labels int32 [B] (None: unconditional) -> images [B, size, size, 3] float32 in [-1, 1].

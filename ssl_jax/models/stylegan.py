@@ -194,10 +194,10 @@ class StyleGAN2Discriminator(nn.Module):
         if images.shape[1:3] != (self.size,) * 2:
             raise UserError(f"the discriminator is made for {self.size} pixels, the images have {images.shape[1:3]}")
         width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
-        x = leaky_relu(EqualConv(width[self.size], 1, dtype=self.dtype, name="rgb")(images))
+        x = shard_batch(leaky_relu(EqualConv(width[self.size], 1, dtype=self.dtype, name="rgb")(images)))
         out = {}
         for number, r in enumerate(reversed(levels(self.size)[1:]), start=1):
-            y = leaky_relu(EqualConv(width[r], dtype=self.dtype, name=f"block{r}")(x))
+            y = shard_batch(leaky_relu(EqualConv(width[r], dtype=self.dtype, name=f"block{r}")(x)))
             y = leaky_relu(EqualConv(width[r // 2], down=True, dtype=self.dtype, name=f"block{r}_down")(y))
             if self.residual:
                 shortcut = EqualConv(width[r // 2], 1, down=True, use_bias=False, dtype=self.dtype, name=f"block{r}_shortcut")
@@ -208,9 +208,9 @@ class StyleGAN2Discriminator(nn.Module):
         out["pooled"] = jnp.mean(x, axis=(1, 2))
         if not score:
             return None, out
-        x = minibatch_deviation(x, self.group)
-        x = leaky_relu(EqualConv(width[4], name="last")(x))
-        x = leaky_relu(EqualDense(width[4], name="dense")(x.reshape(len(x), -1)))
+        x = shard_batch(minibatch_deviation(x, self.group))
+        x = shard_batch(leaky_relu(EqualConv(width[4], name="last")(x)))
+        x = shard_batch(leaky_relu(EqualDense(width[4], name="dense")(x.reshape(len(x), -1))))
         x = EqualDense(width[4] if self.classes else 1, name="logits")(x)
         if self.classes:
             wanted = Mapping(width[4], self.mapping_layers, self.classes, name="mapping")(None, label)

@@ -1,4 +1,5 @@
-"""What TPU chips can do, by Google's documentation (cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, and /system-architecture for v3).
+"""What TPU chips can do, by Google's documentation (cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, and /system-architecture for v3),
+and what a GPU can.
 
 Everything is of a device as JAX shows it: a core of v3, a chip of the others.
 """
@@ -16,7 +17,7 @@ class Chip(NamedTuple):
     flops: float  # of bfloat16 matrix products, per second
     memory: float  # bytes of HBM
     bandwidth: float  # of HBM, bytes per second
-    network: float  # of the interconnect between chips, bytes per second in one direction, all links together
+    network: float | None  # between chips, bytes per second in one direction, all links together; None: there is no one figure
     options: Mapping = {}  # of the compiler
     between: float | None = None  # of the network between slices, bytes per second and device; None where no document says it
 
@@ -28,4 +29,5 @@ CHIPS = {
     "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, between=6.4e12 / 8 / 256),  # of a pod, over its chips
     "v5p": Chip("TPU v5p", 459e12, 96 * GIB, 2765e9, 600e9),  # 95 GB in the document, 95.74 GiB for a program
     "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1600e9, 400e9, between=25.6e12 / 8 / 256),
+    "h100": Chip("NVIDIA H100 SXM", 989e12, 84942979072, 3352e9, None),  # NVLink within a host, another network between hosts
 }

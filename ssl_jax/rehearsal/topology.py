@@ -1,4 +1,6 @@
-"""Devices to compile for that are not there: fake CPU devices, or descriptions of TPU slices by the compiler of TPUs, libtpu."""
+"""Devices to compile for that are not there: fake CPU devices, or descriptions of TPU slices by libtpu and of GPUs by JAX's CUDA
+packages, which hold the compilers.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import jax
 from jax.experimental import topologies
 
 from ssl_jax.errors import UserError
+from ssl_jax.rehearsal import gpus
 from ssl_jax.rehearsal.chips import CHIPS, Chip
 
 LIBTPU = {
@@ -22,14 +25,14 @@ LIBTPU = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-EXAMPLES = "cpu:8, v4:4x4x8, v5e:16x16, v5p:8x8x8, v6e:16x16"
+EXAMPLES = "cpu:8, v4:4x4x8, v5e:16x16, v5p:8x8x8, v6e:16x16, h100:128x8"
 
 
 class Slice(NamedTuple):
     """Devices to build a mesh of, and what each is; no `chip` for those of a CPU."""
 
     devices: Sequence[Any]
-    platform: str  # 'cpu' or 'tpu'
+    platform: str  # 'cpu', 'tpu' or 'gpu'
     chip: Chip | None
     chips: int  # TPU chips of more than one core may be several devices
     hosts: int
@@ -37,7 +40,9 @@ class Slice(NamedTuple):
 
 
 def open_topology(name: str, slices: int = 1) -> Slice:
-    """'cpu:N' or 'KIND:AxB' or 'KIND:AxBxC', in chips, that many times. To be called before JAX has looked for devices.
+    """'cpu:N', 'KIND:AxB' or 'KIND:AxBxC' in chips, that many times, or 'h100:HOSTSxGPUS'.
+
+    To be called before JAX has looked for devices.
 
     Raises:
         UserError: an unknown name or shape, slices of fake devices, no libtpu, or devices that JAX has made already.
@@ -45,8 +50,10 @@ def open_topology(name: str, slices: int = 1) -> Slice:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in ("cpu", *CHIPS):
         raise UserError(f"--topology={name} is unknown; give KIND:SHAPE like {EXAMPLES}; kinds are cpu, {', '.join(CHIPS)}")
-    if slices < 1 or (slices > 1 and match[1] == "cpu"):
-        raise UserError(f"--slices={slices}: give 1 or more, of TPUs; fake devices have no slices")
+    if slices < 1 or (slices > 1 and match[1] in ("cpu", "h100")):
+        raise UserError(f"--slices={slices}: give 1 or more, of TPUs; others have no slices")
+    if match[1] == "h100":
+        return _gpus(name, match[2].split("x"))
     return _cpu(name, match[2]) if match[1] == "cpu" else _tpu(name, CHIPS[match[1]], slices)
 
 
@@ -65,6 +72,13 @@ def _cpu(name: str, count: str) -> Slice:
             f"set XLA_FLAGS=--xla_force_host_platform_device_count={count}"
         )
     return Slice(devices[: int(count)], "cpu", None, int(count), 1)
+
+
+def _gpus(name: str, shape: list[str]) -> Slice:
+    if len(shape) != 2 or "0" in shape:
+        raise UserError(f"--topology={name}: give hosts and the GPUs of each, like h100:128x8")
+    hosts, each = map(int, shape)
+    return Slice(gpus.describe(name, hosts, each), "gpu", CHIPS["h100"], hosts * each, hosts)
 
 
 def _tpu(name: str, chip: Chip, slices: int) -> Slice:

@@ -1,0 +1,71 @@
+"""GPUs that are not there, described to the compiler that comes with JAX's CUDA packages; it needs no driver and no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import jax
+from jax.experimental import topologies
+
+from ssl_jax.errors import UserError
+
+PACKAGES = ("jax_cuda12_plugin", "nvidia.cuda_nvcc")
+# Without a GPU to try tiles on, products by Triton do not compile.
+FLAGS = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
+# A GpuTargetConfigProto as text, by NVIDIA's H100 white paper and the CUDA programming guide (compute capability 9.0).
+H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 8 patch: 0 }
+gpu_device_info {
+  name: "NVIDIA H100 80GB HBM3"
+  device_vendor: "NVIDIA Corporation"
+  cuda_compute_capability { major: 9 }
+  clock_rate_ghz: 1.98
+  core_count: 132
+  fpus_per_core: 128
+  device_memory_size: 84942979072
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_core: 233472
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}
+"""
+
+
+def describe(name: str, hosts: int, each: int) -> list:
+    """Devices of `hosts` with `each` GPUs, host after host.
+
+    Raises:
+        UserError: JAX's CUDA packages are not installed.
+    """
+    missing = [package for package in PACKAGES if not _installed(package)]
+    if missing:
+        raise UserError(
+            f"--topology={name} needs the compiler of GPUs, which is not installed: pip install -r requirements-rehearse-gpu.txt "
+            "(no GPU is needed), or use --topology=cpu:N"
+        )
+    for variable, value in FLAGS.items():
+        os.environ[variable] = " ".join(filter(None, (os.environ.get(variable), value))) if variable == "XLA_FLAGS" else value
+    jax.config.update("jax_platforms", "cpu")  # the description compiles; what has to run in the meantime runs here
+    return topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x{hosts}x{each}").devices
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False

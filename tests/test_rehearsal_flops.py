@@ -1,0 +1,44 @@
+"""The FLOPs that a rehearsal tells of published recipes are those of closed forms: forward and backward of every network in a step."""
+
+import jax
+import pytest
+
+from ssl_jax.cli import config as configs
+from ssl_jax.cli.abstract import assemble_abstract
+from ssl_jax.rehearsal import flops
+
+ROOT = __file__.rsplit("/", 2)[0]
+
+
+def counted(name, *overrides):
+    """(FLOPs for an example that nothing computes twice, those that rematerialisation repeats)"""
+    config = configs.load(f"{ROOT}/configs/{name}", ("--config.batch_size=64", "--config.mesh.fsdp=1", *overrides))
+    config.mesh.data = -1
+    this = assemble_abstract(config, jax.devices()[:8], "tpu")
+    found = flops.count(this.run.trace(this.run.abstract, this.example, this.run.root).jaxpr)
+    return (found.flops - found.repeated) / 64, found.repeated / 64
+
+
+def transformer(depth, width, hidden, tokens):
+    """Forward: four square matrices, the MLP, and two products of tokens with tokens."""
+    return depth * (2 * tokens * width * (4 * width + 2 * hidden) + 4 * tokens**2 * width)
+
+
+def test_simclr_with_resnet50():
+    """Two views, three times 4.09 GMACs each (torchvision's count)."""
+    assert counted("simclr.py:imagenet")[0] == pytest.approx(2 * 3 * 2 * 4.09e9, rel=0.05)
+
+
+def test_vit_g14():
+    blocks = transformer(40, 1408, 6144, 257)
+    plain, repeated = counted("supervised.py:imagenet_vit_g14")
+    assert plain == pytest.approx(3 * (blocks + 2 * 256 * 1408 * 3 * 14**2), rel=0.05)
+    assert 0.6 * blocks < repeated < blocks  # the forward pass once more, without what its last products give
+
+
+def test_vim_large(monkeypatch):
+    monkeypatch.chdir(ROOT)  # recipes of stages are relative paths
+    blocks, head = transformer(36, 2048, 8192, 1024), 2 * 1024 * 2048 * 8192
+    tokenizer = transformer(8, 512, 2048, 1024)  # its encoder, forward only
+    plain, _ = counted("vq_prior.py:imagenet256_large")
+    assert plain == pytest.approx(3 * (blocks + head) + tokenizer, rel=0.05)
