@@ -59,7 +59,7 @@ def show_fit(told: dict, file) -> None:
         console.print(_candidates(title, headings, fitting))
     others = [row for row in told["candidates"] if not row["fits"]]
     if others:
-        console.print(_candidates("does not fit", (*headings[:4], "largest buffer", "made by"), others))
+        console.print(_candidates("does not fit", (*headings[:4], "largest array", "made by"), others))
     if told["own"] and not told["own"]["fits"]:
         console.print(f"As it stands the config does not fit: it needs {size(told['own']['bytes'])}.")
     if told["flags"]:
