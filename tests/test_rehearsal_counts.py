@@ -74,9 +74,9 @@ def test_rematerialisation_is_counted_as_it_runs():
 def test_the_largest_results_of_a_trace():
     """Within a loop, too; their bytes as spread over the devices, equal shapes once."""
     body = lambda x, _: (jnp.sum(x @ x.T @ x, 0, keepdims=True) + x, None)  # noqa: E731
-    program = jax.make_jaxpr(lambda x: lax.scan(body, x, None, length=3)[0])(jax.ShapeDtypeStruct((64, 8), jnp.bfloat16))
+    program = jax.make_jaxpr(lambda x: lax.scan(body, x, None, length=3)[0])(jax.ShapeDtypeStruct((64, 8), jnp.float32))
     found = largest(program, devices=4, most=2)
-    assert [(x["bytes"], x["shape"]) for x in found] == [(64 * 64 * 2 // 4, "bf16[64,64]"), (64 * 8 * 2 // 4, "bf16[64,8]")]
+    assert [(x["bytes"], x["shape"]) for x in found] == [(64 * 64 * 4 // 4, "f32[64,64]"), (64 * 8 * 4 // 4, "f32[64,8]")]
     assert found[0]["of"] == "dot_general"
 
 
@@ -188,6 +188,8 @@ TPU = """HloModule jit_step
 %body (t: (s32[], f32[4])) -> (s32[], f32[4]) {
   %start = (f32[4]{0}, f32[32]{0}) all-gather-start(%x), replica_groups=[1,8]<=[8], dimensions={0}
   %done = f32[32]{0} all-gather-done(%start)
+  %begun = ((bf16[64,128]{1,0}), bf16[8,128]{1,0}) reduce-scatter-start(%y), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+  %ended = bf16[8,128]{1,0} reduce-scatter-done(%begun)
   %scattered = bf16[8,128]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
 }
 
@@ -204,7 +206,7 @@ def test_a_program_of_tpus_is_read():
     assert unknown == 0
     assert set(found) == {
         Collective("all-gather", "data+fsdp", 8, 12, 12 * 32 * 4),
-        Collective("reduce-scatter", "data+fsdp", 8, 12, 12 * 64 * 128 * 2),
+        Collective("reduce-scatter", "data+fsdp", 8, 24, 24 * 64 * 128 * 2),  # one of them as GPUs have it: begun, and ended
         Collective("collective-permute", "data", 2, 1, 4 * 4),
     }
     sent = '  %s = (f32[32,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, \

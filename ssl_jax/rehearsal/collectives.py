@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ssl_jax.rehearsal.replicas import axes_of, groups_of
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+SAME_SIZE = ("all-to-all", "ragged-all-to-all", "collective-permute")  # both sides of them
 BETWEEN_SLICES = "send"  # to the other slices of a job, over the network of hosts
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # others say it: f32, s8, f8e4m3fn
 
@@ -125,13 +126,11 @@ def _trips(line: str, computations: Mapping[str, list[str]]) -> int | None:
 
 def _bytes(match: re.Match, group: int) -> int:
     """Of one collective, as in `Collective.bytes`."""
-    started = match[3] and match[2] in ("all-gather", "collective-permute")  # gives (operands, results, scalars of the context)
+    started = match[3] and match[2] != "all-reduce"  # gives (operands, results, scalars of the context)
     total = sum(_sizes(match[1], scalars=not started))
-    if match[2] == "reduce-scatter":
-        return total * group
     if started:
-        return total * group // (group + 1) if match[2] == "all-gather" else total // 2
-    return total
+        return total // 2 if match[2] in SAME_SIZE else total * group // (group + 1)  # one side is the other's size, or part of it
+    return total * group if match[2] == "reduce-scatter" else total
 
 
 def _sizes(shapes: str, scalars: bool = True) -> list[int]:
