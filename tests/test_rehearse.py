@@ -225,6 +225,16 @@ def test_a_slice_of_tpus():
         open_topology("v5e:3x5")
 
 
+@pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs JAX's CUDA packages: pip install -r requirements-rehearse-gpu.txt"
+)
+def test_hosts_of_gpus():
+    where = open_topology("h100:4x8")
+    assert (len(where.devices), where.chips, where.hosts, where.platform) == (32, 32, 4, "gpu")
+    with pytest.raises(UserError, match="--slices=2: give 1 or more, of TPUs"):
+        open_topology("h100:4x8", slices=2)
+
+
 @needs_libtpu
 def test_a_step_is_compiled_for_tpus():
     where = open_topology("v5e:2x4")
