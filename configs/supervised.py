@@ -7,9 +7,9 @@ Variants:
   :smoke          the same in seconds, for tests
   :cifar10_small  JPEG CIFAR-10, ResNet-10 of width 1/4
   :imagenet       ResNet-50, 90 epochs, SGD-Nesterov 0.1 x B / 256. Published: torchvision ResNet-50 76.1
-  :imagenet_vit_g14  ViT-g/14 with FSDP, rematerialisation and its blocks in one loop: for rehearsals, not for a figure. Its rates (AdamW
-                  1e-4 x B / 256, betas .9 and .95, decay 0.3, batch 4096, 20 of 200 epochs of warm-up) are of no source that was
-                  checked, and RandAugment, mixup, CutMix, drop path and averaged weights are not here
+  :imagenet_vit_g14  ViT-g/14 with FSDP, rematerialisation and its blocks in one loop: for rehearsals, not for a figure. Its rates
+                  (AdamW 1e-4 x B / 256, betas .9 and .95, decay 0.3, batch 4096, 20 of 200 epochs of warm-up) are of no source that
+                  was checked, and RandAugment, mixup, CutMix, drop path and averaged weights are not here
   :finetune       embedded scenes with one tenth of the labels, from the middle of SimCLR v2's head:
                   --config.warm_start.workdir=<a run of configs/simclr.py>
   :imagenet_10pct SimCLR v2 fine-tuning on 10 % of the labels (batch 1024, LARS 0.16, 30 epochs). Published: 68.4 (ResNet-50)

@@ -119,7 +119,7 @@ def test_a_step_that_does_not_end_is_told_with_all_stacks(tmp_path, caplog):
             time.sleep(0.1)
     assert "step 4 has taken" in caplog.text
     assert "test_a_step_that_does_not_end_is_told_with_all_stacks" in (tmp_path / "0.stacks.txt").read_text()
-    assert json.loads((tmp_path / "0.json").read_text()) == {"step": 4, "input_wait": 0.0}
+    assert json.loads((tmp_path / "0.json").read_text()) == {"step": 4, "paused": False, "input_wait": 0.0}
 
 
 def test_a_pause_and_the_first_steps_are_not_stuck(tmp_path, caplog):
@@ -142,15 +142,15 @@ import logging, pathlib
 from ssl_jax.engine.watchdog import Watchdog
 logging.basicConfig(format="%(message)s")
 with Watchdog(pathlib.Path({str(tmp_path)!r}), 0, 3, least=0.2) as dog:
-    for step in range(8):
+    for step in range(9):
         dog.beat(step)
     time.sleep(60)
 """
-    (tmp_path / "1.json").write_text('{"step": 6, "input_wait": 0.0}')
-    (tmp_path / "2.json").write_text('{"step": 7, "input_wait": 0.0}')
+    (tmp_path / "1.json").write_text('{"step": 7, "paused": false, "input_wait": 0.0}')
+    (tmp_path / "2.json").write_text('{"step": 7, "paused": true, "input_wait": 0.0}')
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.returncode == watchdog.EXIT
-    assert "process 1 is at step 6, the furthest at 7; ending process 0" in done.stderr
+    assert "process 1 is at step 7, the furthest at step 8; ending process 0" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------- real processes

@@ -53,7 +53,7 @@ def test_a_trace_holds_its_steps_and_no_others(tmp_path, until):
 
 
 def test_the_process_that_waits_longest_for_its_input_is_known(tmp_path):
-    (tmp_path / "1.json").write_text('{"step": 6, "input_wait": 0.7}')
+    (tmp_path / "1.json").write_text('{"step": 6, "paused": false, "input_wait": 0.7}')
     (tmp_path / "2.json").write_text('{"step": 6, ')  # just being written
     dog = Watchdog(tmp_path, 0, 4)
     dog.note(0.2)

@@ -96,7 +96,7 @@ class Watchdog:
     def _write(self) -> None:
         temporary = self.folder / f".{self.process}.tmp"
         try:
-            temporary.write_text(json.dumps({"step": self._step, "input_wait": self._input_wait}))
+            temporary.write_text(json.dumps({"step": self._step, "paused": self._pauses > 0, "input_wait": self._input_wait}))
             os.replace(temporary, self.folder / f"{self.process}.json")
         except OSError as error:
             log.warning("%s cannot be written (%s)", self.folder, error.strerror)
@@ -110,7 +110,8 @@ class Watchdog:
         return told
 
     def _behind(self) -> str:
-        steps = {i: told["step"] for i, told in self._read().items()}
-        least = min(steps.values(), default=-1)
-        slow = [f"process {i}" for i, step in steps.items() if step == least]
-        return f"{', '.join(slow)} is at step {least}, the furthest at {max(steps.values(), default=-1)}"
+        """Who has not come as far as the others; one that evaluates or saves behind a step is further than one within it."""
+        places = {i: (told["step"], told["paused"]) for i, told in self._read().items()}
+        least, most = min(places.values(), default=(-1, False)), max(places.values(), default=(-1, False))
+        slow = [f"process {i}" for i, place in places.items() if place == least]
+        return f"{', '.join(slow)} is at step {least[0]}, the furthest {'behind' if most[1] else 'at'} step {most[0]}"

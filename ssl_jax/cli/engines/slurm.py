@@ -55,8 +55,7 @@ def describe(order: jobs.Order) -> str:
 
 
 def submit(order: jobs.Order) -> dict:
-    import submitit
-
+    submitit = _submitit()
     jobs.need("sbatch", "--to=slurm is for a machine that submits to Slurm")
     try:
         job = _executor(order).submit(os.execv, sys.executable, _task(order))
@@ -96,10 +95,17 @@ def logs(job: dict, workdir: Path, lines: int, follow: bool) -> None:
     jobs.tail(_folder(workdir) / f"{job['id']}_0_log.out", lines, follow, lambda: state(job, workdir).alive)
 
 
-def _executor(order: jobs.Order):
-    """Raises UserError for impossible numbers, and options that are not of the form --KEY=VALUE or not for the user."""
+def _submitit():
+    # Else importing it configures logging anew, which closes every handler there is: absl's with the stream that it writes to.
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     import submitit
 
+    return submitit
+
+
+def _executor(order: jobs.Order):
+    """Raises UserError for impossible numbers, and options that are not of the form --KEY=VALUE or not for the user."""
+    submitit = _submitit()
     class Executor(submitit.SlurmExecutor):
         @classmethod
         def affinity(cls):
