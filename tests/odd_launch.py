@@ -4,7 +4,8 @@
                    last lines of a process may be of steps that it never came to.
   SLOW=P:SECONDS   process P takes so long over each batch
   SKEW=P:SECONDS   the clock of process P is fast by so much
-  HANG=P:STEP      process P hangs, in Python, in this step, unless the file HANG_ONCE=PATH is there, which it leaves
+  HANG=P:STEP      process P hangs, in Python, in this step, unless the file ONCE=PATH is there, which it leaves
+  CRASH=P:STEP     it raises an exception, likewise
 """
 
 import json
@@ -50,9 +51,11 @@ def odd_step(self, step):
 
 
 def odd_stop(self, step):
-    flag = pathlib.Path(os.environ.get("HANG_ONCE", "/dev/null"))
-    if step == odd("HANG") and not flag.exists():
+    flag = pathlib.Path(os.environ.get("ONCE", "/dev/null"))
+    if step in (odd("HANG"), odd("CRASH")) and not flag.exists():
         flag.touch()
+        if step == odd("CRASH"):
+            raise RuntimeError("a bug")
         time.sleep(1e6)
     return stop(self, step)
 

@@ -70,12 +70,20 @@ def test_one_is_stopped(runs):
 def test_one_hangs_in_python(runs):
     """It beats on, so that only the watchdog sees it."""
     runs.reached = 20
-    running = runs.start("hangs", 2, "--max_restarts=1", HANG="1:20", HANG_ONCE=runs.folder / "hung")
+    running = runs.start("hangs", 2, "--max_restarts=1", HANG="1:20", ONCE=runs.folder / "hung")
     runs.wait_for("hangs", 18)
     began = time.monotonic()
     check_restart(runs, "hangs", running, began, "process 1 hangs in Python", f"ended with exit code {watchdog.EXIT}")
     assert "the run is stuck: process 1 is at step 20" in running.told + (runs.folder / "hangs" / "processes" / "1.txt").read_text()
     assert "time.sleep" in (runs.folder / "hangs" / "processes" / "1.stacks.txt").read_text()
+
+
+def test_an_exception_in_one(runs):
+    runs.reached = 20
+    running = runs.start("raises", 2, "--max_restarts=1", CRASH="1:20", ONCE=runs.folder / "raised")
+    runs.wait_for("raises", 18)
+    check_restart(runs, "raises", running, time.monotonic(), "an exception in process 1", "process 1 ended with exit code 1")
+    assert "RuntimeError: a bug" in (runs.folder / "raises" / "processes" / "1.txt").read_text()
 
 
 def test_sigterm_to_one(runs):
@@ -105,10 +113,8 @@ def small_disk(tmp_path):
 
 
 def test_disk_full(runs, small_disk):
-    runs.start("full", 2, "--config.total_steps=10").finish()  # shorter: a workdir with two checkpoints
-    (runs.folder / "full").rename(small_disk / "full")
+    (small_disk / "full").mkdir()
     (runs.folder / "full").symlink_to(small_disk / "full")
-    shutil.rmtree(small_disk / "full")
     running = runs.start("full", 2)
     runs.wait_for("full", 12)
     began = time.monotonic()
@@ -141,7 +147,7 @@ def test_checkpoints_deleted(runs):
 
 
 def test_slow_input(runs):
-    running = runs.start("slow", 2, "--config.total_steps=140", SLOW="1:0.5")
+    running = runs.start("slow", 2, "--config.total_steps=140", SLOW="1:4")
     deadline = time.monotonic() + 600
     while "waits for it" not in running.told and running.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)

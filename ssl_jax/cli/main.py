@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from ssl_jax.cli import cluster
 from ssl_jax.errors import UserError
 
 VERBS = {
@@ -77,10 +78,14 @@ def main(argv: list[str]) -> int:
         return importlib.import_module(f"ssl_jax.cli.{args.verb}").main(args, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        cluster.leave(2)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception:
+        cluster.leave(1)
+        raise
 
 
 def add_workdir(sub: argparse.ArgumentParser) -> None:
