@@ -81,10 +81,11 @@ class Runs:
         path = self.folder / workdir / "metrics.jsonl"
         return path.read_text().count("\n") if path.exists() else 0
 
-    def wait_for(self, workdir, step):
-        deadline = time.monotonic() + 1200
+    def wait_for(self, workdir, step, running):
+        deadline = time.monotonic() + 600
         while self.logged(workdir) < step:
-            assert time.monotonic() < deadline, f"{workdir} has not come to step {step}"
+            assert running.process.poll() is None, running.told
+            assert time.monotonic() < deadline, f"{workdir} has not come to step {step}: {running.told}"
             time.sleep(0.02)
 
     def curve(self, workdir):

@@ -48,7 +48,7 @@ def check_restart(runs, workdir, running, began, fault, noticed):
 def disturb(runs, workdir, process, signum, step=12, **odd):
     """A run with one restart, one process of which is sent a signal after `step`."""
     running = runs.start(workdir, 2, "--max_restarts=1", **odd)
-    runs.wait_for(workdir, step)
+    runs.wait_for(workdir, step, running)
     runs.reached = runs.logged(workdir)
     os.kill(running.child(process), signum)
     return running, time.monotonic()
@@ -71,7 +71,7 @@ def test_one_hangs_in_python(runs):
     """It beats on, so that only the watchdog sees it."""
     runs.reached = 20
     running = runs.start("hangs", 2, "--max_restarts=1", HANG="1:20", ONCE=runs.folder / "hung")
-    runs.wait_for("hangs", 18)
+    runs.wait_for("hangs", 18, running)
     began = time.monotonic()
     check_restart(runs, "hangs", running, began, "process 1 hangs in Python", f"ended with exit code {watchdog.EXIT}")
     assert "the run is stuck: process 1 is at step 20" in running.told + (runs.folder / "hangs" / "processes" / "1.txt").read_text()
@@ -81,14 +81,14 @@ def test_one_hangs_in_python(runs):
 def test_an_exception_in_one(runs):
     runs.reached = 20
     running = runs.start("raises", 2, "--max_restarts=1", CRASH="1:20", ONCE=runs.folder / "raised")
-    runs.wait_for("raises", 18)
+    runs.wait_for("raises", 18, running)
     check_restart(runs, "raises", running, time.monotonic(), "an exception in process 1", "process 1 ended with exit code 1")
     assert "RuntimeError: a bug" in (runs.folder / "raises" / "processes" / "1.txt").read_text()
 
 
 def test_sigterm_to_one(runs):
     running = runs.start("told", 2)
-    runs.wait_for("told", 12)
+    runs.wait_for("told", 12, running)
     began = time.monotonic()
     os.kill(running.child(1), signal.SIGTERM)
     told = running.finish()
@@ -116,7 +116,7 @@ def test_disk_full(runs, small_disk):
     (small_disk / "full").mkdir()
     (runs.folder / "full").symlink_to(small_disk / "full")
     running = runs.start("full", 2)
-    runs.wait_for("full", 12)
+    runs.wait_for("full", 12, running)
     began = time.monotonic()
     with contextlib.suppress(OSError), open(small_disk / "filling", "wb") as file:
         while True:
@@ -136,7 +136,7 @@ def test_disk_full(runs, small_disk):
 
 def test_checkpoints_deleted(runs):
     running = runs.start("deleted", 2)
-    runs.wait_for("deleted", 12)
+    runs.wait_for("deleted", 12, running)
     began = time.monotonic()
     shutil.rmtree(runs.folder / "deleted" / "checkpoints")
     told = running.finish()
@@ -165,7 +165,7 @@ def test_port_taken(runs):
         place = {cluster.COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", cluster.PROCESSES: 2, cluster.PROCESS: 0}
         began = time.monotonic()
         told = Running(runs.arguments("port"), environment(2, **place)).finish(code=2)
-    assert "could not be joined" in told and "is the port of the coordinator free" in told
+    assert re.search(r"error: port \d+ of the coordinator is taken", told)
     tell("port of the coordinator taken", "one line, exit code 2", time.monotonic() - began, "nothing has begun")
 
 
@@ -195,7 +195,7 @@ def test_clock_skew(runs):
 
 def test_bit_flipped(runs):
     running = runs.start("flipped", 2)
-    runs.wait_for("flipped", 22)
+    runs.wait_for("flipped", 22, running)
     os.kill(running.child(0), signal.SIGTERM)
     running.finish()
     newest = max((runs.folder / "flipped" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))

@@ -169,12 +169,12 @@ def runs(request, tmp_path_factory):
 def test_other_counts_of_processes_go_on_with_the_same_examples_to_the_same_curve(runs):
     """Four processes, one of which is told to stop; two, one of which is killed; both of them again."""
     four = runs.start("elastic", 4)
-    runs.wait_for("elastic", 2)
+    runs.wait_for("elastic", 2, four)
     os.kill(four.child(2), signal.SIGTERM)
     told = four.finish()
     assert "SIGTERM at step" in told and "saved" in told
     two = runs.start("elastic", 2, "--max_restarts=1")
-    runs.wait_for("elastic", 7)
+    runs.wait_for("elastic", 7, two)
     os.kill(two.child(1), signal.SIGKILL)
     told = two.finish()
     assert "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Mapping
@@ -53,13 +54,15 @@ def join() -> None:
     """Become one of the processes of a run; nothing for a process of its own. To be called before anything asks for a device.
 
     Raises:
-        UserError: the others cannot be reached.
+        UserError: the others cannot be reached, or the port of the coordinator is taken.
     """
     if jax.distributed.is_initialized():
         return
     told, found = place(os.environ), engine(os.environ)
     if told is None and found is None:
         return
+    if told is not None and told.process == 0:
+        _check_port(told.coordinator)
     try:
         if told is not None:
             gpu = {"local_device_ids": [told.process]} if "CUDA_VISIBLE_DEVICES" not in os.environ else {}
@@ -75,6 +78,15 @@ def join() -> None:
             "free, and are all of them running?"
         ) from None
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), found or "started on this machine")
+
+
+def _check_port(coordinator: str) -> None:
+    """Before JAX does, which ends with a segmentation fault where it is taken."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(f"port {port} of the coordinator is taken ({os.strerror(error.errno)}); end what listens there, or start again") from None
 
 
 def leave(code: int) -> None:
