@@ -3,6 +3,7 @@
   COUNTED=FOLDER   every process writes a line {step, process, ids} for each batch that it reads. Batches are read ahead, so that the
                    last lines of a process may be of steps that it never came to.
   SLOW=P:SECONDS   process P takes so long over each batch
+  LATE=P:SECONDS   process P comes so much later to its first step
   SKEW=P:SECONDS   the clock of process P is fast by so much
   HANG=P:STEP      process P hangs, in Python, in this step, unless the file ONCE=PATH is there, which it leaves
   CRASH=P:STEP     it raises an exception, likewise
@@ -23,10 +24,11 @@ from ssl_jax.cli import local
 from ssl_jax.cli.main import main
 from ssl_jax.data.pipeline import TrainBatches, _Reader
 from ssl_jax.engine.loop import Signals
+from ssl_jax.engine.watchdog import Watchdog
 
 local.LAUNCHER = pathlib.Path(__file__).resolve()
 read_step, read_rows, this_thread = TrainBatches.__getitem__, _Reader.batch, threading.local()
-stop, clock = Signals.stop, time.time
+stop, beat, clock = Signals.stop, Watchdog.beat, time.time
 
 
 def odd(name):
@@ -50,6 +52,12 @@ def odd_step(self, step):
     return batch
 
 
+def late_step(self, step):
+    if step == 1:
+        time.sleep(odd("LATE") or 0)
+    return beat(self, step)
+
+
 def odd_stop(self, step):
     flag = pathlib.Path(os.environ.get("ONCE", "/dev/null"))
     if step in (odd("HANG"), odd("CRASH")) and not flag.exists():
@@ -62,6 +70,7 @@ def odd_stop(self, step):
 
 if __name__ == "__main__":
     TrainBatches.__getitem__, _Reader.batch, Signals.stop = odd_step, counted_rows, odd_stop
+    Watchdog.beat = late_step
     if (skew := odd("SKEW")) is not None:
         time.time = lambda: clock() + skew
     sys.exit(main(sys.argv[1:]))

@@ -187,6 +187,13 @@ def test_two_configs(runs):
     tell("different configs", "both end with one line, exit code 2", time.monotonic() - began, "nothing has begun")
 
 
+def test_one_compiles_for_longer(runs):
+    """Than the half minute that Gloo waits for a first connection."""
+    runs.start("late", 2, LATE="1:45").finish()
+    runs.check("late", "straight")
+    tell("process 1 comes to its first step 45 s later", "the other waits", 45, "nothing")
+
+
 def test_clock_skew(runs):
     runs.start("skew", 2, SKEW="1:86400").finish()
     runs.check("skew", "straight")

@@ -166,19 +166,30 @@ def runs(request, tmp_path_factory):
     return runs
 
 
-def test_other_counts_of_processes_go_on_with_the_same_examples_to_the_same_curve(runs):
-    """Four processes, one of which is told to stop; two, one of which is killed; both of them again."""
-    four = runs.start("elastic", 4)
-    runs.wait_for("elastic", 2, four)
-    os.kill(four.child(2), signal.SIGTERM)
-    told = four.finish()
-    assert "SIGTERM at step" in told and "saved" in told
+def test_another_count_of_processes_goes_on_with_the_same_examples_to_the_same_curve(runs):
+    """Two processes, one of which is told to stop; one process with all devices."""
+    stop_one(runs, "stopped", 2)
+    assert "going on at step" in runs.start("stopped", 1).finish()
+    runs.check("stopped", "alone")
+
+
+@pytest.mark.slow
+def test_from_four_processes_to_two_one_of_which_is_killed(runs):
+    stop_one(runs, "elastic", 4)
     two = runs.start("elastic", 2, "--max_restarts=1")
     runs.wait_for("elastic", 7, two)
     os.kill(two.child(1), signal.SIGKILL)
     told = two.finish()
     assert "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
     runs.check("elastic", "alone")
+
+
+def stop_one(runs, workdir, processes):
+    running = runs.start(workdir, processes)
+    runs.wait_for(workdir, 2, running)
+    os.kill(running.child(processes - 1), signal.SIGTERM)
+    told = running.finish()
+    assert "SIGTERM at step" in told and "saved" in told
 
 
 @pytest.mark.slow

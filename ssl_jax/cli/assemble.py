@@ -121,6 +121,7 @@ def assemble(config, devices=None) -> Assembly:
         UserError: with one line for each kind of mistake.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.connect(mesh)
     train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     shapes = {name: tuple(shape) for name, (shape, _) in element_spec(train, config.data.ops).items()}
     config = fill_in(config, Facts(shapes, train.num_classes, len(train)))

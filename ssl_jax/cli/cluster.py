@@ -86,7 +86,8 @@ def _check_port(coordinator: str) -> None:
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise UserError(f"port {port} of the coordinator is taken ({os.strerror(error.errno)}); end what listens there, or start again") from None
+        told = os.strerror(error.errno)
+        raise UserError(f"port {port} of the coordinator is taken ({told}); end what listens there, or start again") from None
 
 
 def leave(code: int) -> None:

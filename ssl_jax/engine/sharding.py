@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -41,6 +43,22 @@ def make_mesh(spec: Mapping[str, int], devices: Sequence[jax.Device] | None = No
         )
     grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def connect(mesh: Mesh) -> None:
+    """Of several processes on CPUs: make the connections of all groups of devices now, while all processes are at the same place.
+
+    They are made at the first collective of a group, and Gloo gives up when a process comes 30 s after the others: at a first step, the
+    one that compiles for longer.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    long = [axis for axis in AXES if mesh.shape[axis] > 1]
+    everywhere = jax.jit(lambda: jnp.ones(mesh.size), out_shardings=NamedSharding(mesh, P(AXES)))()
+    for axes in (group for n in range(1, len(long) + 1) for group in itertools.combinations(long, n)):
+        others = P(tuple(axis for axis in AXES if axis not in axes))
+        summed = jax.shard_map(lambda x, axes=axes: jax.lax.psum(x, axes), mesh=mesh, in_specs=P(AXES), out_specs=others)
+        jax.block_until_ready(jax.jit(summed)(everywhere))
 
 
 def on_host(tree, mesh: Mesh):
