@@ -97,6 +97,8 @@ class Checkpoints:
         step, tree = int(state.step), saved_part(state)
         try:
             self._manager.wait_until_finished()
+        except jax.errors.JaxRuntimeError:  # another process has gone; nothing is wrong with the disk
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             log.error("the checkpoint before step %d could not be saved (%s); trying again with this step", step, _first_line(error))
         try:
@@ -115,6 +117,8 @@ class Checkpoints:
                 metrics=dict(metrics) if metrics else None,
                 force=True,
             )
+        except jax.errors.JaxRuntimeError:  # another process has gone; nothing is wrong with the disk
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_failed(error) from error
 
@@ -122,6 +126,8 @@ class Checkpoints:
         """Return when everything is on disk. Raises UserError if the save in flight failed."""
         try:
             self._manager.wait_until_finished()
+        except jax.errors.JaxRuntimeError:  # another process has gone; nothing is wrong with the disk
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_failed(error) from error
 
