@@ -90,11 +90,16 @@ def _check_port(coordinator: str) -> None:
         raise UserError(f"port {port} of the coordinator is taken ({told}); end what listens there, or start again") from None
 
 
-def leave(code: int) -> None:
-    """End this process at once if it is one of several: JAX would have it wait five minutes for the others, which wait for it."""
+def leave(error: BaseException) -> None:
+    """End this process at once, with what went wrong, if it is one of several: whatever it closed, it would wait for the others, and they
+    wait for it. Nothing for a process of its own.
+    """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        if code == 1:
-            traceback.print_exc()
+        code = 2 if isinstance(error, UserError) else 1
+        if code == 2:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

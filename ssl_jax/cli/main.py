@@ -77,14 +77,14 @@ def main(argv: list[str]) -> int:
         args, overrides = parser().parse_known_args(argv)
         return importlib.import_module(f"ssl_jax.cli.{args.verb}").main(args, overrides)
     except UserError as error:
+        cluster.leave(error)
         print(f"error: {error}", file=sys.stderr)
-        cluster.leave(2)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except Exception:
-        cluster.leave(1)
+    except Exception as error:
+        cluster.leave(error)
         raise
 
 

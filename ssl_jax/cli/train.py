@@ -146,6 +146,11 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
                 this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
                 this.schedules, evaluate, show, watch, watchdog, trace,
             )  # fmt: skip
+    except loop.Interrupted:
+        raise
+    except Exception as error:
+        cluster.leave(error)
+        raise
     finally:
         trace.close()
         writer.close()

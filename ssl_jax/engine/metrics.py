@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 from tensorboardX import SummaryWriter
 
+from ssl_jax.errors import UserError
+
 
 class MetricsWriter:
     """Appends one JSON object per logged step to `<workdir>/metrics.jsonl`.
@@ -36,11 +38,21 @@ class MetricsWriter:
             self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1 if start_step else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write what has a value; JSON has none for NaN and inf, and the loop has dealt with them before."""
+        """Write what has a value; JSON has none for NaN and inf, and the loop has dealt with them before.
+
+        Raises:
+            UserError: the disk is full, or the directory gone.
+        """
         if self._file is None:
             return
         told = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        self._file.write(json.dumps({"step": step, **told}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **told}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}); free space or mend the directory and run the same command again: it "
+                "resumes from the last checkpoint"
+            ) from error
         if self._board is not None:
             for name, value in told.items():
                 self._board.add_scalar(name, value, step)
