@@ -91,8 +91,8 @@ def _check_port(coordinator: str) -> None:
 
 
 def leave(error: BaseException) -> None:
-    """End this process at once, with what went wrong, if it is one of several: whatever it closed, it would wait for the others, and they
-    wait for it. Nothing for a process of its own.
+    """End this process at once, with what went wrong, if it is one of several: whatever it closed, it would wait for the others, and
+    they wait for it. Nothing for a process of its own.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         code = 2 if isinstance(error, UserError) else 1

@@ -50,8 +50,8 @@ class MetricsWriter:
             self._file.write(json.dumps({"step": step, **told}) + "\n")
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error.strerror}); free space or mend the directory and run the same command again: it "
-                "resumes from the last checkpoint"
+                f"{self.path} cannot be written ({error.strerror}); free space or mend the directory and run the same command again: "
+                "it resumes from the last checkpoint"
             ) from error
         if self._board is not None:
             for name, value in told.items():
