@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import statistics
@@ -13,6 +14,8 @@ import jax
 from tensorboardX import SummaryWriter
 
 from ssl_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -35,7 +38,9 @@ class MetricsWriter:
             os.replace(temporary, self.path)
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed in close()
         if tensorboard:
-            self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+            purge = start_step + 1 if start_step else None
+            # Its thread ends on a full disk, and then a short queue would fill up and stop the run.
+            self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge, max_queue=1 << 15)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write what has a value; JSON has none for NaN and inf, and the loop has dealt with them before.
@@ -60,7 +65,10 @@ class MetricsWriter:
     def close(self) -> None:
         for opened in (self._file, self._board):
             if opened is not None:
-                opened.close()
+                try:
+                    opened.close()
+                except OSError as error:  # what is told of the run's end must not be lost to it
+                    log.warning("%s cannot be closed (%s)", self.path.parent, error.strerror)
 
 
 def goodput(lines: Sequence[Mapping[str, float]]) -> float | None:

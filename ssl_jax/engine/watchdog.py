@@ -85,10 +85,11 @@ class Watchdog:
                 continue
             if not self._told:
                 self._told = True
-                with open(self.folder / f"{self.process}.stacks.txt", "a") as file:
+                path = self.folder / f"{self.process}.stacks.txt"
+                with contextlib.suppress(OSError), path.open("a") as file:  # a disk may be full, and the line below still be told
                     file.write(f"step {self._step} after {seconds:.0f} s\n")
                     faulthandler.dump_traceback(file, all_threads=True)
-                log.error("step %d has taken %.0f s, %d times the median; stacks are in %s", self._step, seconds, TIMES, file.name)
+                log.error("step %d has taken %.0f s, %d times the median; stacks are in %s", self._step, seconds, TIMES, path)
             if self.processes > 1:
                 log.error("the run is stuck: %s; ending process %d", self._behind(), self.process)
                 os._exit(EXIT)
