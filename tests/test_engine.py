@@ -12,7 +12,7 @@ import pytest
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt, checksums, verify
 from ssl_jax.engine.method import Method, Phase, State
-from ssl_jax.engine.metrics import MetricsWriter, goodput, read_metrics
+from ssl_jax.engine.metrics import MetricsWriter, read_metrics
 from ssl_jax.engine.step import make_step, split
 from ssl_jax.errors import UserError
 
@@ -290,17 +290,6 @@ def test_checksum_sees_any_bit_and_no_layout():
         broken.view(np.uint8).reshape(-1)[bit // 8] ^= 1 << (bit % 8)
         with pytest.raises(Corrupt, match="'x'"):
             verify({"x": jnp.asarray(broken)}, checksums({"x": x}))
-
-
-def test_goodput_counts_what_steps_are_worth():
-    def line(step, clock, seconds):
-        return {"step": step, "time/clock": clock, "time/seconds_per_step": seconds}
-
-    assert goodput([]) is goodput([line(1, 0.0, 1.0)]) is None
-    steady = [line(step, 1000 + 2.0 * step, 2.0) for step in range(10, 60, 10)]
-    assert goodput(steady) == pytest.approx(1.0)
-    restarted = [*steady, line(60, 1220.0, 2.0)]  # 100 s for evaluations, a restart and steps that were done twice
-    assert goodput(restarted) == pytest.approx(100 / 200)
 
 
 def test_save_restore_keeps_last_and_best(tmp_path):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ssl_jax.engine.metrics import goodput
 from ssl_jax.engine.timing import Clock, Trace
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
@@ -50,6 +51,17 @@ def test_a_trace_holds_its_steps_and_no_others(tmp_path, until):
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     steps = {event["args"]["step_num"] for event in events if event.get("name") == "step" and "step_num" in event.get("args", {})}
     assert steps == {str(step) for step in range(2, min(4, until) + 1)}
+
+
+def test_goodput_counts_what_steps_are_worth():
+    def line(step, clock, seconds):
+        return {"step": step, "time/clock": clock, "time/seconds_per_step": seconds}
+
+    assert goodput([]) is goodput([line(1, 0.0, 1.0)]) is None
+    steady = [line(step, 1000 + 2.0 * step, 2.0) for step in range(10, 60, 10)]
+    assert goodput(steady) == pytest.approx(1.0)
+    restarted = [*steady, line(60, 1220.0, 2.0)]  # 100 s for evaluations, a restart and steps that were done twice
+    assert goodput(restarted) == pytest.approx(100 / 200)
 
 
 def test_the_process_that_waits_longest_for_its_input_is_known(tmp_path):

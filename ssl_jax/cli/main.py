@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except Exception as error:
+    except Exception as error:  # whatever it was: of several processes this one ends, of one it goes on with its traceback
         cluster.leave(error)
         raise
 

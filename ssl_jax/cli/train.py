@@ -148,7 +148,7 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
             )  # fmt: skip
     except loop.Interrupted:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever it was: before `finally`, which closes what waits for the other processes
         cluster.leave(error)
         raise
     finally:
