@@ -1,5 +1,7 @@
 """The FLOPs that a rehearsal tells of published recipes are those of closed forms: forward and backward of every network in a step."""
 
+import itertools
+
 import jax
 import pytest
 
@@ -42,3 +44,26 @@ def test_vim_large(monkeypatch):
     tokenizer = transformer(8, 512, 2048, 1024)  # its encoder, forward only
     plain, _ = counted("vq_prior.py:imagenet256_large")
     assert plain == pytest.approx(3 * (blocks + head) + tokenizer, rel=0.05)
+
+
+def non_local(channels, pixels):
+    """Forward: queries and keys of an eighth of the channels, values of half, two products of pixels with a quarter of them."""
+    return 2 * pixels * (channels * (2 * channels // 8 + channels // 2 + channels // 2) + pixels // 4 * (channels // 8 + channels // 2))
+
+
+def test_biggan_128():
+    """Two updates of a discriminator, with half of the batch each and as many fakes, and one of the generator with half of it."""
+    ch = 96
+    generator, size = non_local(2 * ch, 64**2) + 2 * 9 * ch * 3 * 128**2, 8
+    for inputs, outputs in itertools.pairwise((16 * ch, 16 * ch, 8 * ch, 4 * ch, 2 * ch, ch)):
+        generator += 2 * size**2 * (9 * inputs * outputs + 9 * outputs**2 + inputs * outputs / 4)
+        size *= 2
+    discriminator, size = non_local(ch, 64**2), 128
+    for inputs, outputs in itertools.pairwise((3, ch, 2 * ch, 4 * ch, 8 * ch, 16 * ch)):
+        discriminator += 2 * size**2 * (9 * inputs * outputs + 9 * outputs**2 + inputs * outputs / 4)
+        size //= 2
+    discriminator += 2 * size**2 * 2 * 9 * (16 * ch) ** 2
+    step = generator + 2 * 3 * discriminator + (3 * generator + 2 * discriminator) / 2
+    plain, repeated = counted("biggan.py:imagenet128", "--config.model.orthogonal=0.0")  # of weights, not of examples
+    assert plain == pytest.approx(step, rel=0.05)
+    assert repeated == 0
