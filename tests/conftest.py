@@ -27,6 +27,14 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(name))
 
 
+def pytest_configure(config):
+    """Workers that share out a file between them compile everything twice, and say nothing (pytest-xdist#1386)."""
+    if config.getoption("dist", "no") == "loadgroup" and not hasattr(pytest.Item, "_nodeid"):
+        raise pytest.UsageError(
+            f"pytest-xdist cannot keep groups together under pytest {pytest.__version__}; pip install -r requirements-test.txt"
+        )
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """A compiled program holds memory maps until it is dropped, and a process may have 65,530: one that kept the programs of all
