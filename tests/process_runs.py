@@ -91,8 +91,11 @@ class Runs:
     def curve(self, workdir):
         rows = [json.loads(line) for line in (self.folder / workdir / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == list(range(1, self.steps + 1))  # written once
-        assert len(json.loads((self.folder / workdir / "evaluations.json").read_text())) == 1
         return [{k: v for k, v in row.items() if k.endswith("/loss")} for row in rows]
+
+    def evaluation(self, workdir):
+        (entry,) = json.loads((self.folder / workdir / "evaluations.json").read_text())
+        return entry["metrics"]
 
     def examples(self, workdir):
         """{step: the ids of its examples in order}; a step that was taken again, by however many processes, has the same ones."""
@@ -112,10 +115,14 @@ class Runs:
         return steps
 
     def check(self, workdir, other):
-        """The same curve as `other`, and every example once in every epoch."""
+        """The same curve and evaluation as `other`, and every example once in every epoch."""
         for ours, theirs in zip(self.curve(workdir), self.curve(other), strict=True):
             assert ours.keys() == theirs.keys()
             np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5, atol=1e-5)
+        ours, theirs = self.evaluation(workdir), self.evaluation(other)
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():  # a picture or two may be on the other side of a border
+            np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1 if "/top" in name else 0, err_msg=name)
         seen = self.examples(workdir)
         for first in range(1, self.steps, EXAMPLES // BATCH):
             epoch = chain(*(seen[first + i] for i in range(EXAMPLES // BATCH)))
