@@ -82,9 +82,9 @@ def test_one_that_fails_is_named_and_the_others_ended(scripted, caplog, text, to
 
 
 def test_all_are_started_again(scripted, caplog, tmp_path):
-    text = "path = folder / f'{me}'\nagain = path.exists()\npath.touch()\nsys.exit(0 if again or me == 0 else 75)"
+    text = "path = folder / f'{me}'\nagain = path.exists()\npath.touch()\nsys.exit(0 if again or me == 0 else 70)"
     assert scripted(text, max_restarts=1) == 0
-    assert "process 1 ended with exit code 75; starting all again (1 of 1)" in caplog.text
+    assert "process 1 ended with exit code 70; starting all again (1 of 1)" in caplog.text
 
 
 def test_a_mistake_of_the_user_is_not_tried_again(scripted, caplog, tmp_path):
@@ -102,6 +102,9 @@ def test_sigterm_has_the_exit_code_that_was_asked_for(scripted, monkeypatch):
     text = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(99)"
     assert scripted(text, processes=1) == 75
     assert scripted("sys.exit(0)", processes=1) == 0  # done is done
+    assert scripted("sys.exit(75)") == 75  # they were told to stop by somebody else
+    assert scripted("sys.exit(75 if me else 0)") == 75  # between the last step and the end
+    assert scripted("sys.exit(75 if me else 3)") == 1
 
 
 def test_bad_numbers_are_one_line(tmp_path, capsys):

@@ -29,7 +29,8 @@ def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts:
 
     Process 0 writes to this terminal, process i to WORKDIR/processes/<i>.txt. If one fails, or ends before the others, the rest are
     ended too, and all are started again, at most `max_restarts` times; a mistake of the user (exit code 2) is not tried again. SIGTERM
-    is passed on, so that all save, and the exit code is `saved_code`; Ctrl-C too, with exit code 130.
+    is passed on, so that all save, and the exit code is `saved_code`, as it is when one of the processes got it from elsewhere; Ctrl-C
+    too, with exit code 130.
 
     Raises:
         UserError: no processes, or a negative number of restarts.
@@ -40,10 +41,10 @@ def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts:
     before = {s: signal.signal(s, lambda signum, _: asked.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         for attempt in range(max_restarts + 1):
-            code, told = _once(arguments, processes, workdir, asked)
+            code, told = _once([*arguments, f"--saved_code={saved_code}"], processes, workdir, asked, (0, saved_code))
             if asked:
-                return saved_code if code == 0 and asked[0] == signal.SIGTERM else 128 + asked[0]
-            if code in (0, 2):
+                return saved_code if code in (0, saved_code) and asked[0] == signal.SIGTERM else 128 + asked[0]
+            if code in (0, saved_code, 2):
                 return code
             last = attempt == max_restarts
             log.error("%s; %s", told, "giving up" if last else f"starting all again ({attempt + 1} of {max_restarts})")
@@ -53,8 +54,8 @@ def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts:
             signal.signal(signum, handler)
 
 
-def _once(arguments, processes, workdir, asked) -> tuple[int, str]:
-    """(exit code, what happened) of one start of all processes."""
+def _once(arguments, processes, workdir, asked, well) -> tuple[int, str]:
+    """(exit code, what happened) of one start of all processes; exit codes in `well` are no failures."""
     with contextlib.ExitStack() as files:
         running = _start(arguments, processes, workdir, files)
         ended: dict[int, int] = {}  # {process: exit code}, in the order in which they ended
@@ -64,7 +65,7 @@ def _once(arguments, processes, workdir, asked) -> tuple[int, str]:
             for i, process in enumerate(running):
                 if i not in ended and process.poll() is not None:
                     ended[i] = process.returncode
-                    deadline = min(deadline, time.monotonic() + (LAST if process.returncode == 0 else GRACE))
+                    deadline = min(deadline, time.monotonic() + (LAST if process.returncode in well else GRACE))
             if asked and not passed_on:
                 passed_on = True
                 _signal(running, signal.SIGTERM)
@@ -72,10 +73,9 @@ def _once(arguments, processes, workdir, asked) -> tuple[int, str]:
                 break
         silent = [i for i in range(processes) if i not in ended]
         _end(running)
-    worst = next((code for code in ended.values() if code != 0), 0)
-    if worst == 0 and not silent:
-        return 0, ""
-    causes = [f"process {i} ended with {_named(code)}" for i, code in ended.items() if code not in (0, -signal.SIGABRT)]
+    if not silent and set(ended.values()) <= set(well):
+        return next((code for code in ended.values() if code), 0), ""
+    causes = [f"process {i} ended with {_named(code)}" for i, code in ended.items() if code not in (*well, -signal.SIGABRT)]
     causes += [f"process {i} did not answer and was killed" for i in silent]
     causes = causes or [f"process {i} ended with {_named(code)}" for i, code in ended.items()]
     return (2 if 2 in ended.values() else 1), ", ".join(causes)

@@ -17,7 +17,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 TIMES, LEAST = 10, 60.0  # a step is stuck after 10 times the median, and never before a minute
-EXIT = 75  # of a process that gives up because the run is stuck
+EXIT = 70  # of a process that gives up because the run is stuck; not 75, which is that of a job that was told to stop and saved
 
 
 class Watchdog:
@@ -25,7 +25,7 @@ class Watchdog:
 
     Every process writes how far it is, and what share of its time it waits for input, to <folder>/<process>.json, from a thread of its
     own. When a step is stuck, the stacks of all threads go to <folder>/<process>.stacks.txt; with several processes the one that is
-    furthest behind is named, and all end with exit code 75: whoever started them starts them again, and they go on from the last
+    furthest behind is named, and all end with exit code 70: whoever started them starts them again, and they go on from the last
     checkpoint.
     """
 
