@@ -3,7 +3,7 @@
   python launch.py train --config=configs/bigan.py --workdir=runs/bigan
 
 Variants (published figures are quoted from their source; ours are in docs/results.md):
-  (default)       embedded scenes at 32 pixels, strided convolutions, minutes on two cores
+  (default)       embedded scenes at 32 pixels, strided convolutions
   :smoke          the same in seconds, for tests
   :cifar10_small  JPEG CIFAR-10, the networks of the default
   :cifar10        CIFAR-10, twice as wide, 200 epochs on one accelerator. No figure was published

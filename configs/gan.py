@@ -5,7 +5,7 @@
 
 Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of 2048-dimensional Inception
 features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
-  (default)           embedded scenes at 32 px: SNDCGAN at a quarter of its width, non-saturating; minutes on two cores
+  (default)           embedded scenes at 32 px: SNDCGAN at a quarter of its width, non-saturating
   :smoke              the same in seconds, for tests
   :scenes_dcgan       embedded scenes: DCGAN, narrow
   :cifar10_small      JPEG CIFAR-10, half as wide again

@@ -8,7 +8,7 @@ steps lr x 16/17 and .99^(16/17) = .990585 (2020a, appendix B).
 
 Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of 2048-dimensional Inception
 features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
-  (default)         embedded scenes at 32 px: StyleGAN2 of up to 128 channels, adaptive augmentation; minutes on two cores
+  (default)         embedded scenes at 32 px: StyleGAN2 of up to 128 channels, adaptive augmentation
   :smoke            the same in seconds, for tests
   :cifar10_small    JPEG CIFAR-10, twice the channels of the default at 32 px, augmentation that always applies (DiffAugment)
   :cifar10          2020b, `cifar`: 512 channels, mapping of 2 layers, plain discriminator, R1 .01, no path lengths, no mixing, batch
