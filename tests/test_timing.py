@@ -68,5 +68,16 @@ def test_the_process_that_waits_longest_for_its_input_is_known(tmp_path):
     (tmp_path / "1.json").write_text('{"step": 6, "paused": false, "input_wait": 0.7}')
     (tmp_path / "2.json").write_text('{"step": 6, ')  # just being written
     dog = Watchdog(tmp_path, 0, 4)
-    dog.note(0.2)
+    dog.note(0.2, 1000.0)
     assert dog.slowest_input() == {"time/slowest_input_process": 1.0, "time/slowest_input_wait": 0.7}
+
+
+def test_waits_of_several_readers_are_seen_together(tmp_path):
+    dog = Watchdog(tmp_path)
+    for _ in range(30):  # one step in two waits, for all readers
+        dog.note(0.99, 3.0)
+        dog.note(0.0, 0.6)
+        assert dog.slowest_input()["time/slowest_input_wait"] < 0.9
+    assert dog.slowest_input()["time/slowest_input_wait"] > 0.7
+    dog.note(0.0, 60.0)
+    assert dog.slowest_input()["time/slowest_input_wait"] < 0.05

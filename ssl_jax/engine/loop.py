@@ -236,7 +236,7 @@ def train(
     def report(step: int, told: Mapping[str, float], scores: Mapping[str, float]) -> None:
         rates = {f"lr/{group}": float(rate(step - 1)) for group, rate in schedules.items()}
         times = clock.split(step)
-        watchdog.note(times["time/input_wait"])
+        watchdog.note(times["time/input_wait"], clock.spent)
         told = {**told, **rates, **scores, **times, **watchdog.slowest_input()}
         writer.write(step, told)
         progress(step, told)

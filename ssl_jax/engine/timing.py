@@ -17,7 +17,7 @@ class Clock:
     """Splits the time between two reports: waiting for input, waiting for the devices, and the rest, which is the host's own work."""
 
     def __init__(self, step: int, batch_size: int):
-        self.step, self.batch_size = step, batch_size
+        self.step, self.batch_size, self.spent = step, batch_size, 0.0
         self._restart()
 
     def _restart(self) -> None:
@@ -38,8 +38,9 @@ class Clock:
         self.pause += time.perf_counter() - before
 
     def split(self, step: int) -> dict[str, float]:
-        """Metrics of the steps since the last report, under 'time/'; `input_wait`, `device_wait` and `host` are shares of 1."""
-        spent = time.perf_counter() - self.began - self.pause
+        """Metrics of the steps since the last report, under 'time/'; `input_wait`, `device_wait` and `host` are shares of 1 (of the
+        seconds that are then in `spent`)."""
+        self.spent = spent = time.perf_counter() - self.began - self.pause
         seconds = spent / (step - self.step)
         waits = {f"time/{what}_wait": seconds_waited / spent for what, seconds_waited in self.waits.items()}
         self.step = step

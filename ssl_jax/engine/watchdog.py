@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import json
 import logging
+import math
 import os
 import statistics
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 TIMES, LEAST = 10, 60.0  # a step is stuck after 10 times the median, and never before a minute
+MEMORY = 20.0  # seconds after which two thirds of the mean wait for input are new
 EXIT = 70  # of a process that gives up because the run is stuck; not 75, which is that of a job that was told to stop and saved
 
 
@@ -55,9 +57,10 @@ class Watchdog:
             self._pauses -= 1
         self._step, self._since, self._told = step, now, False
 
-    def note(self, input_wait: float) -> None:
-        """The share of its time that this process has waited for input lately."""
-        self._input_wait = input_wait
+    def note(self, input_wait: float, seconds: float) -> None:
+        """Of the last `seconds` this process has waited for input for this share. Kept is a mean that forgets: with several readers one
+        step waits for all of them and the next for none."""
+        self._input_wait += (1 - math.exp(-seconds / MEMORY)) * (input_wait - self._input_wait)
 
     def slowest_input(self) -> dict[str, float]:
         """Metrics: which process waits longest for its input, and for what share of its time. The others wait for that one."""
