@@ -6,6 +6,7 @@
 Variants (published figures are quoted from their source; ours are in docs/results.md):
   (default)       embedded scenes at 32 px: four blocks of width 128, eight steps for a picture
   :smoke          the same in seconds, for tests
+  :mnist_t10k     digits, on a run of configs/vqvae.py:mnist_t10k_l2: six blocks of width 128
   :cifar10_small  JPEG CIFAR-10: six blocks of width 256
   :imagenet256    24 blocks of width 768, post-normalised as BERT's, batch 256, AdamW 1e-4 (.9, .96), decay 0.045, smoothing 0.1, 300
                   epochs; the warm-up is ours. Published, on 16 x 16 tokens of a convolutional tokenizer: FID 6.18, IS 182.1 in 8 steps;
@@ -44,6 +45,11 @@ def smoke(config):
     config.best_metric = "-generation/frechet"
 
 
+def mnist_t10k(config):
+    scenes(config)
+    vq_prior.digits(config)
+
+
 def cifar10_small(config):
     scenes(config)
     config.data.name, config.data.ops, config.data.eval_ops = "cifar10", (), ()
@@ -75,6 +81,7 @@ def imagenet256(config):
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("maskgit")
-    named = {"": scenes, "smoke": smoke, "cifar10_small": cifar10_small, "imagenet256": imagenet256}  # fmt: skip
+    named = {"": scenes, "smoke": smoke, "mnist_t10k": mnist_t10k, "cifar10_small": cifar10_small,
+             "imagenet256": imagenet256}  # fmt: skip
     common.variant_of(variant, named)(config)
     return config

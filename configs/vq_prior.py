@@ -9,6 +9,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
                    and has features of images whose class nobody knows
   :smoke           the same in seconds, for tests
   :unconditional   the default without classes
+  :mnist_t10k      digits, on a run of configs/vqvae.py:mnist_t10k_l2: six blocks of width 128
   :cifar10_small   JPEG CIFAR-10: six blocks of width 256, 5.3 million parameters; generation_half measures the half of its samples that
                    a classifier prefers
   :imagenet256_base   VIM-Base: 24 blocks of width 1536, batch 1024, Adam (.9, .96), 450,000 steps: 5,000 of warm-up to 4.5e-4, which
@@ -83,6 +84,19 @@ def smoke(config):
     config.evals.generation.examples = config.evals.classified.examples = config.evals.prior.examples = 128
 
 
+def digits(config):
+    config.data.name, config.data.ops, config.data.eval_ops = "mnist_t10k", (), ()
+    config.views = ((),)
+    config.stages.tokenizer.recipe = "configs/vqvae.py:mnist_t10k_l2"
+    transformer(config, depth=6, width=128, heads=4)
+    config.model.probe_block = 2
+
+
+def mnist_t10k(config):
+    scenes(config)
+    digits(config)
+
+
 def half(config):
     config.evals.generation_half = dict(config.evals.generation, acceptance=0.5)
 
@@ -150,7 +164,8 @@ def imagenet256_large_probe(config):
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("vq_prior")
-    named = {"": scenes, "smoke": smoke, "unconditional": unconditional, "cifar10_small": cifar10_small,
+    named = {"": scenes, "smoke": smoke, "unconditional": unconditional, "mnist_t10k": mnist_t10k,
+             "cifar10_small": cifar10_small,
              "imagenet256_base": imagenet256_base, "imagenet256_large": imagenet256_large,
              "imagenet256_large_adafactor": imagenet256_large_adafactor,
              "imagenet256_base_probe": imagenet256_base_probe, "imagenet256_large_probe": imagenet256_large_probe}  # fmt: skip

@@ -22,8 +22,6 @@ def here(monkeypatch):
 
 
 def test_slurm_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
-    from submitit.core.utils import DelayedSubmission
-
     programs("srun"), programs("scancel")
     folder = programs("sbatch", "echo Submitted batch job 7")
     run = tmp_path / "run"
@@ -32,6 +30,8 @@ def test_slurm_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
     assert "slurm job 7 submitted" in capsys.readouterr().out
     sent = (run / "slurm" / "7_submission.sh").read_text()
     assert sent in shown and len(calls(folder, "sbatch")) == 1
+    from submitit.core.utils import DelayedSubmission  # not before the engine: see slurm._submitit
+
     task = DelayedSubmission.load(run / "slurm" / "7_submitted.pkl")
     assert task.function is os.execv and task.args[0] == sys.executable
     assert all(f"#   {argument!r}" in shown for argument in task.args[1])
