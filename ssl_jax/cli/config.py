@@ -82,8 +82,9 @@ def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
     Raises:
         UserError: a run of zero steps, or an impossible interval.
     """
-    told = {name: duration(config, name, config.batch_size, examples, default) for name, default in
-            (("total", None), ("evaluate_every", 0), ("checkpoint_every", 0))}  # fmt: skip
+    told = {"total": duration(config, "total", config.batch_size, examples)}
+    for interval in ("evaluate_every", "checkpoint_every"):
+        told[interval] = duration(config, interval, config.batch_size, examples, default=0, up=True)
     if told["total"] < 1:
         raise UserError(
             f"the run has zero steps ({examples} examples, batch {config.batch_size}); raise config.total_* or lower batch_size"

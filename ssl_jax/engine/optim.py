@@ -17,8 +17,9 @@ WEIGHTS_ONLY = ((r"(bias|scale)$", 0.0), (r".*", 1.0))
 UNITS = ("steps", "epochs", "examples")
 
 
-def duration(config: Mapping, name: str, batch_size: int, examples: int, default: int | None = None) -> int:
-    """Steps of a duration given in any unit: `<name>_steps`, `<name>_epochs` or `<name>_examples`.
+def duration(config: Mapping, name: str, batch_size: int, examples: int, default: int | None = None, up: bool = False) -> int:
+    """Steps of a duration given in any unit: `<name>_steps`, `<name>_epochs` or `<name>_examples`. Parts of a step are left out, or
+    made whole if `up`: an interval that divides the run then has no end shortly before the run's.
 
     Raises:
         UserError: none or several units given, or a negative one.
@@ -32,7 +33,7 @@ def duration(config: Mapping, name: str, batch_size: int, examples: int, default
     if value < 0:
         raise UserError(f"config.{name}_{unit}={value} is negative; durations start at 0")
     steps = {"steps": value, "epochs": value * examples / batch_size, "examples": value / batch_size}
-    return math.floor(steps[unit])
+    return math.ceil(steps[unit] - 1e-6) if up else math.floor(steps[unit])
 
 
 def schedule(
