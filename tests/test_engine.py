@@ -236,9 +236,7 @@ def test_optimizer_mistakes_are_one_line(change, told):
 def test_intervals_that_divide_a_run_end_with_it():
     """45 epochs of 28.125 steps: three intervals, and none that ends two steps before the run."""
     config = dict(total_epochs=45.0, every_epochs=15.0, tiny_epochs=0.001, third_epochs=1 / 3)
-    total, every, tiny = (
-        optim.duration(config, name, 256, 7200, up=name != "total") for name in ("total", "every", "tiny")
-    )
+    total, every, tiny = (optim.duration(config, n, 256, 7200, up=n != "total") for n in ("total", "every", "tiny"))
     assert (total, every, tiny) == (1265, 422, 1)
     assert 2 * every < total < 3 * every
     assert optim.duration(config, "third", 1, 9, up=True) == 3  # not 4 for its last binary digit

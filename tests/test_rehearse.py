@@ -108,6 +108,12 @@ def test_the_catalogue_is_that_of_the_data():
     assert catalogue.facts(load("supervised.py:imagenet").data)[1:] == (1000, 1_281_167)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def eight_devices():
+    """Made before a test asks for another number."""
+    assert len(jax.devices()) == 8
+
+
 def fails(capsys, *arguments):
     """The line on stderr."""
     assert main(["rehearse", *arguments]) == 2
@@ -134,9 +140,17 @@ def test_mistakes_are_one_line(capsys, monkeypatch):
     assert "--topology=h100:8: give hosts and the GPUs of each, like h100:128x8" in fails(capsys, SIMCLR, "--topology=h100:8")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install -r requirements-rehearse-gpu.txt (no GPU is needed)" in fails(capsys, SIMCLR, "--topology=h100:2x8")
-    assert "pip install -r requirements-rehearse.txt (no TPU is needed), or use --topology=cpu:N" in fails(
-        capsys, SIMCLR, "--topology=v5e:4x4"
-    )
+
+
+def test_without_libtpu_fake_devices_take_the_place_of_tpus(monkeypatch, caplog):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name, slices in (("v5e:2x4", 1), ("v3:2x2", 1), ("v5e:2x2", 2)):
+        where = open_topology(name, slices)
+        assert (len(where.devices), where.platform, where.chip) == (8, "cpu", None)
+        assert "pip install -r requirements-rehearse.txt (no TPU is needed)" in caplog.text and "8 fake CPU devices" in caplog.text
+        caplog.clear()
+    with pytest.raises(UserError, match="JAX has made 8 devices already; set XLA_FLAGS"):
+        open_topology("v5e:4x4")
 
 
 def test_data_that_nobody_has_can_be_described():

@@ -8,9 +8,9 @@ It is the step that `train` runs: the same method, optimizers, shardings and don
 topology. A stage without a workdir is that of its recipe. Sizes of data are known for common datasets; say --config.data.examples=N
 (and data.num_classes, data.image_shape) of others.
 
-TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; GPUs (h100:HOSTSxGPUS) theirs (requirements-rehearse-gpu.txt).
-For TPUs the time of a step is predicted: the bound of the
-slowest of arithmetic, memory and network, and the band in which published runs lay. Exit code 1: it does not fit into the memory.
+TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; without it as many fake CPU devices take their place. GPUs
+(h100:HOSTSxGPUS) need theirs (requirements-rehearse-gpu.txt). For TPUs the time of a step is predicted: the bound of the slowest of
+arithmetic, memory and network, and the band in which published runs lay. Exit code 1: it does not fit into the memory.
 
 --fit tries meshes, batches (half, twice) and rematerialisations, and prints those that fit by predicted images per second. Another
 batch is another recipe: its rates are the config's, scaled as the config says.
@@ -57,7 +57,8 @@ def add_arguments(sub) -> None:
 def main(args, overrides) -> int:
     where = open_topology(args.topology, args.slices)
     config = configs.load(args.config, overrides)
-    told = {"config": args.config, "overrides": list(overrides), "topology": args.topology, "slices": args.slices}
+    named = f"cpu:{len(where.devices)}" if where.platform == "cpu" else args.topology  # without libtpu fake devices take its place
+    told = {"config": args.config, "overrides": list(overrides), "topology": named, "slices": where.slices}
     options = QUICK[where.platform] if args.effort == "quick" else {}
     if args.fit:
         told |= fit(config, where, lambda this: rehearse(this, where, options, args.decode_rate))

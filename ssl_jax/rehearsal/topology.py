@@ -5,6 +5,8 @@ packages, which hold the compilers.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +19,9 @@ from ssl_jax.errors import UserError
 from ssl_jax.rehearsal import gpus
 from ssl_jax.rehearsal.chips import CHIPS, Chip
 
+log = logging.getLogger(__name__)
+
+CORES = {"v3": 2}  # devices of a chip, where they are several
 LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud what this machine is
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any will do where nothing is run
@@ -40,12 +45,13 @@ class Slice(NamedTuple):
 
 
 def open_topology(name: str, slices: int = 1) -> Slice:
-    """'cpu:N', 'KIND:AxB' or 'KIND:AxBxC' in chips, that many times, or 'h100:HOSTSxGPUS'.
+    """'cpu:N', 'KIND:AxB' or 'KIND:AxBxC' in chips, that many times, or 'h100:HOSTSxGPUS'. Without libtpu TPUs are
+    as many fake CPU devices, with a warning.
 
     To be called before JAX has looked for devices.
 
     Raises:
-        UserError: an unknown name or shape, slices of fake devices, no libtpu, or devices that JAX has made already.
+        UserError: an unknown name or shape, slices of fake devices, no compiler of GPUs, or devices that JAX has made already.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in ("cpu", *CHIPS):
@@ -54,7 +60,7 @@ def open_topology(name: str, slices: int = 1) -> Slice:
         raise UserError(f"--slices={slices}: give 1 or more, of TPUs; others have no slices")
     if match[1] == "h100":
         return _gpus(name, match[2].split("x"))
-    return _cpu(name, match[2]) if match[1] == "cpu" else _tpu(name, CHIPS[match[1]], slices)
+    return _cpu(name, match[2]) if match[1] == "cpu" else _tpu(name, match[2], slices)
 
 
 def _cpu(name: str, count: str) -> Slice:
@@ -81,12 +87,17 @@ def _gpus(name: str, shape: list[str]) -> Slice:
     return Slice(gpus.describe(name, hosts, each), "gpu", CHIPS["h100"], hosts * each, hosts)
 
 
-def _tpu(name: str, chip: Chip, slices: int) -> Slice:
+def _tpu(name: str, shape: str, slices: int) -> Slice:
+    chip = CHIPS[name.partition(":")[0]]
     if not importlib.util.find_spec("libtpu"):
-        raise UserError(
-            f"--topology={name} needs the compiler of TPUs, which is not installed: pip install -r requirements-rehearse.txt "
-            "(no TPU is needed), or use --topology=cpu:N"
+        count = CORES.get(name.partition(":")[0], 1) * math.prod(map(int, shape.split("x"))) * slices
+        log.warning(
+            "--topology=%s needs the compiler of TPUs, which is not installed: pip install -r requirements-rehearse.txt (no TPU is "
+            "needed). This is for %d fake CPU devices instead: counts, state and collectives, no memory or speed of a TPU",
+            name,
+            count,
         )
+        return _cpu(f"cpu:{count}", str(count))
     for variable, value in LIBTPU.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")  # libtpu compiles; what has to run in the meantime runs here
