@@ -77,7 +77,9 @@ class Trace:
         """`state` is what the devices are still at work on: a trace begins and ends when they have nothing to do."""
         if step == self.first:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # its hook in every thread ended two runs of six with a segmentation fault
+            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True, profiler_options=options)
             self.running = True
 
     def after(self, step: int, state) -> None:
