@@ -9,8 +9,9 @@ topology. A stage without a workdir is that of its recipe. Sizes of data are kno
 (and data.num_classes, data.image_shape) of others.
 
 TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; without it as many fake CPU devices take their place. GPUs
-(h100:HOSTSxGPUS) need theirs (requirements-rehearse-gpu.txt). For TPUs the time of a step is predicted: the bound of the slowest of
-arithmetic, memory and network, and the band in which published runs lay. Exit code 1: it does not fit into the memory.
+(h100:HOSTSxGPUS, h200) need theirs (requirements-rehearse-gpu.txt). For TPUs and for a single GPU the time of a step is predicted: the
+bound of the slowest of arithmetic, memory and network, and the band in which published runs, on TPUs, lay. Exit code 1: it does not fit
+into the memory.
 
 --fit tries meshes, batches (half, twice) and rematerialisations, and prints those that fit by predicted images per second. Another
 batch is another recipe: its rates are the config's, scaled as the config says.
@@ -34,6 +35,7 @@ from ssl_jax.rehearsal.collectives import collectives, table
 from ssl_jax.rehearsal.exhausted import exhausted
 from ssl_jax.rehearsal.largest import largest
 from ssl_jax.rehearsal.topology import EXAMPLES, Slice, open_topology
+from ssl_jax.rehearsal.traffic import traffic
 
 # With less optimisation compilers take seconds instead of minutes. On TPUs, in four programs that were compiled both ways, temporaries
 # and bytes of collectives were within 3 % of each other, and counts of collectives equal.
@@ -97,13 +99,18 @@ def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = D
     finally:
         told["seconds"]["compiling"] = clock() - start
     told["compiled_bytes"] = memory.of_program(compiled)
-    found, endless = collectives(compiled.as_text(), this.run.mesh.shape)
+    text = compiled.as_text()
+    found, endless = collectives(text, this.run.mesh.shape)
     told["collectives"], told["collectives_in_endless_loops"] = table(found), endless
-    if where.chip and where.chip.network:
+    if where.chip and (where.chip.network or len(where.devices) == 1):  # of a network that has no one figure nothing is predicted
         devices, cost = len(where.devices), compiled.cost_analysis() or {}
         each = counted.flops / devices
-        moved = roofline.moved_bytes(cost.get("bytes accessed", 0.0), cost.get("flops", 0.0), each)
+        if where.platform == "gpu":  # this compiler does not tell
+            moved = traffic(text)
+        else:
+            moved = roofline.moved_bytes(cost.get("bytes accessed", 0.0), cost.get("flops", 0.0), each)
         told["busy_seconds"] = busy = roofline.times(where.chip, each, moved, found)
+        told["moved_bytes"] = moved
         told["xla"] = {name: cost.get(name) for name in ("flops", "bytes accessed", "optimal_seconds")}  # the body of a loop once
         told["prediction"] = roofline.predict(
             busy, this.total, this.config.batch_size, devices, where.chips, counted.flops - counted.repeated, where.chip

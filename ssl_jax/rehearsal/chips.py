@@ -29,5 +29,8 @@ CHIPS = {
     "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, between=6.4e12 / 8 / 256),  # of a pod, over its chips
     "v5p": Chip("TPU v5p", 459e12, 96 * GIB, 2765e9, 600e9),  # 95 GB in the document, 95.74 GiB for a program
     "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1600e9, 400e9, between=25.6e12 / 8 / 256),
-    "h100": Chip("NVIDIA H100 SXM", 989e12, 84942979072, 3352e9, None),  # NVLink within a host, another network between hosts
+    # GPUs have NVLink within a host and another network between hosts. By NVIDIA's data sheets; what of H200's 141 GB a program sees is
+    # what nvidia-smi shows.
+    "h100": Chip("NVIDIA H100 SXM", 989e12, 84942979072, 3352e9, None),
+    "h200": Chip("NVIDIA H200 SXM", 989e12, 143771 * 2**20, 4800e9, None),
 }

@@ -9,24 +9,27 @@ import jax
 from jax.experimental import topologies
 
 from ssl_jax.errors import UserError
+from ssl_jax.rehearsal.chips import CHIPS
 
 PACKAGES = ("jax_cuda12_plugin", "nvidia.cuda_nvcc")
 # Without a GPU to try tiles on, products by Triton do not compile.
 FLAGS = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
-# A GpuTargetConfigProto as text, by NVIDIA's H100 white paper and the CUDA programming guide (compute capability 9.0).
-H100 = """
+NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
+# A GpuTargetConfigProto as text, by NVIDIA's H100 white paper and the CUDA programming guide (compute capability 9.0). An H200 is the
+# same processor with other memory.
+HOPPER = """
 platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 8 patch: 0 }
-gpu_device_info {
-  name: "NVIDIA H100 80GB HBM3"
+device_description_str: "{name}"
+dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
+gpu_device_info {{
+  name: "{name}"
   device_vendor: "NVIDIA Corporation"
-  cuda_compute_capability { major: 9 }
+  cuda_compute_capability {{ major: 9 }}
   clock_rate_ghz: 1.98
   core_count: 132
   fpus_per_core: 128
-  device_memory_size: 84942979072
-  memory_bandwidth: 3352320000000
+  device_memory_size: {memory}
+  memory_bandwidth: {bandwidth}
   l2_cache_size: 52428800
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
@@ -42,12 +45,12 @@ gpu_device_info {
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-}
+}}
 """
 
 
-def describe(name: str, hosts: int, each: int) -> list:
-    """Devices of `hosts` with `each` GPUs, host after host.
+def describe(name: str, kind: str, hosts: int, each: int) -> list:
+    """Devices of `hosts` with `each` GPUs of a kind, a key of NAMES, host after host.
 
     Raises:
         UserError: JAX's CUDA packages are not installed.
@@ -61,7 +64,8 @@ def describe(name: str, hosts: int, each: int) -> list:
     for variable, value in FLAGS.items():
         os.environ[variable] = " ".join(filter(None, (os.environ.get(variable), value))) if variable == "XLA_FLAGS" else value
     jax.config.update("jax_platforms", "cpu")  # the description compiles; what has to run in the meantime runs here
-    return topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x{hosts}x{each}").devices
+    target = HOPPER.format(name=NAMES[kind], memory=int(CHIPS[kind].memory), bandwidth=int(CHIPS[kind].bandwidth))
+    return topologies.get_topology_desc("", "cuda", target_config=target, topology=f"1x{hosts}x{each}").devices
 
 
 def _installed(package: str) -> bool:

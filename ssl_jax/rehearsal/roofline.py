@@ -20,14 +20,12 @@ def times(chip: Chip, flops: float, moved: float, found: Sequence[Collective]) -
       moved: bytes between one device and its memory.
       found: collectives of a step. They are taken to use all links of a chip at once, which a ring along one axis does not.
 
-    'slices', the network between slices, is left out where its speed is not known.
+    'network' and 'slices', the network between slices, are left out where their speed is not known.
     """
     between = sum(x.wire for x in found if x.kind == BETWEEN_SLICES)
-    busy = {
-        "compute": flops / chip.flops,
-        "memory": moved / chip.bandwidth,
-        "network": sum(x.wire for x in found if x.kind != BETWEEN_SLICES) / chip.network,
-    }
+    busy = {"compute": flops / chip.flops, "memory": moved / chip.bandwidth}
+    if chip.network:
+        busy["network"] = sum(x.wire for x in found if x.kind != BETWEEN_SLICES) / chip.network
     return busy | ({"slices": between / chip.between} if between and chip.between else {})
 
 

@@ -45,7 +45,7 @@ class Slice(NamedTuple):
 
 
 def open_topology(name: str, slices: int = 1) -> Slice:
-    """'cpu:N', 'KIND:AxB' or 'KIND:AxBxC' in chips, that many times, or 'h100:HOSTSxGPUS'. Without libtpu TPUs are
+    """'cpu:N', 'KIND:AxB' or 'KIND:AxBxC' in chips, that many times, or 'h100:HOSTSxGPUS' (h200). Without libtpu TPUs are
     as many fake CPU devices, with a warning.
 
     To be called before JAX has looked for devices.
@@ -56,10 +56,10 @@ def open_topology(name: str, slices: int = 1) -> Slice:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in ("cpu", *CHIPS):
         raise UserError(f"--topology={name} is unknown; give KIND:SHAPE like {EXAMPLES}; kinds are cpu, {', '.join(CHIPS)}")
-    if slices < 1 or (slices > 1 and match[1] in ("cpu", "h100")):
+    if slices < 1 or (slices > 1 and match[1] in ("cpu", *gpus.NAMES)):
         raise UserError(f"--slices={slices}: give 1 or more, of TPUs; others have no slices")
-    if match[1] == "h100":
-        return _gpus(name, match[2].split("x"))
+    if match[1] in gpus.NAMES:
+        return _gpus(name, match[1], match[2].split("x"))
     return _cpu(name, match[2]) if match[1] == "cpu" else _tpu(name, match[2], slices)
 
 
@@ -80,11 +80,11 @@ def _cpu(name: str, count: str) -> Slice:
     return Slice(devices[: int(count)], "cpu", None, int(count), 1)
 
 
-def _gpus(name: str, shape: list[str]) -> Slice:
+def _gpus(name: str, kind: str, shape: list[str]) -> Slice:
     if len(shape) != 2 or "0" in shape:
-        raise UserError(f"--topology={name}: give hosts and the GPUs of each, like h100:128x8")
+        raise UserError(f"--topology={name}: give hosts and the GPUs of each, like {kind}:128x8")
     hosts, each = map(int, shape)
-    return Slice(gpus.describe(name, hosts, each), "gpu", CHIPS["h100"], hosts * each, hosts)
+    return Slice(gpus.describe(name, kind, hosts, each), "gpu", CHIPS[kind], hosts * each, hosts)
 
 
 def _tpu(name: str, shape: str, slices: int) -> Slice:

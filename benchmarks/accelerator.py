@@ -1,0 +1,387 @@
+"""Train steps on an accelerator: ours against PyTorch (compiled, bfloat16, channels-last) and against what a rehearsal predicts.
+
+    PYTHONPATH=. python benchmarks/accelerator.py [--cases simclr_resnet50 vit_b16 vit_vqgan_small] [--predictions FILE]
+    PYTHONPATH=. python benchmarks/accelerator.py --rehearse h200:1x1 --predictions FILE      # beforehand, on any machine
+
+Ours is the step that `launch.py train` compiles for the config and overrides of a case, on one device, without augmentations; the case
+`simclr_resnet50_augmented` has those of the recipe, and no reference. The reference is torchvision's ResNet, timm's ViT or
+`torch_vit_vqgan` with the same parameters, loss and kind of optimizer, fused. Batches of random bytes lie on the device. Every side is
+a process of its own; they trace (ours) or compile and warm up (theirs) side by side, then one after the other compiles (ours) and is
+measured. A time is the median of ten rounds (--rounds) of five steps, of which the last is waited for. Memory is the allocator's peak.
+
+The first form ends with a table and a line of JSON; the second writes what `launch.py rehearse` finds for the cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+STEPS = 5  # of a round
+
+
+class Case(NamedTuple):
+    config: str
+    overrides: tuple[str, ...]
+    batch: int
+    pixels: int
+
+
+CASES = {
+    "simclr_resnet50": Case(
+        "simclr.py:imagenet",
+        ("--config.views=((),())", "--config.optim.net={'name':'sgd','lr':0.01,'weight_decay':1e-4}"),
+        256,
+        224,
+    ),
+    "vit_b16": Case(
+        "supervised.py:imagenet",
+        (
+            "--config.views=((),)",
+            "--config.model.encoder={'name':'vit','variant':'B/16'}",
+            "--config.optim.net={'name':'adamw','lr':1e-4,'weight_decay':0.05}",
+        ),
+        256,
+        224,
+    ),
+    # Neither side recomputes; the penalty of every sixteenth step is left out, because PyTorch does not compile second derivatives.
+    "vit_vqgan_small": Case(
+        "vit_vqgan.py:imagenet256",
+        (
+            "--config.views=((),)",
+            "--config.model.encoder.remat=none",
+            "--config.model.decoder.remat=none",
+            "--config.model.r1.weight=0.0",
+        ),
+        64,
+        256,
+    ),
+    "simclr_resnet50_augmented": Case("simclr.py:imagenet", (), 256, 224),
+}
+
+
+def config_of(case: Case, batch: int, pixels: int):
+    """The config of a case; another number of pixels is for trying this out."""
+    from ssl_jax.cli.config import load
+
+    config = load(str(ROOT / "configs" / case.config), [*case.overrides, f"--config.batch_size={batch}"])
+    with config.unlocked():
+        config.data.ops = tuple((name, {**options, "size": pixels}) for name, options in config.data.ops)
+        config.dtype = "bfloat16"
+    return config
+
+
+# ---------------------------------------------------------------- ours
+
+
+def ours(name: str, batch: int, pixels: int) -> Callable[[], dict]:
+    import jax
+    import numpy as np
+
+    from ssl_jax.cli import config as configs
+    from ssl_jax.cli.assemble import fill_in, make_run
+    from ssl_jax.data.catalogue import facts
+    from ssl_jax.engine import sharding
+    from ssl_jax.methods import build_method
+    from ssl_jax.rehearsal import flops, memory
+    from ssl_jax.rehearsal.traffic import traffic
+
+    config = config_of(CASES[name], batch, pixels)
+    known, mesh = facts(config.data), sharding.make_mesh(config.mesh, jax.devices()[:1])
+    config = fill_in(config, known)
+    total = configs.resolve(config, known.examples)["total"]
+    method = build_method(config)
+    run, _, example = make_run(config, method, mesh, total, {})
+    traced = run.trace(run.abstract, example, run.root)
+    counted, lowered = flops.count(traced.jaxpr), traced.lower()
+
+    def measure() -> dict:
+        start = time.perf_counter()
+        compiled = lowered.compile()
+        compiling = time.perf_counter() - start
+        state, rng = run.init(), np.random.default_rng(0)
+
+        def random(x):
+            return jax.device_put(rng.integers(0, 256 if len(x.shape) > 2 else 1000, x.shape).astype(x.dtype))
+
+        batches = [jax.tree.map(random, dict(example)) for _ in range(2)]
+        done = 0
+
+        def steps(count: int):
+            nonlocal state, done
+            for _ in range(count):
+                state, metrics = compiled(state._replace(frozen={}), {}, batches[done % 2], run.root)
+                done += 1
+            jax.block_until_ready((state, metrics))
+            return metrics
+
+        metrics = {key: float(x) for key, x in steps(3).items()}
+        loss = next(x for key, x in metrics.items() if key.endswith("/loss"))
+        times = rounds(steps)
+        told = jax.devices()[0].memory_stats() or {}
+        cost = compiled.cost_analysis() or {}
+        return {
+            **times,
+            "loss": loss,
+            "parameters": memory.size(run.abstract.params),
+            "peak_bytes": told.get("peak_bytes_in_use"),
+            "compiled_bytes": memory.of_program(compiled)["total"],
+            "flops": counted.flops,
+            "moved_bytes": traffic(compiled.as_text()),
+            "bytes_by_xla": cost.get("bytes accessed"),
+            "compiling": compiling,
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
+
+    return measure
+
+
+# ---------------------------------------------------------------- theirs
+
+
+def theirs(name: str, batch: int, pixels: int) -> Callable[[], dict]:
+    import torch
+    from train_step import references, torch_nt_xent
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.manual_seed(0)
+    encoders = references()  # before timm is imported: it declares what torchvision may lack
+    make = {"simclr_resnet50": simclr, "vit_b16": vit, "vit_vqgan_small": vit_vqgan}[name]
+    shape = (batch, 2, 3, pixels, pixels) if name == "simclr_resnet50" else (batch, 3, pixels, pixels)
+    with torch.device(device):
+        train, parameters = make(torch, pixels, encoders, torch_nt_xent)
+        batches = [(torch.randint(0, 256, shape, dtype=torch.uint8), torch.randint(0, 1000, (batch,))) for _ in range(2)]
+    done = 0
+
+    def steps(count: int):
+        nonlocal done
+        for _ in range(count):
+            loss = train(*batches[done % 2])
+            done += 1
+        if cuda:
+            torch.cuda.synchronize()
+        return loss
+
+    start = time.perf_counter()
+    loss = float(steps(3))
+    compiling = time.perf_counter() - start
+
+    def measure() -> dict:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        times = rounds(steps)
+        peak = torch.cuda.max_memory_allocated() if cuda else None
+        return {**times, "loss": loss, "parameters": parameters, "peak_bytes": peak, "compiling": compiling, "torch": torch.__version__}
+
+    return measure
+
+
+def size_of(*modules) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def amp(torch):
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+
+
+def stepped(torch, optimizer, loss):
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def simclr(torch, pixels, encoders, nt_xent):
+    nn = torch.nn
+    head = [nn.Linear(2048, 2048, bias=False), nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, 128, bias=False)]
+    model = nn.Sequential(encoders["resnet50"](), *head, nn.BatchNorm1d(128)).to(memory_format=torch.channels_last)
+    model[-1].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
+
+    @torch.compile
+    def loss(images):
+        x = (images.flatten(0, 1).float() / 255).contiguous(memory_format=torch.channels_last)
+        with amp(torch):
+            z = model(x)
+        return nt_xent(z.float().unflatten(0, (-1, 2)))
+
+    return lambda images, labels: stepped(torch, optimizer, loss(images)), size_of(model) - 128
+
+
+def vit(torch, pixels, encoders, nt_xent):
+    import timm
+
+    model = timm.create_model("vit_base_patch16_224", num_classes=1000, img_size=pixels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+
+    @torch.compile
+    def loss(images, labels):
+        with amp(torch):
+            logits = model(images.float() / 127.5 - 1)
+        return torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=0.1)
+
+    return lambda images, labels: stepped(torch, optimizer, loss(images, labels)), size_of(model)
+
+
+def vit_vqgan(torch, pixels, encoders, nt_xent):
+    import torch_gans
+    from torch_vit_vqgan import Tokenizer
+
+    torch_gans.TAPS = torch_gans.TAPS.to(torch.get_default_device())
+    softplus = torch.nn.functional.softplus
+    tokenizer = Tokenizer(pixels)
+    judge = torch_gans.StyleGAN2Discriminator(pixels, 16_384, 512, group=1).to(memory_format=torch.channels_last)
+    options = dict(lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    optimizers = [torch.optim.AdamW(module.parameters(), **options) for module in (tokenizer, judge)]
+
+    def score(x):
+        return judge((2 * x - 1).contiguous(memory_format=torch.channels_last))
+
+    @torch.compile
+    def loss_of_tokenizer(images):
+        with amp(torch):
+            picture, loss = tokenizer(images.float() / 255)
+            return loss + 0.1 * softplus(-score(picture).float()).mean()
+
+    @torch.compile
+    def again(images):
+        with amp(torch), torch.no_grad():
+            return tokenizer(images.float() / 255)[0]
+
+    @torch.compile
+    def loss_of_judge(images, picture):
+        with amp(torch):
+            real, fake = score(images.float() / 255).float(), score(picture).float()
+        return softplus(-real).mean() + softplus(fake).mean()
+
+    def train(images, labels):
+        judge.requires_grad_(False)
+        loss = stepped(torch, optimizers[0], loss_of_tokenizer(images))
+        judge.requires_grad_(True)
+        stepped(torch, optimizers[1], loss_of_judge(images, again(images)))
+        return loss
+
+    return train, size_of(tokenizer, judge)
+
+
+# ---------------------------------------------------------------- both
+
+
+def rounds(steps: Callable) -> dict:
+    """Seconds of a step: the median over rounds, the shortest and the longest."""
+    count = int(os.environ["ROUNDS"])
+    steps(STEPS if count > 1 else 1)
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        steps(STEPS)
+        seconds.append((time.perf_counter() - start) / STEPS)
+    return {"seconds": statistics.median(seconds), "range": [min(seconds), max(seconds)]}
+
+
+def child(name: str, side: str, batch: int, pixels: int) -> None:
+    """Get ready, say so, wait to be called, measure, tell."""
+    measure = {"ours": ours, "theirs": theirs}[side](name, batch, pixels)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(measure()), flush=True)
+
+
+def group(side: str, cases: list[str], arguments, seconds: float) -> dict[str, dict]:
+    """All cases of one side: they get ready together and are measured one after the other. One that ends early or takes too long has
+    {'error': the end of what it said}."""
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3", "ROUNDS": str(arguments.rounds)}
+    running, found = {}, {}
+    for name in cases:
+        sizes = [str(arguments.batch or CASES[name].batch), str(arguments.pixels or CASES[name].pixels)]
+        log = Path(arguments.logs, f"{name}.{side}.txt").open("w+")  # noqa: SIM115
+        command = [sys.executable, __file__, "--child", name, side, *sizes]
+        running[name] = subprocess.Popen(
+            ["timeout", str(seconds), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        ), log
+    for process, _ in running.values():
+        process.stdout.readline()
+    for name, (process, log) in running.items():
+        try:
+            out, _ = process.communicate("go\n")
+            found[name] = json.loads(out.splitlines()[-1])
+        except (BrokenPipeError, IndexError, json.JSONDecodeError):
+            log.seek(0)
+            found[name] = {"error": log.read()[-1500:]}
+        print(f"{name} {side} {json.dumps(found[name])}", flush=True)
+    return found
+
+
+def rehearse(topology: str, path: Path, cases: list[str]) -> None:
+    found = {}
+    for name in cases:
+        case, out = CASES[name], path.with_suffix(f".{name}.json")
+        flags = [*case.overrides, f"--config.batch_size={case.batch}", "--config.dtype=bfloat16"]
+        command = ["rehearse", f"--config={ROOT / 'configs' / case.config}", f"--topology={topology}", f"--output={out}", *flags]
+        subprocess.run([sys.executable, str(ROOT / "launch.py"), *command], check=True)
+        found[name] = json.loads(out.read_text())
+        out.unlink()
+        path.write_text(json.dumps(found, indent=1))
+
+
+def table(found: dict[str, dict], predicted: dict) -> None:
+    print(f"{'case':27}{'ours':>10}{'torch':>10}{'ratio':>7}{'bound':>10}{'reached':>9}{'GiB':>7}{'torch':>7}{'told':>7}{'MFU':>7}")
+    for name, sides in found.items():
+        mine, other, told = sides.get("ours", {}), sides.get("theirs", {}), predicted.get(name, {})
+        bound = told.get("prediction", {}).get("bound", {}).get("step_seconds")
+        chip = told.get("busy_seconds", {}).get("compute") and told["flops"]["flops"] / told["busy_seconds"]["compute"]
+        second, theirs_ = mine.get("seconds"), other.get("seconds")
+        cells = [
+            (second and 1e3 * second, "8.1f", 10, " ms"),
+            (theirs_ and 1e3 * theirs_, "7.1f", 10, " ms"),
+            (second and theirs_ and theirs_ / second, ".2f", 7, ""),
+            (bound and 1e3 * bound, "7.1f", 10, " ms"),
+            (bound and second and 100 * bound / second, ".0f", 9, " %"),
+            (mine.get("peak_bytes") and mine["peak_bytes"] / 2**30, ".1f", 7, ""),
+            (other.get("peak_bytes") and other["peak_bytes"] / 2**30, ".1f", 7, ""),
+            (told.get("compiled_bytes") and told["compiled_bytes"]["total"] / 2**30, ".1f", 7, ""),
+            (chip and second and 100 * mine["flops"] / second / chip, ".0f", 7, " %"),
+        ]
+        print(f"{name:27}" + "".join(f"{format(x, form) + unit if x else '-':>{width}}" for x, form, width, unit in cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--predictions", type=Path, default=None, help="file of the second form")
+    parser.add_argument("--rehearse", default=None, metavar="TOPOLOGY", help="write --predictions, measure nothing")
+    parser.add_argument("--logs", type=Path, default=Path("."), help="folder for what the processes say")
+    parser.add_argument("--batch", type=int, default=None, help="another batch, to try this out")
+    parser.add_argument("--pixels", type=int, default=None, help="other images, to try this out")
+    parser.add_argument("--rounds", type=int, default=10, help="to take the median of; 1, to try this out")
+    parser.add_argument("--limit", type=float, default=240, help="seconds for all cases of a side")
+    parser.add_argument("--child", nargs=4, default=None, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        name, side, *sizes = arguments.child
+        return child(name, side, *map(int, sizes))
+    if arguments.rehearse:
+        return rehearse(arguments.rehearse, arguments.predictions, arguments.cases)
+    predicted = json.loads(arguments.predictions.read_text()) if arguments.predictions else {}
+    found = {name: {"ours": result} for name, result in group("ours", arguments.cases, arguments, arguments.limit).items()}
+    compared = [name for name in arguments.cases if not name.endswith("augmented")]
+    for name, result in group("theirs", compared, arguments, arguments.limit).items():
+        found[name]["theirs"] = result
+    table(found, predicted)
+    print(json.dumps({"benchmark": "accelerator", "cases": found}))
+
+
+if __name__ == "__main__":
+    main()
