@@ -157,7 +157,7 @@ def theirs(name: str, batch: int, pixels: int) -> Callable[[], dict]:
     device = torch.device("cuda" if cuda else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(0)
-    encoders = references()  # before timm is imported: it declares what torchvision may lack
+    encoders = references()  # before timm is imported
     make = {"simclr_resnet50": simclr, "vit_b16": vit, "vit_vqgan_small": vit_vqgan}[name]
     shape = (batch, 2, 3, pixels, pixels) if name == "simclr_resnet50" else (batch, 3, pixels, pixels)
     with torch.device(device):

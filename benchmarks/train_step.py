@@ -93,18 +93,14 @@ def ours(case: Case):
 
 def references():
     """{name: function that makes the network without its classifier}"""
-    # The compiled operators of torchvision may not load beside a CPU-only torch; models need their schemas alone.
-    references.library = torch.library.Library("torchvision", "FRAGMENT")  # must live as long as torchvision is used
-    for name in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold)",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold)",
-    ):
-        try:
-            references.library.define(f"{name} -> Tensor")
-        except RuntimeError:
-            pass  # a complete torchvision has declared it
+    try:
+        import torchvision
+    except RuntimeError:  # its compiled operators do not load beside a CPU-only torch; models need their schemas alone
+        references.library = torch.library.Library("torchvision", "FRAGMENT")  # must live as long as torchvision is used
+        for name in ("nms", "qnms"):
+            references.library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
     import timm
-    import torchvision
 
     def resnet18():
         model = torchvision.models.resnet18()
@@ -127,7 +123,7 @@ def torch_nt_xent(z: torch.Tensor) -> torch.Tensor:
     n = len(z)
     z = torch.nn.functional.normalize(z, dim=-1).transpose(0, 1).reshape(2 * n, -1)
     logits = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
-    return torch.nn.functional.cross_entropy(logits, torch.arange(2 * n).roll(n))
+    return torch.nn.functional.cross_entropy(logits, torch.arange(2 * n, device=z.device).roll(n))
 
 
 def theirs(case: Case):

@@ -1,5 +1,7 @@
 """The counts of a rehearsal: FLOPs of programs and collectives of HLO, against closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,26 @@ def test_rematerialisation_is_counted_as_it_runs():
     assert again == Count(7 * cube, repeated=cube)  # the first product; the second is not needed
     in_loop = lambda x, w: lax.scan(lambda x, _: (jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)(x), None), x, None, length=3)[0].sum()  # noqa: E731
     assert flops(jax.grad(in_loop, (0, 1)), (4, 4), (4, 4)) == Count(21 * cube, repeated=3 * cube)
+
+
+def test_the_attention_of_cudnn_counts_as_its_products(monkeypatch):
+    """Without a GPU it is traced as if there were one. Its gradient computes the similarities once more."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_is_flash_attention", lambda *_, **__: None)
+    x = jnp.zeros((2, 6, 3, 8), jnp.bfloat16)
+
+    def loss(implementation, q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation).astype(jnp.float32).sum()
+
+    def counted(implementation):
+        gradient = jax.value_and_grad(functools.partial(loss, implementation), (0, 1, 2))
+        return count(jax.make_jaxpr(gradient)(x, x, x))
+
+    product = 2 * 2 * 3 * 6 * 6 * 8
+    assert counted("cudnn") == (7 * product, product, 0)
+    assert counted("xla").flops == 6 * product
 
 
 def test_the_largest_results_of_a_trace():

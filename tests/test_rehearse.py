@@ -239,14 +239,29 @@ def test_a_slice_of_tpus():
         open_topology("v5e:3x5")
 
 
-@pytest.mark.skipif(
+needs_cuda_compiler = pytest.mark.skipif(
     not importlib.util.find_spec("jax_cuda12_plugin"), reason="needs JAX's CUDA packages: pip install -r requirements-rehearse-gpu.txt"
 )
+
+
+@needs_cuda_compiler
 def test_hosts_of_gpus():
     where = open_topology("h100:4x8")
     assert (len(where.devices), where.chips, where.hosts, where.platform) == (32, 32, 4, "gpu")
+    assert {device.device_kind for device in where.devices} == {"NVIDIA H100 80GB HBM3"}
     with pytest.raises(UserError, match="--slices=2: give 1 or more, of TPUs"):
         open_topology("h100:4x8", slices=2)
+
+
+@needs_cuda_compiler
+def test_the_time_of_a_step_on_one_gpu_is_predicted():
+    where = open_topology("h200:1x1")
+    assert where.devices[0].device_kind == "NVIDIA H200"
+    told = verb.rehearse(assemble_abstract(load("supervised.py:smoke"), where.devices, where.platform), where, verb.QUICK["gpu"])
+    assert told["fits"]
+    assert told["prediction"]["bound"]["step_seconds"] == told["busy_seconds"]["memory"] > told["busy_seconds"]["compute"] > 0
+    assert "network" not in told["busy_seconds"]
+    assert told["moved_bytes"] > told["state_bytes"]["parameters"] + told["state_bytes"]["optimizer"]
 
 
 @needs_libtpu

@@ -38,10 +38,11 @@ def shard_batch(x: jax.Array) -> jax.Array:
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool = False) -> jax.Array:
     """Softmax attention: [B, N, heads, D], [B, M, heads, D] twice -> [B, N, heads, D]; `causal`: place n sees places up to n.
 
-    On GPUs it is cuDNN's, which never writes the [N, M] tables to memory, for the types and widths that it has; elsewhere XLA's.
+    On GPUs it is cuDNN's, which never writes the [N, M] tables to memory, for the types, widths and lengths that it has (an odd length,
+    such as the 197 of a ViT with a class token, has no gradient there); elsewhere XLA's.
     """
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    flash = jax.default_backend() == "gpu" and half and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
+    half, even = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[1] % 2 == key.shape[1] % 2 == 0
+    flash = jax.default_backend() == "gpu" and half and even and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn" if flash else "xla")
 
 

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
+# Matrix products of cuDNN's attention, and those that it computes again.
+CUDNN_ATTENTION = {"dot_product_attention_fwd_wrapper": (2, 0), "dot_product_attention_bwd_wrapper": (4, 1)}
+
 
 class Count(NamedTuple):
     """`flops` of a program, `repeated` of them by rematerialisation; `endless`: loops of unknown length, whose bodies count once."""
@@ -50,6 +53,9 @@ def _equation(equation) -> Count:
         return Count(_dot(equation))
     if name == "conv_general_dilated":
         return Count(_conv(equation))
+    if name in CUDNN_ATTENTION:
+        products, again = CUDNN_ATTENTION[name]
+        return Count((products + again) * _attention(equation), again * _attention(equation))
     inner = [_jaxpr(jaxpr) for jaxpr in _programs(params)]
     if name == "cond":
         return max(inner)
@@ -88,3 +94,10 @@ def _conv(equation) -> int:
     features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     whole = 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
     return whole // math.prod(equation.params["lhs_dilation"])
+
+
+def _attention(equation) -> int:
+    """Of one of the products: 2 x batch x heads x queries x keys x width."""
+    query, key = (x.aval.shape for x in equation.invars[:2])
+    assert equation.params["layout"] == 0, "jax.nn.dot_product_attention gives [B, N, heads, D]"
+    return 2 * math.prod(query) * key[1]
