@@ -11,7 +11,7 @@ topology. A stage without a workdir is that of its recipe. Sizes of data are kno
 TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; without it as many fake CPU devices take their place. GPUs
 (h100:HOSTSxGPUS, h200) need theirs (requirements-rehearse-gpu.txt). For TPUs and for a single GPU the time of a step is predicted: the
 bound of the slowest of arithmetic, memory and network, and the band in which published runs, on TPUs, lay. Exit code 1: it does not fit
-into the memory.
+into the memory. GPUs are rehearsed with XLA's attention: with cuDNN's, which needs a GPU, long sequences take less memory than told.
 
 --fit tries meshes, batches (half, twice) and rematerialisations, and prints those that fit by predicted images per second. Another
 batch is another recipe: its rates are the config's, scaled as the config says.
