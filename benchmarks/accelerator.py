@@ -86,6 +86,7 @@ def config_of(case: Case, batch: int, pixels: int):
 def ours(name: str, batch: int, pixels: int) -> Callable[[], dict]:
     import jax
     import numpy as np
+    import step_timing
 
     from ssl_jax.cli import config as configs
     from ssl_jax.cli.assemble import fill_in, make_run
@@ -127,7 +128,9 @@ def ours(name: str, batch: int, pixels: int) -> Callable[[], dict]:
         metrics = {key: float(x) for key, x in steps(3).items()}
         loss = next(x for key, x in metrics.items() if key.endswith("/loss"))
         times = rounds(steps)
-        told = jax.devices()[0].memory_stats() or {}
+        told = jax.devices()[0].memory_stats() or {}  # before anything is traced
+        if profile := os.environ.get("PROFILE"):
+            Path(profile, f"{name}.profile.txt").write_text(step_timing.report(lambda: steps(1), compiled.as_text(), longest=60))
         cost = compiled.cost_analysis() or {}
         return {
             **times,
@@ -303,6 +306,7 @@ def group(side: str, cases: list[str], arguments, seconds: float) -> dict[str, d
     """All cases of one side: they get ready together and are measured one after the other. One that ends early or takes too long has
     {'error': the end of what it said}."""
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3", "ROUNDS": str(arguments.rounds)}
+    environment |= {"PROFILE": str(arguments.logs)} if arguments.profile else {}
     running, found = {}, {}
     for name in cases:
         sizes = [str(arguments.batch or CASES[name].batch), str(arguments.pixels or CASES[name].pixels)]
@@ -366,6 +370,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None, help="another batch, to try this out")
     parser.add_argument("--pixels", type=int, default=None, help="other images, to try this out")
     parser.add_argument("--rounds", type=int, default=10, help="to take the median of; 1, to try this out")
+    parser.add_argument("--profile", action="store_true", help="write tables of where the time of our steps goes to --logs")
     parser.add_argument("--limit", type=float, default=240, help="seconds for all cases of a side")
     parser.add_argument("--child", nargs=4, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
