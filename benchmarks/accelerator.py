@@ -378,6 +378,8 @@ def main() -> None:
         name, side, *sizes = arguments.child
         return child(name, side, *map(int, sizes))
     if arguments.rehearse:
+        if arguments.predictions is None:
+            parser.error("--rehearse writes its findings to --predictions=FILE")
         return rehearse(arguments.rehearse, arguments.predictions, arguments.cases)
     predicted = json.loads(arguments.predictions.read_text()) if arguments.predictions else {}
     found = {name: {"ours": result} for name, result in group("ours", arguments.cases, arguments, arguments.limit).items()}

@@ -31,21 +31,15 @@ SIZE = 224
 
 
 def torchvision_crop(interpolation):
-    """torchvision's transform; its compiled operators may not load beside a CPU-only torch and are not needed."""
+    """torchvision's transform."""
     import torch
+    import torch_vision
 
     torch.set_num_threads(1)
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
-        try:
-            library.define(name)
-        except RuntimeError:
-            pass  # a complete torchvision has declared it
+    torch_vision.torchvision()
     from torchvision import transforms
 
-    crop = transforms.RandomResizedCrop(SIZE, interpolation=transforms.InterpolationMode(interpolation))
-    crop.library = library  # must live as long as torchvision is used
-    return crop
+    return transforms.RandomResizedCrop(SIZE, interpolation=transforms.InterpolationMode(interpolation))
 
 
 def paths(interpolation):

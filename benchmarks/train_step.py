@@ -36,6 +36,7 @@ import jax
 import numpy as np
 import step_timing
 import torch
+import torch_vision
 
 from ssl_jax.cli.config import load
 from ssl_jax.engine import loop, optim, sharding
@@ -93,13 +94,7 @@ def ours(case: Case):
 
 def references():
     """{name: function that makes the network without its classifier}"""
-    try:
-        import torchvision
-    except RuntimeError:  # its compiled operators do not load beside a CPU-only torch; models need their schemas alone
-        references.library = torch.library.Library("torchvision", "FRAGMENT")  # must live as long as torchvision is used
-        for name in ("nms", "qnms"):
-            references.library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
+    torchvision = torch_vision.torchvision()  # timm imports it
     import timm
 
     def resnet18():
