@@ -10,6 +10,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :smoke           the same in seconds, for tests
   :unconditional   the default without classes
   :mnist_t10k      digits, on a run of configs/vqvae.py:mnist_t10k_l2: six blocks of width 128
+  :mnist_t10k_probe  the same for its features: twelve blocks, without classes
   :cifar10_small   JPEG CIFAR-10: six blocks of width 256, 5.3 million parameters; generation_half measures the half of its samples that
                    a classifier prefers
   :imagenet256_base   VIM-Base: 24 blocks of width 1536, batch 1024, Adam (.9, .96), 450,000 steps: 5,000 of warm-up to 4.5e-4, which
@@ -63,10 +64,14 @@ def scenes(config):
     config.log_every_steps = 50
 
 
-def unconditional(config):
-    scenes(config)
+def without_classes(config):
     config.model.conditional, config.model.label_dropout = False, 0.0
     del config.evals["classified"]
+
+
+def unconditional(config):
+    scenes(config)
+    without_classes(config)
 
 
 def smoke(config):
@@ -95,6 +100,13 @@ def digits(config):
 def mnist_t10k(config):
     scenes(config)
     digits(config)
+
+
+def mnist_t10k_probe(config):
+    mnist_t10k(config)
+    without_classes(config)
+    transformer(config, depth=12, width=128, heads=4)
+    config.model.probe_block = 5
 
 
 def half(config):
@@ -165,7 +177,7 @@ def imagenet256_large_probe(config):
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("vq_prior")
     named = {"": scenes, "smoke": smoke, "unconditional": unconditional, "mnist_t10k": mnist_t10k,
-             "cifar10_small": cifar10_small,
+             "mnist_t10k_probe": mnist_t10k_probe, "cifar10_small": cifar10_small,
              "imagenet256_base": imagenet256_base, "imagenet256_large": imagenet256_large,
              "imagenet256_large_adafactor": imagenet256_large_adafactor,
              "imagenet256_base_probe": imagenet256_base_probe, "imagenet256_large_probe": imagenet256_large_probe}  # fmt: skip

@@ -35,8 +35,8 @@ def _ends(line: Line, suffix: str) -> list[float]:
 
 def _all(suffixes: tuple[str, ...], test: Callable[[float], bool]) -> Callable[[Line], bool | None]:
     def sick(line):
-        values = [value for suffix in suffixes for value in _ends(line, suffix)]
-        return all(map(test, values)) if values else None
+        values = [_ends(line, suffix) for suffix in suffixes]
+        return all(test(value) for group in values for value in group) if all(values) else None
 
     return sick
 
