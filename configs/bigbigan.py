@@ -87,7 +87,7 @@ def cifar10(config):
     config.model.discriminator_steps = 2
     config.model.ema = dict(decay=0.9999, start=1000)
     config.evaluate_every_steps, config.checkpoint_every_steps = 10_000, 1000
-    config.evals.generation.examples = 10_000
+    config.evals.generation.examples = 50_000
 
 
 def imagenet128(config):

@@ -108,7 +108,7 @@ def cifar10(config):
     )
     config.optim = dict(generator=adam(2e-4, b1=0.5), discriminator=adam(2e-4, b1=0.5))
     config.evaluate_every_steps, config.checkpoint_every_steps = 5000, 1000
-    config.evals.generation.examples = 10_000
+    config.evals.generation.examples = 50_000
 
 
 def imagenet128(config, size=128, latent=120, attention=64, **fields):

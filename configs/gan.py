@@ -4,7 +4,8 @@
   python launch.py sample --workdir=runs/gan
 
 Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of 2048-dimensional Inception
-features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
+features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given; samples are those
+of averaged weights, whatever a published run did: --config.model.ema.decay=0 is without):
   (default)           embedded scenes at 32 px: SNDCGAN at a quarter of its width, non-saturating
   :smoke              the same in seconds, for tests
   :scenes_dcgan       embedded scenes: DCGAN, narrow
@@ -17,7 +18,8 @@ features, which these configs compute where --config.evals.generation.extractor=
                       steps, betas 0 and .9. Published: FID 22.29 (mimicry)
   :cifar10_sngan      Miyato et al. 2018: residual networks, hinge, five discriminator steps of 64, 128 samples for the generator,
                       Adam 2e-4 to 0 over 100,000 steps, betas 0 and .9. Published: FID 21.7 (paper), 16.77 (mimicry)
-  :mnist_mlp          Goodfellow et al. 2014: maxout perceptrons with dropout, SGD 0.1 with momentum, batch 100, uniform noise
+  :mnist_mlp          Goodfellow et al. 2014: maxout perceptrons with dropout, SGD 0.1, divided by 1.000004 in every step, with momentum
+                      .5 (theirs goes up to .7 over 250 epochs), batch 100, uniform noise
   :lsun_dcgan         Radford et al. 2016: DCGAN of 64 px, batch 128, Adam 2e-4, beta1 .5, L2 1e-5; images from a folder
   :folder             your own photographs at 64 px: --config.data.name=/path/to/folder
 """
@@ -116,7 +118,7 @@ def cifar10(config):
     sndcgan(config, channels=64)
     config.total_steps = 200_000
     config.evaluate_every_steps, config.checkpoint_every_steps = 10_000, 2000
-    config.evals.generation.examples = 10_000
+    config.evals.generation.update(dict(examples=10_000, split="test"))
 
 
 def cifar10_dcgan(config):
@@ -129,6 +131,7 @@ def cifar10_wgan_gp(config):
     cifar10(config)
     config.batch_size = 5 * 64
     config.total_steps = 100_000
+    config.evals.generation.update(dict(examples=50_000, split="train"))
     networks(
         config,
         dict(name="sngan", channels=128),
@@ -150,7 +153,7 @@ def mnist_mlp(config):
     config.batch_size, config.total_steps = 100, 300_000
     config.views = ((),)
     networks(config, dict(name="mlp"), dict(name="mlp"), latent=("uniform", 100))
-    momentum = dict(name="sgd", lr=0.1, momentum=0.5, schedule="exponential", end=1e-5)
+    momentum = dict(name="sgd", lr=0.1, momentum=0.5, schedule="exponential", end=1.000004**-300_000)
     config.optim = dict(generator=momentum, discriminator=momentum)
 
 

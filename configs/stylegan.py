@@ -11,9 +11,9 @@ features, which these configs compute where --config.evals.generation.extractor=
   (default)         embedded scenes at 32 px: StyleGAN2 of up to 128 channels, adaptive augmentation
   :smoke            the same in seconds, for tests
   :cifar10_small    JPEG CIFAR-10, twice the channels of the default at 32 px, augmentation that always applies (DiffAugment)
-  :cifar10          2020b, `cifar`: 512 channels, mapping of 2 layers, plain discriminator, R1 .01, no path lengths, no mixing, batch
-                    64, 100,000,000 images. Its augmentation is adaptive; ours has its control and the operations of
-                    DiffAugment. Published: FID 2.92
+  :cifar10          2020b, `cifar`: 512 channels, mapping of 2 layers, plain discriminator, R1 .01, path lengths without
+                    weight (the rate of the generator is that of lazy ones still), no mixing, batch 64, 100,000,000 images. Its
+                    augmentation is adaptive; ours has its control and the operations of DiffAugment. Published: FID 2.92
   :cifar10_conditional  the same with labels. Published: FID 2.42, IS 10.14
   :stylegan1_ffhq256    2019, the network for 256 px at its rate there, .002, and batch 32, at a fixed resolution
   :stylegan1_ffhq1024   2019, R1 10 at every step, batch 32, 25,000,000 images, but at a fixed resolution (the paper grows from 8 px).
@@ -93,7 +93,7 @@ def cifar10(config):
     config.model.path_length.weight = 0.0
     config.model.augment.target = 0.6
     config.model.ema = dict(half_life_examples=500_000, ramp=0.05)
-    config.optim = dict(generator=adam(0.0025), discriminator=adam(0.0025 * 16 / 17, 0.990585))
+    config.optim = dict(generator=adam(0.0025 * 4 / 5, 0.991992), discriminator=adam(0.0025 * 16 / 17, 0.990585))
     config.total_steps, config.total_examples = None, 100_000_000
     config.evaluate_every_steps, config.checkpoint_every_steps = 50_000, 5000
     config.evals.generation.examples = 50_000
@@ -118,6 +118,7 @@ def ffhq1024(config):
     config.model.augment.policy = ()
     config.model.ema.ramp = 0.0
     config.model.truncation_layers = 18
+    config.eval_batch_size = 32
     # No labels and no images to hold out.
     config.evals = dict(generation=dict(config.evals.generation, examples=50_000), path=dict(config.evals.path, examples=50_000))
     config.evaluate_every_steps, config.checkpoint_every_steps = 50_000, 5000

@@ -127,9 +127,13 @@ def test_gradient_penalty_walks_each_line_by_itself():
 def test_orthogonality_and_its_whole_gradient():
     kernel = jnp.asarray(np.linalg.qr(np.random.default_rng(0).standard_normal((12, 5)))[0].reshape(2, 2, 3, 5) * [1, 2, 3, 4, 5])
     assert subject.orthogonality(kernel) < 1e-8  # lengths do not matter
-    w = jnp.asarray(np.random.default_rng(1).standard_normal((6, 4)))
-    off = w.T @ w * (1 - jnp.eye(4))
-    np.testing.assert_allclose(jax.grad(subject.orthogonality)(w), 4 * w @ off, rtol=1e-4)
+    for rows in (6, 3):  # of the wide one the smaller product is taken
+        w = jnp.asarray(np.random.default_rng(1).standard_normal((rows, 4)))
+        off = w.T @ w * (1 - jnp.eye(4))
+        np.testing.assert_allclose(subject.orthogonality(w), jnp.sum(off**2), rtol=1e-5)
+        np.testing.assert_allclose(jax.grad(subject.orthogonality)(w), 4 * w @ off, rtol=1e-4, atol=1e-4)
+    shapes = jax.make_jaxpr(jax.grad(subject.orthogonality))(jnp.zeros((20, 3000)))
+    assert "3000,3000" not in str(shapes)
 
 
 def test_path_length_of_a_linear_generator():

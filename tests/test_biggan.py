@@ -79,6 +79,23 @@ def test_parameters_of_biggan_deep(size, generator, discriminator):
     assert count(DeepDiscriminator(size, classes=1000), jnp.zeros((2, size, size, 3))) == discriminator
 
 
+def test_biggan_deep_makes_and_reads_small_images():
+    z, label = jax.random.normal(jax.random.key(0), (3, 8)), jnp.arange(3)
+    generator = DeepGenerator(32, channels=8, classes=3, embedding=4, attention=(16,))
+    params, state = create(generator, jax.random.key(1), z, label)
+    images, moved = jax.jit(lambda *a: run(generator, *a, train=True))(params, state, z, label)
+    assert images.shape == (3, 32, 32, 3)
+    assert -1 <= images.min() < images.max() <= 1
+    assert set(moved) == set(state)
+    discriminator = DeepDiscriminator(32, channels=8, classes=3, attention=(16,))
+    params, state = create(discriminator, jax.random.key(2), images, label)
+    (logits, features), _ = jax.jit(lambda *a: run(discriminator, *a, train=False))(params, state, images, label)
+    assert logits.shape == (3,)
+    assert features["layer3"].shape == (3, 4, 4, 32)
+    assert not np.array_equal(logits, run(discriminator, params, state, images, (label + 1) % 3, train=False)[0][0])
+    assert count(DeepGenerator(64), jnp.zeros((2, 8))) > count(DeepGenerator(32), jnp.zeros((2, 8)))
+
+
 def test_parameters_for_cifar10_and_of_the_papers_table():
     generator = BigGANGenerator(32, classes=10, attention=(16,))
     assert count(generator, jnp.zeros((2, 80))) == 9_416_196

@@ -154,7 +154,7 @@ def test_the_discriminators_loss_is_that_of_its_game_and_leaves_the_generator_al
     assert config.model.discriminator_steps == method.phases[0].repeat == 2
 
 
-@pytest.mark.parametrize("name", ["gradient_penalty", "r1"])
+@pytest.mark.parametrize("name", ["gradient_penalty", "r1", "r2"])
 def test_penalties_are_added_with_their_weight(name):
     from ssl_jax.engine.method import State
 
@@ -168,6 +168,9 @@ def test_penalties_are_added_with_their_weight(name):
         totals.append(loss)
     assert logs["penalty"] > 0
     np.testing.assert_allclose(totals[1] - totals[0], 3 * logs["penalty"], rtol=1e-4)
+    other = state._replace(params={**params, "generator": jax.tree.map(lambda x: 2 * x, params["generator"])})
+    _, (_, of_others) = method.phases[0].loss(params, other, {"image": images}, jax.random.key(1))
+    assert (of_others["penalty"] == logs["penalty"]) == (name == "r1")  # the only one that no sample has a part in
 
 
 def test_samples_repeat_and_truncation_brings_them_together(made):
@@ -177,6 +180,9 @@ def test_samples_repeat_and_truncation_brings_them_together(made):
     free, again = (method.fns["sample"](settled, latents) for _ in range(2))
     np.testing.assert_array_equal(free, again)
     assert 0 <= free.min() < free.max() <= 1
+    shortened = jax.jit(method.fns["settle"])(params, mutable, jax.random.key(0), 0.2)  # its statistics are those of such latents
+    statistics = [np.concatenate([x.ravel() for x in jax.tree.leaves(tree["state"]["batch_stats"])]) for tree in (settled, shortened)]
+    assert np.abs(statistics[1] - statistics[0]).max() > 0.1 * np.abs(statistics[0]).max()
     near = method.fns["sample"](settled, latents, 0.2)
     assert adversarial.diversity(free, near) < 0.6
     with pytest.raises(UserError, match="only normal latents can be truncated"):
@@ -184,6 +190,6 @@ def test_samples_repeat_and_truncation_brings_them_together(made):
 
 
 def test_mistakes_are_one_line():
-    for override, told in (("game=hing", "config.model.game='hing'"), ("penalty.name=r2", "config.model.penalty.name='r2'")):
+    for override, told in (("game=hing", "config.model.game='hing'"), ("penalty.name=r3", "config.model.penalty.name='r3'")):
         with pytest.raises(UserError, match=told):
             smoke(f"--config.model.{override}")

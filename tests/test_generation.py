@@ -104,6 +104,7 @@ def test_fid_is_the_name_of_one_networks_distance_only(monkeypatch):
         variance = dim / 3 * np.cov(real.mean((1, 2)).T).trace()
         assert metrics["frechet"] == pytest.approx(700 / variance, rel=2e-3)
         assert metrics.get("fid") == (7 if named else None)
+        assert metrics.get("kid") == (metrics["kernel"] / 1000 if named else None)
 
 
 def test_real_features_are_computed_once_in_a_run_and_samples_at_every_evaluation():

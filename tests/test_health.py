@@ -11,6 +11,7 @@ from ssl_jax.engine.health import Watch, spectral_norms
 
 HEALTHY = {
     "d/loss": 1.3, "d/accuracy_real": 0.7, "d/accuracy_fake": 0.99, "d/logit_std": 0.8, "d/diversity": 0.9, "game/code_variance": 0.3,
+    "ge/mean_variance": 0.3,
     "d/grad_norm/discriminator": 1.0, "g/grad_norm/generator": 0.1, "judge/accuracy_train": 60.0, "judge/accuracy_test": 55.0,
     "time/slowest_input_process": 0.0, "time/slowest_input_wait": 0.1,
 }  # fmt: skip
@@ -19,7 +20,8 @@ SICK = [
     ({"d/logit_std": 1e-4}, 200, "the discriminator has given up"),
     ({"d/diversity": 0.2}, 1000, "the generator collapses"),
     ({"g/grad_norm/generator": 1e-4}, 1000, "the generator no longer learns"),
-    ({"game/code_variance": 1e-3}, 1000, "the encoder collapses"),
+    ({"game/code_variance": 1e-3}, 1000, "the encoder collapses: the variance"),
+    ({"ge/mean_variance": 1e-4}, 1000, "the encoder collapses: the means"),
     ({"time/slowest_input_process": 3.0, "time/slowest_input_wait": 0.83}, 100, "process 3 waits for it 83% of the time"),
     ({"judge/accuracy_train": 98.0}, 0, "knows its training images by heart"),
 ]
@@ -54,6 +56,13 @@ def test_metrics_of_other_methods_are_not_watched(caplog):
     watch = Watch()
     for step in range(0, 5000, 100):
         watch.update(step, {"ssl/loss": 3.0, "ssl/grad_norm/net": 1e-9, "knn/top1": 12.0, "classified/accuracy_real": 67.6})
+    assert not warnings(caplog)
+
+
+def test_a_generator_without_a_loss_is_not_watched(caplog):
+    watch = Watch()
+    for step in range(0, 5000, 100):
+        watch.update(step, {**HEALTHY, "g/grad_norm/generator": 0.0})
     assert not warnings(caplog)
 
 

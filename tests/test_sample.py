@@ -11,6 +11,7 @@ from PIL import Image
 from ssl_jax.cli import sample
 from ssl_jax.cli.config import load
 from ssl_jax.cli.main import main
+from ssl_jax.cli.samples import Sampler
 from ssl_jax.engine.metrics import read_metrics
 
 
@@ -54,6 +55,30 @@ def test_a_variational_autoencoder_shows_its_latents(tmp_path):
     assert written == {f"{name}.png" for name in names}
     rows = np.asarray(Image.open(tmp_path / "samples" / "traversal.png"))
     assert rows.std(axis=(0, 1)).max() > 0
+
+
+@pytest.mark.parametrize(("classes", "count", "shape"), [(10, 64, (10, 7)), (10, 40, (10, 4)), (100, 12, (12,)), (None, 12, (12,))])
+def test_the_grid_has_a_row_for_each_class(classes, count, shape):
+    def latents(count, seed):  # the labels that were drawn say nothing of how many classes there are
+        return {"z": jnp.arange(count)} | ({"label": jnp.zeros(count, jnp.int32)} if classes else {})
+
+    def pictures(latents, truncation):
+        return np.broadcast_to(np.asarray(latents.get("label", latents["z"]))[:, None, None, None], (len(latents["z"]), 2, 2, 3))
+
+    page = sample.grid(Sampler(None, latents, pictures, {}), classes, count, 0, None)
+    assert page.shape == (*shape, 2, 2, 3)
+    if len(shape) == 2:
+        np.testing.assert_array_equal(page[:, :, 0, 0, 0], np.broadcast_to(np.arange(classes)[:, None], shape))
+    elif classes:
+        assert (np.diff(page[:, 0, 0, 0]) > 0).all()
+
+
+@pytest.mark.slow
+def test_sample_shows_styles_and_classes(tmp_path):
+    flags = ["--config.model.conditional=True", "--config.evals={}", "--config.best_metric="]
+    assert main(["train", "--config=configs/stylegan.py:smoke", f"--workdir={tmp_path}", *flags]) == 0
+    assert main(["sample", f"--workdir={tmp_path}", "--truncation=0.5"]) == 0
+    assert {path.stem for path in (tmp_path / "samples").iterdir()} == {"grid", "truncation", "interpolation", "mixing", "neighbours"}
 
 
 @pytest.mark.parametrize(

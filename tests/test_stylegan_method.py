@@ -97,8 +97,8 @@ def test_the_phases_of_stylegan2_are_lazy_and_each_moves_its_own_state():
         ("g", ("generator",)), ("path", ("generator",)), ("d", ("discriminator",)), ("r1", ("discriminator",)),
     ]  # fmt: skip
     default = {phase.name: phase.when for phase in build_method(load("", size=32)).phases}
-    assert [step for step in range(33) if default["r1"](step)] == [0, 16, 32]
-    assert [step for step in range(9) if default["path"](step)] == [0, 4, 8]
+    assert [step for step in range(48) if default["r1"](step)] == [15, 31, 47]
+    assert [step for step in range(12) if default["path"](step)] == [3, 7, 11]  # a line at step 400 has both
     assert default["g"] is default["d"] is None
     updated = {name: set(after_one_loss(name)[2]) for name in ("g", "path", "d", "r1")}
     assert updated == {"g": {"w_average"}, "path": {"path_length"}, "d": {"augment"}, "r1": set()}
@@ -145,6 +145,30 @@ def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
     real = batch()["image"] / np.float32(127.5) - 1
     expected = 7 * r1(lambda x: network.apply({"params": train["discriminator"]}, x, train=True)[0], real)
     np.testing.assert_allclose(logs["penalty"], expected, rtol=1e-4)
+
+
+def test_mixes_are_truncated_as_samples_are():
+    method, params, mutable = made()
+    generator, drawn = method.fns["settle"](params, mutable, None), method.fns["latents"](jax.random.key(1), 4)
+    mix = jax.jit(method.fns["mix"])
+    np.testing.assert_allclose(mix(generator, drawn, drawn, 2, 0.3), method.fns["sample"](generator, drawn, 0.3), atol=1e-6)
+    assert np.abs(mix(generator, drawn, drawn, 2, 0.3) - mix(generator, drawn, drawn, 2)).max() > 1e-3
+
+
+def test_ways_between_latents_are_float32_and_stay_in_their_class():
+    exact, rounded = load(conditional=True), load(conditional=True)
+    with rounded.unlocked():
+        rounded.dtype = "bfloat16"
+    exact, rounded = build_method(exact), build_method(rounded)
+    params, mutable = jax.jit(exact.init, static_argnums=2)(jax.random.key(0), batch(), None)
+    generator = exact.fns["settle"](params, mutable, None)
+    start, end = (exact.fns["latents"](jax.random.key(i), 4) for i in (1, 2))
+    other = {**end, "label": (start["label"] + 1) % 10}
+    for space in ("w", "z"):
+        way = jax.jit(exact.fns[f"between_{space}"])(generator, start, end, jnp.full(4, 0.5))
+        np.testing.assert_array_equal(jax.jit(rounded.fns[f"between_{space}"])(generator, start, end, jnp.full(4, 0.5)), way)
+        np.testing.assert_array_equal(jax.jit(exact.fns[f"between_{space}"])(generator, start, other, jnp.full(4, 0.5)), way)
+    assert np.abs(rounded.fns["sample"](generator, start) - exact.fns["sample"](generator, start)).max() > 1e-3  # it does round
 
 
 def test_conditional_players_get_labels_and_bad_configs_one_line():

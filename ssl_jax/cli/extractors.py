@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import ssl_jax
+from ssl_jax.engine.sharding import on_host
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Extractor
 from ssl_jax.evals.features import place
@@ -102,7 +103,7 @@ def _exported(folder: Path, mesh) -> Extractor:
 
     def encode(images):
         # On one device, since exported programs are for one; of the size that the encoder was evaluated with.
-        images = jax.device_put(jax.device_get(images))
+        images = jax.device_put(on_host(images, mesh))
         if images.shape[1:3] != (height, width):
             images = to_size(images, (height, width))
         return {"pooled": _placed(jax.device_get(encoder(images)["pooled"]), mesh)}

@@ -48,7 +48,7 @@ def add_arguments(sub) -> None:
     sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     sub.add_argument("--count", type=int, default=64, help="pictures in the grid (default 64)")
     sub.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
-    sub.add_argument("--truncation", type=float, help="of all pictures but truncation.png (default: none)")
+    sub.add_argument("--truncation", type=float, help="of all pictures but those of truncation.png (default: none)")
     sub.add_argument("--acceptance", type=float, default=1.0, help="share of each class that grid.png keeps (default 1: all)")
     sub.add_argument("--extractor", default="random_conv", help="features of neighbours.png and --acceptance (see config.evals)")
     sub.add_argument("--output", type=Path, help="folder (default: WORKDIR/samples)")
@@ -76,10 +76,11 @@ def main(args, overrides) -> int:
         return np.concatenate(list(batches)) / np.float32(255)
 
     pages = {
-        "grid": lambda: grid(sampler, args.count, args.seed, args.truncation, None if args.acceptance == 1 else prefer),
+        "grid": lambda: grid(sampler, this.config.data.num_classes, args.count, args.seed, args.truncation,
+                             None if args.acceptance == 1 else prefer),
         "truncation": lambda: truncations(sampler, this.config, args.seed),
         "interpolation": lambda: interpolations(sampler, this.config, args.seed, args.truncation),
-        "mixing": lambda: mixing(sampler, args.seed),
+        "mixing": lambda: mixing(sampler, args.seed, args.truncation),
         "reconstruction": lambda: reconstructions(this, state),
         "traversal": lambda: traversals(this, state),
         "completion": lambda: completions(this, sampler, args.seed),
@@ -95,18 +96,24 @@ def main(args, overrides) -> int:
     return 0
 
 
-def grid(sampler: Sampler, count: int, seed: int, truncation: float | None, prefer: Callable | None = None) -> np.ndarray:
-    """[N, h, w, 3]; of a conditional generator [classes, COLUMNS, h, w, 3], classes in order (at most `count` pictures).
+def grid(
+    sampler: Sampler, classes: int | None, count: int, seed: int, truncation: float | None, prefer: Callable | None = None
+) -> np.ndarray:
+    """[count, h, w, 3]; of a conditional generator [classes, columns, h, w, 3], classes in order and at least `count` pictures; where
+    there are more classes than that, [count, h, w, 3] with a picture for every so many of them.
 
     `prefer`: classes in order, int [N] -> their pictures, in place of the first ones that are made.
     """
     latents = dict(sampler.latents(count, seed))
     if "label" not in latents:
         return sampler.sample(latents, truncation)
-    classes = int(np.max(latents["label"])) + 1
+    columns = -(-count // classes)
+    if count >= classes:
+        count = columns * classes
+        latents = dict(sampler.latents(count, seed))
     latents["label"] = jnp.arange(count, dtype=jnp.int32) * classes // count
     pictures = sampler.sample(latents, truncation) if prefer is None else prefer(np.asarray(latents["label"]))
-    return pictures if count % classes else pictures.reshape(classes, count // classes, *pictures.shape[1:])
+    return pictures.reshape(classes, columns, *pictures.shape[1:]) if count >= classes else pictures
 
 
 def truncations(sampler: Sampler, config, seed: int) -> np.ndarray | None:
@@ -150,7 +157,7 @@ def spherical(a, b, t):
     return (jnp.sin((1 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)
 
 
-def mixing(sampler: Sampler, seed: int) -> np.ndarray | None:
+def mixing(sampler: Sampler, seed: int, truncation: float | None) -> np.ndarray | None:
     """[1 + ROWS, 1 + ROWS, h, w, 3]: Karras et al. 2019, figure 3; the first row and column are the unmixed pictures."""
     if "mix" not in sampler.fns:
         return None
@@ -158,9 +165,9 @@ def mixing(sampler: Sampler, seed: int) -> np.ndarray | None:
     first, second = ({name: x[part] for name, x in latents.items()} for part in (slice(ROWS), slice(ROWS, None)))
     repeated = {name: jnp.repeat(x, ROWS, axis=0) for name, x in first.items()}, {name: jnp.tile(x, (ROWS,) + (1,) * (x.ndim - 1))
                 for name, x in second.items()}  # fmt: skip
-    mixed = np.asarray(sampler.fns["mix"](sampler.generator, *repeated, 2))
+    mixed = np.asarray(sampler.fns["mix"](sampler.generator(), *repeated, 2, truncation))
     table = np.ones((1 + ROWS, 1 + ROWS, *mixed.shape[1:]), np.float32)
-    table[1:, 0], table[0, 1:] = sampler.sample(first), sampler.sample(second)
+    table[1:, 0], table[0, 1:] = sampler.sample(first, truncation), sampler.sample(second, truncation)
     table[1:, 1:] = mixed.reshape(ROWS, ROWS, *mixed.shape[1:])
     return table
 
@@ -195,7 +202,7 @@ def completions(this, sampler: Sampler, seed: int) -> np.ndarray | None:
         latents = dict(sampler.latents(len(images), seed + i))
         if "label" in latents:
             latents["label"] = label
-        rows.append(np.asarray(sampler.fns["complete"](sampler.generator, latents, images)))
+        rows.append(np.asarray(sampler.fns["complete"](sampler.generator(), latents, images)))
     return np.stack(rows, 1)
 
 

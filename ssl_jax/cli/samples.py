@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ GRID = 64  # pictures of the grid that is drawn at every evaluation, of the same
 class Sampler(NamedTuple):
     """A generator with averaged weights and settled statistics, and how to use it. All calls run under the mesh of the run."""
 
-    generator: Any
+    generator: Callable[..., Any]  # (truncation=None) -> what the functions of the method sample with
     latents: Callable[[int, int], Mapping]  # (count, seed) -> latents, on the devices
     sample: Callable[..., np.ndarray]  # (latents, truncation) -> float32 [N, H, W, 3] in [0, 1], on the host
     fns: Mapping[str, Callable]  # the others of the method, jitted
@@ -48,11 +49,16 @@ def open_sampler(this: Assembly, state: State) -> Sampler:
         return call
 
     settle, latents, sample = (in_mesh(this.fns[name]) for name in ("settle", "latents", "sample"))
-    generator = settle(state.params, visible(state), jax.random.key(this.config.seed))
+
+    @functools.lru_cache(maxsize=1)
+    def generator(truncation=None):
+        """Batch statistics belong to one truncation; the published modules of BigGAN hold a set for each."""
+        return settle(state.params, visible(state), jax.random.key(this.config.seed), truncation)
+
     return Sampler(
         generator,
         lambda count, seed: latents(jax.random.key(seed), count),
-        lambda latents, truncation=None: on_host(sample(generator, latents, truncation), this.run.mesh),
+        lambda latents, truncation=None: on_host(sample(generator(truncation), latents, truncation), this.run.mesh),
         {name: in_mesh(function) for name, function in this.fns.items()},
     )
 
@@ -110,7 +116,7 @@ def open_between(this: Assembly, state: State) -> Callable[..., Iterator[np.ndar
         for i, start in enumerate(range(0, len(place), size)):
             ends = (sampler.latents(size, seed + (i << 20) + end) for end in (0, 1))
             part = np.resize(place[start : start + size], size).astype(np.float32)
-            pictures = sampler.fns[f"between_{space}"](sampler.generator, *ends, part)
+            pictures = sampler.fns[f"between_{space}"](sampler.generator(), *ends, part)
             yield on_host(pictures, this.run.mesh)[: len(place) - start]
 
     return between

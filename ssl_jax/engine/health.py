@@ -43,7 +43,9 @@ def _all(suffixes: tuple[str, ...], test: Callable[[float], bool]) -> Callable[[
 
 def _vanished(line: Line) -> bool | None:
     norms = _ends(line, "/grad_norm/generator"), _ends(line, "/grad_norm/discriminator")
-    return max(norms[0]) < 1e-3 * max(norms[1]) if all(norms) else None
+    if not all(norms) or max(norms[0]) == 0:  # a generator without a loss is not meant to learn
+        return None
+    return max(norms[0]) < 1e-3 * max(norms[1])
 
 
 def _memorised(line: Line) -> bool | None:
@@ -76,6 +78,11 @@ SIGNS = (
     Sign(
         "the encoder collapses: the variance of its codes is below 0.01; see reconstructions",
         _all(("/code_variance",), lambda x: x < 0.01),
+        1000,
+    ),
+    Sign(
+        "the encoder collapses: the means of its codes are the same for all images (variance below 0.001); see reconstructions",
+        _all(("/mean_variance",), lambda x: x < 1e-3),
         1000,
     ),
     Sign(

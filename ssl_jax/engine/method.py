@@ -44,6 +44,13 @@ class Phase(NamedTuple):
     when: Callable[[jax.Array], jax.Array] | None = None  # step -> bool: lazy regularisers, late starts, layer windows
 
 
+def every(interval: int) -> Callable[[jax.Array], jax.Array]:
+    """For `Phase.when`: the last step of every `interval`, so that the line of a step whose number, from 1, is a multiple of it has
+    what the phase tells. With the first step of each no line at a round number ever would.
+    """
+    return lambda step: (step + 1) % interval == 0
+
+
 class Method(NamedTuple):
     """What `build(config, stages)` returns."""
 

@@ -62,8 +62,8 @@ def evaluate(
     """`examples` samples of the latents of `seed` against a whole split.
 
     frechet: in percent of the total variance of the real features, which makes networks of any scale comparable.
-    fid: the plain distance, where the features are those of the Inception network of 2015-12-05 and only there.
     kernel: times 1000.
+    fid, kid: the plain distances, where the features are those of the Inception network of 2015-12-05 and only there.
     precision, recall, density, coverage: shares, against at most `examples` real images, evenly spaced in the split.
     inception_score: over ten splits, where the network has logits.
     Real images that are larger than samples are reduced to their size (Pillow's bicubic, 256 levels).
@@ -89,6 +89,8 @@ def evaluate(
     if len(some) <= k:
         raise UserError(f"the real split has {len(some)} images, too few for k={k}; check the split")
     metrics = {**close, "kernel": 1000 * kernel, **distances.neighbourhoods(some, fake, k)}
+    if "fid" in close:
+        metrics["kid"] = kernel
     if network.classes:
         metrics["inception_score"], _ = distances.inception_score(logits)
     told = "none" if truncation is None else f"{truncation:g}"

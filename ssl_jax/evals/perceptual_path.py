@@ -51,7 +51,12 @@ def evaluate(
 
 @jax.jit
 def _distance(kernels, a: jax.Array, b: jax.Array) -> jax.Array:
-    return feature_distance(random_features(kernels, jnp.asarray(a)), random_features(kernels, jnp.asarray(b)))
+    """[N] of pictures [N, H, W, 3], a few at a time: features of large pictures are many times as large."""
+
+    def one(pair):
+        return feature_distance(*(random_features(kernels, x[None]) for x in pair))[0]
+
+    return jax.lax.map(one, (jnp.asarray(a), jnp.asarray(b)), batch_size=8)
 
 
 def trimmed_mean(lengths: np.ndarray, least: float = 1, most: float = 99) -> float:

@@ -95,9 +95,9 @@ def build(config, stages) -> Method:
         z = encode(params, mutable, images)["latent"]
         return judge(params["discriminator"], mutable["discriminator"], shrink(pictures(images)), z, train=False)[0]
 
-    def settle(params, mutable, key):
+    def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return (latents(key, config.eval_batch_size)["z"],)
+            return (truncated(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
 
         state = standing(generator, params["generator"], mutable["generator"], batch, key)
         return {"params": params["generator"], "state": state}

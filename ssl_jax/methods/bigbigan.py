@@ -117,9 +117,9 @@ def build(config, stages) -> Method:
         x = shrink(to_input(images, 0.0, 1.0))
         return run(discriminator, params["discriminator"], mutable["discriminator"], x, z, train=False)[0]["x"]
 
-    def settle(params, mutable, key):
+    def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return (latents(key, config.eval_batch_size)["z"],)
+            return (truncated(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
 
         return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
 

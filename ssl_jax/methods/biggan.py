@@ -103,15 +103,17 @@ def build(config, stages) -> Method:
         every = jnp.broadcast_to(jnp.arange(classes)[:, None], (classes, len(images)))
         return jax.vmap(logits)(every).mean(0)
 
-    def settle(params, mutable, key):
+    def shortened(drawn, truncation):
+        return {**drawn, "z": truncated(latent.kind, drawn["z"], truncation)}
+
+    def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return inputs(latents(key, config.eval_batch_size))
+            return inputs(shortened(latents(key, config.eval_batch_size), truncation))
 
         return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
 
     def sample(settled, drawn, truncation=None):
-        drawn = {**drawn, "z": truncated(latent.kind, drawn["z"], truncation)}
-        x, _ = run(generator, settled["params"], settled["state"], *inputs(drawn), train=False)
+        x, _ = run(generator, settled["params"], settled["state"], *inputs(shortened(drawn, truncation)), train=False)
         return jnp.clip((x + 1) / 2, 0, 1)
 
     return Method(

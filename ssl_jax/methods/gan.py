@@ -21,6 +21,8 @@ from ssl_jax.models.players import build_player
 from ssl_jax.models.standing import averaged, standing
 from ssl_jax.objectives.adversarial import GAMES, diversity, gradient_penalty, health, r1
 
+PENALTIES = ("none", "gradient_penalty", "r1", "r2")
+
 
 def build(config, stages) -> Method:
     """`config.model`:
@@ -30,14 +32,14 @@ def build(config, stages) -> Method:
     latent: kind ('normal' or 'uniform') and size.
     discriminator_steps: n_d; each takes 1 / n_d of the batch.
     fakes: images that the generator learns from in a step, as a multiple of that.
-    penalty: name ('none', 'gradient_penalty', 'r1') and weight.
+    penalty: name (of `PENALTIES`) and weight.
     ema: decay of the averaged generator, which makes the samples, and the step from which it is averaged.
     """
     model, latent = config.model, config.model.latent
     if model.game not in GAMES:
         raise UserError(f"config.model.game={model.game!r} is unknown; choose {', '.join(GAMES)}")
-    if model.penalty.name not in ("none", "gradient_penalty", "r1"):
-        raise UserError(f"config.model.penalty.name={model.penalty.name!r} is unknown; choose none, gradient_penalty or r1")
+    if model.penalty.name not in PENALTIES:
+        raise UserError(f"config.model.penalty.name={model.penalty.name!r} is unknown; choose {', '.join(PENALTIES)}")
     game = GAMES[model.game]
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
@@ -57,7 +59,9 @@ def build(config, stages) -> Method:
         def score(x):
             return judge(params, state, x, key)[0][0]
 
-        return gradient_penalty(score, real, fake, key) if model.penalty.name == "gradient_penalty" else r1(score, real)
+        if model.penalty.name == "gradient_penalty":
+            return gradient_penalty(score, real, fake, key)
+        return r1(score, real if model.penalty.name == "r1" else fake)
 
     def init(key, batch, frozen):
         keys = jax.random.split(key, 4)
@@ -75,6 +79,8 @@ def build(config, stages) -> Method:
         (on_real, _), moved = judge(train["discriminator"], start, real, keys[2])
         (on_fake, _), moved = judge(train["discriminator"], moved, fake, keys[3])
         value, logs = game.discriminator(on_real, on_fake), {**health(on_real, on_fake), "diversity": diversity(real, fake)}
+        if model.game == "wasserstein":  # its scores have no zero that they could be on the wrong side of
+            del logs["accuracy_real"], logs["accuracy_fake"]
         if model.penalty.name != "none":
             logs["penalty"] = penalty(train["discriminator"], start, real, fake, keys[4])
             value += model.penalty.weight * logs["penalty"]
@@ -98,9 +104,9 @@ def build(config, stages) -> Method:
     def judge_images(params, mutable, images):
         return judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)[0][0]
 
-    def settle(params, mutable, key):
+    def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return (latents(key, config.eval_batch_size)["z"],)
+            return (truncated(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
 
         return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
 

@@ -117,9 +117,9 @@ def build(config, stages) -> Method:
     def judge_images(params, mutable, images):
         return judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)[0][0]
 
-    def settle(params, mutable, key):
+    def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return (latents(key, config.eval_batch_size)["z"],)
+            return (truncated(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
 
         return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
 

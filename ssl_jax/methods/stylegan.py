@@ -18,7 +18,7 @@ import optax
 from ssl_jax.augment.adversarial import adapt, augment, check_policy
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, every
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run, shard_batch
 from ssl_jax.models.latents import lerp, slerp
@@ -70,18 +70,19 @@ def build(config, stages) -> Method:
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
     generator = build_player("generator", model.generator, size, classes, config.dtype, STYLE_PLAYERS)
     discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype, STYLE_PLAYERS)
+    exact = generator.clone(dtype="float32")
 
     def latents(key, count):
         keys = jax.random.split(key, 3)
         drawn = {"z": jax.random.normal(keys[0], (count, model.latent.size)), "noise": jax.random.bits(keys[1], (count,))}
         return {**drawn, "label": jax.random.randint(keys[2], (count,), 0, classes)} if classes else drawn
 
-    def to_w(params, drawn):
-        return run(generator, params, {}, drawn["z"], drawn.get("label"), train=False, method="map")[0]
+    def to_w(params, drawn, network=generator):
+        return run(network, params, {}, drawn["z"], drawn.get("label"), train=False, method="map")[0]
 
-    def synthesize(params, ws, noise):
+    def synthesize(params, ws, noise, network=generator):
         keys = jax.vmap(jax.random.key)(noise)  # an image's noise comes from its own seed
-        return run(generator, params, {}, shard_batch(ws), keys, train=False, method="synthesize")[0]
+        return run(network, params, {}, shard_batch(ws), keys, train=False, method="synthesize")[0]
 
     def styles(params, key, count):
         """(latents, their w [N, D], ws [N, L, D] after mixing in others: one crossover for the batch)"""
@@ -172,28 +173,29 @@ def build(config, stages) -> Method:
     def judge(params, mutable, images, **options):
         return run(discriminator, params["discriminator"], {}, to_input(images, 0.5, 0.5), train=False, **options)[0]
 
-    def settle(params, mutable, key):
+    def settle(params, mutable, key, truncation=None):
         return {"params": mutable["ema"], "w_average": mutable["w_average"]}
 
-    def to_images(generator_, ws, noise):
-        return jnp.clip((synthesize(generator_["params"], ws, noise) + 1) / 2, 0, 1)
+    def sample(generator_, drawn, truncation=None):
+        return mix(generator_, drawn, drawn, generator.layers, truncation)
 
-    def sample(generator_, drawn, truncation):
-        w = to_w(generator_["params"], drawn)
-        ws = mixed(w, w, generator.layers, generator.layers)
-        if truncation is not None:
-            ws = truncated(ws, generator_["w_average"], truncation, model.truncation_layers)
-        return to_images(generator_, ws, drawn["noise"])
-
-    def mix(generator_, coarse, fine, crossover):
+    def mix(generator_, coarse, fine, crossover, truncation=None):
         """Images with the first `crossover` layers of `coarse` and all else, noise too, of `fine`."""
         w, other = to_w(generator_["params"], coarse), to_w(generator_["params"], fine)
-        return to_images(generator_, mixed(w, other, crossover, generator.layers), fine["noise"])
+        ws = mixed(w, other, crossover, generator.layers)
+        if truncation is not None:
+            ws = truncated(ws, generator_["w_average"], truncation, model.truncation_layers)
+        return jnp.clip((synthesize(generator_["params"], ws, fine["noise"]) + 1) / 2, 0, 1)
 
     def between_w(generator_, start, end, place):
-        """[B, H, W, 3] of about [0, 1] at `place` [B] of the straight ways from the w of `start` to those of `end`."""
-        w = lerp(to_w(generator_["params"], start), to_w(generator_["params"], end), place)
-        return (synthesize(generator_["params"], mixed(w, w, generator.layers, generator.layers), start["noise"]) + 1) / 2
+        """[B, H, W, 3] of about [0, 1] at `place` [B] of the straight ways from the w of `start` to those of `end`.
+
+        Both have the class of `start`, and all is float32, since pictures a thousandth of the way apart are to be compared.
+        """
+        end = {**end, "label": start["label"]} if classes else end
+        w = lerp(to_w(generator_["params"], start, exact), to_w(generator_["params"], end, exact), place)
+        ws = mixed(w, w, generator.layers, generator.layers)
+        return (synthesize(generator_["params"], ws, start["noise"], exact) + 1) / 2
 
     def between_z(generator_, start, end, place):
         """The same on the great circles from z to z."""
@@ -202,10 +204,10 @@ def build(config, stages) -> Method:
 
     phases = [Phase("g", ("generator",), generator_loss)]
     if model.path_length.weight:
-        phases.append(Phase("path", ("generator",), path_length_loss, when=lambda step: step % model.path_length.interval == 0))
+        phases.append(Phase("path", ("generator",), path_length_loss, when=every(model.path_length.interval)))
     phases.append(Phase("d", ("discriminator",), discriminator_loss))
     if model.r1.interval > 1:
-        phases.append(Phase("r1", ("discriminator",), r1_loss, when=lambda step: step % model.r1.interval == 0))
+        phases.append(Phase("r1", ("discriminator",), r1_loss, when=every(model.r1.interval)))
     fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "mix": mix}
     fns |= {"between_w": between_w, "between_z": between_z}
     if not classes:

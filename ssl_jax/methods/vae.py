@@ -125,7 +125,7 @@ def build(config, stages) -> Method:
     def latents(key, count):
         return {"z": jax.random.normal(key, (count, model.latent_size))}
 
-    def settle(params, mutable, key):
+    def settle(params, mutable, key, truncation=None):
         return params["net"]
 
     def sample(net, drawn, truncation=None):

@@ -84,7 +84,7 @@ def build(config, stages) -> Method:
         drawn = {"seed": jax.random.key_data(jax.random.split(of_seed, count))}
         return {**drawn, "label": jax.random.randint(of_label, (count,), 0, classes)} if classes else drawn
 
-    def settle(params, mutable, key):
+    def settle(params, mutable, key, truncation=None):
         """Matrices in the type that they are multiplied in: every token has to read all of them."""
 
         def cast(path, x):

@@ -14,12 +14,16 @@ from ssl_jax.models.common import shard_batch
 from ssl_jax.models.sngan import downsample, upsample
 from ssl_jax.models.spectral import SpectralConv, SpectralDense
 
-GENERATOR = {  # size -> channels at 4 x 4 and after each pair of blocks, in multiples of `channels`
+GENERATOR = {  # size -> channels at 4 x 4 and after each pair of blocks, in multiples of `channels`; 32 and 64 are not published
+    32: (4, 4, 4, 4),
+    64: (16, 16, 8, 4, 2),
     128: (16, 16, 8, 4, 2, 1),
     256: (16, 16, 8, 8, 4, 2, 1),
     512: (16, 16, 8, 8, 4, 2, 1, 1),
 }
 DISCRIMINATOR = {  # size -> channels of the first convolution and after each pair
+    32: (4, 4, 4, 4),
+    64: (1, 2, 4, 8, 16),
     128: (1, 2, 4, 8, 16, 16),
     256: (1, 2, 4, 8, 8, 16, 16),
     512: (1, 1, 2, 4, 8, 8, 16, 16),

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.errors import UserError
 from ssl_jax.models.common import BatchNorm, Conv, shard_batch
 from ssl_jax.models.conv import conv_transpose
 from ssl_jax.models.spectral import SpectralConv, SpectralDense
@@ -95,7 +96,7 @@ class DCGANGenerator(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         if self.size % 2**self.stages:
-            raise ValueError(f"an image of {self.size} pixels is not {self.stages} times a double; lower config.model.generator.stages")
+            raise UserError(f"an image of {self.size} pixels is not {self.stages} times a double; lower config.model.generator.stages")
         norm = functools.partial(
             BatchNorm, use_running_average=not train, scale_init=lambda *a: 1 + normal(0.02)(*a), dtype=self.dtype
         )
@@ -128,7 +129,7 @@ class ConvDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, Features]:
         if self.norm not in ("batch", "spectral", "none"):
-            raise ValueError(f"norm={self.norm!r} of the discriminator is unknown; choose batch, spectral or none")
+            raise UserError(f"config.model.discriminator.norm={self.norm!r} is unknown; choose batch, spectral or none")
         features = {}
         for i, (channels, kernel, stride) in enumerate(self.layers):
             if stride > 1 and i:

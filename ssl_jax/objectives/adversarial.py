@@ -89,7 +89,7 @@ def squared_gradient(score: Callable[[jax.Array], jax.Array], x: jax.Array) -> j
 
 
 def r1(score: Callable[[jax.Array], jax.Array], real: jax.Array) -> jax.Array:
-    """Mescheder et al. 2018 (arXiv:1801.04406), equation 9: half the mean squared gradient norm on real examples (R2: on fakes).
+    """Mescheder et al. 2018 (arXiv:1801.04406), equation 9: half the mean squared gradient norm on real examples; R2 is that on fakes.
 
     Multiply by gamma. Their own code leaves the half out, so its 10 is StyleGAN's 20.
     """
@@ -113,6 +113,8 @@ def orthogonality(kernel: jax.Array) -> jax.Array:
     of this gradient.
     """
     w = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
+    if w.shape[0] < w.shape[1]:  # |W^T W| = |W W^T|, which is the smaller matrix: of a first layer by a thousandfold
+        return jnp.sum((w @ w.T) ** 2) - jnp.sum(jnp.sum(w**2, axis=0) ** 2)
     gram = w.T @ w
     return jnp.sum((gram * (1 - jnp.eye(len(gram)))) ** 2)
 
