@@ -77,7 +77,7 @@ def scenes(config):
     convolutions(config, (32, 64, 64), (64, "linear"))
     config.optim = adam()
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
-    config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.reduction = dict(kind="reduction")
     config.best_metric = "-reduction/squared_error"
     config.evaluate_every_steps, config.checkpoint_every_steps, config.log_every_steps = 1000, 500, 50
@@ -129,7 +129,7 @@ def digits(config, epochs, batch, encoder, decoder, code):
     networks(config, encoder, decoder, code, "cross_entropy", channels=1)
     config.optim = adam()
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
-    config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.reduction = dict(kind="reduction")
     config.best_metric = "-reduction/squared_error"
     config.evaluate_every_epochs, config.checkpoint_every_epochs, config.log_every_steps = epochs / 4, 2.5, 20

@@ -50,7 +50,7 @@ def scenes(config):
     )
     config.optim = adam()
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
-    config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.best_metric = "linear/top1"
     config.evaluate_every_steps, config.checkpoint_every_steps = 2500, 500
     config.log_every_steps = 50
@@ -104,7 +104,7 @@ def mnist(config):
     config.evals = dict(
         knn=dict(kind="knn", k=1, temperature=0.0, metric="euclidean"),
         latent=dict(kind="knn", k=1, temperature=0.0, metric="euclidean", layer="latent"),
-        reconstruction=dict(kind="reconstruction"),
+        reconstruction=dict(kind="reconstruction", extractor="none"),
     )
     config.best_metric = "knn/top1"
 

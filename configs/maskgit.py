@@ -69,7 +69,7 @@ def imagenet256(config):
     config.data.workers = 16
     config.batch_size, config.total_steps, config.total_epochs = 256, None, 300.0
     config.stages.tokenizer.recipe = "configs/vit_vqgan.py:imagenet256"
-    vq_prior.transformer(config, depth=24, width=768, heads=16)
+    vq_prior.transformer(config, depth=24, width=768, heads=16, remat="full")
     config.model.probe_block = 11
     config.optim = dict(net=dict(name="adamw", lr=1e-4, b2=0.96, schedule="constant", warmup_steps=5000, weight_decay=0.045))
     config.evals.generation.examples = 50_000

@@ -65,7 +65,7 @@ def colours(config):
     networks(config, "conv", (32, 64, 64), 64, "discretised_logistic")
     config.optim = adam()
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
-    config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
     config.evals.likelihood = dict(kind="likelihood", k=32, examples=1000)
     config.best_metric = "-likelihood/bits_per_dimension"
@@ -74,7 +74,7 @@ def colours(config):
 
 def scenes(config):
     colours(config)
-    config.evals.disentanglement = dict(kind="disentanglement")
+    config.evals.disentanglement = dict(kind="disentanglement", model="lasso")
 
 
 def improper(config):
@@ -135,7 +135,7 @@ def mnist_t10k(config):
     networks(config, "mlp", (500,), 20, "bernoulli", channels=1, activation="tanh")
     config.optim = adam()
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
-    config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2000)
     config.evals.likelihood = dict(kind="likelihood", k=500)
     config.best_metric = "-likelihood/bits_per_dimension"

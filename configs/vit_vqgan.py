@@ -19,6 +19,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :imagenet256_large   SL: the decoder Large. Published 1.28, 95 %, 2.88e-3
   :cnn_vqgan           VQGAN (Esser et al. 2021): convolutions, 16 x 16 tokens of 1024 codes, PatchGAN from step 250,001, adaptive
                        weight. Published: FID 7.94, with LPIPS
+FID of reconstructions: --config.evals.reconstruction.extractor=inception:/path/to/weights.
 A public reimplementation trained with batches of 64 uses 0.3 % of the codes and reaches 29.2 (arXiv:2410.06424, table 4): look at
 `usage_of_batch`.
 
@@ -30,10 +31,11 @@ network has seen ImageNet's labels.
 import ml_collections
 
 from configs import common
+from ssl_jax.objectives.codebooks import LEARNED
 
 
 def tokens(size, dim, **options):
-    return dict(name="learned", size=size, dim=dim, normalise=True, **options)
+    return dict(LEARNED, name="learned", size=size, dim=dim, **{"normalise": True, **options})
 
 
 def vits(config, encoder, decoder, patch):
@@ -70,7 +72,7 @@ def scenes(config):
     vits(config, "tiny", "tiny", 4)
     config.optim = dict(tokenizer=rate(5e-4, 200, end=0.05))
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
-    config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.reconstruction = dict(kind="reconstruction", extractor="random_conv")
     config.evals.codebook = dict(kind="codebook")
     config.best_metric = "reconstruction/psnr"
     config.evaluate_every_steps, config.checkpoint_every_steps = 500, 250
@@ -91,7 +93,7 @@ def scenes_random(config):
 def scenes_encoder(config):
     scenes(config)
     config.model.perceptual.kind = "self_encoder"
-    config.stages = dict(encoder=dict(workdir="", recipe="configs/simclr.py"))
+    config.stages = dict(encoder=dict(workdir="", step=None, recipe="configs/simclr.py"))
 
 
 def scenes_rotation(config):
@@ -101,7 +103,7 @@ def scenes_rotation(config):
 
 def scenes_wide_codes(config):
     scenes(config)
-    config.model.quantiser = dict(name="learned", size=1024, dim=128)
+    config.model.quantiser = tokens(1024, 128, normalise=False)
 
 
 def smoke(config):
@@ -141,7 +143,7 @@ def imagenet256(config):
     config.model.encoder.remat = config.model.decoder.remat = "full"
     config.optim = dict(tokenizer=rate(1e-4, 50_000))
     adversarial(config)
-    config.evals = dict(reconstruction=dict(kind="reconstruction", examples=10_000), codebook=dict(kind="codebook"))
+    config.evals = dict(reconstruction=dict(kind="reconstruction", extractor="random_conv"), codebook=dict(kind="codebook"))
     config.evaluate_every_steps, config.checkpoint_every_steps = 25_000, 2500
     config.baselines = ()
 
@@ -158,7 +160,7 @@ def imagenet256_large(config):
 
 def cnn_vqgan(config):
     imagenet256(config)
-    config.model.quantiser = dict(name="learned", size=1024, dim=256, init="uniform")
+    config.model.quantiser = tokens(1024, 256, normalise=False, init="uniform")
     config.model.encoder = config.model.decoder = dict(name="vqgan")
     config.model.squared, config.model.absolute, config.model.logit_laplace = 0.0, 1.0, 0.0
     config.model.perceptual.weight = 1.0

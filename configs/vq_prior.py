@@ -43,7 +43,7 @@ def scenes(config):
     config.views = ((("flip", {}),),)
     config.batch_size = 64
     config.total_steps = 2000
-    config.stages = dict(tokenizer=dict(workdir="", recipe="configs/vit_vqgan.py"))
+    config.stages = dict(tokenizer=dict(workdir="", step=None, recipe="configs/vit_vqgan.py"))
     config.model = dict(
         conditional=True,
         label_dropout=0.1,
@@ -165,11 +165,13 @@ def imagenet256_large_adafactor(config):
 def imagenet256_base_probe(config):
     imagenet256_base(config)
     config.model.conditional = False
+    config.evals.depth = dict(kind="depth", solver="sgd")
 
 
 def imagenet256_large_probe(config):
     imagenet256_large(config)
     config.model.conditional = False
+    config.evals.depth = dict(kind="depth", solver="sgd")
     del config.evals["generation_half"]
     config.model.transformer.dropout = 0.0
 

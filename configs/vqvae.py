@@ -25,6 +25,7 @@ Codebook collapse, and what keeps it away: 8,000 MNIST digits, 28 px to 7 x 7 to
 import ml_collections
 
 from configs import common
+from ssl_jax.objectives.codebooks import LEARNED
 
 
 def adam(lr):
@@ -36,8 +37,12 @@ def networks(config, width, blocks, block_width, stages=2):
         config.model[part] = dict(name="residual", width=width, stages=stages, blocks=blocks, block_width=block_width)
 
 
-def averages(**options):
-    return dict(name="learned", size=512, update="average", **options)
+def codes(dim, **options):
+    return dict(LEARNED, name="learned", size=512, dim=dim, **options)
+
+
+def averages(dim, **options):
+    return codes(dim, update="average", **options)
 
 
 def scenes(config):
@@ -45,11 +50,11 @@ def scenes(config):
     config.views = ((("flip", dict(p=0.5)),),)
     config.batch_size = 64
     config.total_steps = 4000
-    config.model = dict(channels=3, variance=0.0625, quantiser=averages(dim=32, revive=0.1))
+    config.model = dict(channels=3, variance=0.0625, quantiser=averages(32, revive=0.1))
     networks(config, width=64, blocks=2, block_width=32)
     config.optim = dict(net=adam(1e-3))
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
-    config.evals.reconstruction = dict(kind="reconstruction")
+    config.evals.reconstruction = dict(kind="reconstruction", extractor="random_conv")
     config.evals.codebook = dict(kind="codebook")
     config.best_metric = "reconstruction/psnr"
     config.evaluate_every_steps, config.checkpoint_every_steps = 1000, 500
@@ -78,7 +83,7 @@ def cifar10(config):
     cifar10_small(config)
     config.batch_size, config.total_steps = 32, 10_000
     config.views = ((),)
-    config.model.quantiser = averages(dim=64, debias=True, init="uniform")
+    config.model.quantiser = averages(64, debias=True, init="uniform")
     networks(config, width=128, blocks=2, block_width=32)
     config.optim = dict(net=adam(3e-4))
 
@@ -88,7 +93,7 @@ def mnist_t10k(config):
     config.data.name, config.data.ops, config.data.eval_ops = "mnist_t10k", (), ()
     config.views = ((),)
     config.batch_size, config.total_steps = 100, 400
-    config.model = dict(channels=1, variance=0.0949, quantiser=dict(name="learned", size=512, dim=64, init="uniform"))
+    config.model = dict(channels=1, variance=0.0949, quantiser=codes(64, init="uniform"))
     networks(config, width=64, blocks=1, block_width=32)
     config.evaluate_every_steps, config.checkpoint_every_steps = 200, 100
     config.log_every_steps = 20
@@ -96,17 +101,17 @@ def mnist_t10k(config):
 
 def mnist_t10k_ema(config):
     mnist_t10k(config)
-    config.model.quantiser = averages(dim=64)
+    config.model.quantiser = averages(64)
 
 
 def mnist_t10k_revival(config):
     mnist_t10k(config)
-    config.model.quantiser = averages(dim=64, revive=0.1)
+    config.model.quantiser = averages(64, revive=0.1)
 
 
 def mnist_t10k_l2(config):
     mnist_t10k(config)
-    config.model.quantiser = dict(name="learned", size=512, dim=8, normalise=True, straight_through="normalised")
+    config.model.quantiser = codes(8, normalise=True, straight_through="normalised")
 
 
 def mnist_t10k_rotation(config):
@@ -132,10 +137,10 @@ def imagenet128(config):
     config.data.ops = (("random_resized_crop", dict(size=128, area=(0.8, 1.0))),)
     config.data.eval_ops = common.resized(128)
     config.batch_size, config.total_steps = 128, 250_000
-    config.model.quantiser = dict(name="learned", size=512, dim=64, init="uniform")
+    config.model.quantiser = codes(64, init="uniform")
     networks(config, width=256, blocks=2, block_width=256)
     config.optim = dict(net=adam(2e-4))
-    config.evals = dict(reconstruction=dict(kind="reconstruction"), codebook=dict(kind="codebook"))
+    config.evals = dict(reconstruction=dict(kind="reconstruction", extractor="random_conv"), codebook=dict(kind="codebook"))
     config.evaluate_every_steps, config.checkpoint_every_steps = 25_000, 2500
     config.baselines = ()
 

@@ -185,6 +185,7 @@ def test_scores_are_one_for_factors_and_none_for_noise_and_do_not_mind_order_or_
         assert measures.factorvae(*code, found, 0) > 0.99
     discrete = [values[0], values[1]]
     assert measures.mutual_information_gap(train[:, :2], discrete) == pytest.approx(1, abs=0.01)  # exact but for chance
+    assert measures.factorvae(np.ones((50, 3)), np.ones((50, 3)), found, 0) == 0  # a code that has collapsed
     noise = [np.random.default_rng(i).standard_normal(x.shape) for i, x in enumerate((train, test))]
     assert measures.mutual_information_gap(noise[0], values) < 0.01
     none = measures.dci(*noise, found, False, 0)

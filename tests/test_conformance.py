@@ -286,6 +286,15 @@ def test_encode_gives_finite_features(name):
     np.testing.assert_allclose(one["pooled"], features["pooled"][:1], rtol=2e-4, atol=2e-5)  # inference mode: no batch statistics
 
 
+def test_evaluations_are_laid_out_as_steps_are():
+    """Outside of the mesh every device would compute the whole batch of parameters that are spread."""
+    this, images = made("simclr", 8, 2), jax.ShapeDtypeStruct((16, 32, 32, 3), np.uint8)
+    state = this.run.abstract
+    for function in (this.encode, lambda *args: this.encode_views(*args, jax.random.key(0))):
+        assert "sharding_constraint" in str(jax.make_jaxpr(function)(state.params, visible(state), images))
+    assert "sharding_constraint" not in str(jax.make_jaxpr(this.method.encode)(state.params, visible(state), images))
+
+
 @every_config
 def test_encode_takes_a_batch_of_any_size(name):
     """As exports need it: traced once, with an unknown number of images."""

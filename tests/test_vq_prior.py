@@ -1,6 +1,7 @@
 """The prior over tokens of a frozen stage: what it is told, what it learns from, how it goes on, and its published schedule."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,7 @@ def test_without_classes_it_is_a_model_of_one_class(made):
 def test_protocols_name_tokenizer_block_and_sampling(made):
     this, _ = made
     assert this.notes["tokenizer"] == "colours of squares"
-    assert this.notes["prior"] == "class-conditional, pooled=mean over tokens of block 1"
+    assert this.notes["prior"] == "class-conditional, pooled=mean over places (the start and all tokens but the last) of block 1"
     assert this.notes["sampling"] == "guidance=2 temperature=1 top_k=0 top_p=1"
 
 
@@ -188,9 +189,16 @@ def test_mistakes_are_one_line(change, told):
 
 
 def test_a_stage_that_makes_no_tokens_is_named():
-    other = Stage(None, STAGE.method._replace(fns={"decode": STAGE.method.fns["decode"]}))
+    other = Stage(STAGE.config, STAGE.method._replace(fns={"decode": STAGE.method.fns["decode"]}))
     with pytest.raises(UserError, match=r"stages\.tokenizer: its method gives no codebook"):
         method.build(load(), {"tokenizer": other})
+
+
+def test_a_tokenizer_of_images_of_another_size_is_named():
+    """Convolutions would take them."""
+    large = Stage(types.SimpleNamespace(views=((),), data=types.SimpleNamespace(image_shape=(24, 24, 3))), STAGE.method)
+    with pytest.raises(UserError, match="was trained on images of 24 x 24 pixels, another size than the 16 x 16 of these views"):
+        method.build(load(), {"tokenizer": large})
 
 
 # ---------------------------------------------------------------- published recipes
@@ -215,7 +223,7 @@ def test_the_large_prior_is_spread_over_all_devices(variant):
         config.data.image_shape, config.data.num_classes = (128, 128, 3), 1000
         config.views = ((),)
     codes = {"tokenizer": {"params": {"net": {"codes": jax.ShapeDtypeStruct((8192, 3), jnp.float32)}}, "mutable": {}}}
-    this = method.build(config, {"tokenizer": Stage(None, STAGE.method)})  # 32 x 32 tokens
+    this = method.build(config, {"tokenizer": Stage(config, STAGE.method)})  # 32 x 32 tokens
     batch = {"image": jax.ShapeDtypeStruct((2, 128, 128, 3), np.uint8), "label": jax.ShapeDtypeStruct((2,), np.int32)}
     params, _ = jax.eval_shape(this.init, jax.random.key(0), batch, codes)
     count = sum(x.size for x in jax.tree.leaves(params))

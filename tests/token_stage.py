@@ -1,5 +1,7 @@
 """A stage 1 without a network: a token is the nearest of a few colours to the mean of a square of pixels."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,7 +29,7 @@ def codebook(params, mutable):
 
 
 STAGE = Stage(
-    None,
+    types.SimpleNamespace(views=((),), data=types.SimpleNamespace(image_shape=(16, 16, 3))),
     Method(
         inputs={"image": (16, 16, 3)},
         init=lambda key, batch, frozen: ({"net": {"codes": jnp.asarray(COLOURS)}}, {}),

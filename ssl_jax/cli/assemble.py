@@ -135,9 +135,20 @@ def assemble(config, devices=None) -> Assembly:
         keys=tuple(method.inputs),
     )  # fmt: skip
     run, schedules, _ = make_run(config, method, mesh, durations["total"], frozen)
-    encode_views = _encode_views(method) if "views" in method.fns else None
-    fns = {name: jax.jit(f, static_argnums=STATIC.get(name)) for name, f in method.fns.items()}
-    return Assembly(config, method, batches, run, schedules, durations, jax.jit(method.encode), encode_views, fns, {})
+
+    def jitted(function, static_argnums=None):
+        """Compiled for the mesh, as the step is: without one every device computes the whole batch of sharded parameters."""
+
+        @functools.wraps(function)
+        def in_mesh(*args):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(*args)
+
+        return jax.jit(in_mesh, static_argnums=static_argnums)
+
+    encode_views = jitted(_encode_views(method)) if "views" in method.fns else None
+    fns = {name: jitted(f, STATIC.get(name)) for name, f in method.fns.items()}
+    return Assembly(config, method, batches, run, schedules, durations, jitted(method.encode), encode_views, fns, {})
 
 
 def open_eval(config, split: str, processes: int | None = None, keys=("image", "label")):
@@ -196,7 +207,7 @@ def _encode_views(method: Method):
         pooled = method.encode(params, mutable, views.reshape(-1, *views.shape[2:]))["pooled"]
         return pooled.reshape(*views.shape[:2], -1)
 
-    return jax.jit(encode_views)
+    return encode_views
 
 
 def raw_pixels(config, mesh) -> Context:

@@ -176,10 +176,14 @@ def reconstructions(this, state) -> np.ndarray | None:
     """[6, COLUMNS, h, w, 3]: rows of test images, each above what the codes give; None without an encoder."""
     if "reconstruct" not in this.fns:
         return None
-    images = next(iter(open_eval(this.config, "test")))["image"][: 3 * COLUMNS]
+    images = next(iter(open_eval(this.config, "test")))["image"]
+    columns = min(COLUMNS, len(images) // 3)
+    if not columns:
+        raise UserError(f"config.eval_batch_size={len(images)} is too small for three rows of reconstructions")
+    images = images[: 3 * columns]
     again = np.asarray(this.fns["reconstruct"](state.params, visible(state), images))
-    pairs = np.stack([images.reshape(3, COLUMNS, *images.shape[1:]) / 255, again.reshape(3, COLUMNS, *again.shape[1:])], 1)
-    return pairs.reshape(6, COLUMNS, *images.shape[1:])
+    pairs = np.stack([images.reshape(3, columns, *images.shape[1:]) / 255, again.reshape(3, columns, *again.shape[1:])], 1)
+    return pairs.reshape(6, columns, *images.shape[1:])
 
 
 def traversals(this, state) -> np.ndarray | None:
@@ -195,13 +199,13 @@ def completions(this, sampler: Sampler, seed: int) -> np.ndarray | None:
     if "complete" not in sampler.fns:
         return None
     batch = next(iter(open_eval(this.config, "test")))
-    images, label = batch["image"][:COLUMNS], jnp.asarray(batch["label"][:COLUMNS])
+    images = batch["image"][:COLUMNS]
     whole = images / np.float32(255)
     rows = [whole, np.where(np.arange(whole.shape[1])[:, None, None] < whole.shape[1] // 2, whole, 0.5)]
     for i in range(ROWS - len(rows)):
         latents = dict(sampler.latents(len(images), seed + i))
         if "label" in latents:
-            latents["label"] = label
+            latents["label"] = jnp.asarray(batch["label"][:COLUMNS])
         rows.append(np.asarray(sampler.fns["complete"](sampler.generator(), latents, images)))
     return np.stack(rows, 1)
 

@@ -86,6 +86,22 @@ SIGNS = (
         1000,
     ),
     Sign(
+        "the code collapses: all images have nearly the same (deviation below 0.001); lower the penalty on it",
+        _all(("/code_deviation",), lambda x: x < 1e-3),
+        1000,
+    ),
+    Sign(
+        "the posterior collapses: no latent depends on the image; lower config.model.beta, or warm it up",
+        _all(("/active_units",), lambda x: x < 1),
+        1000,
+    ),
+    Sign(
+        "the codebook collapses: fewer than 5 % of the codes occur in a batch; give it unit codes, revival or a smaller size "
+        "(config.model.quantiser)",
+        _all(("/usage_of_batch",), lambda x: x < 0.05),
+        1000,
+    ),
+    Sign(
         "the discriminator knows its training images by heart (30 points better on them than on others); stop early, or augment",
         _memorised,
         0,

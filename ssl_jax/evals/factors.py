@@ -127,6 +127,8 @@ def factorvae(train: np.ndarray, test: np.ndarray, factors: list[Factor], seed: 
     """
     std = train.std(0)
     active = std >= PRUNED * max(std.max(), np.finfo(float).tiny)
+    if not active.any():  # a code that is the same for all
+        return 0.0
     scaled = [x[:, active] / std[active] for x in (train, test)]
     generator, counts = np.random.default_rng(seed), np.zeros((active.sum(), len(factors)))
     for z, k in _votes(scaled[0], [each.train for each in factors], VOTES, generator):

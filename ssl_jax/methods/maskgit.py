@@ -40,7 +40,8 @@ def build(config, stages) -> Method:
     check_model(model, classes, config.data.name)
     sharpening = check(Sharpening(sampling.temperature, sampling.top_k, sampling.top_p))
     views = make_views(config.views)
-    tokenizer = open_tokenizer(below.fns, output_size(config.views, config.data.image_shape[-3:-1]))
+    sizes = (output_size(of.views, of.data.image_shape[-3:-1]) for of in (config, stages["tokenizer"].config))
+    tokenizer = open_tokenizer(below.fns, *sizes)
 
     def net(frozen):
         return MaskedPrior(*tokenizer.shape(frozen), classes=classes or 1, dtype=config.dtype, **model.transformer)

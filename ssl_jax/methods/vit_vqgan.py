@@ -241,5 +241,8 @@ def open_perceptual(spec, stages) -> Perceptual | None:
 
 
 def maps(features: dict[str, jax.Array]) -> list[jax.Array]:
-    """Those features of an encoder that have places: [B, ..., C]."""
-    return [features[name] for name in sorted(features) if features[name].ndim > 2]
+    """Those features of an encoder that have places: [B, ..., C]. UserError where there are none."""
+    found = [features[name] for name in sorted(features) if features[name].ndim > 2]
+    if not found:
+        raise UserError(f"config.stages.encoder has no features with places, only {', '.join(sorted(features))}; give another run")
+    return found

@@ -40,7 +40,8 @@ def build(config, stages) -> Method:
     check_model(model, classes, config.data.name)
     sharpening = check(Sharpening(model.sampling.temperature, model.sampling.top_k, model.sampling.top_p))
     guidance, views = model.sampling.guidance, make_views(config.views)
-    tokenizer = open_tokenizer(below.fns, output_size(config.views, config.data.image_shape[-3:-1]))
+    sizes = (output_size(of.views, of.data.image_shape[-3:-1]) for of in (config, stages["tokenizer"].config))
+    tokenizer = open_tokenizer(below.fns, *sizes)
 
     def net(frozen):
         told = dict(classes=classes or 1, null=model.label_dropout > 0, dtype=config.dtype)
@@ -130,7 +131,8 @@ def build(config, stages) -> Method:
         },
         notes={
             **below.notes,
-            "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=mean over tokens of block {model.probe_block}",
+            "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=mean over places (the start and all tokens but "
+            f"the last) of block {model.probe_block}",
             "sampling": " ".join(f"{name}={value:g}" for name, value in model.sampling.items()),
         },
     )  # fmt: skip

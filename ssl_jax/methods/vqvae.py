@@ -86,4 +86,5 @@ def build(config, stages) -> Method:
         encode=encode,
         fns={"views": views, "reconstruct": reconstruct, "tokens": tokens, "decode": decode, "codebook": codebook},
         couples_batch=quantiser.couples_batch,
+        notes={"tokenizer": "trained with perceptual=none"},
     )

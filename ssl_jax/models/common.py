@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -24,13 +25,16 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 def shard_batch(x: jax.Array) -> jax.Array:
-    """Pin axis 0 of `x` [B, ...] to the mesh axes ('data', 'fsdp') of the ambient mesh; identity where there is none.
+    """Pin axis 0 of `x` [B, ...] to the mesh axes ('data', 'fsdp') of the ambient mesh; identity where there is none, and for
+    batches that do not divide over them (a row of pictures).
 
     With sharded parameters and no such pin, XLA is free to shard the features instead and to all-reduce activations.
     Also the identity inside `shard_map`, where axes are not the compiler's, and outside of a trace, without compiler.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not set(BATCH_AXES) <= set(mesh.auto_axes) or not isinstance(x, jax.core.Tracer):
+        return x
+    if x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 

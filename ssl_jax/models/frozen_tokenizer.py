@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.errors import ScopeParamShapeError
 
 from ssl_jax.errors import UserError
 
@@ -33,15 +32,9 @@ class FrozenTokenizer(NamedTuple):
         return self.fns["decode"](weights["params"], weights["mutable"], tokens.reshape(tokens.shape[0], *self.grid(weights)))
 
     def grid(self, weights: Any) -> tuple[int, int]:
-        """Rows and columns of tokens; nothing is computed. UserError for images that its positions are not made for."""
+        """Rows and columns of tokens; nothing is computed."""
         images = jax.ShapeDtypeStruct((1, *self.size, 3), jnp.float32)
-        try:
-            return jax.eval_shape(self.fns["tokens"], weights["params"], weights["mutable"], images).shape[1:]
-        except ScopeParamShapeError as error:
-            raise UserError(
-                f"config.stages.tokenizer was trained on images of another size than the {self.size[0]} x {self.size[1]} pixels of "
-                "these views; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
-            ) from error
+        return jax.eval_shape(self.fns["tokens"], weights["params"], weights["mutable"], images).shape[1:]
 
     def shape(self, weights: Any) -> tuple[int, int]:
         """(size of the codebook, number of tokens of an image); nothing is computed."""
@@ -49,9 +42,17 @@ class FrozenTokenizer(NamedTuple):
         return codes, math.prod(self.grid(weights))
 
 
-def open_tokenizer(fns: Mapping[str, Callable], size: tuple[int, int]) -> FrozenTokenizer:
-    """Raises UserError unless the functions are those of a tokenizer."""
+def open_tokenizer(fns: Mapping[str, Callable], size: tuple[int, int], trained: tuple[int, int]) -> FrozenTokenizer:
+    """`size`: of the images to come; `trained`: of those that it was made with, pixels both.
+
+    Raises UserError unless the functions are those of a tokenizer, and the sizes are the same.
+    """
     missing = sorted({"tokens", "decode", "codebook"} - set(fns))
     if missing:
         raise UserError(f"config.stages.tokenizer: its method gives no {missing[0]}; give a run of configs/vit_vqgan.py")
+    if size != trained:
+        raise UserError(
+            f"config.stages.tokenizer was trained on images of {trained[0]} x {trained[1]} pixels, another size than the {size[0]} x "
+            f"{size[1]} of these views; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
+        )
     return FrozenTokenizer(fns, size)

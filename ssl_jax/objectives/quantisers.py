@@ -179,7 +179,8 @@ def moving_average(state: Mapping, z: jax.Array, tokens: jax.Array, decay: float
             'weight', the sum of the weights of those averages: kept at 1, or started at 0 for averages without a bias to their start.
         epsilon: of the Laplace smoothing of counts.
 
-    Statistics are those of the global batch. Codes that no vector came to stay where they are.
+    Statistics are those of the global batch. A code that no vector comes to stays where it is until its count is near `epsilon`; then
+    the smoothing draws it to zero (at .99 half of it is left after 1,150 steps), as in the published implementations.
     """
     size = len(state["count"])
     sums = jnp.zeros_like(state["sum"]).at[tokens.reshape(-1)].add(jax.lax.stop_gradient(z).reshape(-1, z.shape[-1]))
