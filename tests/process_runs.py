@@ -110,7 +110,7 @@ class Runs:
             for step in {step for step, _ in parts}:
                 ids = [parts.get((step, process)) for process in range(count)]
                 if None not in ids:  # else read ahead by some of the processes
-                    ids = list(chain(*ids))
+                    ids = ids[0] if all(part == ids[0] for part in ids) else list(chain(*ids))  # along 'tensor' all have the same
                     assert steps.setdefault(step, ids) == ids
         return steps
 

@@ -263,6 +263,7 @@ def test_every_example_once_an_epoch_whatever_divides_it(folder):
     for count in (2, 3, 6):
         parts = [TrainBatches(source, [], 6, 3, index, count)[5] for index in range(count)]
         assert [n for part in parts for n in numbers(part)] == sequence[30:36]
+    assert numbers(TrainBatches(source, [], 6, 3, (0, 2), 3)[5]) == sequence[30:32] + sequence[34:36]
     assert [n for batch in iterate(TrainBatches(source, [], 14, 3), 0, 6) for n in numbers(batch)] == sequence
     assert all((np.mod(numbers(batches[s]), 2) == batches[s]["label"]).all() for s in (0, 9, 17))  # labels fit
 
@@ -365,7 +366,7 @@ def test_batch_sizes_that_cannot_be(folder):
     with pytest.raises(UserError, match="seed -1 is not within"):
         TrainBatches(source, [], 6, seed=-1)
     for build in (lambda: TrainBatches(source, [], 6, 0, 0, 4), lambda: eval_batches(source, [], 6, 0, 4)):
-        with pytest.raises(UserError, match="batch size 6 is not divisible by 4 processes"):
+        with pytest.raises(UserError, match="batch size 6 is not divisible by 4, the parts"):
             build()
 
 

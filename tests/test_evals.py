@@ -13,8 +13,8 @@ from feature_clouds import blobs, fake_context, mesh_of
 from torch_reference import require_lightly, require_torch
 
 from ssl_jax.cli.evaluations import comparable
+from ssl_jax.engine.sharding import place
 from ssl_jax.errors import UserError
-from ssl_jax.evals import features as features_module
 from ssl_jax.evals import fewshot, knn, linear, representation
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context, pixel_context
@@ -98,7 +98,7 @@ def test_knn_holds_one_bank_chunk_at_a_time(monkeypatch):
     sizes = []
 
     def spy(array, sharding):
-        placed = features_module.place(array, sharding)
+        placed = place(array, sharding)
         sizes.append((array.shape, placed.addressable_shards[0].data.shape))
         return placed
 

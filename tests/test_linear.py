@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from feature_clouds import blobs, fake_context, mesh_of
 
+from ssl_jax.engine.sharding import place
 from ssl_jax.evals import linear
-from ssl_jax.evals.features import Features, flat_mesh, hits, moments, place
+from ssl_jax.evals.features import Features, flat_mesh, hits, moments
 
 
 def standardised(bank, *others):

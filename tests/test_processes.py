@@ -200,3 +200,16 @@ def stop_one(runs, workdir, processes):
 def test_several_processes_have_the_curve_of_one(runs, processes):
     runs.start(f"{processes}", processes).finish()
     runs.check(f"{processes}", "alone")
+@pytest.mark.slow
+def test_processes_along_tensor_read_the_same_rows(runs):
+    runs.start("tensor", 2, "--config.mesh.data=1", "--config.mesh.tensor=4").finish()
+    runs.check("tensor", "alone")
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_weights_of_one(runs):
+    rules = "--config.warm_start.rules=(('^', ''),)"
+    told = runs.start("warm", 2, f"--config.warm_start.workdir={runs.folder / 'alone'}", rules, "--config.total_steps=1").finish()
+    assert "parameters and" in told and "0 stay fresh" in told
+
+

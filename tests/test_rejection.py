@@ -52,16 +52,15 @@ def test_processes_share_a_batch_in_its_order(monkeypatch):
     """What is gathered from all of them is what one alone would have: rows go with their labels."""
     images = painted(drawn(12, 0), strengths(12, 0))
 
-    def batches(index, count):
-        monkeypatch.setattr(jax, "process_index", lambda: index)
-        monkeypatch.setattr(jax, "process_count", lambda: count)
-        context = types.SimpleNamespace(mesh=types.SimpleNamespace(size=4))
-        return list(fixed.sampled(images[:8], iter([images[8:11]]), context, np.arange(11)))
+    def batches(*own):
+        monkeypatch.setattr(fixed, "parts", lambda mesh: (own, 4))
+        return list(fixed.sampled(images[:8], iter([images[8:11]]), types.SimpleNamespace(mesh="a mesh"), np.arange(11)))
 
-    whole, parts = batches(0, 1), [batches(index, 2) for index in range(2)]
+    whole, some, others = batches(0, 1, 2, 3), batches(0, 3), batches(1, 2)
     for number, batch in enumerate(whole):
         for name, rows in batch.items():
-            np.testing.assert_array_equal(np.concatenate([part[number][name] for part in parts]), rows)
+            first, last = np.split(some[number][name], 2)
+            np.testing.assert_array_equal(np.concatenate([first, others[number][name], last]), rows)
 
 
 def best(labels, seed, acceptance):

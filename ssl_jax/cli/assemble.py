@@ -77,7 +77,7 @@ def fill_in(config, facts: Facts, platform: str | None = None) -> Any:
 
 
 def check_inputs(config, method: Method, shapes: Mapping, mesh) -> None:
-    """Raises UserError unless the data have what `method` needs and the batch divides over `mesh` and the parts of a step."""
+    """Raises UserError unless the data have what `method` needs and the batches divide over `mesh` and the parts of a step."""
     if "views" in config:
         output_size(config.views, config.data.image_shape[-3:-1])
     for name, shape in method.inputs.items():
@@ -131,9 +131,8 @@ def assemble(config, devices=None) -> Assembly:
     frozen |= {name: read() for name, read in method.frozen.items()}
     check_inputs(config, method, shapes, mesh)
     batches = TrainBatches(
-        train, config.data.ops, config.batch_size, config.seed, jax.process_index(), jax.process_count(),
-        keys=tuple(method.inputs),
-    )  # fmt: skip
+        train, config.data.ops, config.batch_size, config.seed, *sharding.parts(mesh), keys=tuple(method.inputs)
+    )
     run, schedules, _ = make_run(config, method, mesh, durations["total"], frozen)
 
     def jitted(function, static_argnums=None):
@@ -151,11 +150,11 @@ def assemble(config, devices=None) -> Assembly:
     return Assembly(config, method, batches, run, schedules, durations, jitted(method.encode), encode_views, fns, {})
 
 
-def open_eval(config, split: str, processes: int | None = None, keys=("image", "label")):
-    """Unaugmented batches of 'train' (the bank) or 'test' (the queries): this process's part, or whole with processes=1."""
+def open_eval(config, split: str, mesh=None, keys=("image", "label")):
+    """Unaugmented batches of 'train' (the bank) or 'test' (the queries): this process's parts of them, or whole without a mesh."""
     name = {"train": config.data.train_split, "test": config.data.test_split}[split]
     source = open_source(config.data.name, name, config.data.data_dir)
-    share = (jax.process_index(), jax.process_count()) if processes is None else (0, processes)
+    share = (0, 1) if mesh is None else sharding.parts(mesh)
     return eval_batches(source, config.data.eval_ops, config.eval_batch_size, *share, keys=keys)
 
 
@@ -179,7 +178,7 @@ def any_context(this: Assembly, state: State) -> Context:
     codes = jax.eval_shape(offered["codebook"]).shape[0] if "codebook" in offered else None
     return Context(
         bind(this.encode),
-        functools.partial(open_eval, config),
+        functools.partial(open_eval, config, mesh=this.run.mesh),
         {"train": config.data.train_split, "test": config.data.test_split},
         this.run.mesh,
         bind(this.encode_views) if this.encode_views else None,
@@ -193,7 +192,7 @@ def any_context(this: Assembly, state: State) -> Context:
             codes=codes,
             sampled_labels=open_labels(this),
             between=open_between(this, state),
-            factors=lambda split, names: open_eval(config, split, 1, ("image", *names)),
+            factors=lambda split, names: open_eval(config, split, keys=("image", *names)),
         ),
         notes=this.method.notes,
     )
@@ -213,7 +212,7 @@ def _encode_views(method: Method):
 def raw_pixels(config, mesh) -> Context:
     """The floor: the same evaluations on pixels."""
     splits = {"train": config.data.train_split, "test": config.data.test_split}
-    return pixel_context(functools.partial(open_eval, config), splits, mesh)
+    return pixel_context(functools.partial(open_eval, config, mesh=mesh), splits, mesh)
 
 
 def provenance() -> dict:

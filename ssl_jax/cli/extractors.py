@@ -11,10 +11,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import ssl_jax
-from ssl_jax.engine.sharding import on_host
+from ssl_jax.engine.sharding import on_host, place
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Extractor
-from ssl_jax.evals.features import place
 from ssl_jax.evals.generation import INCEPTION
 from ssl_jax.evals.resize import Resize, resize, to_size
 from ssl_jax.export.card import CARD, sha256

@@ -213,7 +213,7 @@ def completions(this, sampler: Sampler, seed: int) -> np.ndarray | None:
 def nearest(this, sampler: Sampler, extractor, seed: int, truncation: float | None) -> np.ndarray:
     """[ROWS, COLUMNS, h, w, 3]: has the generator learnt pictures by heart? Cosine similarity of features."""
     samples = np.round(sampler.pictures(ROWS, seed, truncation) * 255).astype(np.uint8)
-    batches = open_eval(this.config, "train")
+    batches = open_eval(this.config, "train", this.run.mesh)
     bank = extract(extractor.encode, batches, "pooled", this.run.mesh).x
     features = np.asarray(extractor.encode(samples)["pooled"])
     index, _ = neighbours(bank, features, min(COLUMNS - 1, len(bank)), mesh=this.run.mesh)

@@ -161,7 +161,7 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
     told = "" if share is None else f"; goodput {100 * share:.0f} % of the time since the first step, over all restarts"
     log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, told)
     if config.evals:  # the features are there already
-        whole = functools.partial(open_eval, config, processes=1)
+        whole = functools.partial(open_eval, config)
         save_neighbours(last, whole, workdir / "pictures" / "neighbours.png")
     if cluster.first():
         evaluations.show(config)

@@ -214,12 +214,13 @@ def _convert(key: str, value) -> np.ndarray:
 
 
 class _Batches:
-    def __init__(self, source, ops, batch_size, process_index, process_count, keys):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(f"batch size {batch_size} is not divisible by {process_count} processes; choose a multiple")
-        assert 0 <= process_index < process_count
-        self.batch_size, self.local_size = batch_size, batch_size // process_count
-        self.offset = process_index * self.local_size
+    def __init__(self, source, ops, batch_size, parts, of, keys):
+        if batch_size < 1 or batch_size % of:
+            raise UserError(f"batch size {batch_size} is not divisible by {of}, the parts of a batch; choose a multiple")
+        size, own = batch_size // of, (parts,) if isinstance(parts, int) else parts
+        assert all(0 <= part < of for part in own)
+        self.batch_size = batch_size
+        self.rows = [part * size + row for part in own for row in range(size)]  # of each batch, in order
         self.source, self.skipped = source, {}
         self.reader = _Reader(source, ops, keys)
         self.spec = self.reader.spec
@@ -236,9 +237,9 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-    """`batches[step]` -> this process's part of the global batch of that step, for any step >= 0, in any order.
+    """`batches[step]` -> this process's parts of the global batch of that step, for any step >= 0, in any order.
 
-    A dict of numpy arrays, [batch_size / process_count, ...] each, plus 'skipped', a list of (index, reason) of the
+    A dict of numpy arrays, [rows of the parts, ...] each, plus 'skipped', a list of (index, reason) of the
     records that were replaced. `iterate` takes that entry out.
 
     Attributes:
@@ -252,20 +253,22 @@ class TrainBatches(_Batches):
         ops: Recipe,
         batch_size: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        parts: int | Sequence[int] = 0,
+        of: int = 1,
         keys: Keys = ("image", "label"),
     ):
         """
         Args:
-          batch_size: of all processes together; process p takes rows [p b, (p + 1) b), b = batch_size / process_count.
+          batch_size: of all processes together.
+          parts: which of the `of` equal parts of a batch this process takes, in ascending order; part p has rows [p b, (p + 1) b),
+            b = batch_size / of. Several processes may take the same.
           seed: of the order and of the crops; 0 <= seed < 2**32.
           keys: features of a batch, or {name: feature}; 'label' is left out where the source has none.
         """
         check_size(batch_size, source.name, source.split, len(source))
         if not 0 <= seed < 2**32:
             raise UserError(f"seed {seed} is not within 0 ... 2**32 - 1; choose another")
-        super().__init__(source, ops, batch_size, process_index, process_count, keys)
+        super().__init__(source, ops, batch_size, parts, of, keys)
         self.seed = seed
         self.order = self._order()
 
@@ -277,8 +280,7 @@ class TrainBatches(_Batches):
         self.order = self._order()
 
     def __getitem__(self, step: int) -> dict:
-        first = step * self.batch_size + self.offset
-        places = range(first, first + self.local_size)
+        places = [step * self.batch_size + row for row in self.rows]
         seeds = [(self.seed, place) for place in places]
         batch, skipped = self.reader.batch([self.order[place] for place in places], seeds)
         return {**batch, "skipped": skipped}
@@ -287,12 +289,13 @@ class TrainBatches(_Batches):
 class EvalBatches(_Batches):
     """Every example once, in order: `len(batches)` batches, the last one padded. Iterating runs `iterate` over all.
 
-    A batch has 'mask', bool [b]: False for padding and for images that cannot be read; and 'index', int32 [b], the
-    place in the source. Padding and unreadable rows are zeros. `skipped` holds the unreadable images met so far.
+    A batch has the `parts` of this process, as in `TrainBatches`, and 'mask', bool [b]: False for padding and for images that
+    cannot be read; and 'index', int32 [b], the place in the source. Padding and unreadable rows are zeros. `skipped` holds the
+    unreadable images met so far.
     """
 
-    def __init__(self, source, ops, batch_size, process_index=0, process_count=1, limit=None, keys=("image", "label")):
-        super().__init__(source, ops, batch_size, process_index, process_count, keys)
+    def __init__(self, source, ops, batch_size, parts=0, of=1, limit=None, keys=("image", "label")):
+        super().__init__(source, ops, batch_size, parts, of, keys)
         size = len(source) if limit is None else min(limit, len(source))
         # Evenly spaced, not the first ones: folders are sorted by class.
         self.indices = np.arange(size, dtype=np.int64) * len(source) // size
@@ -302,10 +305,10 @@ class EvalBatches(_Batches):
         return -(-self.num_examples // self.batch_size)
 
     def __getitem__(self, number: int) -> dict:
-        first = number * self.batch_size + self.offset
-        indices = self.indices[first : min(first + self.local_size, self.num_examples)].tolist()
+        places = [number * self.batch_size + row for row in self.rows]
+        indices = self.indices[[place for place in places if place < self.num_examples]].tolist()
         batch, skipped, mask = self._read(indices)
-        missing = self.local_size - len(indices)
+        missing = len(places) - len(indices)
         batch |= {"mask": mask, "index": np.asarray(indices, np.int32)}
         if missing:
             batch = {key: _pad(value, missing) for key, value in batch.items()}
@@ -337,13 +340,13 @@ def eval_batches(
     source: Source,
     ops: Recipe,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    parts: int | Sequence[int] = 0,
+    of: int = 1,
     limit: int | None = None,
     keys: Keys = ("image", "label"),
 ) -> EvalBatches:
     """Finite, exact evaluation batches; see `EvalBatches`. `limit` takes that many examples, evenly spaced."""
-    return EvalBatches(source, ops, batch_size, process_index, process_count, limit, keys)
+    return EvalBatches(source, ops, batch_size, parts, of, limit, keys)
 
 
 def iterate(

@@ -138,14 +138,14 @@ def _place(x, where: NamedSharding):
     """An array, or the shape of one, on the mesh."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return jax.device_put(jax.device_get(x), where)
+    return sharding.place(np.asarray(x), where)
 
 
 def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[Batch]:
     """Batches of this process as global arrays, `ahead` of them in flight."""
-    placement, queue = NamedSharding(mesh, sharding.BATCH), []
+    queue: list[Batch] = []
     for batch in batches:
-        queue.append({k: jax.make_array_from_process_local_data(placement, x) for k, x in batch.items()})
+        queue.append({k: sharding.spread(x, mesh) for k, x in batch.items()})
         if len(queue) >= ahead:
             yield queue.pop(0)
     yield from queue

@@ -61,6 +61,41 @@ def connect(mesh: Mesh) -> None:
         jax.block_until_ready(jax.jit(summed)(everywhere))
 
 
+@functools.cache
+def parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """The parts of a batch that devices of this process hold, and how many there are in all: as `BATCH` spreads it.
+
+    Not the number of processes: those along 'tensor' hold the same parts, and devices of a host of TPUs need not follow each other.
+    """
+    grid = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    own = tuple(i for i, devices in enumerate(grid) if any(d.process_index == jax.process_index() for d in devices))
+    return own, len(grid)
+
+
+def spread(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Rows [b, ...] that each process has read, those of its `parts`, as one array [B, ...] over the devices."""
+    own, count = parts(mesh)
+    assert len(rows) % len(own) == 0, f"{len(rows)} rows are not {len(own)} equal parts"
+    size = len(rows) // len(own)
+    first = {part * size: i * size for i, part in enumerate(own)}
+
+    def read(index):
+        start = first[index[0].indices(size * count)[0]]
+        return rows[start : start + size]
+
+    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know
+        return jax.make_array_from_callback((size * count, *rows.shape[1:]), NamedSharding(mesh, BATCH), read)
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Host array, equal on all processes, to devices: each device receives its own part only.
+
+    `device_put` would compare the arrays of all processes, which brings as many copies of each to every one of them.
+    """
+    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def on_host(tree, mesh: Mesh):
     """A tree of arrays as NumPy arrays, whole in every process."""
     return jax.device_get(tree if jax.process_count() == 1 else _gather(mesh)(tree))

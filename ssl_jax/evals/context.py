@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.engine.sharding import place
 from ssl_jax.errors import UserError
-from ssl_jax.evals.features import Features, extract, pixel_encode, place
+from ssl_jax.evals.features import Features, extract, pixel_encode
 
 Split = Literal["train", "test"]
 OpenBatches = Callable[[str], Iterable[Mapping[str, np.ndarray]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.engine.sharding import spread
 from ssl_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,12 +38,12 @@ def extract(
 
     `encode` is jitted and bound to its parameters: images uint8 [B, H, W, 3] -> {layer: array}. Maps [B, h, w, C] and
     tokens [B, N, C] are averaged over space. A batch has 'image', 'label' [B] (absent: -1) and 'mask' [B] (0 = padding, dropped).
-    With a `mesh` the batch is split over ('data', 'fsdp'); with several processes each one passes its own part of the
-    batch and all of them end up with all features. Only the features leave the device, one batch behind the encoder.
+    With a `mesh` the batch is split over ('data', 'fsdp'); with several processes each one passes the rows of its
+    `parts` and all of them end up with all features. Only the features leave the device, one batch behind the encoder.
     `limit` stops after that many examples. `labelled`: encode is given (images, labels int [B]).
     Raises UserError for an unknown layer, an empty split or features that are not finite.
     """
-    split = None if mesh is None else NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    put = jax.device_put if mesh is None else functools.partial(spread, mesh=mesh)
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     to_rows = jax.jit(lambda feature, *others: (pool(feature), *others), out_shardings=whole)
     x, y, count = deque(), deque(), 0
@@ -57,7 +59,7 @@ def extract(
     for batch in batches:
         unlabelled = np.full(len(batch["mask"]), -1, np.int32)
         host = (batch["image"], batch.get("label", unlabelled), batch["mask"])
-        images, labels, mask = (_put(np.asarray(x), split) for x in host)
+        images, labels, mask = (put(np.asarray(x)) for x in host)
         outputs = encode(images, labels) if labelled else encode(images)
         if layer not in outputs:
             raise UserError(f"evaluation layer {layer!r} does not exist; the encoder has {', '.join(sorted(outputs))}")
@@ -100,12 +102,6 @@ def flat_mesh(mesh: Mesh | None) -> Mesh:
     """The devices of `mesh` (or one device) on a single axis 'shard'."""
     devices = np.asarray(jax.local_devices()[:1]) if mesh is None else mesh.devices.reshape(-1)
     return Mesh(devices, ("shard",), axis_types=(AxisType.Auto,))
-
-
-def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Host array, equal on all processes, to devices: each device receives its own part only."""
-    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
@@ -152,13 +148,6 @@ def pool(feature: jax.Array) -> jax.Array:
     """[B, D] float32; maps [B, h, w, C] and tokens [B, N, C] are averaged over space."""
     space = tuple(range(1, feature.ndim - 1))
     return feature.astype(jnp.float32).mean(space) if space else feature.astype(jnp.float32)
-
-
-def _put(array, sharding):
-    if sharding is None:
-        return jax.device_put(array)
-    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know
-        return jax.make_array_from_process_local_data(sharding, array)
 
 
 def _join(blocks: deque) -> np.ndarray:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax.engine.sharding import parts
 from ssl_jax.errors import UserError
 from ssl_jax.evals import distances, linear
 from ssl_jax.evals.context import Context, Extractor, Split, require_labels
@@ -41,11 +41,10 @@ def joined(network: Extractor, names: list[str], size: tuple[int, int] | None = 
 
 
 def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context, labels: np.ndarray | None = None):
-    """Batches of equal size for `extract`, with their `labels` [N] where given; with several processes, this one's share of each."""
-    devices = 1 if context.mesh is None else context.mesh.size
-    size = -(-len(first) // devices) * devices
-    own = size // jax.process_count()
-    share, start = slice(jax.process_index() * own, (jax.process_index() + 1) * own), 0  # rows stay in order over all processes
+    """Batches of equal size for `extract`, with their `labels` [N] where given; with several processes, this one's `parts` of each."""
+    own, count = ((0,), 1) if context.mesh is None else parts(context.mesh)
+    size, start = -(-len(first) // count) * count, 0
+    share = np.arange(size).reshape(count, -1)[list(own)].ravel()
     for images in itertools.chain([first], rest):
         if images.dtype != np.uint8:
             raise TypeError(f"samples must be uint8, not {images.dtype}")

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.engine.sharding import place
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result, require_labels
-from ssl_jax.evals.features import Features, chunks, flat_mesh, hits, moments, padded, place
+from ssl_jax.evals.features import Features, chunks, flat_mesh, hits, moments, padded
 
 BANK_CHUNK = 65536  # bank rows on all devices together at a time
 QUERY_CHUNK = 1024  # similarities held at a time: QUERY_CHUNK x BANK_CHUNK / devices float32 per device

@@ -26,9 +26,10 @@ import optax
 import scipy.optimize
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.engine.sharding import place
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result, require_labels
-from ssl_jax.evals.features import Features, chunks, flat_mesh, hits, moments, padded, place
+from ssl_jax.evals.features import Features, chunks, flat_mesh, hits, moments, padded
 
 Solver = Literal["sgd", "lbfgs", "ridge"]
 L2 = tuple(10.0**exponent for exponent in range(-6, 2))

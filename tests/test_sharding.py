@@ -1,0 +1,51 @@
+"""Which rows of a batch a process reads, and where they go."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from feature_clouds import mesh_of
+
+from ssl_jax.engine import sharding
+
+
+def mesh_by_process(processes):
+    """A mesh [data, fsdp, tensor] of devices that belong to these processes."""
+    devices = [types.SimpleNamespace(process_index=i) for i in np.ravel(processes)]
+    grid = np.array(devices, object).reshape(np.shape(processes))
+    shape = dict(zip(sharding.AXES, grid.shape, strict=True))
+    return types.SimpleNamespace(devices=grid, shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("processes", "told"),
+    [
+        ([[[0], [0]], [[1], [1]]], [(0, 1), (2, 3)]),
+        ([[[0, 1]]], [(0,), (0,)]),  # along 'tensor' all have the same rows
+        ([[[0, 0, 1, 1]], [[2, 2, 3, 3]]], [(0,), (0,), (1,), (1,)]),
+        ([[[0], [0], [1], [1]], [[0], [0], [1], [1]]], [(0, 1, 4, 5), (2, 3, 6, 7)]),  # hosts of two by two chips
+        ([[[0, 0, 0]], [[0, 1, 1]], [[1, 1, 1]]], [(0, 1), (1, 2)]),
+    ],
+)
+def test_a_process_reads_the_rows_of_its_devices(monkeypatch, processes, told):
+    for process, own in enumerate(told):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert sharding.parts.__wrapped__(mesh_by_process(processes)) == (own, np.shape(processes)[0] * np.shape(processes)[1])
+
+
+def test_parts_are_those_of_the_sharding():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    assert sharding.parts(mesh) == ((0, 1, 2, 3), 4)
+    rows = np.arange(24, dtype=np.int32).reshape(8, 3)
+    with jax.transfer_guard("disallow"):
+        spread = sharding.spread(rows, mesh)
+    np.testing.assert_array_equal(spread, rows)
+    assert spread.sharding.spec == sharding.BATCH
+    for place, devices in enumerate(mesh.devices.reshape(4, 2)):
+        held = [shard.data for shard in spread.addressable_shards if shard.device in devices]
+        assert len(held) == 2 and all(np.array_equal(x, rows[2 * place : 2 * place + 2]) for x in held)
+
+
+def test_rows_of_one_device():
+    np.testing.assert_array_equal(sharding.spread(np.arange(3), mesh_of(1)), np.arange(3))
