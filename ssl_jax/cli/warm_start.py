@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.method import State
-from ssl_jax.engine.sharding import leaf_names
+from ssl_jax.engine.sharding import leaf_names, place
 from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,6 @@ def _copy(tree, source, rules, used, prefix):
                     "use the same model fields, or a rule that leaves it out"
                 )
             taken.append(prefix + name)
-            leaf = jax.device_put(moved[name], leaf.sharding)
+            leaf = place(np.asarray(moved[name]), leaf.sharding)
         out.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(tree), out), taken
