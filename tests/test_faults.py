@@ -197,6 +197,10 @@ BAD = {
     "negative rate": (["--config.optim.net.lr=-0.1"], "must be positive"),
     "wrong mesh": (["--config.mesh.fsdp=3"], "config.mesh"),
     "batch and devices": (["--config.batch_size=15"], "the nearest that does is 16"),
+    "evaluated batch and devices": (
+        ["--config.eval_batch_size=36", "--config.evals={'x': {'kind': 'knn'}}"],
+        "config.eval_batch_size=36 does not divide by 8 devices; the nearest that does is 32",
+    ),
     "batch and data": (["--config.batch_size=512"], "larger than data"),
     "unknown evaluation": ("bad_evaluation", "did you mean 'knn'"),
     "unknown view op": ("bad_view", "did you mean 'flip'?"),

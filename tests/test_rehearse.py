@@ -128,6 +128,9 @@ def test_mistakes_are_one_line(capsys, monkeypatch):
     assert "config.batch_size=36 does not divide by 8 devices" in fails(
         capsys, SIMCLR, "--topology=cpu:8", "--config.batch_size=36"
     )
+    assert "config.eval_batch_size=36 does not divide by 8 devices" in fails(
+        capsys, SIMCLR, "--topology=cpu:8", "--config.eval_batch_size=36"
+    )
     assert "does not exist; or" not in fails(capsys, SIMCLR, "--topology=cpu:8", "--config.mesh.fsdp=3")
     told = fails(capsys, SIMCLR, "--topology=cpu:8", "--config.data.name=/none")
     assert "is larger than data 'scenes' split 'train[:512]' (512 examples)" in fails(

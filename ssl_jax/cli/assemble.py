@@ -88,6 +88,8 @@ def check_inputs(config, method: Method, shapes: Mapping, mesh) -> None:
             )
     repeats = max(phase.repeat for phase in method.phases)
     sharding.check_batch(config.batch_size, mesh, config.accumulate * repeats)
+    if config.evals:
+        sharding.check_batch(config.eval_batch_size, mesh, name="eval_batch_size")
 
 
 def make_run(config, method: Method, mesh, total: int, frozen: Mapping, abstract: bool = False) -> tuple[loop.Run, Mapping, Mapping]:

@@ -16,8 +16,12 @@ from ml_collections import config_flags
 from ssl_jax.engine.optim import duration
 from ssl_jax.errors import UserError
 
-# What may differ when a run goes on in its workdir: where and how often, never what is computed.
-MAY_CHANGE = ("mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "evals")
+# What may differ when a run goes on in its workdir: where and how often, never what is trained. With another eval_batch_size, which has
+# to divide over other devices, a sampler is measured on other samples of the same distribution, as with another seed.
+MAY_CHANGE = (
+    "mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "best_metric", "evals",
+    "eval_batch_size",
+)  # fmt: skip
 
 
 def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:

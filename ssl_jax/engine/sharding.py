@@ -189,12 +189,12 @@ def shard_state(rules: Sequence[tuple[str, object]], shapes, mesh: Mesh):
     return everywhere._replace(params=place_groups(shapes.params), opt=place_groups(shapes.opt))
 
 
-def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Raises UserError unless the batch divides over the devices and the parts of a step."""
+def check_batch(batch_size: int, mesh: Mesh, parts: int = 1, name: str = "batch_size") -> None:
+    """Raises UserError unless the batch of config.<name> divides over the devices and the parts of a step."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1 or batch_size % (devices * parts):
         raise UserError(
-            f"config.batch_size={batch_size} does not divide by {devices} devices"
+            f"config.{name}={batch_size} does not divide by {devices} devices"
             + (f" x {parts} sub-batches" if parts > 1 else "")
             + f"; the nearest that does is {max(1, round(batch_size / (devices * parts))) * devices * parts}"
         )
