@@ -303,8 +303,9 @@ def test_checksum_sees_any_bit_and_no_layout():
 
 def test_save_restore_keeps_last_and_best(tmp_path):
     saved = Checkpoints(tmp_path / "c", keep=2, best_metric="knn/top1")
-    for step, score in ((1, 10.0), (2, 50.0), (3, 20.0), (4, None), (5, None)):
-        saved.save(toy(step, scale=step), {"name": "x"}, {"knn/top1": score} if score is not None else None)
+    scores = ({"knn/top1": 10.0}, {"knn/top1": 50.0}, {"knn/top1": 20.0}, {"fewshot/top1": 99.0}, None)
+    for step, score in enumerate(scores, 1):
+        saved.save(toy(step, scale=step), {"name": "x"}, score)
     saved.wait()
     assert saved.steps() == [2, 4, 5]
     state = saved.restore_latest(toy())

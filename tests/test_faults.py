@@ -203,6 +203,7 @@ BAD = {
     ),
     "batch and data": (["--config.batch_size=512"], "larger than data"),
     "unknown evaluation": ("bad_evaluation", "did you mean 'knn'"),
+    "best of no evaluation": (["--config.best_metric=-knn/top1"], "config.best_metric='-knn/top1' is of no evaluation"),
     "unknown view op": ("bad_view", "did you mean 'flip'?"),
     "unknown view argument": ("bad_argument", "unknown argument 'prob'"),
     "image too small for the crop": ("small_image", "random_crop: size=99 does not fit an image of 24 x 24"),

@@ -177,6 +177,19 @@ def test_another_count_of_processes_goes_on_with_the_same_examples_to_the_same_c
 
 
 @pytest.mark.slow
+def test_processes_along_tensor_read_the_same_rows(runs):
+    runs.start("tensor", 2, "--config.mesh.data=1", "--config.mesh.tensor=4").finish()
+    runs.check("tensor", "alone")
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_weights_of_one(runs):
+    rules = "--config.warm_start.rules=(('^', ''),)"
+    told = runs.start("warm", 2, f"--config.warm_start.workdir={runs.folder / 'alone'}", rules, "--config.total_steps=1").finish()
+    assert "parameters and" in told and "0 stay fresh" in told
+
+
+@pytest.mark.slow
 def test_from_four_processes_to_two_one_of_which_is_killed(runs):
     stop_one(runs, "elastic", 4)
     two = runs.start("elastic", 2, "--max_restarts=1")
@@ -200,16 +213,3 @@ def stop_one(runs, workdir, processes):
 def test_several_processes_have_the_curve_of_one(runs, processes):
     runs.start(f"{processes}", processes).finish()
     runs.check(f"{processes}", "alone")
-@pytest.mark.slow
-def test_processes_along_tensor_read_the_same_rows(runs):
-    runs.start("tensor", 2, "--config.mesh.data=1", "--config.mesh.tensor=4").finish()
-    runs.check("tensor", "alone")
-
-
-@pytest.mark.slow
-def test_two_processes_start_from_the_weights_of_one(runs):
-    rules = "--config.warm_start.rules=(('^', ''),)"
-    told = runs.start("warm", 2, f"--config.warm_start.workdir={runs.folder / 'alone'}", rules, "--config.total_steps=1").finish()
-    assert "parameters and" in told and "0 stay fresh" in told
-
-

@@ -87,6 +87,13 @@ def load(path_and_variant: str, overrides):
     if unknown:
         raise UserError(f"config.baselines: {unknown[0]!r} is unknown; choose of 'raw pixels', 'untrained'")
     evals.check(config.evals)
+    label = config.best_metric.removeprefix("-").partition("/")[0]
+    if label and label not in config.evals:
+        there = f"there are {', '.join(config.evals)}" if config.evals else "there are none"
+        raise UserError(
+            f"config.best_metric={config.best_metric!r} is of no evaluation in config.evals ({there}); name one, or say "
+            "--config.best_metric= to keep the last checkpoints only"
+        )
     return config
 
 
@@ -117,6 +124,10 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
         nonlocal last
         last = context(this, state)
         scores = evaluations.add("trained", step, last)
+        best = config.best_metric.removeprefix("-")
+        if best and best not in scores:
+            told = ", ".join(scores)
+            log.warning("config.best_metric: %r is not measured, so that no checkpoint is the best one; there are %s", best, told)
         if "sample" in this.fns:
             save_samples(this, state, step, workdir)
             norms = on_host(spectral_norms(state.params), run.mesh)

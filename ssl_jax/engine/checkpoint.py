@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def saved_part(state: State) -> dict:
 
 class Checkpoints:
     """The checkpoints of one run, in `directory`: the last `keep` and the best one by `best_metric` (the largest value; with '-' before
-    the name the smallest).
+    the name the smallest; one without that metric is the worst).
 
     Each holds the state, the resolved config, and a checksum per leaf. The position in the data is the step.
     """
@@ -63,11 +64,12 @@ class Checkpoints:
         preserve = [policies.LatestN(keep)]
         if best_metric:
             name, sign = best_metric.removeprefix("-"), -1 if best_metric.startswith("-") else 1
-            preserve.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: sign * metrics[name], n=1, keep_checkpoints_without_metrics=False
-                )
-            )
+
+            def score(metrics) -> float:
+                value = sign * metrics.get(name, math.nan)  # the evaluations of an earlier start may have been others
+                return -math.inf if math.isnan(value) else value
+
+            preserve.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
         if read_only and not self.directory.is_dir():
             raise UserError(f"no checkpoints in {self.directory}; give the --workdir of a run that has saved one")
         options = ocp.CheckpointManagerOptions(
