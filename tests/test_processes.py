@@ -14,6 +14,7 @@ from process_runs import ROOT, Runs
 from ssl_jax.cli import cluster, local
 from ssl_jax.cli.main import main
 from ssl_jax.engine import watchdog
+from ssl_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,9 @@ from ssl_jax.engine import watchdog
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a,b"}, "Slurm"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "GKE or Cloud TPU"),
-        ({"MEGASCALE_COORDINATOR_ADDRESS": "a:8080"}, "GKE or Cloud TPU"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "GKE"),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "a:8080"}, "GKE"),
+        ({cluster.TPU_VM: "1"}, "Cloud TPU"),
     ],
 )
 def test_what_started_this_process(environment, found):
@@ -37,6 +39,57 @@ def test_what_started_this_process(environment, found):
 def test_the_place_that_the_launcher_tells():
     told = {cluster.COORDINATOR: "127.0.0.1:1", cluster.PROCESSES: "4", cluster.PROCESS: "2"}
     assert cluster.place(told) == ("127.0.0.1:1", 4, 2)
+
+
+def test_hosts_of_a_tpu_are_joined_or_told_how(monkeypatch):
+    for name in (cluster.COORDINATOR, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    joined = []
+    monkeypatch.setattr(cluster.jax.distributed, "initialize", lambda **options: joined.append(options))
+    monkeypatch.setattr(cluster.jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match=r"one of 4 hosts of a TPU; start every one of them with SSL_JAX_TPU_VM=1"):
+        cluster.join()
+    monkeypatch.setenv(cluster.TPU_VM, "1")
+    cluster.join()
+    assert joined == [{"heartbeat_timeout_seconds": cluster.HEARTBEAT}]
+
+
+def test_others_that_cannot_be_joined_are_no_bad_input(monkeypatch, capsys):
+    def fails(**_):
+        raise RuntimeError("Failed to recognize coordinator address a-0\nmore")
+
+    monkeypatch.setattr(cluster.jax.distributed, "initialize", fails)
+    monkeypatch.setenv(cluster.TPU_VM, "1")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"])
+    assert ended.value.code.startswith("error: the other processes (Cloud TPU) could not be joined (Failed to recognize")  # which is 1
+
+
+def test_restarts_of_one_process(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(local, "supervise", lambda *arguments: told.append(arguments) or 0)
+    flags = ["train", "--config=configs/simclr.py:smoke", f"--workdir={tmp_path}", "--max_restarts=3"]
+    assert main(flags) == 0
+    assert told[0][1:4] == (1, tmp_path, 3)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    assert main(flags) == 2 and len(told) == 1
+
+
+@pytest.mark.parametrize("visible", [None, "4,5"])
+def test_each_process_has_a_gpu_of_its_own_among_the_visible_ones(monkeypatch, visible):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for name, value in ((cluster.COORDINATOR, "127.0.0.1:1"), (cluster.PROCESSES, "2"), (cluster.PROCESS, "1")):
+        monkeypatch.setenv(name, value)
+    told = []
+    monkeypatch.setattr(cluster.jax.distributed, "initialize", lambda *places, **_: told.append(places))
+    cluster.join()
+    monkeypatch.setenv(cluster.PROCESSES, "1")
+    monkeypatch.setenv(cluster.PROCESS, "0")
+    monkeypatch.setattr(cluster, "_check_port", lambda coordinator: None)
+    cluster.join()  # one alone has all
+    assert told == [("127.0.0.1:1", 2, 1, [1], "deactivate"), ("127.0.0.1:1", 1, 0, None, "deactivate")]
 
 
 @pytest.fixture

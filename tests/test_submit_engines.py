@@ -177,15 +177,15 @@ def host(tmp_path, programs):
 
 def test_a_tpu_runs_and_is_cancelled(tmp_path, capsys, host):
     flags, _ = host(
-        "import pathlib, signal, sys, time\n"
+        "import os, pathlib, signal, sys, time\n"
         "def save(*_): pathlib.Path('saved').touch(); sys.exit(75)\n"
-        "signal.signal(signal.SIGTERM, save)\nprint('begun', *sys.argv[1:], flush=True)\ntime.sleep(60)"
+        "signal.signal(signal.SIGTERM, save)\nprint('begun', os.environ['SSL_JAX_TPU_VM'], *sys.argv[1:], flush=True)\ntime.sleep(60)"
     )
     assert submit(tmp_path / "a", *TPU, *flags) == 0
     there, deadline = tmp_path / "home" / "ssl_jax_job", time.monotonic() + 30
     while "begun" not in (there / "train.log").read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert "begun launch.py train --config=configs/simclr.py:smoke" in (there / "train.log").read_text()
+    assert "begun 1 launch.py train --config=configs/simclr.py:smoke" in (there / "train.log").read_text()
     assert "running" in wait(tmp_path / "a", capsys, "running", "stopped")
     assert submit(tmp_path / "a", *TPU, *flags) == 2
     assert "tpu-vm job pod" in error(capsys)

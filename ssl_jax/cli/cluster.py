@@ -21,6 +21,7 @@ from ssl_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 COORDINATOR, PROCESSES, PROCESS = "SSL_JAX_COORDINATOR", "SSL_JAX_PROCESSES", "SSL_JAX_PROCESS"  # set by `cli.local`
+TPU_VM = "SSL_JAX_TPU_VM"  # set by `cli.engines.tpu_vm`: on those hosts no variable of Google's tells of the others, only metadata
 HEARTBEAT = 30  # seconds after which a process that has died or was stopped is missed, and all others abort
 
 
@@ -44,7 +45,8 @@ def engine(environment: Mapping[str, str]) -> str | None:
     several = {
         "Slurm": "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1,
         "Open MPI": int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1,
-        "GKE or Cloud TPU": "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment,
+        "GKE": "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment,
+        "Cloud TPU": TPU_VM in environment,
         "JAX_COORDINATOR_ADDRESS": "JAX_COORDINATOR_ADDRESS" in environment,
     }
     return next((name for name, found in several.items() if found), None)
@@ -53,30 +55,34 @@ def engine(environment: Mapping[str, str]) -> str | None:
 def join() -> None:
     """Become one of the processes of a run; nothing for a process of its own. To be called before anything asks for a device.
 
+    Where the others do not come within a few minutes, JAX ends the process with SIGABRT; what else keeps it from joining ends it with
+    exit code 1. Neither is bad input: both are worth another start.
+
     Raises:
-        UserError: the others cannot be reached, or the port of the coordinator is taken.
+        UserError: the port of the coordinator is taken, or a host of several does not know that it is one.
     """
     if jax.distributed.is_initialized():
         return
     told, found = place(os.environ), engine(os.environ)
     if told is None and found is None:
+        if jax.process_count() > 1:  # the driver of a TPU knows all hosts of its slice; checkpoints and SIGTERM need them joined
+            raise UserError(f"this is one of {jax.process_count()} hosts of a TPU; start every one of them with {TPU_VM}=1")
         return
     if told is not None and told.process == 0:
         _check_port(told.coordinator)
     try:
         if told is not None:
-            gpu = {"local_device_ids": [told.process]} if "CUDA_VISIBLE_DEVICES" not in os.environ else {}
+            gpu = [told.process] if told.processes > 1 else None  # one each, of those that CUDA_VISIBLE_DEVICES leaves
             jax.distributed.initialize(
-                told.coordinator, told.processes, told.process, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=120, **gpu
-            )
+                told.coordinator, told.processes, told.process, gpu, "deactivate", heartbeat_timeout_seconds=HEARTBEAT,
+                initialization_timeout=120,
+            )  # fmt: skip
         else:
             jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         line = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"the other processes ({found or 'on this machine'}) could not be joined ({line[:160]}); is the port of the coordinator "
-            "free, and are all of them running?"
-        ) from None
+        others = found or "on this machine"
+        sys.exit(f"error: the other processes ({others}) could not be joined ({line[:160]}); are all of them running?")
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), found or "started on this machine")
 
 

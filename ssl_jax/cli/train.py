@@ -52,7 +52,7 @@ def add_arguments(sub) -> None:
     add_workdir(sub)
     sub.add_argument("--processes", type=int, help="run as so many processes on this machine (on GPUs, one for each)")
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
-    sub.add_argument("--max_restarts", type=int, default=0, help="of --processes, how often all are started again when one fails")
+    sub.add_argument("--max_restarts", type=int, default=0, help="how often all --processes (or one) are started again when one fails")
     sub.add_argument(
         "--saved_code", type=int, default=0,
         help="exit code after a SIGTERM that saved (default: 0); engines that start a job again until it ends with 0 want another one",
@@ -60,10 +60,14 @@ def add_arguments(sub) -> None:
 
 
 def main(args, overrides) -> int:
-    if args.processes is not None and cluster.place(os.environ) is None:
+    processes = 1 if args.processes is None and args.max_restarts else args.processes
+    if processes is not None and cluster.place(os.environ) is None:
+        started = cluster.engine(os.environ)
+        if args.processes is None and started:
+            raise UserError(f"--max_restarts={args.max_restarts}: {started} has started these processes, and has to start them again")
         flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
         told = ["train", *flags, *overrides]
-        return local.supervise(told, args.processes, args.workdir, args.max_restarts, args.saved_code)
+        return local.supervise(told, processes, args.workdir, args.max_restarts, args.saved_code)
     trace = Trace(args.workdir / "profile", args.profile)
     start_jax()
     config = load(args.config, overrides)

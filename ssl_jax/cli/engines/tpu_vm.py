@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path, PurePosixPath
 
 from ssl_jax.cli import jobs
+from ssl_jax.cli.cluster import TPU_VM
 from ssl_jax.cli.engines import tpu_slices
 from ssl_jax.errors import UserError
 
@@ -63,7 +64,7 @@ def commands(order: jobs.Order) -> list[list[str]]:
         spot = ["--spot"] if options.spot else []
         made = [[*_gcloud("create"), options.vm, zone, *slice_.flags(), f"--version={slice_.kind.runtime}", *spot]]
     training = shlex.join([options.python, "launch.py", *order.arguments()])
-    loop = f"setsid bash -c {shlex.quote(LOOP)} {order.max_restarts} {training}"
+    loop = f"env {TPU_VM}=1 setsid bash -c {shlex.quote(LOOP)} {order.max_restarts} {training}"
     start = f"nohup {loop} >> train.log 2>&1 < /dev/null & echo $! > train.pid"
     setup = options.setup.replace("{python}", options.python)
     return [
