@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import threading
@@ -55,6 +56,14 @@ class Running:
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         told = f"{cluster.PROCESS}={process}"
         return next(int(pid) for pid in children if told in pathlib.Path(f"/proc/{pid}/environ").read_text().split("\0"))
+
+
+def both(*arguments) -> list[Running]:
+    """Two processes of one run with two devices each, with an own command line for each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {cluster.COORDINATOR: f"127.0.0.1:{probe.getsockname()[1]}", cluster.PROCESSES: 2}
+    return [Running(each, environment(2, **place, **{cluster.PROCESS: process})) for process, each in enumerate(arguments)]
 
 
 class Runs:

@@ -246,6 +246,13 @@ def test_misspelt_variant_missing_flags_and_unwritable_workdir(folder, tmp_path)
     one_line(run(command(tmp_path / "file" / "w", folder)), "cannot be written")
 
 
+def test_an_address_is_no_workdir(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config=configs/simclr.py:smoke", "--workdir=gs://bucket/run"]) == 2
+    assert "--workdir=gs://bucket/run is no directory; mount the bucket on every host" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_workdir_of_another_config_and_second_process(straight, folder):
     before = (straight / "config.json").read_text()
     one_line(run(command(straight, folder, "--config.model.temperature=0.9")), "model.temperature: 0.2 -> 0.9")

@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from process_runs import Running, Runs, environment
+from process_runs import Running, Runs, both, environment
 
 from ssl_jax.cli import cluster
 from ssl_jax.engine import watchdog
@@ -170,18 +170,8 @@ def test_port_taken(runs):
 
 
 def test_two_configs(runs):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     began = time.monotonic()
-    both = [
-        Running(
-            runs.arguments("two", *(["--config.seed=1"] if process else [])),
-            environment(2, **{cluster.COORDINATOR: f"127.0.0.1:{port}", cluster.PROCESSES: 2, cluster.PROCESS: process}),
-        )
-        for process in range(2)
-    ]
-    for running in both:
+    for running in both(runs.arguments("two"), runs.arguments("two", "--config.mesh.fsdp=2")):
         assert "the config of process 1 is not that of process 0" in running.finish(code=2)
     assert runs.logged("two") == 0
     tell("different configs", "both end with one line, exit code 2", time.monotonic() - began, "nothing has begun")

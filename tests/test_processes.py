@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from process_runs import ROOT, Runs
+from process_runs import ROOT, Runs, both
 
 from ssl_jax.cli import cluster, local
 from ssl_jax.cli.main import main
@@ -210,6 +210,15 @@ with Watchdog(pathlib.Path({str(tmp_path)!r}), 0, 3, least=0.2) as dog:
 
 
 # ---------------------------------------------------------------------------------------------------- real processes
+
+
+def test_hosts_that_see_different_folders_are_told(tmp_path):
+    runs = Runs(tmp_path, "simclr")
+    for running in both(runs.arguments("one"), runs.arguments("other")):
+        assert "of process 1 is not that of process 0; give a directory that all hosts share" in running.finish(code=2)
+    assert not any((tmp_path / "one").glob("*.json"))
+
+
 
 FAMILIES = ["simclr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("biggan", "vit_vqgan"))]
 

@@ -90,7 +90,14 @@ def main(argv: list[str]) -> int:
 
 def add_workdir(sub: argparse.ArgumentParser) -> None:
     """The flag that every verb has."""
-    sub.add_argument("--workdir", type=Path, required=True, help="directory of the run")
+    sub.add_argument("--workdir", type=_directory, required=True, help="directory of the run")
+
+
+def _directory(told: str) -> Path:
+    """Raises UserError for an address: as a path it would be a directory 'gs:' here."""
+    if "://" in told:
+        raise UserError(f"--workdir={told} is no directory; mount the bucket on every host (gcsfuse, say) and give the path there")
+    return Path(told)
 
 
 def refuse_rest(rest: list[str]) -> None:

@@ -32,7 +32,7 @@ from ssl_jax.cli.progress import Progress
 from ssl_jax.cli.report import write_report
 from ssl_jax.cli.samples import save_samples
 from ssl_jax.cli.warm_start import warm_start
-from ssl_jax.cli.workdir import claim, record_config
+from ssl_jax.cli.workdir import check_shared, claim, record_config
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
@@ -71,7 +71,9 @@ def main(args, overrides) -> int:
     trace = Trace(args.workdir / "profile", args.profile)
     start_jax()
     config = load(args.config, overrides)
+    cluster.agree(configs.plain(config))  # first of all, as what `assemble` does together depends on the mesh
     with claim(args.workdir):
+        check_shared(args.workdir)
         this = assemble(config)
         cluster.agree(configs.plain(this.config))
         record_config(args.workdir, configs.plain(this.config))

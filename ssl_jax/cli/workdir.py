@@ -6,9 +6,12 @@ import contextlib
 import fcntl
 import json
 import logging
+import uuid
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from ssl_jax.cli.config import differences, from_plain
 from ssl_jax.engine.checkpoint import write_json
@@ -36,6 +39,30 @@ def claim(workdir: Path):
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ssl_jax").addHandler(handler)
     return lock
+
+
+def check_shared(workdir: Path) -> None:
+    """To be called by every process of a run, after `claim`.
+
+    Raises:
+        UserError: in every process, where not all of them see the same directory.
+    """
+    if jax.process_count() == 1:
+        return
+    nonce = multihost_utils.broadcast_one_to_all(np.frombuffer(uuid.uuid4().bytes, np.uint8))
+    path = workdir / f".{bytes(nonce).hex()}"  # a name of its own for each start, which no host remembers not to be there
+    if jax.process_index() == 0:
+        path.touch()
+    multihost_utils.sync_global_devices("workdir")
+    seen = multihost_utils.process_allgather(np.array(path.exists()))
+    if jax.process_index() == 0:
+        path.unlink()
+    blind = np.flatnonzero(~seen)
+    if len(blind):
+        told = ", ".join(map(str, blind))
+        raise UserError(
+            f"--workdir={workdir} of process {told} is not that of process 0; give a directory that all hosts share, such as one on NFS"
+        )
 
 
 def record_config(workdir: Path, config: dict) -> None:
