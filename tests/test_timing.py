@@ -53,6 +53,24 @@ def test_a_trace_holds_its_steps_and_no_others(tmp_path, until):
     assert steps == {str(step) for step in range(2, min(4, until) + 1)}
 
 
+def test_each_process_has_a_trace_of_its_own(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: begun.append(folder))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    Trace(tmp_path, "3:4").before(3, ())
+    assert begun == [str(tmp_path / "1")]
+
+
+def test_a_run_that_goes_on_behind_the_range_says_that_nothing_is_traced(tmp_path, caplog):
+    trace = Trace(tmp_path, "3:4")
+    for step in (4, 5):
+        trace.before(step, ())
+        trace.after(step, ())
+    assert caplog.text.count("--profile=3:4: nothing is traced, since the run goes on at step 4") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_goodput_counts_what_steps_are_worth():
     def line(step, clock, seconds):
         return {"step": step, "time/clock": clock, "time/seconds_per_step": seconds}

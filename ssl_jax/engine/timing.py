@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 import jax
 
 from ssl_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Clock:
@@ -55,7 +58,8 @@ class Clock:
 
 
 class Trace:
-    """`--profile=START:END`: what devices and threads do in steps START to END, in `folder`, for TensorBoard's profiler or Perfetto.
+    """`--profile=START:END`: what devices and threads do in steps START to END, in `folder`, for TensorBoard's profiler or Perfetto; of
+    several processes each has a folder <folder>/<process> of its own, since JAX looks for a single trace in what it has written.
 
     Args:
         steps: 'START:END', 1 <= START <= END; '' for no trace.
@@ -65,7 +69,7 @@ class Trace:
     """
 
     def __init__(self, folder: Path, steps: str = ""):
-        self.folder, self.first, self.last, self.running = folder, 0, 0, False
+        self.folder, self.first, self.last, self.begun, self.running = folder, 0, 0, not steps, False
         if not steps:
             return
         found = re.fullmatch(r"(\d+):(\d+)", steps)
@@ -75,11 +79,16 @@ class Trace:
 
     def before(self, step: int, state) -> None:
         """`state` is what the devices are still at work on: a trace begins and ends when they have nothing to do."""
+        if not self.begun and step > self.first:
+            log.warning("--profile=%d:%d: nothing is traced, since the run goes on at step %d", self.first, self.last, step)
+            self.begun = True
         if step == self.first:
+            self.begun = True
             jax.block_until_ready(state)
+            folder = self.folder if jax.process_count() == 1 else self.folder / str(jax.process_index())
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # its hook in every thread ended two runs of six with a segmentation fault
-            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True, profiler_options=options)
+            jax.profiler.start_trace(str(folder), create_perfetto_trace=True, profiler_options=options)
             self.running = True
 
     def after(self, step: int, state) -> None:
