@@ -76,6 +76,8 @@ def test_jobset(tmp_path, capsys, no_programs):
     }
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
     assert container["command"][:4] == ["python", "launch.py", "train", "--config=configs/simclr.py:smoke"]
     assert set(container["command"][4:]) == {"--workdir=/mnt/runs/runs/Mine", "--config.seed=7", "--saved_code=75"}
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]

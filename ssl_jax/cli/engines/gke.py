@@ -62,7 +62,7 @@ def manifest(order: jobs.Order) -> dict:
         "command": ["python", "launch.py", *order.arguments(Path(workdir))],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # of libtpu, and of the coordinator of slices
         "resources": {kind: {"google.com/tpu": where.chips_of_host} for kind in ("requests", "limits")},
-        "volumeMounts": [{"name": "runs", "mountPath": options.mount}],
+        "volumeMounts": [{"name": "runs", "mountPath": options.mount}, {"name": "shm", "mountPath": "/dev/shm"}],
     }
     pod = {
         "restartPolicy": "Never",
@@ -72,7 +72,10 @@ def manifest(order: jobs.Order) -> dict:
             "cloud.google.com/gke-tpu-topology": where.shape,
         },
         "containers": [container],
-        "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": options.claim}}],
+        "volumes": [
+            {"name": "runs", "persistentVolumeClaim": {"claimName": options.claim}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},  # batches of worker processes: a container has 64 MiB otherwise
+        ],
     }
     bad_input = {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [2]}}
     job = {
