@@ -21,7 +21,8 @@ features, which these configs compute where --config.evals.generation.extractor=
   :ffhq256          2020b, `paper256`: half the channels, batch 64, R1 1, 25,000,000 images, no augmentation
   :ffhq1024         2020a, configuration F: batch 32, R1 10, 25,000,000 images. Published: FID 2.84 +- .03, path length (end, w)
                     145.0 +- .5; 8 V100
-FFHQ is a folder of images: --config.data.name=/path/to/ffhq.
+FFHQ is a folder of images: --config.data.name=/path/to/ffhq. The published path length is that of LPIPS:
+--config.evals.path.distance=lpips --config.evals.path.path=FILE --config.evals.path.sha256=HEX (see ssl_jax.models.vgg).
 """
 
 import ml_collections
@@ -58,7 +59,7 @@ def scenes(config):
     networks(config, base=512, widest=128, features=128, mapping_layers=4)
     config.optim = dict(generator=adam(0.002 * 4 / 5, 0.991992), discriminator=adam(0.002 * 16 / 17, 0.990585))
     common.generation(config)
-    config.evals.path = dict(kind="perceptual_path")
+    config.evals.path = dict(kind="perceptual_path", distance="random_conv", path="", sha256="", epsilon=1e-3, crop=False)
     config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
     config.log_every_steps = 100
 
@@ -120,7 +121,9 @@ def ffhq1024(config):
     config.model.truncation_layers = 18
     config.eval_batch_size = 32
     # No labels and no images to hold out.
-    config.evals = dict(generation=dict(config.evals.generation, examples=50_000), path=dict(config.evals.path, examples=50_000))
+    config.evals = dict(
+        generation=dict(config.evals.generation, examples=50_000), path=dict(config.evals.path, examples=50_000, epsilon=1e-4)
+    )
     config.evaluate_every_steps, config.checkpoint_every_steps = 50_000, 5000
 
 

@@ -1,5 +1,6 @@
 """Perceptual path length of pictures that change along lines, and its trimmed mean."""
 
+import hashlib
 import types
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals import perceptual_path as subject
-from ssl_jax.objectives.perceptual import _unit, random_features, random_kernels
+from ssl_jax.models import vgg
+from ssl_jax.objectives.perceptual import _unit, feature_distance, random_features, random_kernels
 
 BASE = np.random.default_rng(1).random((40, 8, 8, 3), np.float32)
 
@@ -54,6 +56,35 @@ def test_full_ways_are_measured_anywhere_on_them():
     np.testing.assert_allclose(places[1] - places[0], 0.01)
     with pytest.raises(UserError, match="examples=1 of at least 2"):
         subject.check_options(examples=1)
+
+
+def test_lpips_needs_its_file_and_is_measured_with_its_weights(tmp_path):
+    rng = np.random.default_rng(2)
+    arrays = {name: (rng.standard_normal(shape) * 0.05).astype(np.float32) for name, shape in vgg.shapes().items()}
+    arrays |= {name: np.abs(x) for name, x in arrays.items() if name.startswith("lin")}
+    path = tmp_path / "lpips.npz"
+    np.savez(path, **arrays)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    a, b = (rng.random((3, 16, 16, 3), np.float32) for _ in range(2))
+    context = types.SimpleNamespace(
+        pictures=types.SimpleNamespace(between=lambda space, seed, place: iter([a if place[0] == 0 else b]))
+    )
+    found = subject.evaluate(context, examples=3, epsilon=0.5, distance="lpips", path=str(path), sha256=digest)
+    expected = feature_distance(vgg.features(arrays, a), vgg.features(arrays, b), vgg.lins(arrays)) / 0.25
+    assert found.metrics["length"] == pytest.approx(subject.trimmed_mean(np.asarray(expected)), rel=1e-4)
+    assert f"distance=lpips weights={digest[:8]}" in found.protocol
+    with pytest.raises(UserError, match="is no file"):
+        subject.prepare(context, distance="lpips", path=str(tmp_path / "none.npz"), sha256=digest)
+    with pytest.raises(UserError, match="distance='vgg' is unknown"):
+        subject.check_options(distance="vgg")
+
+
+def test_large_pictures_are_reduced_by_means_of_squares_and_faces_cut_out():
+    x = np.random.default_rng(0).random((2, 1024, 1024, 1), np.float32)
+    expected = x.reshape(2, 256, 4, 256, 4, 1).mean((2, 4))
+    np.testing.assert_allclose(subject.reduced(x, False), expected, rtol=1e-5)
+    np.testing.assert_allclose(subject.reduced(x, True), x[:, 384:896, 256:768].reshape(2, 256, 2, 256, 2, 1).mean((2, 4)), rtol=1e-5)
+    assert subject.reduced(x[:, :64, :64], False).shape == (2, 64, 64, 1)
 
 
 def test_outliers_are_left_out():
