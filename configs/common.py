@@ -82,6 +82,11 @@ def resized(size: int):
     return (("resize_crop", dict(resize=size, crop=size)),)
 
 
+def stage(recipe) -> dict:
+    """A finished run that this one stands on: its directory, and a step if not the newest."""
+    return dict(workdir="", step=config_dict.placeholder(int), recipe=recipe)
+
+
 def generation(config) -> None:
     """Evaluations of a model that samples: its samples, and its features. Kept is the checkpoint with the nearest samples."""
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)

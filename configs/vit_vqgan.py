@@ -93,7 +93,7 @@ def scenes_random(config):
 def scenes_encoder(config):
     scenes(config)
     config.model.perceptual.kind = "self_encoder"
-    config.stages = dict(encoder=dict(workdir="", step=None, recipe="configs/simclr.py"))
+    config.stages = dict(encoder=common.stage("configs/simclr.py"))
 
 
 def scenes_rotation(config):

@@ -43,7 +43,7 @@ def scenes(config):
     config.views = ((("flip", {}),),)
     config.batch_size = 64
     config.total_steps = 2000
-    config.stages = dict(tokenizer=dict(workdir="", step=None, recipe="configs/vit_vqgan.py"))
+    config.stages = dict(tokenizer=common.stage("configs/vit_vqgan.py"))
     config.model = dict(
         conditional=True,
         label_dropout=0.1,

@@ -194,6 +194,23 @@ def test_a_stage_that_makes_no_tokens_is_named():
         method.build(load(), {"tokenizer": other})
 
 
+@pytest.mark.parametrize(
+    ("config", "override"),
+    [
+        ("vq_prior.py", "stages.tokenizer.step=4"),
+        ("vit_vqgan.py", "model.quantiser.revive=0.1"),
+        ("vit_vqgan.py", "evals.reconstruction.extractor=inception:/weights"),
+        ("vqvae.py", "model.quantiser.init=k_means"),
+        ("stylegan.py", "evals.path.distance=lpips"),
+    ],
+)
+def test_what_a_config_leaves_as_it_is_can_be_given(config, override):
+    at, value = configs.load(f"configs/{config}", (f"--config.{override}",)), override.partition("=")[2]
+    for part in override.partition("=")[0].split("."):
+        at = at[part]
+    assert str(at) == value
+
+
 def test_a_tokenizer_of_images_of_another_size_is_named():
     """Convolutions would take them."""
     large = Stage(types.SimpleNamespace(views=((),), data=types.SimpleNamespace(image_shape=(24, 24, 3))), STAGE.method)

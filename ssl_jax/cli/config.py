@@ -58,8 +58,8 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
     if not overrides:
         return config
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *overrides])
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *overrides])
         values(["launch.py", *overrides])
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"override: {str(error).splitlines()[0]}") from error
