@@ -190,6 +190,27 @@ def test_a_pause_and_the_first_steps_are_not_stuck(tmp_path, caplog):
     assert "has taken" not in caplog.text
 
 
+def test_a_pause_that_does_not_end_is_told_unless_the_ones_before_were_as_long(tmp_path, caplog):
+    with watchdog.Watchdog(tmp_path, least=0.2, pause=1.0) as dog:
+        dog.beat(0)
+        with dog.paused():
+            time.sleep(0.5)
+        for step in range(1, 5):
+            dog.beat(step)
+        with dog.paused():
+            time.sleep(3.0)
+        assert "has taken" not in caplog.text
+        dog._longest = 0.0
+        with dog.paused():
+            hang()
+    assert "what is done behind step 4 has taken" in caplog.text and "longer than 1 s" in caplog.text
+    assert "in hang" in (tmp_path / "0.stacks.txt").read_text()
+
+
+def hang():
+    time.sleep(3.5)
+
+
 def test_of_several_processes_the_one_behind_is_named(tmp_path):
     text = f"""
 import sys, time

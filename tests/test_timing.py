@@ -88,6 +88,15 @@ def test_the_process_that_waits_longest_for_its_input_is_known(tmp_path):
     dog = Watchdog(tmp_path, 0, 4)
     dog.note(0.2, 1000.0)
     assert dog.slowest_input() == {"time/slowest_input_process": 1.0, "time/slowest_input_wait": 0.7}
+    assert Watchdog(tmp_path, 1, 4).slowest_input() == {}  # process 0 writes the metrics, and it alone reads
+
+
+def test_many_processes_write_seldom(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(Watchdog, "_write", lambda dog: written.append(dog.processes))
+    with Watchdog(tmp_path / "few", 0, 16), Watchdog(tmp_path / "many", 0, 17):
+        time.sleep(4.5)
+    assert written.count(17) == 1 and written.count(16) > 2
 
 
 def test_waits_of_several_readers_are_seen_together(tmp_path):

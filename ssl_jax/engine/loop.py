@@ -266,9 +266,11 @@ def train(
             with clock.paused(), watchdog.paused():
                 checkpoints.save(state, config, scores)
         if stop:
-            checkpoints.wait()
+            with watchdog.paused():
+                checkpoints.wait()
             raise Interrupted(watch.received, step)
-    checkpoints.wait()
+    with watchdog.paused():
+        checkpoints.wait()
     return state
 
 

@@ -18,12 +18,14 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 TIMES, LEAST = 10, 60.0  # a step is stuck after 10 times the median, and never before a minute
+PAUSE = 7200.0  # and whatever else after 10 times the longest so far, and never before two hours: some evaluations read all of ImageNet
+MANY = 16  # of more processes each writes every ten seconds only
 MEMORY = 20.0  # seconds after which two thirds of the mean wait for input are new
 EXIT = 70  # of a process that gives up because the run is stuck; not 75, which is that of a job that was told to stop and saved
 
 
 class Watchdog:
-    """`beat(step)` at the beginning of each step; `paused()` around whatever may take longer (compiling, evaluating, saving).
+    """`beat(step)` at the beginning of each step; `paused()` around whatever may take longer (evaluating, saving).
 
     Every process writes how far it is, and what share of its time it waits for input, to <folder>/<process>.json, from a thread of its
     own. When a step is stuck, the stacks of all threads go to <folder>/<process>.stacks.txt; with several processes the one that is
@@ -31,9 +33,9 @@ class Watchdog:
     checkpoint.
     """
 
-    def __init__(self, folder: Path, process: int = 0, processes: int = 1, least: float = LEAST):
-        self.folder, self.process, self.processes, self.least = folder, process, processes, least
-        self._input_wait = 0.0
+    def __init__(self, folder: Path, process: int = 0, processes: int = 1, least: float = LEAST, pause: float = PAUSE):
+        self.folder, self.process, self.processes, self.least, self.pause = folder, process, processes, least, pause
+        self._input_wait, self._longest = 0.0, 0.0
         self._durations: deque[float] = deque(maxlen=101)
         self._step, self._since, self._pauses, self._told = -1, time.monotonic(), 1, False  # paused until the first step
         self._end = threading.Event()
@@ -63,36 +65,45 @@ class Watchdog:
         self._input_wait += (1 - math.exp(-seconds / MEMORY)) * (input_wait - self._input_wait)
 
     def slowest_input(self) -> dict[str, float]:
-        """Metrics: which process waits longest for its input, and for what share of its time. The others wait for that one."""
+        """Metrics of process 0, which writes them: who waits longest for its input, and for what share of its time. The others wait."""
+        if self.process != 0:
+            return {}
         waits = {i: told["input_wait"] for i, told in self._read().items()} | {self.process: self._input_wait}
         slowest = max(waits, key=waits.__getitem__)
         return {"time/slowest_input_process": float(slowest), "time/slowest_input_wait": waits[slowest]}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        self._pauses += 1
+        began = time.monotonic()
+        self._pauses, self._since, self._told = self._pauses + 1, began, False
         try:
             yield
         finally:
-            self._pauses, self._since = self._pauses - 1, time.monotonic()
+            now = time.monotonic()
+            self._pauses, self._since, self._told, self._longest = self._pauses - 1, now, False, max(self._longest, now - began)
 
     def limit(self) -> float:
-        """Seconds after which a step is stuck; none before three steps are done, since the first ones compile."""
-        return max(self.least, TIMES * statistics.median(self._durations)) if len(self._durations) >= 3 else float("inf")
+        """Seconds after which a step, or a pause, is stuck. The first three steps have as long as a pause, since they compile."""
+        if self._pauses or len(self._durations) < 3:
+            return max(self.pause, TIMES * self._longest)
+        return max(self.least, TIMES * statistics.median(self._durations))
 
     def _watch(self) -> None:
+        every, written = (1.0 if self.processes <= MANY else 10.0), -math.inf
         while not self._end.wait(1.0):
-            self._write()
-            seconds = time.monotonic() - self._since
-            if self._pauses or seconds < self.limit():
+            if time.monotonic() - written >= every:
+                self._write()
+                written = time.monotonic()
+            seconds, what = time.monotonic() - self._since, "what is done behind step" if self._pauses else "step"
+            if seconds < self.limit():
                 continue
             if not self._told:
                 self._told = True
                 path = self.folder / f"{self.process}.stacks.txt"
                 with contextlib.suppress(OSError), path.open("a") as file:  # a disk may be full, and the line below still be told
-                    file.write(f"step {self._step} after {seconds:.0f} s\n")
+                    file.write(f"{what} {self._step} after {seconds:.0f} s\n")
                     faulthandler.dump_traceback(file, all_threads=True)
-                log.error("step %d has taken %.0f s, %d times the median; stacks are in %s", self._step, seconds, TIMES, path)
+                log.error("%s %d has taken %.0f s, longer than %.0f s; stacks are in %s", what, self._step, seconds, self.limit(), path)
             if self.processes > 1:
                 log.error("the run is stuck: %s; ending process %d", self._behind(), self.process)
                 os._exit(EXIT)
