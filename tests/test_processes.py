@@ -211,23 +211,28 @@ def hang():
     time.sleep(3.5)
 
 
-def test_of_several_processes_the_one_behind_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("hang", "told"),
+    [("time.sleep(60)", "the furthest at step 8"), ("with dog.paused(): time.sleep(60)", "the furthest behind step 8")],
+    ids=["step", "evaluation"],
+)
+def test_of_several_processes_the_one_behind_is_named(tmp_path, hang, told):
     text = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import logging, pathlib
 from ssl_jax.engine.watchdog import Watchdog
 logging.basicConfig(format="%(message)s")
-with Watchdog(pathlib.Path({str(tmp_path)!r}), 0, 3, least=0.2) as dog:
+with Watchdog(pathlib.Path({str(tmp_path)!r}), 0, 3, least=0.2, pause=0.2) as dog:
     for step in range(9):
         dog.beat(step)
-    time.sleep(60)
+    {hang}
 """
     (tmp_path / "1.json").write_text('{"step": 7, "paused": false, "input_wait": 0.0}')
     (tmp_path / "2.json").write_text('{"step": 7, "paused": true, "input_wait": 0.0}')
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.returncode == watchdog.EXIT
-    assert "process 1 is at step 7, the furthest at step 8; ending process 0" in done.stderr
+    assert f"process 1 is at step 7, {told}; ending process 0" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------- real processes
