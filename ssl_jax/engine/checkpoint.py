@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -22,6 +22,8 @@ from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+# Of a device, of memory, of a disk that does not answer: the same checkpoint may be read tomorrow. Not so of a file that is missing.
+NOT_OF_THE_FILE = (jax.errors.JaxRuntimeError, MemoryError, OSError)
 
 
 def _checksum(x: jax.Array) -> jax.Array:
@@ -78,12 +80,12 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
         )
-        handlers = {
+        self._handlers = {
             "state": ocp.StandardCheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),
             "checksums": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=self._handlers)
 
     def steps(self) -> list[int]:
         """Saved steps, oldest first."""
@@ -104,7 +106,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             log.error("the checkpoint before step %d could not be saved (%s); trying again with this step", step, _first_line(error))
         try:
-            if not all(_of_each_process(self.directory.is_dir())):
+            if not all(of_each_process(self.directory.is_dir())):
                 log.error("%s has been deleted under this run; it is made again, and step %d is saved into it", self.directory, step)
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self._manager.reload()
@@ -137,8 +139,8 @@ class Checkpoints:
         """Raises OSError, in every process, where a disk has less room than the arrays take: better before half of them are written."""
         arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
         shards = [shard for array in arrays for shard in array.addressable_shards if shard.replica_id == 0]
-        needed = sum(_of_each_process(sum(shard.data.nbytes for shard in shards) / 2**20))
-        free = min(_of_each_process(shutil.disk_usage(self.directory).free / 2**20))
+        needed = sum(of_each_process(sum(shard.data.nbytes for shard in shards) / 2**20))
+        free = min(of_each_process(shutil.disk_usage(self.directory).free / 2**20))
         if free < needed:
             raise OSError(f"no space left on the disk: {needed:.1f} MiB are needed and {free:.1f} MiB free")
 
@@ -158,23 +160,21 @@ class Checkpoints:
 
         Raises:
             UserError: it is of another config (names or shapes differ).
-            Corrupt: it cannot be read, or a leaf does not have the checksum it was saved with.
+            Corrupt: in every process, where one of them cannot read it, or a leaf does not have the checksum it was saved with.
         """
         wanted = saved_part(target)
-        try:
-            meta = self._manager.item_metadata(step)
-            saved = {name: tuple(leaf.shape) for name, leaf in _named(meta["state"].tree)}
-        except Exception as error:  # Orbax, TensorStore, JSON and zstd each raise their own: all mean not readable
-            raise Corrupt(f"its metadata cannot be read ({_first_line(error)})") from error
-        self._check_structure(step, saved, {name: tuple(leaf.shape) for name, leaf in _named(wanted)})
-        try:
-            read = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), checksums=ocp.args.JsonRestore())
-            )
-        except Exception as error:  # Orbax, TensorStore, JSON and zstd each raise their own: all mean not readable
-            raise Corrupt(f"it cannot be read ({_first_line(error)})") from error
-        verify(read.state, read.checksums)
-        return target._replace(**read.state)
+        tree = _together(lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
+        saved, here = ({name: tuple(leaf.shape) for name, leaf in _named(x)} for x in (tree, wanted))
+        self._check_structure(step, saved, here)
+        state, expected = _together(lambda: self._read(step, wanted), "it cannot be read")
+        verify(state, expected)
+        return target._replace(**state)
+
+    def _read(self, step: int, wanted) -> tuple[dict, dict[str, int]]:
+        """(state, checksums) as this process reads them. The manager would wait for the others, which may have failed."""
+        folder = self._manager.directory / str(step)
+        state = self._handlers["state"].restore(folder / "state", args=ocp.args.StandardRestore(wanted))
+        return state, self._handlers["checksums"].restore(folder / "checksums", args=ocp.args.JsonRestore())
 
     def _check_structure(self, step: int, saved: Mapping, wanted: Mapping) -> None:
         for name in [*wanted, *saved]:
@@ -198,7 +198,7 @@ class Checkpoints:
                 state, corrupt = self.restore(step, target), None
             except Corrupt as error:
                 state, corrupt = None, error
-            if not any(_of_each_process(corrupt is not None)):
+            if not any(of_each_process(corrupt is not None)):
                 return state
             moved = self._set_aside(step)
             log.error(
@@ -233,23 +233,36 @@ class Checkpoints:
         try:
             tree = self._manager.item_metadata(step)["state"].tree
             target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
-            read = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), checksums=ocp.args.JsonRestore())
-            )
-            verify(read.state, read.checksums)
+            state, expected = self._read(step, target)
+            verify(state, expected)
         except Exception as error:  # Orbax, TensorStore, JSON and zstd each raise their own: all mean not readable
             raise UserError(
                 f"checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}); there are {self.steps()}"
             ) from error
-        return {part: read.state[part] for part in parts}
+        return {part: state[part] for part in parts}
 
     def close(self) -> None:
         self._manager.close()
 
 
-def _of_each_process(value: float) -> list[float]:
+def of_each_process(value: float) -> list[float]:
     """`value` of every process, so that all decide alike."""
     return np.atleast_1d(multihost_utils.process_allgather(np.float64(value))).tolist() if jax.process_count() > 1 else [value]
+
+
+def _together(read: Callable, told: str):
+    """`read()` in every process. Raises Corrupt in all of them where it fails in one: that one would miss what they do next."""
+    value = failure = None
+    try:
+        value = read()
+    except Exception as error:  # Orbax, TensorStore, JSON and zstd each raise their own: all but a few mean not readable
+        if isinstance(error, NOT_OF_THE_FILE) and not isinstance(error, FileNotFoundError):
+            raise
+        failure = error
+    failed = [i for i, each in enumerate(of_each_process(failure is not None)) if each]
+    if failed:
+        raise Corrupt(f"{told} ({_first_line(failure)})" if failure else f"process {failed[0]} cannot read it") from failure
+    return value
 
 
 def _meet(where: str) -> None:
