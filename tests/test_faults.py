@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ssl_jax.cli.main import main
+from ssl_jax.engine.loop import Signals
 
 ROOT = pathlib.Path(__file__).parent.parent
 PIXELS = 24
@@ -171,6 +172,26 @@ def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path):
     done = run(command(workdir, folder))
     assert done.returncode == 0, done.stderr
     assert lines(workdir) == lines(straight)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_sigterm_kept_from_happening_is_made_when_the_run_goes_on(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(nn, "relu", nn.relu)  # the config replaces it
+    monkeypatch.chdir(ROOT)
+    arguments = command(tmp_path, folder, "--config.total_steps=4", "--config.evaluate_every_steps=2", REPRESENTATION)[2:]
+
+    def stop(watch, step):
+        if step == 2:
+            watch.received = signal.SIGTERM
+        return watch.received
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Signals, "stop", stop)
+        assert main(arguments) == 0
+    assert lines(tmp_path)[-1]["step"] == 2 and not (tmp_path / "evaluations.json").exists()
+    for _ in range(2):  # the second time there is nothing left to do
+        assert main(arguments) == 0
+        assert [entry["step"] for entry in json.loads((tmp_path / "evaluations.json").read_text())] == [2, 4]
 
 
 def test_worker_processes_and_eight_devices_change_nothing(straight, folder, tmp_path):

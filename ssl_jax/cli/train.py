@@ -34,7 +34,7 @@ from ssl_jax.cli.samples import save_samples
 from ssl_jax.cli.warm_start import warm_start
 from ssl_jax.cli.workdir import check_shared, claim, record_config
 from ssl_jax.engine import loop
-from ssl_jax.engine.checkpoint import Checkpoints, write_json
+from ssl_jax.engine.checkpoint import Checkpoints, of_each_process, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
 from ssl_jax.engine.metrics import MetricsWriter, goodput, read_metrics
 from ssl_jax.engine.pictures import save_grid
@@ -159,6 +159,10 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
                 progress.update(step, metrics)
                 health.update(step, metrics)
 
+            due = start > 0 and (start % this.durations["evaluate"] == 0 or start == total)
+            measured = any(entry["subject"] == "trained" and entry["step"] == start for entry in evaluations.entries)
+            if any(of_each_process(due and not measured)):  # SIGTERM came in a step that was to be evaluated
+                evaluate(start, state)
             state = loop.train(
                 this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
                 this.schedules, evaluate, show, watch, watchdog, trace,
