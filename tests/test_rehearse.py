@@ -1,8 +1,10 @@
 """The rehearsal of a run: it is the step that `train` runs, it needs neither data nor weights, and it says what does not fit."""
 
 import importlib.util
+import io
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from ssl_jax.cli import rehearse as verb
 from ssl_jax.cli.abstract import assemble_abstract
 from ssl_jax.cli.assemble import assemble
 from ssl_jax.cli.main import main
+from ssl_jax.cli.rehearsal_tables import show
 from ssl_jax.data import catalogue
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import sharding
@@ -89,6 +92,13 @@ def test_what_is_told_adds_up(rehearsed):
     summed = sum(x["bytes"] for x in rehearsed["collectives"] if x["kind"] == "all-reduce")
     assert gathered["bytes"] >= 2 * (4 * rehearsed["trained"] - told["parameters"])  # what is split, whole
     assert summed >= told["parameters"]  # gradients, and statistics besides
+
+
+def test_the_memory_of_a_chip_stands_beside_what_is_needed(rehearsed):
+    assert rehearsed["chip_bytes"] is None  # of a fake device
+    file = io.StringIO()
+    show({**rehearsed, "chip_bytes": 16 * 2**30}, file)
+    assert re.search(r"a device has +16 GiB", file.getvalue())
 
 
 def test_bytes_of_a_device_are_those_of_its_shards():
@@ -200,10 +210,20 @@ MESSAGE = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.
 """
 
 
-def test_what_does_not_fit_is_an_answer(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("chip", "remedy"),
+    [
+        ("v5e", "this does not fit; the same with --fit looks for what does, or use more or larger chips"),
+        ("h100", "this does not fit; lower config.batch_size, raise config.accumulate,"),  # --fit is for chips with a known network
+        (None, "this does not fit; lower config.batch_size, raise config.accumulate,"),
+    ],
+)
+def test_what_does_not_fit_is_an_answer(monkeypatch, tmp_path, capsys, chip, remedy):
     def refuse(self, compiler_options=None):
         raise jax.errors.JaxRuntimeError(MESSAGE)
 
+    where = open_topology("cpu:8")._replace(chip=CHIPS.get(chip))
+    monkeypatch.setattr(verb, "open_topology", lambda name, slices: where)
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     assert main(["rehearse", SIMCLR, "--topology=cpu:8", f"--output={tmp_path}/told.json"]) == 1
     told = json.loads((tmp_path / "told.json").read_text())
@@ -215,7 +235,7 @@ def test_what_does_not_fit_is_an_answer(monkeypatch, tmp_path, capsys):
     ]
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1
-    assert "this does not fit; the same with --fit looks for what does, or use more or larger chips" in printed.err
+    assert remedy in printed.err
     assert "bf16[64,257,4096]" in printed.out
     assert exhausted("INTERNAL: another") is None
     far = (
@@ -272,7 +292,7 @@ def test_a_step_is_compiled_for_tpus():
     where = open_topology("v5e:2x4")
     config = load("supervised.py:smoke", "--config.batch_size=64", "--config.mesh.fsdp=2")
     told = verb.rehearse(assemble_abstract(config, where.devices, where.platform), where, verb.QUICK["tpu"])
-    assert told["fits"]
+    assert told["fits"] and told["chip_bytes"] == 16 * 2**30
     assert told["dtype"] == "bfloat16"
     assert told["prediction"]["binding"] in ("compute", "memory", "network")
     assert {x["axes"] for x in told["collectives"]} <= {"data", "fsdp", "data+fsdp"}

@@ -28,6 +28,8 @@ def show(told: dict, file) -> None:
     console.print(_rows("state, of each device", {name: size(n) for name, n in state.items()}))
     if told.get("compiled_bytes"):
         memory = {name: size(n) for name, n in told["compiled_bytes"].items()}
+        if told["chip_bytes"]:
+            memory["a device has"] = size(told["chip_bytes"])
         console.print(_rows("memory of the compiled step, of each device", memory))
     if told.get("exhausted"):
         console.print(_exhausted(told["exhausted"]))

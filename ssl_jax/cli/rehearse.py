@@ -40,6 +40,11 @@ from ssl_jax.rehearsal.traffic import traffic
 # With less optimisation compilers take seconds instead of minutes. On TPUs, in four programs that were compiled both ways, temporaries
 # and bytes of collectives were within 3 % of each other, and counts of collectives equal.
 QUICK = {"cpu": {"xla_backend_optimization_level": 0}, "tpu": {"exec_time_optimization_effort": -1.0}, "gpu": {}}
+REMEDIES = {
+    "fit": "this does not fit; the same with --fit looks for what does, or use more or larger chips",
+    "by hand": "this does not fit; lower config.batch_size, raise config.accumulate, recompute activations (a remat of config.model), "
+    "spread the state (config.mesh.fsdp, config.sharding), or use more or larger devices",
+}
 # Images per second that one core decodes and crops to 224 pixels (simplejpeg and OpenCV, 500 x 375 JPEGs of 71 KB, AMD EPYC).
 DECODED = 860.0
 
@@ -69,7 +74,8 @@ def main(args, overrides) -> int:
     else:
         this = assemble_abstract(config, where.devices, where.platform)
         told |= rehearse(this, where, options, args.decode_rate)
-        fits, remedy = told["fits"], "this does not fit; the same with --fit looks for what does, or use more or larger chips"
+        searched = where.chip and where.chip.network  # `fit` knows the memory and the speed of these
+        fits, remedy = told["fits"], REMEDIES["fit" if searched else "by hand"]
         show(told, sys.stdout)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +88,7 @@ def main(args, overrides) -> int:
 def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = DECODED) -> dict:
     """Everything that is found out, as JSON types. Bytes are of each device, FLOPs of all devices together; times are in seconds."""
     told, clock = describe(this), time.perf_counter
+    told["chip_bytes"] = int(where.chip.memory) if where.chip else None
     start = clock()
     traced = this.run.trace(this.run.abstract, this.example, this.run.root)
     counted = flops.count(traced.jaxpr)
