@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from feature_clouds import mesh_of
 
-from ssl_jax.engine import sharding
+from ssl_jax.engine import loop, sharding
 
 
 def mesh_by_process(processes):
@@ -49,3 +49,12 @@ def test_parts_are_those_of_the_sharding():
 
 def test_rows_of_one_device():
     np.testing.assert_array_equal(sharding.spread(np.arange(3), mesh_of(1)), np.arange(3))
+
+
+def test_what_is_frozen_is_not_compared_between_processes(monkeypatch):
+    """As `device_put` of host arrays would: it gathers those of all of them."""
+    monkeypatch.setattr(jax, "device_put", None)
+    mesh = sharding.make_mesh({"data": 8})
+    placed = loop._place(np.arange(6), jax.NamedSharding(mesh, sharding.P()))
+    np.testing.assert_array_equal(placed, np.arange(6))
+    assert placed.is_fully_replicated and len(placed.addressable_shards) == 8
