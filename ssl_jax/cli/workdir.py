@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import time
 import uuid
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from jax.experimental import multihost_utils
 from ssl_jax.cli.config import differences, from_plain
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.errors import UserError
+
+LAG = 5.0  # seconds after which a file that one host has made is seen by all
 
 
 def claim(workdir: Path):
@@ -54,6 +57,9 @@ def check_shared(workdir: Path) -> None:
     if jax.process_index() == 0:
         path.touch()
     multihost_utils.sync_global_devices("workdir")
+    deadline = time.monotonic() + LAG
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
     seen = multihost_utils.process_allgather(np.array(path.exists()))
     if jax.process_index() == 0:
         path.unlink()
