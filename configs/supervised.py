@@ -30,6 +30,7 @@ def scenes(config):
     del config.model["temperature"]
     config.model.head_layers = 0  # hidden layers of model.head under the classifier
     config.model.smoothing = 0.0
+    config.evals.classifier = dict(kind="classifier")
     config.best_metric, config.references = "", {}
 
 
@@ -38,6 +39,7 @@ def smoke(config):
     views, model = config.views, config.model.to_dict()
     simclr.smoke(config)
     model["encoder"] |= dict(width=0.125, zero_init_residual=True)
+    config.evals.classifier = dict(kind="classifier")
     config.views, config.model, config.best_metric, config.references = views, model, "", {}
 
 
@@ -67,6 +69,8 @@ def imagenet(config):
     config.optim = dict(
         net=dict(name="sgd", nesterov=True, lr=0.1, lr_scale="linear", weight_decay=1e-4, warmup_epochs=5.0)
     )
+    config.evals.linear = dict(kind="linear", solver="sgd")
+    config.evals.classifier = dict(kind="classifier")
     config.evaluate_every_epochs, config.checkpoint_every_epochs = 10.0, 1.0
     config.log_every_steps, config.baselines, config.best_metric = 50, (), ""
 
@@ -103,7 +107,9 @@ def imagenet_10pct(config):
     config.model.smoothing = 0.0
     config.model.mean, config.model.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     config.warm_start.rules = ((r"^net/(encoder|head)/", r"net/\1/"),)
-    config.optim = dict(net=dict(name="lars", lr=0.005, lr_scale="sqrt", weight_decay=0.0))
+    # As in its code the classifier, which starts at zero, is left out of the layer-wise rates: from zero they would hardly let it move.
+    adapted = ((r"(bias|scale)$|classifier/", 0.0), (".*", 1.0))
+    config.optim = dict(net=dict(name="lars", lr=0.005, lr_scale="sqrt", weight_decay=0.0, decay=adapted))
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -89,6 +89,10 @@ def test_folder_splits(tmp_path):
     with pytest.raises(UserError, match="it has all, train, val"):
         open_source(root, "validation")
 
+    photos = images_folder(tmp_path / "three", 9, classes=("car", "dog", "train"))  # a class of that name, as in COCO
+    assert open_source(photos, "all").label_names == ("car", "dog", "train")
+    assert len(open_source(photos, "all")) == 9
+
     flat = tmp_path / "flat"
     flat.mkdir()
     for i in range(3):

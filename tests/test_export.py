@@ -22,7 +22,7 @@ from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.export import card as cards
-from ssl_jax.export.source import find_encoder
+from ssl_jax.export.source import difference, find_encoder
 from ssl_jax.models.common import init_variables
 from ssl_jax.models.encoders import build_encoder
 
@@ -246,6 +246,8 @@ def test_the_encoder_is_found_where_encode_reads_it():
     jax.tree.map(np.testing.assert_array_equal, find_encoder(source), teacher)
     with pytest.raises(UserError, match=r"not those of config.model.encoder alone.* --format=orbax or"):
         find_encoder(source._replace(expected=encode(scale=1.5)))
+    assert difference({"a": np.ones(2)}, {"a": np.full(2, 2.0)}) == 0.5
+    assert difference({"a": np.array([1, np.nan])}, {"a": np.ones(2)}) == difference({"b": np.ones(2)}, {"a": np.ones(2)}) == np.inf
 
 
 @pytest.mark.parametrize(

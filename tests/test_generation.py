@@ -238,7 +238,7 @@ def test_a_run_offers_its_samples_and_its_discriminator(run):
     metrics = results["generation"].metrics | results["judge"].metrics
     assert {"generation/frechet", "generation/recall", "judge/accuracy_train"} <= set(metrics)
     assert np.isfinite(list(metrics.values())).all()
-    assert "real=train[:96](96) fake=40" in results["generation"].protocol
+    assert "real=scenes:train[:96]+resize_crop-16-16(96) fake=40" in results["generation"].protocol
     again = evals.run(entries, context(this, state))
     assert again == results and len(this.known) == 1
 

@@ -161,6 +161,7 @@ def test_verdict_does_not_flatter(tmp_path):
     (run / "evaluations.json").write_text(json.dumps(told))
     _, page = read(run)
     assert "different protocols; these numbers may not compare: trained: kNN k=200 untrained: kNN k=20" in page.text
+    assert "31.25 % untrained" not in page.text and "+1.75" not in page.text
     chosen = ["probe l2=0.1 chosen of 8 D=64 seed=0", "probe l2=1e-06 chosen of 8 D=128 seed=0"]  # by the same protocol
     told = [entry("untrained", 0, 31.25, 1, chosen[0]), entry("trained", 20, 33.0, 2, chosen[1])]
     (run / "evaluations.json").write_text(json.dumps(told))

@@ -181,7 +181,7 @@ def any_context(this: Assembly, state: State) -> Context:
     return Context(
         bind(this.encode),
         functools.partial(open_eval, config, mesh=this.run.mesh),
-        {"train": config.data.train_split, "test": config.data.test_split},
+        split_names(config),
         this.run.mesh,
         bind(this.encode_views) if this.encode_views else None,
         pictures=Pictures(
@@ -213,19 +213,29 @@ def _encode_views(method: Method):
 
 def raw_pixels(config, mesh) -> Context:
     """The floor: the same evaluations on pixels."""
+    return pixel_context(functools.partial(open_eval, config, mesh=mesh), split_names(config), mesh)
+
+
+def split_names(config) -> dict[str, str]:
+    """{'train': 'scenes:train+resize_crop-32-32', 'test': ...}: what a protocol has to say of the data and how they are prepared."""
+    ops = [f"+{name}-{'-'.join(map(str, arguments.values()))}".replace(" ", "") for name, arguments in config.data.eval_ops]
     splits = {"train": config.data.train_split, "test": config.data.test_split}
-    return pixel_context(functools.partial(open_eval, config, mesh=mesh), splits, mesh)
+    return {split: f"{config.data.name}:{name}{''.join(ops)}" for split, name in splits.items()}
 
 
 def provenance() -> dict:
     """Versions, commit and machine, for the workdir and the model card."""
     root = Path(__file__).resolve().parents[2]
-    git = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "packages": versions,
         "python": platform.python_version(),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 

@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 
 from ssl_jax.cli.charts import PERCENT, chart, number
-from ssl_jax.cli.evaluations import OF_THE_FEATURES
-from ssl_jax.cli.report_run import EXPECTED, Run
+from ssl_jax.cli.evaluations import OF_THE_FEATURES, comparable
+from ssl_jax.cli.report_run import EXPECTED, Entry, Run
 from ssl_jax.engine.metrics import goodput
 
 ACCURACY = re.compile(r"top\d+|accuracy")  # evaluations give accuracies in percent
@@ -91,6 +91,15 @@ def _facts(run: Run) -> dict[str, str]:
     return facts
 
 
+def alike(run: Run, name: str) -> Mapping[str, Entry]:
+    """The newest entries of all subjects, without those that measured `name` under another protocol than 'trained'."""
+    trained = run.latest.get("trained")
+    return {
+        subject: entry for subject, entry in run.latest.items()
+        if trained is None or comparable(entry._asdict(), trained._asdict(), name)
+    }  # fmt: skip
+
+
 def _verdict(run: Run) -> str:
     """One sentence on the metric that the run is judged by, and the same as bars."""
     names = [name for entry in run.latest.values() for name in entry.metrics]
@@ -98,7 +107,7 @@ def _verdict(run: Run) -> str:
     name = best if best in names else next(filter(ACCURACY.search, names), next(iter(names), None))
     if name is None:
         return '<p class="verdict">Not evaluated yet.</p>'
-    values = {subject: entry.metrics[name] for subject, entry in run.latest.items() if name in entry.metrics}
+    values = {subject: entry.metrics[name] for subject, entry in alike(run, name).items() if name in entry.metrics}
     trained = values.pop("trained", None)
     against = " and ".join(f"{_value(name, value)} {text(subject)}" for subject, value in values.items())
     if trained is None:
@@ -147,7 +156,8 @@ def evaluations(run: Run) -> str:
         rows.append(f'<tr class="group"><th colspan="{1 + len(heads)}">{told}</th></tr>')
         for name in (name for name in names if _label(name) == label):
             cells = {head: _value(name, metrics[name]) for head, metrics in columns.items() if name in metrics}
-            if gain and all(name in latest[subject].metrics for subject in ("trained", "untrained")):
+            same = alike(run, name) if gain else {}
+            if all(subject in same and name in same[subject].metrics for subject in ("trained", "untrained")):
                 before, after = (latest[subject].metrics[name] for subject in ("untrained", "trained"))
                 cells["over untrained"] = f"{after - before:+.2f}" if _unit(name) else f"{after - before:+.3g}"
             ours = _column(run, "trained") if "trained" in latest else None

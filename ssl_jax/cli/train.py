@@ -195,7 +195,10 @@ def save_views(this: Assembly, workdir: Path) -> None:
         return
     batch = this.batches[0]
     images = batch["image"][:8]
-    views = jax.jit(this.method.fns["views"])(images, jax.random.fold_in(jax.random.key(this.config.seed), 0))
+    key = jax.random.key(this.config.seed)
+    for _ in ("step", "phase", "part"):  # as `engine.step` does; the method may draw more of it
+        key = jax.random.fold_in(key, 0)
+    views = jax.jit(this.method.fns["views"])(images, key)
     originals = images if images.ndim == 4 else images[:, 0]
     rows = [np.asarray(views)]
     if originals.shape[1:] == views.shape[2:]:

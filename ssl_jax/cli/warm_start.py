@@ -54,13 +54,14 @@ def warm_start(state: State, workdir: str, rules: Sequence[tuple[str, str]]) -> 
 def _copy(tree, source, rules, used, prefix):
     """(`tree` with leaves of `source` put in place, the names that were taken)"""
     values = dict(zip(leaf_names(source), jax.tree.leaves(source), strict=True))
-    moved = {}
+    moved, here = {}, set(leaf_names(tree))
     for name, value in values.items():
         for pattern, replacement in rules:
             new, hits = re.subn(pattern, replacement, prefix + name, count=1)
             if hits:
                 moved[new.removeprefix(prefix)] = value
-                used.add(pattern)
+                if new.removeprefix(prefix) in here:
+                    used.add(pattern)
                 break
     names, leaves = leaf_names(tree), jax.tree.leaves(tree)
     out, taken = [], []

@@ -274,10 +274,15 @@ class FolderSource(Source):
                 f"folder '{self.root}' has no image{why}; give one with JPEG, PNG, GIF, BMP, WebP or TIFF files"
             )
         top = {path.split("/", 1)[0] for path in paths if "/" in path}
-        depth = 1 if "train" in top else 0  # of the class folder
-        if depth:
-            paths = [path for path in paths if path.split("/", 1)[0] in SPLIT_FOLDERS and "/" in path]
-        self.paths = self._of_split(paths, top)
+        # 'train' may be a class among others: it is a split where nothing else is there, or another split is.
+        divided = "train" in top and (top <= {*SPLIT_FOLDERS} or len(top & {*SPLIT_FOLDERS}) > 1)
+        depth = 1 if divided else 0  # of the class folder
+        if divided:
+            kept = [path for path in paths if path.split("/", 1)[0] in SPLIT_FOLDERS and "/" in path]
+            if len(kept) < len(paths):
+                log.warning("%s: %d images outside of %s left out", self.root, len(paths) - len(kept), ", ".join(SPLIT_FOLDERS))
+            paths = kept
+        self.paths = self._of_split(paths, top, divided)
         if not self.paths:
             raise UserError(f"folder '{self.root}': split '{split}' has no image; use split 'all'")
         classes = [path.split("/")[depth] if path.count("/") > depth else None for path in paths]
@@ -291,8 +296,8 @@ class FolderSource(Source):
         sizes = [os.path.getsize(os.path.join(self.root, path)) for path in self.paths]
         self.fingerprint = _digest([self.paths, sizes])
 
-    def _of_split(self, paths, top):
-        if "train" in top:
+    def _of_split(self, paths, top, divided):
+        if divided:
             present = [name for name in SPLIT_FOLDERS if name in top]
             folder = self.split
             if folder == "test" and "test" not in top:

@@ -21,6 +21,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.export.source import Source, encoder_function, find_encoder, normalisation
 from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
+from ssl_jax.models.common import portable
 from ssl_jax.models.torch_layout import from_torch, to_torch
 
 # 'encode': images -> features; of a tokenizer 'tokens': images -> tokens, and 'decode': tokens -> images
@@ -127,7 +128,8 @@ def _program(function: Callable, tree, example: jax.ShapeDtypeStruct) -> tuple[j
     def export(names, batch, platforms=None):
         given = {name: jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names}
         x = jax.ShapeDtypeStruct((batch, *example.shape[1:]), example.dtype)
-        return jax_export.export(jax.jit(call), platforms=platforms)(given, x)
+        with portable():
+            return jax_export.export(jax.jit(call), platforms=platforms)(given, x)
 
     in_order = sorted(weights)  # as dicts are flattened
     kept = export(weights, batch=1).module_kept_var_idx  # a program with a free batch keeps all its arguments

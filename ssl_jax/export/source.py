@@ -71,13 +71,15 @@ def plain(config) -> dict:
 
 
 def difference(features: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    """Largest difference over the features of both, each relative to the largest value of that feature."""
-    largest = 0.0
+    """Largest difference over the features of both, each relative to the largest value of that feature; infinite where one is not
+    finite, and where they have no feature in common.
+    """
+    relative = []
     for name in set(features) & set(expected):
         target = np.asarray(expected[name], np.float32)
         error = np.max(np.abs(np.asarray(features[name], np.float32) - target))
-        largest = max(largest, float(error) / max(float(np.max(np.abs(target))), 1e-12))
-    return largest
+        relative.append(float(error) / max(float(np.max(np.abs(target))), 1e-12))
+    return max(relative) if relative and np.isfinite(relative).all() else float("inf")
 
 
 def encoder_function(config) -> Callable[[Tree, Tree, Any], dict[str, jax.Array]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
 from typing import Any
@@ -39,14 +41,28 @@ def shard_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable():
+    """What is traced inside has no kernels of one platform: for programs that are exported to several."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool = False) -> jax.Array:
     """Softmax attention: [B, N, heads, D], [B, M, heads, D] twice -> [B, N, heads, D]; `causal`: place n sees places up to n.
 
     On GPUs it is cuDNN's, which never writes the [N, M] tables to memory, for the types, widths and lengths that it has (an odd length,
-    such as the 197 of a ViT with a class token, has no gradient there); elsewhere XLA's.
+    such as the 197 of a ViT with a class token, has no gradient there); elsewhere, and where programs are to be `portable`, XLA's.
     """
-    half, even = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[1] % 2 == key.shape[1] % 2 == 0
-    flash = jax.default_backend() == "gpu" and half and even and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
+    half, even, width = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[1] % 2 == key.shape[1] % 2 == 0, query.shape[-1]
+    gpu = jax.default_backend() == "gpu" and not _portable.get()
+    flash = gpu and half and even and width <= 128 and width % 8 == 0
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn" if flash else "xla")
 
 

@@ -1,0 +1,43 @@
+"""Which leaves another run's weights go to, and what a rule that moves none says."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.cli import warm_start as subject
+from ssl_jax.engine.method import State
+from ssl_jax.errors import UserError
+
+THERE = {"net": {"encoder": {"kernel": np.ones((2, 3), np.float32)}, "head": {"bias": np.ones(3, np.float32)}}}
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """A finished run with the weights `THERE`."""
+    source = {"params": THERE, "mutable": {}}
+    made = types.SimpleNamespace(steps=lambda: [7], read=lambda step: source, close=lambda: None)
+    monkeypatch.setattr(subject, "Checkpoints", lambda *_, **__: made)
+    return "elsewhere"
+
+
+def state():
+    zeros = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape), jax.devices()[0]), THERE)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return State(jnp.int32(0), jax.device_put(zeros, whole), {}, {}, {})
+
+
+def test_leaves_go_where_the_rules_say(other):
+    after = subject.warm_start(state(), other, (("^net/encoder/", "net/encoder/"),)).params["net"]
+    assert after["encoder"]["kernel"].min() == 1
+    assert after["head"]["bias"].max() == 0
+
+
+@pytest.mark.parametrize("rule", [("^net/backbone/", "net/encoder/"), ("^net/encoder/", "net/backbone/")])
+def test_a_rule_that_moves_nothing_is_named(other, rule):
+    """Whether it matches no leaf there, or what it makes of it is none here."""
+    with pytest.raises(UserError, match="takes nothing from elsewhere"):
+        subject.warm_start(state(), other, (rule,))
