@@ -150,6 +150,11 @@ def test_sigterm_is_passed_on(scripted):
     assert scripted(text) == 0
 
 
+def test_a_second_signal_ends_processes_that_hang(scripted):
+    twice = "\n    os.kill(os.getppid(), signal.SIGTERM); time.sleep(1); os.kill(os.getppid(), signal.SIGTERM)"
+    assert scripted(f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif me == 0:{twice}\ntime.sleep(99)") == 128 + 15
+
+
 def test_sigterm_has_the_exit_code_that_was_asked_for(scripted, monkeypatch):
     monkeypatch.setattr(local, "supervise", functools.partial(local.supervise, saved_code=75))
     text = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(99)"

@@ -30,7 +30,7 @@ def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts:
     Process 0 writes to this terminal, process i to WORKDIR/processes/<i>.txt. If one fails, or ends before the others, the rest are
     ended too, and all are started again, at most `max_restarts` times; a mistake of the user (exit code 2) is not tried again. SIGTERM
     is passed on, so that all save, and the exit code is `saved_code`, as it is when one of the processes got it from elsewhere; Ctrl-C
-    too, with exit code 130.
+    too, with exit code 130. Saving may take its time: a second signal ends what has not ended by then.
 
     Raises:
         UserError: no processes, or a negative number of restarts.
@@ -69,7 +69,7 @@ def _once(arguments, processes, workdir, asked, well) -> tuple[int, str]:
             if asked and not passed_on:
                 passed_on = True
                 _signal(running, signal.SIGTERM)
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or len(asked) > 1:
                 break
         silent = [i for i in range(processes) if i not in ended]
         _end(running)
