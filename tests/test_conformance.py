@@ -129,9 +129,9 @@ def steps(this, n, state, start=0):
     return state, told
 
 
-def spectral(state):
-    """The leaves of spectral normalisation's state."""
-    return [x for path, x in jax.tree.leaves_with_path(state.mutable) if "spectral" in jax.tree_util.keystr(path)]
+def statistics(state, kind):
+    """The leaves of `kind`: 'spectral' or 'batch_stats'."""
+    return [x for path, x in jax.tree.leaves_with_path(state.mutable) if kind in jax.tree_util.keystr(path)]
 
 
 def losses(told, kind="/loss"):
@@ -203,8 +203,9 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.slow)])
 @every_config
 def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
-    """The network as it is: states of one device, each also given to data 4 x fsdp 2 (SimCLR: data 8 too); loss, gradient norm and the
-    vectors of spectral normalisation agree, the step is traced once, and the state keeps its tree, shapes, types and shardings.
+    """The network as it is: states of one device, each also given to data 4 x fsdp 2 (SimCLR: data 8 too); loss, gradient norm, the
+    vectors of spectral normalisation and batch statistics agree, the step is traced once, and the state keeps its tree, shapes, types and
+    shardings.
 
     Every lazy phase of a smoke config runs within four steps.
     """
@@ -222,8 +223,10 @@ def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
             described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), before)
             after, metrics = steps(this, 1, before, start=step)
             spread += metrics
-            for ours, theirs in zip(spectral(after), spectral(states[step + 1]), strict=True):
+            for ours, theirs in zip(statistics(after, "spectral"), statistics(states[step + 1], "spectral"), strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+            for ours, theirs in zip(statistics(after, "batch_stats"), statistics(states[step + 1], "batch_stats"), strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
             assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), after) == described
         np.testing.assert_allclose(losses(spread), losses(told), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(losses(spread, "/grad_norm/"), losses(told, "/grad_norm/"), rtol=1e-4)
@@ -240,7 +243,7 @@ def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
     state, _ = steps(this, 2, begin(name, this))  # the first may have a learning rate of zero
     assert int(state.step) == 2
     assert jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(state.frozen), first.frozen))
-    assert moved(first, state) == groups(this.method)
+    assert moved(first.params, state.params) == groups(this.method)
     if len(this.method.phases) == 1:
         return
     optimizers, _ = make_optimizers(this.config.optim, first.params, this.durations["total"], this.config.batch_size, 1000)
@@ -248,13 +251,14 @@ def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
     for phase in this.method.phases:
         step = jax.jit(make_step(this.method._replace(phases=(phase,)), optimizers))
         state = first._replace(step=np.int32(1 if phase.when is None else next(i for i in range(1, 1000) if phase.when(i))))
-        assert moved(first, step(state, batch, this.run.root)[0]) == set(trained(phase)), phase.name
+        after = step(state, batch, this.run.root)[0]
+        assert moved(first.params, after.params) == moved(first.opt, after.opt) == set(trained(phase)), phase.name
 
 
 def moved(before, after):
-    """The groups whose parameters differ."""
-    return {group for group, tree in jax.device_get(after.params).items()
-            if not jax.tree.all(jax.tree.map(np.array_equal, before.params[group], tree))}  # fmt: skip
+    """The groups whose arrays differ."""
+    return {group for group, tree in jax.device_get(after).items()
+            if not jax.tree.all(jax.tree.map(np.array_equal, before[group], tree))}  # fmt: skip
 
 
 @every_config
