@@ -204,8 +204,8 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
 @every_config
 def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
     """The network as it is: states of one device, each also given to data 4 x fsdp 2 (SimCLR: data 8 too); loss, gradient norm, the
-    vectors of spectral normalisation and batch statistics agree, the step is traced once, and the state keeps its tree, shapes, types and
-    shardings.
+    vectors of spectral normalisation and batch statistics agree, the step is traced once, and the state keeps its tree, shapes, types
+    and shardings.
 
     Every lazy phase of a smoke config runs within four steps.
     """
