@@ -145,6 +145,7 @@ def stylegan1_ffhq1024(config):
     config.model.r1.interval = 1
     config.model.path_length.weight = 0.0
     config.model.truncation_layers = 8
+    config.evals.path.crop = True
     config.optim = dict(generator=adam(0.003), discriminator=adam(0.003))
 
 

@@ -15,25 +15,10 @@ from torch_reference import require_lightly, require_torch
 from ssl_jax.cli.evaluations import comparable
 from ssl_jax.engine.sharding import place
 from ssl_jax.errors import UserError
-from ssl_jax.evals import classifier, fewshot, knn, linear, representation
+from ssl_jax.evals import fewshot, knn, linear, representation
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context, pixel_context
 from ssl_jax.evals.features import Features, extract, hits, moments, pixels
-
-# --- the scores of the model itself
-
-
-def test_a_classifier_is_right_where_its_largest_score_is():
-    scores, labels = np.random.default_rng(0).standard_normal((40, 7)), np.random.default_rng(1).integers(0, 7, 40)
-    batch = {"image": scores[:, None, None].astype(np.float32), "label": labels, "mask": np.ones(40, bool)}
-    context = Context(jax.jit(lambda x: {"logits": x[:, 0, 0], "pooled": -x[:, 0, 0]}), lambda split: iter([batch]))
-    metrics, protocol, _ = classifier.evaluate(context)
-    ranks = np.array([(row > row[label]).sum() for row, label in zip(scores, labels, strict=True)])
-    assert metrics == pytest.approx({f"top{k}": 100 * np.mean(ranks < k) for k in (1, 5)})
-    assert protocol == "classifier layer=logits of test(40), nothing fitted"
-    with pytest.raises(UserError, match="classifier needs a model with 'scores'; this has logits, pooled"):
-        classifier.prepare(context, layer="scores")
-
 
 # --- kNN
 
