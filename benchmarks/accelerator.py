@@ -6,8 +6,8 @@
 Ours is the step that `launch.py train` compiles for the config and overrides of a case, on one device, without augmentations; the case
 `simclr_resnet50_augmented` has those of the recipe, and no reference. The reference is torchvision's ResNet, timm's ViT or
 `torch_vit_vqgan` with the same parameters, loss and kind of optimizer, fused. Batches of random bytes lie on the device. Every side is
-a process of its own; they trace (ours) or compile and warm up (theirs) side by side, then one after the other compiles (ours) and is
-measured. A time is the median of ten rounds (--rounds) of five steps, of which the last is waited for. Memory is the allocator's peak.
+a process of its own. All compile before any is measured: ours one after the other, since XLA times kernels as it compiles, theirs side
+by side. A time is the median of ten rounds (--rounds) of five steps, of which the last is waited for. Memory is the allocator's peak.
 
 The first form ends with a table and a line of JSON; the second writes what `launch.py rehearse` finds for the cases.
 """
@@ -83,7 +83,7 @@ def config_of(case: Case, batch: int, pixels: int):
 # ---------------------------------------------------------------- ours
 
 
-def ours(name: str, batch: int, pixels: int) -> Callable[[], dict]:
+def ours(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
     import jax
     import numpy as np
     import step_timing
@@ -105,10 +105,15 @@ def ours(name: str, batch: int, pixels: int) -> Callable[[], dict]:
     traced = run.trace(run.abstract, example, run.root)
     counted, lowered = flops.count(traced.jaxpr), traced.lower()
 
-    def measure() -> dict:
+    compiled = None
+
+    def compiling() -> dict:
+        nonlocal compiled
         start = time.perf_counter()
         compiled = lowered.compile()
-        compiling = time.perf_counter() - start
+        return {"compiling": time.perf_counter() - start}
+
+    def measure() -> dict:
         state, rng = run.init(), np.random.default_rng(0)
 
         def random(x):
@@ -141,18 +146,17 @@ def ours(name: str, batch: int, pixels: int) -> Callable[[], dict]:
             "flops": counted.flops,
             "moved_bytes": traffic(compiled.as_text()),
             "bytes_by_xla": cost.get("bytes accessed"),
-            "compiling": compiling,
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
         }
 
-    return measure
+    return [compiling, measure]
 
 
 # ---------------------------------------------------------------- theirs
 
 
-def theirs(name: str, batch: int, pixels: int) -> Callable[[], dict]:
+def theirs(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
     import torch
     from train_step import references, torch_nt_xent
 
@@ -177,18 +181,21 @@ def theirs(name: str, batch: int, pixels: int) -> Callable[[], dict]:
             torch.cuda.synchronize()
         return loss
 
-    start = time.perf_counter()
-    loss = float(steps(3))
-    compiling = time.perf_counter() - start
+    def compiling() -> dict:
+        start = time.perf_counter()
+        loss = float(steps(3))
+        if cuda:
+            torch.cuda.empty_cache()  # others compile and are measured meanwhile
+        return {"compiling": time.perf_counter() - start, "loss": loss}
 
     def measure() -> dict:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         times = rounds(steps)
         peak = torch.cuda.max_memory_allocated() if cuda else None
-        return {**times, "loss": loss, "parameters": parameters, "peak_bytes": peak, "compiling": compiling, "torch": torch.__version__}
+        return {**times, "parameters": parameters, "peak_bytes": peak, "torch": torch.__version__}
 
-    return measure
+    return [compiling, measure]
 
 
 def size_of(*modules) -> int:
@@ -295,36 +302,60 @@ def rounds(steps: Callable) -> dict:
 
 
 def child(name: str, side: str, batch: int, pixels: int) -> None:
-    """Get ready, say so, wait to be called, measure, tell."""
-    measure = {"ours": ours, "theirs": theirs}[side](name, batch, pixels)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(json.dumps(measure()), flush=True)
+    """Get ready, and take one step for each line that comes in: compile, then measure."""
+    stages = {"ours": ours, "theirs": theirs}[side](name, batch, pixels)
+    for stage in stages:
+        sys.stdin.readline()
+        print(json.dumps(stage()), flush=True)
 
 
-def group(side: str, cases: list[str], arguments, seconds: float) -> dict[str, dict]:
-    """All cases of one side: they get ready together and are measured one after the other. One that ends early or takes too long has
-    {'error': the end of what it said}."""
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3", "ROUNDS": str(arguments.rounds)}
-    environment |= {"PROFILE": str(arguments.logs)} if arguments.profile else {}
-    running, found = {}, {}
-    for name in cases:
+class Process:
+    """A child; what it told is in `found`, with 'error', the end of its log, if it ended early or took too long."""
+
+    def __init__(self, name: str, side: str, arguments):
+        self.name, self.side, self.found = name, side, {}
         sizes = [str(arguments.batch or CASES[name].batch), str(arguments.pixels or CASES[name].pixels)]
-        log = Path(arguments.logs, f"{name}.{side}.txt").open("w+")  # noqa: SIM115
-        command = [sys.executable, __file__, "--child", name, side, *sizes]
-        running[name] = subprocess.Popen(
-            ["timeout", str(seconds), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-        ), log
-    for process, _ in running.values():
-        process.stdout.readline()
-    for name, (process, log) in running.items():
+        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment |= {"ROUNDS": str(arguments.rounds)} | ({"PROFILE": str(arguments.logs)} if arguments.profile else {})
+        self.log = Path(arguments.logs, f"{name}.{side}.txt")
+        command = ["timeout", str(arguments.limit), sys.executable, __file__, "--child", name, side, *sizes]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
+
+    def ask(self) -> None:
         try:
-            out, _ = process.communicate("go\n")
-            found[name] = json.loads(out.splitlines()[-1])
-        except (BrokenPipeError, IndexError, json.JSONDecodeError):
-            log.seek(0)
-            found[name] = {"error": log.read()[-1500:]}
-        print(f"{name} {side} {json.dumps(found[name])}", flush=True)
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # `hear` tells why
+
+    def hear(self) -> None:
+        line = self.process.stdout.readline()
+        self.found |= json.loads(line) if line else {"error": self.log.read_text()[-1500:]}
+        print(f"{time.strftime('%X')} {self.name} {self.side} {line.strip() or self.found['error']}", flush=True)
+
+
+def measure_all(cases: list[str], arguments) -> dict[str, dict]:
+    """{case: {side: what was found}}"""
+    mine = [Process(name, "ours", arguments) for name in cases]
+    other = [Process(name, "theirs", arguments) for name in cases if not name.endswith("augmented")]
+    for process in other:
+        process.ask()
+    for process in mine:
+        process.ask()
+        process.hear()
+    for process in other:
+        process.hear()
+    for process in [*mine, *other]:
+        if "error" not in process.found:
+            process.ask()
+            process.hear()
+        process.process.communicate()
+    found = {name: {} for name in cases}
+    for process in [*mine, *other]:
+        found[process.name][process.side] = process.found
     return found
 
 
@@ -371,7 +402,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=None, help="other images, to try this out")
     parser.add_argument("--rounds", type=int, default=10, help="to take the median of; 1, to try this out")
     parser.add_argument("--profile", action="store_true", help="write tables of where the time of our steps goes to --logs")
-    parser.add_argument("--limit", type=float, default=240, help="seconds for all cases of a side")
+    parser.add_argument("--limit", type=float, default=480, help="seconds for each process, waiting included")
     parser.add_argument("--child", nargs=4, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -382,10 +413,7 @@ def main() -> None:
             parser.error("--rehearse writes its findings to --predictions=FILE")
         return rehearse(arguments.rehearse, arguments.predictions, arguments.cases)
     predicted = json.loads(arguments.predictions.read_text()) if arguments.predictions else {}
-    found = {name: {"ours": result} for name, result in group("ours", arguments.cases, arguments, arguments.limit).items()}
-    compared = [name for name in arguments.cases if not name.endswith("augmented")]
-    for name, result in group("theirs", compared, arguments, arguments.limit).items():
-        found[name]["theirs"] = result
+    found = measure_all(arguments.cases, arguments)
     table(found, predicted)
     print(json.dumps({"benchmark": "accelerator", "cases": found}))
 

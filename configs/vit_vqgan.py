@@ -12,6 +12,8 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :scenes_wide_codes   the default with codes as wide as the encoder, of any norm. Published, for 256 pixels: 4 % of the codes used,
                        96 % with narrow ones of norm 1
   :cifar10_small       JPEG CIFAR-10, encoder and decoder twice as deep and half as wide again
+  :cifar10             JPEG CIFAR-10 with the networks and losses of SS (no perceptual one) on patches of 4: 64 tokens of 1024 codes.
+                       No such recipe was published; size and rates are ours
   :imagenet256         SS: encoder and decoder Small, 256 px, patches of 8, 1024 tokens of 8192 codes (32 numbers); Adam to 1e-4 over
                        50,000 steps, down to 5e-5, batch 256, 500,000 steps. Published, with LPIPS, on 128 TPUv4 for about a day:
                        FID of reconstructions 1.99, 95 % of the codes used in 256 images, squared error 3.34e-3
@@ -130,6 +132,17 @@ def cifar10_small(config):
     config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
 
 
+def cifar10(config):
+    cifar10_small(config)
+    vits(config, "small", "small", 4)
+    config.model.logit_laplace = 0.1
+    config.model.discriminator = dict(name="stylegan2", channel_base=4096, channel_max=512)
+    config.batch_size, config.total_steps = 128, 50_000
+    config.optim = dict(tokenizer=rate(2e-4, 2000))
+    adversarial(config)
+    config.evals.judge = dict(kind="judge")
+
+
 def imagenet256(config):
     scenes(config)
     config.data.name, config.data.test_split, config.data.workers = "imagenet2012", "validation", 16
@@ -175,7 +188,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("vit_vqgan")
     named = {"": scenes, "smoke": smoke, "scenes_adversarial": scenes_adversarial, "scenes_random": scenes_random,
              "scenes_encoder": scenes_encoder, "scenes_rotation": scenes_rotation, "scenes_wide_codes": scenes_wide_codes,
-             "cifar10_small": cifar10_small,
+             "cifar10_small": cifar10_small, "cifar10": cifar10,
              "imagenet256": imagenet256, "imagenet256_base": imagenet256_base, "imagenet256_large": imagenet256_large,
              "cnn_vqgan": cnn_vqgan}  # fmt: skip
     common.variant_of(variant, named)(config)

@@ -13,6 +13,9 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :mnist_t10k_probe  the same for its features: twelve blocks, without classes
   :cifar10_small   JPEG CIFAR-10: six blocks of width 256, 5.3 million parameters; generation_half measures the half of its samples that
                    a classifier prefers
+  :cifar10         JPEG CIFAR-10, on a run of configs/vit_vqgan.py:cifar10: 24 blocks of width 512. Size and rates are ours
+  :cifar10_probe   the same for its features: without classes. Published, for iGPT-L, on pixels and trained on ImageNet: a linear probe
+                   reaches 96.3 on CIFAR-10, and the last block is 2.4 points below the best one
   :imagenet256_base   VIM-Base: 24 blocks of width 1536, batch 1024, Adam (.9, .96), 450,000 steps: 5,000 of warm-up to 4.5e-4, which
                    is held up to step 80,000 and then falls exponentially to 1e-5. How weights were regularised and images augmented was
                    not published. Published (650M parameters: three square matrices in an attention, here four): FID 8.81, IS 110.8
@@ -125,6 +128,21 @@ def cifar10_small(config):
     config.evaluate_every_steps, config.checkpoint_every_steps = 5000, 1000
 
 
+def cifar10(config):
+    cifar10_small(config)
+    config.stages.tokenizer.recipe = "configs/vit_vqgan.py:cifar10"
+    config.batch_size, config.total_steps = 128, 50_000
+    transformer(config, depth=24, width=512, heads=8)
+    config.model.probe_block = 11
+    config.optim.net.lr = 5e-4
+
+
+def cifar10_probe(config):
+    cifar10(config)
+    without_classes(config)
+    del config.evals["generation"], config.evals["generation_half"]
+
+
 def imagenet256_base(config):
     scenes(config)
     config.data.name, config.data.test_split = "imagenet2012", "validation"
@@ -180,6 +198,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("vq_prior")
     named = {"": scenes, "smoke": smoke, "unconditional": unconditional, "mnist_t10k": mnist_t10k,
              "mnist_t10k_probe": mnist_t10k_probe, "cifar10_small": cifar10_small,
+             "cifar10": cifar10, "cifar10_probe": cifar10_probe,
              "imagenet256_base": imagenet256_base, "imagenet256_large": imagenet256_large,
              "imagenet256_large_adafactor": imagenet256_large_adafactor,
              "imagenet256_base_probe": imagenet256_base_probe, "imagenet256_large_probe": imagenet256_large_probe}  # fmt: skip
