@@ -135,7 +135,7 @@ def ours(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
         times = rounds(steps)
         told = jax.devices()[0].memory_stats() or {}  # before anything is traced
         if profile := os.environ.get("PROFILE"):
-            Path(profile, f"{name}.profile.txt").write_text(step_timing.report(lambda: steps(1), compiled.as_text(), longest=60))
+            Path(profile, f"{name}.profile.txt").write_text(step_timing.report(lambda: steps(1), compiled.as_text(), longest=400))
         cost = compiled.cost_analysis() or {}
         return {
             **times,
@@ -316,7 +316,10 @@ class Process:
         self.name, self.side, self.found = name, side, {}
         sizes = [str(arguments.batch or CASES[name].batch), str(arguments.pixels or CASES[name].pixels)]
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment |= {"ROUNDS": str(arguments.rounds)} | ({"PROFILE": str(arguments.logs)} if arguments.profile else {})
+        environment |= {"ROUNDS": str(arguments.rounds)}
+        if arguments.profile:  # in CUDA graphs kernels have no names
+            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
+            environment |= {"PROFILE": str(arguments.logs), "XLA_FLAGS": flags}
         self.log = Path(arguments.logs, f"{name}.{side}.txt")
         command = ["timeout", str(arguments.limit), sys.executable, __file__, "--child", name, side, *sizes]
         with self.log.open("w") as log:
@@ -340,7 +343,8 @@ class Process:
 def measure_all(cases: list[str], arguments) -> dict[str, dict]:
     """{case: {side: what was found}}"""
     mine = [Process(name, "ours", arguments) for name in cases]
-    other = [Process(name, "theirs", arguments) for name in cases if not name.endswith("augmented")]
+    compared = [] if arguments.ours else [name for name in cases if not name.endswith("augmented")]
+    other = [Process(name, "theirs", arguments) for name in compared]
     for process in other:
         process.ask()
     for process in mine:
@@ -401,7 +405,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None, help="another batch, to try this out")
     parser.add_argument("--pixels", type=int, default=None, help="other images, to try this out")
     parser.add_argument("--rounds", type=int, default=10, help="to take the median of; 1, to try this out")
-    parser.add_argument("--profile", action="store_true", help="write tables of where the time of our steps goes to --logs")
+    parser.add_argument("--ours", action="store_true", help="without PyTorch")
+    parser.add_argument("--profile", action="store_true", help="without CUDA graphs; tables of where our time goes to --logs")
     parser.add_argument("--limit", type=float, default=480, help="seconds for each process, waiting included")
     parser.add_argument("--child", nargs=4, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

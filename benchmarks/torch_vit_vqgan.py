@@ -47,7 +47,7 @@ class Tokenizer(nn.Module):
 
     def quantise(self, z):
         codebook = F.normalize(self.codebook, dim=-1)
-        codes = codebook[(z @ codebook.T).argmax(-1)]
+        codes = F.embedding((z @ codebook.T).argmax(-1), codebook)
         loss = (codes - z.detach()).square().mean() + 0.25 * (z - codes.detach()).square().mean()
         return z + (codes - z).detach(), loss
 

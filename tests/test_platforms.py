@@ -12,7 +12,7 @@ import pytest
 
 from ssl_jax.engine.xla_options import SETS, xla_options
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import attention, portable
+from ssl_jax.models.common import attention, even_lengths, portable
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -32,7 +32,7 @@ def test_attention_is_a_softmax_of_products(causal):
     [
         ("gpu", jnp.bfloat16, 64, 196, "cudnn"),
         ("gpu", jnp.float16, 128, 2, "cudnn"),
-        ("gpu", jnp.bfloat16, 64, 197, "xla"),  # a class token; cuDNN has no gradient of odd lengths
+        ("gpu", jnp.bfloat16, 64, 197, "cudnn"),  # a class token
         ("gpu", jnp.float32, 64, 2, "xla"),
         ("gpu", jnp.bfloat16, 12, 2, "xla"),
         ("gpu", jnp.bfloat16, 512, 2, "xla"),  # the one head of a VQGAN
@@ -40,14 +40,40 @@ def test_attention_is_a_softmax_of_products(causal):
         ("cpu", jnp.bfloat16, 64, 2, "xla"),
     ],
 )
-def test_cudnn_where_it_has_type_width_and_length(monkeypatch, backend, dtype, width, length, chosen):
+def test_cudnn_where_it_has_type_and_width(monkeypatch, backend, dtype, width, length, chosen):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: asked.append(implementation))
+
+
+    def attend(query, *_, implementation, **__):
+        asked.append(implementation)
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
     attention(*[jnp.zeros((1, length, 1, width), dtype)] * 3)
     with portable():  # as exports are traced
         attention(*[jnp.zeros((1, length, 1, width), dtype)] * 3)
     assert asked == [chosen, "xla"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (4, 7), (6, 6)])
+def test_odd_lengths_are_padded_for_cudnn_and_nothing_else_changes(n, m, causal):
+    """Values and gradients, with XLA's attention in place of cuDNN's."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, length, 3, 8)) for i, length in enumerate((n, m, m)))
+    shapes = []
+
+    def attend(query, key, value, **lengths):
+        shapes.append((query.shape[1], key.shape[1], value.shape[1], bool(lengths)))
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="xla", **lengths)
+
+    def value_and_gradients(attend):
+        return jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(attend(*x))), argnums=(0, 1, 2))(q, k, v)
+
+    padded = value_and_gradients(lambda *x: even_lengths(attend, *x))
+    assert shapes == [(n + n % 2, m + m % 2, m + m % 2, bool(n % 2 or m % 2))]
+    plain = value_and_gradients(lambda *x: attention(*x, causal))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), padded, plain)
 
 
 def test_an_unknown_set_is_one_line():

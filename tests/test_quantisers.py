@@ -87,6 +87,22 @@ def gradient(through, z, code, weight):
     return jax.grad(lambda z: jnp.sum(q.STRAIGHT_THROUGH[through](z, code) * weight))(z)
 
 
+@pytest.mark.parametrize("size", [5, 16])
+def test_rows_of_a_codebook_have_the_gradient_of_a_look_up(size, monkeypatch):
+    """Also where the codes are gone through in parts, the last of them smaller, and where all vectors have one code."""
+    monkeypatch.setattr(q, "CHUNK", 6)
+    rng = np.random.default_rng(0)
+    codebook, z = rng.normal(size=(size, 3)).astype(np.float32), rng.normal(size=(4, 7, 3)).astype(np.float32)
+    for tokens in (rng.integers(0, size, (4, 7)), np.full((4, 7), size - 1)):
+        expected = np.zeros((size, 3))
+        for token, row in zip(tokens.reshape(-1), z.reshape(-1, 3), strict=True):
+            expected[token] += row
+        np.testing.assert_allclose(q.sums(z, tokens, size), expected, atol=1e-5)
+        value, pull = jax.vjp(lambda c: q.rows(c, tokens), codebook)  # noqa: B023
+        np.testing.assert_array_equal(value, codebook[tokens])
+        np.testing.assert_allclose(pull(z)[0], expected, atol=1e-5)
+
+
 def test_straight_through_variants():
     z, code, g = 3 * normal(0, 50, 8), unit(normal(1, 50, 8)), normal(2, 50, 8)
     for name, through in q.STRAIGHT_THROUGH.items():

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -57,13 +58,25 @@ def portable():
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool = False) -> jax.Array:
     """Softmax attention: [B, N, heads, D], [B, M, heads, D] twice -> [B, N, heads, D]; `causal`: place n sees places up to n.
 
-    On GPUs it is cuDNN's, which never writes the [N, M] tables to memory, for the types, widths and lengths that it has (an odd length,
-    such as the 197 of a ViT with a class token, has no gradient there); elsewhere, and where programs are to be `portable`, XLA's.
+    On GPUs it is cuDNN's, which never writes the [N, M] tables to memory, for the types and widths that it has; elsewhere, and where
+    programs are to be `portable`, XLA's.
     """
-    half, even, width = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[1] % 2 == key.shape[1] % 2 == 0, query.shape[-1]
+    half, width = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
     gpu = jax.default_backend() == "gpu" and not _portable.get()
-    flash = gpu and half and even and width <= 128 and width % 8 == 0
-    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn" if flash else "xla")
+    if not (gpu and half and width <= 128 and width % 8 == 0):
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="xla")
+    return even_lengths(functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn"), query, key, value)
+
+
+def even_lengths(attend: Callable[..., jax.Array], query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`attend` of arrays whose odd lengths (the 197 of a ViT with a class token) have a masked place more: JAX refuses the gradient of
+    cuDNN's attention for odd ones."""
+    batch, n, m = len(query), query.shape[1], key.shape[1]
+    if n % 2 == m % 2 == 0:
+        return attend(query, key, value)
+    query, key, value = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = dict(query_seq_lengths=jnp.full(batch, n, jnp.int32), key_value_seq_lengths=jnp.full(batch, m, jnp.int32))
+    return attend(query, key, value, **lengths)[:, :n]
 
 
 def create(module: nn.Module, key: jax.Array, *args, train: bool = True, **kwargs) -> tuple[Tree, Tree]:

@@ -134,7 +134,7 @@ def _learned(
             state = replaced(params, state, started, jnp.full(size, step == 0))
         codebook = unit(raw(params, state))
         tokens = q.nearest(target, codebook)
-        code = codebook[tokens]
+        code = q.rows(codebook, tokens)
         loss = commitment * q.commitment_loss(target, code)
         if not averaged:
             loss += q.codebook_loss(target, code)
@@ -158,7 +158,7 @@ def _learned(
         return q.nearest(unit(z.astype(jnp.float32)), unit(raw(params, state)))
 
     def embed(params, state, tokens):
-        return unit(raw(params, state))[tokens]
+        return q.rows(unit(raw(params, state)), tokens)
 
     coupled = averaged or moves or entropy > 0
     return Quantiser(size, dim, make, train, find, embed, coupled)

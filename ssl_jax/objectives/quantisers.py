@@ -86,6 +86,29 @@ def _least(z, codebook):
     return best, token
 
 
+def sums(z: jax.Array, tokens: jax.Array, size: int) -> jax.Array:
+    """The sum of the vectors of each code: z [..., D], tokens [...] -> [size, D].
+
+    As products with one-hot rows, as many as the look-up takes: where many vectors have one code, as at the start of training, a GPU
+    adds scattered rows one after the other (331 of the 534 ms of a step of ViT-VQGAN small on an H200).
+    """
+    z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1, 1)
+
+    def of(start):
+        one_hot = (tokens == jnp.arange(start, min(start + CHUNK, size))).astype(jnp.float32)
+        return jnp.einsum("nk,nd->kd", one_hot, z, precision=jax.lax.Precision.HIGHEST)
+
+    return jnp.concatenate([of(start) for start in range(0, size, CHUNK)])
+
+
+def rows(codebook: jax.Array, tokens: jax.Array) -> jax.Array:
+    """codebook[tokens]: [K, D], [...] -> [..., D]; the gradient for the codebook is `sums`."""
+    size = len(codebook)
+    take = jax.custom_vjp(lambda codebook, tokens: codebook[tokens])
+    take.defvjp(lambda codebook, tokens: (codebook[tokens], tokens), lambda tokens, g: (sums(g, tokens, size), None))
+    return take(codebook, tokens)
+
+
 # -------------------------------------------------------------------------------------- gradients through a look-up
 
 
@@ -183,9 +206,8 @@ def moving_average(state: Mapping, z: jax.Array, tokens: jax.Array, decay: float
     the smoothing draws it to zero (at .99 half of it is left after 1,150 steps), as in the published implementations.
     """
     size = len(state["count"])
-    sums = jnp.zeros_like(state["sum"]).at[tokens.reshape(-1)].add(jax.lax.stop_gradient(z).reshape(-1, z.shape[-1]))
     count = decay * state["count"] + (1 - decay) * counts(tokens, size)
-    total = decay * state["sum"] + (1 - decay) * sums
+    total = decay * state["sum"] + (1 - decay) * sums(jax.lax.stop_gradient(z), tokens, size)
     weight = decay * state["weight"] + (1 - decay)
     n = count / weight
     smoothed = (n + epsilon) / (n.sum() + size * epsilon) * n.sum()
@@ -220,7 +242,7 @@ def k_means(key: jax.Array, z: jax.Array, size: int, iterations: int = 10, per_c
     def lloyd(_, centres):
         tokens = _least(*_centred(z, centres))[1]
         n = counts(tokens, size)[:, None]
-        return jnp.where(n > 0, jnp.zeros_like(centres).at[tokens].add(z) / jnp.maximum(n, 1), centres)
+        return jnp.where(n > 0, sums(z, tokens, size) / jnp.maximum(n, 1), centres)
 
     return jax.lax.fori_loop(0, iterations, lloyd, centres)
 
