@@ -5,6 +5,8 @@
 Variants (published figures are quoted from their source; ours are in docs/results.md):
   (default)         embedded scenes, ResNet-10 of width 1/4, 45 epochs, minutes on two cores
   :smoke            the same in seconds, for tests
+  :scenes_moco, :scenes_clip   the default with a loss that compares each view with the other views of the batch only: with keys that
+                    have no gradient (MoCo's, without its second encoder), with gradients on both sides (CLIP's)
   :cifar10_small    JPEG CIFAR-10, ResNet-10 of width 1/4, under 40 minutes on two cores
   :cifar10          dkobak/simclr-cifar10: ResNet-18, batch 512, 100 epochs, SGD 0.06 x B / 256, no blur, no normalisation, head
                     1024-128 without BatchNorm, tau 0.5. Published (3 runs): loss 5.18 +- .01, kNN (k=10, cosine) 83.2 +- .2,
@@ -40,6 +42,7 @@ def scenes(config):
         encoder=dict(name="resnet", depth=10, width=0.25, stem="stride2", zero_init_residual=False),
         head=dict(widths=(256, 128)),
         temperature=0.2,
+        loss="nt_xent",
         similarities="dense",
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
@@ -63,6 +66,16 @@ def smoke(config):
     config.model.encoder.zero_init_residual = True  # smooth at the start, so that tests can compare devices over many steps
     config.optim.net.warmup_epochs = 0.1
     config.evals.linear = dict(kind="linear", solver="lbfgs", l2=(1e-2,), iterations=20)
+
+
+def scenes_moco(config):
+    scenes(config)
+    config.model.loss = "moco"
+
+
+def scenes_clip(config):
+    scenes(config)
+    config.model.loss = "clip"
 
 
 def cifar10_small(config):
@@ -98,6 +111,7 @@ def cifar10(config):
         encoder=dict(name="resnet", depth=18, width=1.0, stem="cifar", zero_init_residual=False),
         head=dict(widths=(1024, 128), batch_norm=False),
         temperature=0.5,
+        loss="nt_xent",
         similarities="dense",
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
@@ -155,6 +169,7 @@ def imagenet(config):
         encoder=dict(name="resnet", depth=50, width=1.0, stem="imagenet", flavour="simclr"),
         head=dict(widths=(2048, 128), kernel_std=0.01),
         temperature=0.1,
+        loss="nt_xent",
         similarities="ring",  # of 8,192 views; with "dense" they are a quarter of a gigabyte
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
@@ -194,8 +209,8 @@ def folder(config):
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("simclr")
-    named = {"": scenes, "smoke": smoke, "cifar10_small": cifar10_small, "cifar10": cifar10, "cifar10_lightly": cifar10_lightly,
-             "cifar10_simclr": cifar10_simclr, "imagenet": imagenet, "imagenet_v2": imagenet_v2,
-             "imagenet_v2_sk": imagenet_v2_sk, "folder": folder}  # fmt: skip
+    named = {"": scenes, "smoke": smoke, "scenes_moco": scenes_moco, "scenes_clip": scenes_clip,
+             "cifar10_small": cifar10_small, "cifar10": cifar10, "cifar10_lightly": cifar10_lightly,
+             "cifar10_simclr": cifar10_simclr, "imagenet": imagenet, "imagenet_v2": imagenet_v2, "imagenet_v2_sk": imagenet_v2_sk, "folder": folder}  # fmt: skip
     common.variant_of(variant, named)(config)
     return config

@@ -31,6 +31,7 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.ste
 SMALL = ("--config.batch_size=32",)
 every_config = pytest.mark.parametrize("name", NAMES)
 QUICK = ("bigan", "gan", "simclr", "supervised")  # a simultaneous game, an alternating one, and no game
+LARGE = ("biggan", "bigbigan", "ssgan", "stylegan", "vit_vqgan")  # a minute of compiling for a mesh
 few_configs = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 
 
@@ -174,7 +175,7 @@ def test_data_fits_the_method(name):
 
 
 @pytest.mark.parametrize("smooth", [False, True], ids=["as it is, small rate", "smooth, own optimizer"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "simclr" else pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "autoencoder" else pytest.mark.slow) for n in NAMES])
 def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
     """Losses on 1 device and on data 4 x fsdp 2, each going its own way for 20 steps; with the small rate the parameters, too.
 
@@ -205,7 +206,7 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.slow)])
-@every_config
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMES])
 def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
     """The network as it is: states of one device, each also given to data 4 x fsdp 2 (SimCLR: data 8 too); loss, gradient norm, the
     vectors of spectral normalisation and batch statistics agree, the step is traced once, and the state keeps its tree, shapes, types

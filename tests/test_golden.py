@@ -30,7 +30,9 @@ def test_parameters_lie_where_they_lay(name):
     assert not told, ANEW
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "gan" in name else ()) for name in PROGRAMS]  # they compile for a minute
+)
 def test_steps_send_what_they_sent(name):
     assert not golden.differences(golden.read(name, "cpu:8"), found(name, "cpu:8")), ANEW
 

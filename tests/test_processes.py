@@ -251,7 +251,7 @@ def test_hosts_that_see_different_folders_are_told(tmp_path):
 
 
 
-FAMILIES = ["simclr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("biggan", "vit_vqgan"))]
+FAMILIES = ["autoencoder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simclr", "biggan", "vit_vqgan"))]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -7,15 +7,23 @@ import logging
 import math
 import os
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-from tensorboardX import SummaryWriter
 
 from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+if "torch" in sys.modules:
+    from tensorboardX import SummaryWriter
+else:  # tensorboardX imports PyTorch where it is installed, for the name of a type: three seconds of every start
+    sys.modules["torch"] = None
+    from tensorboardX import SummaryWriter
+
+    del sys.modules["torch"]
 
 
 class MetricsWriter:

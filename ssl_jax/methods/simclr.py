@@ -15,14 +15,15 @@ from ssl_jax.engine.method import Method, Phase
 from ssl_jax.models.common import apply, init_variables
 from ssl_jax.models.encoders import build_encoder
 from ssl_jax.models.heads import ProjectionHead
-from ssl_jax.objectives.contrastive import check_way, nt_xent
+from ssl_jax.objectives.contrastive import loss_of_views
 
 
 def build(config, stages) -> Method:
-    """`config.model`: encoder (see `build_encoder`), head (fields of ProjectionHead), temperature, similarities (see
-    `objectives.contrastive`), mean and std of the input.
+    """`config.model`: encoder (see `build_encoder`), head (fields of ProjectionHead), loss, temperature and similarities (see
+    `objectives.contrastive`; the method's own loss is 'nt_xent'), mean and std of the input.
     """
-    model, way = config.model, check_way(config.model.similarities)
+    model = config.model
+    objective = loss_of_views(model.loss, model.temperature, model.similarities)
     encoder = build_encoder(model.encoder, config.dtype)
     head = ProjectionHead(**model.head, dtype=config.dtype)
     views = make_views(config.views)
@@ -45,7 +46,7 @@ def build(config, stages) -> Method:
         x = to_input(x.reshape(-1, *x.shape[2:]), model.mean, model.std)  # batch outermost: both views in one BatchNorm
         h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
         z, head_stats = apply(head, net["head"], stats["head"], h["pooled"], train=True)
-        value, logs = nt_xent(z[-1].reshape(*pairs, -1), model.temperature, way)
+        value, logs = objective(z[-1].reshape(*pairs, -1))
         return value, ({"batch_stats": {"encoder": encoder_stats, "head": head_stats}}, logs)
 
     def encode(params, mutable, images):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -75,6 +76,26 @@ def clip(images: jax.Array, texts: jax.Array, scale: jax.Array | float, way: Way
     first, told = info_nce(images, texts, 1 / scale, way)
     second, _ = info_nce(texts, images, 1 / scale, way)
     return (first + second) / 2, told
+
+
+def _moco(z, temperature, way):
+    """MoCo's: keys, which have no gradient, are the other view's projections, and each view is the query once (v3, algorithm 1)."""
+    (first, told), (second, _) = (info_nce(z[:, i], jax.lax.stop_gradient(z[:, 1 - i]), temperature, way) for i in (0, 1))
+    return (first + second) / 2, told
+
+
+LOSSES = {"nt_xent": nt_xent, "moco": _moco, "clip": lambda z, temperature, way: clip(z[:, 0], z[:, 1], 1 / temperature, way)}
+
+
+def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
+    """The function of two views' projections [N, 2, D]: 'nt_xent'; 'clip', which compares views of one kind with those of the other
+    only; 'moco', which is 'clip' without a gradient of the keys. Its value and logs are those of `nt_xent`.
+
+    Raises UserError for a loss or a way that there is not.
+    """
+    if name not in LOSSES:
+        raise UserError(f"config.model.loss={name!r} is unknown; choose {', '.join(LOSSES)}")
+    return functools.partial(LOSSES[name], temperature=temperature, way=check_way(way))
 
 
 def others(queries: jax.Array, keys: jax.Array, way: Way, group: int = 1) -> tuple[jax.Array, jax.Array]:
