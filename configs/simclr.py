@@ -211,6 +211,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("simclr")
     named = {"": scenes, "smoke": smoke, "scenes_moco": scenes_moco, "scenes_clip": scenes_clip,
              "cifar10_small": cifar10_small, "cifar10": cifar10, "cifar10_lightly": cifar10_lightly,
-             "cifar10_simclr": cifar10_simclr, "imagenet": imagenet, "imagenet_v2": imagenet_v2, "imagenet_v2_sk": imagenet_v2_sk, "folder": folder}  # fmt: skip
+             "cifar10_simclr": cifar10_simclr, "imagenet": imagenet, "imagenet_v2": imagenet_v2,
+             "imagenet_v2_sk": imagenet_v2_sk, "folder": folder}  # fmt: skip
     common.variant_of(variant, named)(config)
     return config
