@@ -56,7 +56,7 @@ CASES = {
     "vit_g14_tensor": Case("supervised.py:imagenet_vit_g14", on(2, 2, 2, "--config.batch_size=256")),
     "vq_prior_fsdp": Case("vq_prior.py:smoke", on(2, 4)),
     "biggan_fsdp": Case("biggan.py:smoke", on(2, 4, 1, "--config.batch_size=64")),
-    "vim_large_tensor": Case("vq_prior.py:imagenet256_large", on(2, 2, 2), programs=False),
+    "vim_large_tensor": Case("vq_prior.py:imagenet256_large", on(2, 2, 2, "--config.batch_size=64")),
     "biggan_deep_tensor": Case("biggan.py:deep128", on(2, 2, 2), programs=False),
     "stylegan_fsdp": Case("stylegan.py:smoke", on(fsdp=8)),
 }

@@ -31,7 +31,7 @@ def test_parameters_lie_where_they_lay(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if "gan" in name else ()) for name in PROGRAMS]  # they compile for a minute
+    "name", [pytest.param(name, marks=pytest.mark.slow if "gan" in name or "vim" in name else ()) for name in PROGRAMS]
 )
 def test_steps_send_what_they_sent(name):
     assert not golden.differences(golden.read(name, "cpu:8"), found(name, "cpu:8")), ANEW
