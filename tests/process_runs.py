@@ -16,6 +16,9 @@ from ssl_jax.cli import cluster
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES, BATCH = 96, 32  # of an epoch, of a step
+SHORT = {  # evaluations that take longer than a run
+    "autoencoder": ("--config.evals={'reconstruction': {'kind': 'reconstruction'}, 'knn': {'kind': 'knn'}}", "--config.best_metric=")
+}
 FLAGS = ("--config.baselines=()", f"--config.data.train_split=train[:{EXAMPLES}]", f"--config.batch_size={BATCH}")
 
 
@@ -72,7 +75,7 @@ class Runs:
     def __init__(self, folder, name, steps=12, every=3):
         self.folder, self.name, self.steps = folder, name, steps
         self.flags = (*FLAGS, f"--config.total_steps={steps}", f"--config.evaluate_every_steps={steps}",
-                      f"--config.checkpoint_every_steps={every}")  # fmt: skip
+                      f"--config.checkpoint_every_steps={every}", *SHORT.get(name, ()))  # fmt: skip
 
     def arguments(self, workdir, *flags):
         script = str(pathlib.Path(__file__).with_name("odd_launch.py"))

@@ -11,7 +11,7 @@ import pytest
 from ssl_jax.models import vit
 from ssl_jax.rehearsal.topology import open_topology
 
-PROGRAMS = [name for name, case in golden.CASES.items() if case.programs]
+LONG = ("biggan_fsdp", "biggan_deep_tensor", "stylegan_fsdp", "vim_large_tensor")  # a minute of compiling
 ANEW = "if this is meant: python tests/golden_programs.py"
 
 
@@ -24,22 +24,20 @@ def found(name, topology):
     return golden.describe(golden.CASES[name], open_topology(topology))
 
 
-@pytest.mark.parametrize("name", [name for name in golden.CASES if name not in PROGRAMS])
+@pytest.mark.parametrize("name", LONG)
 def test_parameters_lie_where_they_lay(name):
     told = golden.differences({**golden.read(name, ""), "collectives": {}}, golden.describe(golden.CASES[name], None))
     assert not told, ANEW
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if "gan" in name or "vim" in name else ()) for name in PROGRAMS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in golden.CASES])
 def test_steps_send_what_they_sent(name):
     assert not golden.differences(golden.read(name, "cpu:8"), found(name, "cpu:8")), ANEW
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu: pip install -r requirements-rehearse.txt")
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", golden.CASES)
 def test_steps_of_a_slice_send_what_they_sent(name):
     assert not golden.differences(golden.read(name, golden.SLICE), found(name, golden.SLICE)), ANEW
 
