@@ -79,6 +79,7 @@ def test_parameters_of_biggan_deep(size, generator, discriminator):
     assert count(DeepDiscriminator(size, classes=1000), jnp.zeros((2, size, size, 3))) == discriminator
 
 
+@pytest.mark.slow
 def test_biggan_deep_makes_and_reads_small_images():
     z, label = jax.random.normal(jax.random.key(0), (3, 8)), jnp.arange(3)
     generator = DeepGenerator(32, channels=8, classes=3, embedding=4, attention=(16,))

@@ -208,6 +208,7 @@ def test_an_evaluation_that_sigterm_kept_from_happening_is_made_when_the_run_goe
         assert [entry["step"] for entry in json.loads((tmp_path / "evaluations.json").read_text())] == [2, 4]
 
 
+@pytest.mark.slow
 def test_worker_processes_and_eight_devices_change_nothing(straight, folder, tmp_path):
     """Workers: bit-identical, over a kill. Devices: losses to 1e-5, from 1 to 8 and back."""
     workdir = tmp_path / "mixed"
@@ -350,11 +351,11 @@ def test_data_whose_preparation_was_interrupted(tmp_path, here):
     one_line(here([sys.executable, "launch.py", "train", *flags, "--config.data.name=cifar10"]), "was not prepared to the end")
 
 
-def test_nan_loss_names_the_step_and_keeps_the_checkpoint(folder, tmp_path, here):
+def test_nan_loss_names_the_step_and_keeps_the_checkpoint(folder, tmp_path):
     rate = ("--config.optim.net.lr=1e30", "--config.model.temperature=1e-30")
-    done = here(command(tmp_path / "w", folder, *rate, "--config.checkpoint_every_steps=1"))
+    done = run(command(tmp_path / "w", folder, *rate, "--config.checkpoint_every_steps=1"))
     one_line(done, "in phase 'ssl'")
-    skipped = here(command(tmp_path / "s", folder, *rate, "--config.on_nonfinite=skip"))
+    skipped = run(command(tmp_path / "s", folder, *rate, "--config.on_nonfinite=skip"))
     assert skipped.returncode == 0, skipped.stderr
     assert any(row.get("ssl/skipped") == 1 for row in lines(tmp_path / "s"))
 

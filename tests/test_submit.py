@@ -312,7 +312,7 @@ def test_logs_follow_until_the_end(tmp_path, capsys):
 def test_submitted_cancelled_submitted_again(tmp_path, capsys, monkeypatch):
     """A real training of this machine: it saves when it is cancelled, and goes on where it was."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
-    run, steps = tmp_path / "run", 800
+    run, steps = tmp_path / "run", 400
     every = [f"--config.{key}={steps}" for key in ("total_steps", "evaluate_every_steps", "checkpoint_every_steps")]
     overrides = ["--config.baselines=()", *every]
     assert submit(run, "--to=local", *overrides, config="configs/autoencoder.py:smoke") == 0
@@ -325,7 +325,7 @@ def test_submitted_cancelled_submitted_again(tmp_path, capsys, monkeypatch):
     saved = int(told.split("step ")[1].split()[0])
     assert 0 < saved < steps
     assert submit(run, "--to=local", *overrides, config="configs/autoencoder.py:smoke") == 0
-    assert "finished; step 800 is the last one logged" in wait(
+    assert "finished; step 400 is the last one logged" in wait(
         run, capsys, "finished", "failed", "stopped", seconds=600
     )
     assert main(["logs", f"--workdir={run}", "--lines=1000"]) == 0

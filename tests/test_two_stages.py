@@ -26,7 +26,8 @@ def tokens(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prior(tokens, tmp_path_factory):
     path = tmp_path_factory.mktemp("prior")
-    assert main(["train", "--config=configs/vq_prior.py:smoke", f"{TOKENIZER}{tokens}", f"--workdir={path}", *ONCE]) == 0
+    evals = "--config.evals={'prior': {'kind': 'prior', 'examples': 128}, 'depth': {'kind': 'depth'}}"
+    assert main(["train", "--config=configs/vq_prior.py:smoke", f"{TOKENIZER}{tokens}", f"--workdir={path}", *ONCE, evals]) == 0
     return path
 
 
