@@ -11,7 +11,7 @@ import pytest
 from ssl_jax.models import vit
 from ssl_jax.rehearsal.topology import open_topology
 
-LONG = ("biggan_fsdp", "biggan_deep_tensor", "stylegan_fsdp", "vim_large_tensor")  # a minute of compiling
+LONG = ("biggan_fsdp", "biggan_deep_tensor", "stylegan_fsdp")  # a minute of compiling
 ANEW = "if this is meant: python tests/golden_programs.py"
 
 
