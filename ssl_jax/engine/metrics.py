@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 if "torch" in sys.modules:
     from tensorboardX import SummaryWriter
-else:  # tensorboardX imports PyTorch where it is installed, for the name of a type: three seconds of every start
+else:  # tensorboardX imports PyTorch where it is installed, for the name of a type: two seconds of every start
     sys.modules["torch"] = None
     from tensorboardX import SummaryWriter
 

@@ -89,7 +89,7 @@ LOSSES = {"nt_xent": nt_xent, "moco": _moco, "clip": lambda z, temperature, way:
 
 def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
     """The function of two views' projections [N, 2, D]: 'nt_xent'; 'clip', which compares views of one kind with those of the other
-    only; 'moco', which is 'clip' without a gradient of the keys. Its value and logs are those of `nt_xent`.
+    only; 'moco', which is 'clip' without a gradient of the keys. It returns (loss, {'accuracy'}) as `nt_xent` does.
 
     Raises UserError for a loss or a way that there is not.
     """
