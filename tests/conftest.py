@@ -1,20 +1,14 @@
 """Eight fake devices for every test, set before jax is imported anywhere; and what may run at the same time."""
 
 import gc
-import importlib.metadata
 import os
 
 import pytest
+from xla_flags import flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # the CPU client deadlocks with more devices than threads
-FLAGS = [
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # of machine code, not of programs: tests compile for longer than they compute
-]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones abort, because they do not know it
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # fusions without MLIR on the way to machine code: a third less time
-os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+os.environ["XLA_FLAGS"] = f"{flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
 LONG = ("test_two_stages", "test_faults")  # begun first, so that no worker is left alone with one of them
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -11,6 +11,7 @@ import time
 from itertools import chain
 
 import numpy as np
+from xla_flags import flags
 
 from ssl_jax.cli import cluster
 
@@ -23,8 +24,7 @@ FLAGS = ("--config.baselines=()", f"--config.data.train_split=train[:{EXAMPLES}]
 
 
 def environment(devices, **others):
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "16", **{k: str(v) for k, v in others.items()}}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices), "NPROC": "16", **{k: str(v) for k, v in others.items()}}
 
 
 class Running:

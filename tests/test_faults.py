@@ -13,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 import pytest
 from PIL import Image
+from xla_flags import flags
 
 from ssl_jax.cli.main import main
 from ssl_jax.engine.loop import Signals
@@ -76,8 +77,7 @@ def command(workdir, folder, *overrides, variant=""):
 
 
 def environment(devices=1):
-    flags = "--xla_backend_optimization_level=0" + (f" --xla_force_host_platform_device_count={devices}" if devices > 1 else "")
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "16", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices), "NPROC": "16", "PYTHONUNBUFFERED": "1"}
 
 
 def run(arguments, devices=1, timeout=240):

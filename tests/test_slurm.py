@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+from xla_flags import flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 NODE = ROOT / "benchmarks" / "slurm_node.sh"
@@ -44,8 +45,7 @@ def node(tmp_path_factory):
 
 
 def launch(*arguments):
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(1)}
     done = subprocess.run(
         [sys.executable, "launch.py", *map(str, arguments)],
         cwd=ROOT,

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 from submitting import GKE, ROOT, SCHEMA, TPU, dry, error, submit, wait
+from xla_flags import flags
 
 from ssl_jax.cli import jobs
 from ssl_jax.cli.engines import local, tpu_slices
@@ -311,7 +312,7 @@ def test_logs_follow_until_the_end(tmp_path, capsys):
 
 def test_submitted_cancelled_submitted_again(tmp_path, capsys, monkeypatch):
     """A real training of this machine: it saves when it is cancelled, and goes on where it was."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", flags(1))
     run, steps = tmp_path / "run", 400
     every = [f"--config.{key}={steps}" for key in ("total_steps", "evaluate_every_steps", "checkpoint_every_steps")]
     overrides = ["--config.baselines=()", *every]
