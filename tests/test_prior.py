@@ -124,6 +124,9 @@ def test_published_sizes(depth, width, heads, hidden, count):
 # ---------------------------------------------------------------- both, against loops in float64
 
 
+PLAIN = {"scale": 1.0, "bias": 0.0}
+
+
 def layer_norm(x, p):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
@@ -154,8 +157,8 @@ def attention(x, p, causal):
 
 
 def blocks(x, params, causal):
-    """Returns (the last output, means of each block's)."""
-    means = []
+    """Returns (the last output, features of each block)."""
+    features = []
     for i in range(SIZE["depth"]):
         p = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
         mlp = functools.partial(perceptron, p=p["mlp"])
@@ -165,8 +168,8 @@ def blocks(x, params, causal):
         else:
             x = layer_norm(x + attention(x, p["attention"], causal), p["norm1"])
             x = layer_norm(x + mlp(x), p["norm2"])
-        means.append(x.mean(0))
-    return x, np.array(means)
+        features.append((layer_norm(x, PLAIN) if causal else x).mean(0))
+    return x, np.array(features)
 
 
 def in_float64(params):
@@ -177,10 +180,10 @@ def test_causal_equals_the_loop(causal):
     module, params = causal
     p, tokens = in_float64(params), some((2, T))
     x = np.concatenate([p["labels"]["embedding"][[2]], p["tokens"]["embedding"][tokens[0, :-1]]]) + p["position"]
-    x, means = blocks(x, p, causal=True)
+    x, features = blocks(x, p, causal=True)
     logits, told = forward(module, params, tokens, jnp.full(2, 2))
     np.testing.assert_allclose(logits[0], dense(layer_norm(x, p["norm"]), p["head"]), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(told[:, 0], means, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(told[:, 0], features, rtol=1e-4, atol=1e-4)
 
 
 def test_masked_equals_the_loop(masked):
@@ -189,12 +192,12 @@ def test_masked_equals_the_loop(masked):
     p, tokens = in_float64(params), some((2, T))
     tokens[0, [1, 4]] = K
     x = np.concatenate([p["labels"]["embedding"][[2]], p["tokens"]["embedding"][tokens[0]]]) + p["position"]
-    x, means = blocks(layer_norm(x, p["norm"]), p, causal=False)
+    x, features = blocks(layer_norm(x, p["norm"]), p, causal=False)
     x = layer_norm(gelu(dense(x[1:], p["transform"])), p["transform_norm"])
     logits, told = forward(module, params, tokens, jnp.full(2, 2))
     assert p["tokens"]["embedding"].shape == (K + 1, SIZE["width"])
     np.testing.assert_allclose(logits[0], x @ p["tokens"]["embedding"][:K].T + p["bias"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(told[:, 0], means, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(told[:, 0], features, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------- dropout, memory, types, devices
@@ -232,8 +235,8 @@ def test_remat_changes_no_gradient(causal):
 def test_logits_and_features_are_float32_where_the_rest_is_bfloat16(causal):
     module, params = causal
     half = module.clone(dtype=jnp.bfloat16)
-    logits, means = forward(half, params, some((2, T)))
-    assert logits.dtype == means.dtype == jnp.float32
+    logits, features = forward(half, params, some((2, T)))
+    assert logits.dtype == features.dtype == jnp.float32
     np.testing.assert_allclose(logits, forward(module, params, some((2, T)))[0], atol=0.3)
     made, cache = jax.eval_shape(lambda: run(half, params, {}, some((2, 1)), train=False, method="prefill")[0])
     assert (made.dtype, cache.key.dtype, cache.key.shape) == (jnp.float32, jnp.bfloat16, (2, 2, 4, T, 4))

@@ -169,7 +169,9 @@ def test_without_classes_it_is_a_model_of_one_class(made):
 def test_protocols_name_tokenizer_block_and_sampling(made):
     this, _ = made
     assert this.notes["tokenizer"] == "colours of squares"
-    assert this.notes["prior"] == "class-conditional, pooled=mean over places (the start and all tokens but the last) of block 1"
+    assert this.notes["prior"] == (
+        "class-conditional, pooled=normalised output of block 1, mean over places (the start and all tokens but the last)"
+    )
     assert this.notes["sampling"] == "guidance=2 temperature=1 top_k=0 top_p=1"
 
 

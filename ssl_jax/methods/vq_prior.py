@@ -2,8 +2,9 @@
 
 Yu et al. 2022, "Vector-quantized image modeling with improved VQGAN" (arXiv:2110.04627), sections 4.1 and 4.2: augmented images become
 tokens within the step, the model learns the next token in raster order, of a class or of no class; pictures are sampled tokens,
-decoded. The features of an image are the mean over its tokens of the output of a block; those in the middle are the best. Classes may
-be left out of training now and then, so that one model knows both distributions and samples can be guided (Ho & Salimans 2021).
+decoded. The features of an image are the mean over its tokens of a block's normalised output; those in the middle are the best.
+Classes may be left out of training now and then, so that one model knows both distributions and samples can be guided (Ho &
+Salimans 2021).
 """
 
 from __future__ import annotations
@@ -131,8 +132,8 @@ def build(config, stages) -> Method:
         },
         notes={
             **below.notes,
-            "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=mean over places (the start and all tokens but "
-            f"the last) of block {model.probe_block}",
+            "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=normalised output of block {model.probe_block}, "
+            "mean over places (the start and all tokens but the last)",
             "sampling": " ".join(f"{name}={value:g}" for name, value in model.sampling.items()),
         },
     )  # fmt: skip

@@ -115,7 +115,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key: jax.Array | None, past: Cache | None, index: jax.Array | None):
-        """[B, N, D] -> (the same, its mean over N as float32 [B, D], or with `past` what has to be added to the cache)."""
+        """[B, N, D] -> (the same, its features, or with `past` what has to be added to the cache).
+
+        Features, float32 [B, D]: the mean over N of the normalised output, which is what the layers behind it read (iGPT, Chen et al.
+        2020, section 2.4; without scale and shift, which no linear probe of standardised features sees).
+        """
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         norms = [nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}") for i in (1, 2)]
         attention = Attention(self.heads, self.causal, self.dropout, self.dtype, name="attention")
@@ -127,7 +131,10 @@ class Block(nn.Module):
         y = mlp(norms[1](x) if self.causal else x, keys[2])
         x = x + dropout(y, self.dropout, keys[3])
         x = shard_batch(x if self.causal else norms[1](x))
-        return x, x.mean(1, dtype=jnp.float32) if past is None else seen
+        if past is not None:
+            return x, seen
+        features = jax.nn.standardize(x.astype(jnp.float32), epsilon=1e-6) if self.causal else x
+        return x, features.mean(1, dtype=jnp.float32)
 
 
 class Trunk(nn.Module):
@@ -204,13 +211,13 @@ class CausalPrior(Trunk):
         self.head = nn.Dense(self.codes, kernel_init=nn.initializers.zeros, dtype=self.dtype, dot_general=_dot_f32)
 
     def __call__(self, tokens: jax.Array, label: jax.Array | None = None, key: jax.Array | None = None, *, train: bool):
-        """int32 [B, length], [B] or None -> (logits float32 [B, length, codes], means over the outputs of each block [depth, B, D]).
+        """int32 [B, length], [B] or None -> (logits float32 [B, length, codes], features of each block [depth, B, D]).
 
         key: for dropout, where `train`.
         """
         x = self.embed(jnp.concatenate([self.start(label, tokens.shape[0]), self.tokens(tokens[:, :-1])], 1), 0)
-        x, means = self.blocks(x, self.keys(key, train), None, None)
-        return self.head(self.norm(x)).astype(jnp.float32), means
+        x, features = self.blocks(x, self.keys(key, train), None, None)
+        return self.head(self.norm(x)).astype(jnp.float32), features
 
     def prefill(self, prefix: jax.Array, label: jax.Array | None = None, *, train: bool = False) -> tuple[jax.Array, Cache]:
         """int32 [B, n], n >= 0 -> (logits [B, codes] of token n, cache of n + 1 places)."""
@@ -246,14 +253,14 @@ class MaskedPrior(Trunk):
         self.bias = self.param("bias", nn.initializers.zeros, (self.codes,))
 
     def __call__(self, tokens: jax.Array, label: jax.Array | None = None, key: jax.Array | None = None, *, train: bool):
-        """int32 [B, length] up to `codes`, [B] or None -> (logits float32 [B, length, codes], means as above [depth, B, D])."""
+        """int32 [B, length] up to `codes`, [B] or None -> (logits float32 [B, length, codes], features of each block [depth, B, D])."""
         dropped = jax.random.fold_in(key, self.depth) if train and self.dropout else None
         x = jnp.concatenate([self.start(label, tokens.shape[0]), self.tokens(tokens)], 1)
         x = self.norm(x + self.position.astype(self.dtype))
-        x, means = self.blocks(shard_batch(dropout(x, self.dropout, dropped)), self.keys(key, train), None, None)
+        x, features = self.blocks(shard_batch(dropout(x, self.dropout, dropped)), self.keys(key, train), None, None)
         x = self.transform_norm(nn.gelu(self.transform(x[:, 1:]), approximate=False))
         table = self.tokens.embedding[: self.codes].astype(self.dtype)
-        return jnp.einsum("bnd,kd->bnk", x, table, **_f32) + self.bias, means
+        return jnp.einsum("bnd,kd->bnk", x, table, **_f32) + self.bias, features
 
 
 def _dot_f32(*args, preferred_element_type=None, **kwargs):
