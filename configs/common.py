@@ -42,7 +42,8 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = ((".*", "fsdp"),)  # (regex, 'fsdp' | 'replicate' | mesh axes per dimension); must cover every parameter
     config.stages = {}  # runs that this one stands on: {name: dict(workdir=..., recipe=...)}
-    config.warm_start = dict(workdir="", rules=((r"^net/encoder/", "net/encoder/"),))  # (regex, replacement) on leaf names
+    # Weights of another run to begin with ('': random ones; None: has to be given), and (regex, replacement) on names of leaves.
+    config.warm_start = dict(workdir="", rules=((r"^net/encoder/", "net/encoder/"),))
     config.evals = dict(
         knn=dict(kind="knn", k=20, temperature=0.07),
         linear=dict(kind="linear", solver="lbfgs"),

@@ -12,10 +12,12 @@ Variants:
                   was checked, and RandAugment, mixup, CutMix, drop path and averaged weights are not here
   :finetune       embedded scenes with one tenth of the labels, from the middle of SimCLR v2's head:
                   --config.warm_start.workdir=<a run of configs/simclr.py>
-  :imagenet_10pct SimCLR v2 fine-tuning on 10 % of the labels (batch 1024, LARS 0.16, 30 epochs). Published: 68.4 (ResNet-50)
+  :imagenet_10pct SimCLR v2 fine-tuning on 10 % of the labels (batch 1024, LARS 0.16, 30 epochs). Published: 68.4 (ResNet-50).
+                  Wants a --config.warm_start.workdir, too; an empty one begins with random weights
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common, simclr
 from ssl_jax.models.vit import TENSOR_RULES
@@ -93,7 +95,7 @@ def finetune(config):
     config.batch_size = 64
     config.total_epochs = 20.0
     config.model.head_layers = 1
-    config.warm_start.rules = ((r"^net/(encoder|head)/", r"net/\1/"),)
+    config.warm_start = dict(workdir=config_dict.placeholder(str), rules=((r"^net/(encoder|head)/", r"net/\1/"),))
     config.optim = dict(net=dict(name="sgd", nesterov=True, lr=0.05, weight_decay=0.0))
 
 
@@ -106,7 +108,7 @@ def imagenet_10pct(config):
     config.model.head_layers = 1
     config.model.smoothing = 0.0
     config.model.mean, config.model.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    config.warm_start.rules = ((r"^net/(encoder|head)/", r"net/\1/"),)
+    config.warm_start = dict(workdir=config_dict.placeholder(str), rules=((r"^net/(encoder|head)/", r"net/\1/"),))
     # As in its code the classifier, which starts at zero, is left out of the layer-wise rates: from zero they would hardly let it move.
     adapted = ((r"(bias|scale)$|classifier/", 0.0), (".*", 1.0))
     config.optim = dict(net=dict(name="lars", lr=0.005, lr_scale="sqrt", weight_decay=0.0, decay=adapted))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from ssl_jax.cli import warm_start as subject
+from ssl_jax.cli.train import load
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 
+RECIPE = "configs/supervised.py:finetune"
 THERE = {"net": {"encoder": {"kernel": np.ones((2, 3), np.float32)}, "head": {"bias": np.ones(3, np.float32)}}}
 
 
@@ -41,3 +43,11 @@ def test_a_rule_that_moves_nothing_is_named(other, rule):
     """Whether it matches no leaf there, or what it makes of it is none here."""
     with pytest.raises(UserError, match="takes nothing from elsewhere"):
         subject.warm_start(state(), other, (rule,))
+
+
+def test_a_recipe_that_begins_elsewhere_wants_to_know_where():
+    """A tenth of the labels from random weights would be another experiment, and nothing would say so."""
+    with pytest.raises(UserError, match=r"give its directory with --config.warm_start.workdir=DIR"):
+        load(RECIPE, ())
+    for given in ("", "elsewhere"):
+        assert load(RECIPE, (f"--config.warm_start.workdir={given}",)).warm_start.workdir == given

@@ -92,6 +92,11 @@ def load(path_and_variant: str, overrides):
     unknown = sorted(set(config.baselines) - {"raw pixels", "untrained"})
     if unknown:
         raise UserError(f"config.baselines: {unknown[0]!r} is unknown; choose of 'raw pixels', 'untrained'")
+    if config.warm_start.workdir is None:
+        raise UserError(
+            "config.warm_start.workdir is not set: this recipe begins with the weights of another run; give its directory with "
+            "--config.warm_start.workdir=DIR, or say --config.warm_start.workdir= to begin with random ones"
+        )
     evals.check(config.evals)
     label = config.best_metric.removeprefix("-").partition("/")[0]
     if label and label not in config.evals:
