@@ -11,6 +11,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :scenes_rotation     the default with the rotation trick
   :scenes_wide_codes   the default with codes as wide as the encoder, of any norm. Published, for 256 pixels: 4 % of the codes used,
                        96 % with narrow ones of norm 1
+  :mnist_t10k_patches  digits, patches of 4 without any attention: 49 tokens of 512 codes, each of its patch alone
   :cifar10_small       JPEG CIFAR-10, encoder and decoder twice as deep and half as wide again
   :cifar10             JPEG CIFAR-10 with the networks and losses of SS (no perceptual one) on patches of 4: 64 tokens of 1024 codes.
                        No such recipe was published; size and rates are ours
@@ -124,6 +125,15 @@ def smoke(config):
     config.evals.linear.update(dict(l2=(1e-2,), iterations=20))
 
 
+def mnist_t10k_patches(config):
+    scenes(config)
+    config.data.name, config.data.ops, config.data.eval_ops = "mnist_t10k", (), ()
+    config.views = ((),)
+    config.model.quantiser = tokens(512, 8)
+    vits(config, "patches", "patches", 4)
+    config.total_steps = 1000
+
+
 def cifar10_small(config):
     scenes(config)
     config.data.name, config.data.ops, config.data.eval_ops = "cifar10", (), ()
@@ -188,7 +198,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = common.base("vit_vqgan")
     named = {"": scenes, "smoke": smoke, "scenes_adversarial": scenes_adversarial, "scenes_random": scenes_random,
              "scenes_encoder": scenes_encoder, "scenes_rotation": scenes_rotation, "scenes_wide_codes": scenes_wide_codes,
-             "cifar10_small": cifar10_small, "cifar10": cifar10,
+             "mnist_t10k_patches": mnist_t10k_patches, "cifar10_small": cifar10_small, "cifar10": cifar10,
              "imagenet256": imagenet256, "imagenet256_base": imagenet256_base, "imagenet256_large": imagenet256_large,
              "cnn_vqgan": cnn_vqgan}  # fmt: skip
     common.variant_of(variant, named)(config)

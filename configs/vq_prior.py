@@ -10,7 +10,8 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :smoke           the same in seconds, for tests
   :unconditional   the default without classes
   :mnist_t10k      digits, on a run of configs/vqvae.py:mnist_t10k_l2: six blocks of width 128
-  :mnist_t10k_probe  the same for its features: twelve blocks, without classes
+  :mnist_t10k_probe  digits for features: twelve blocks of width 64 without classes and dropout, on a run of
+                   configs/vit_vqgan.py:mnist_t10k_patches
   :cifar10_small   JPEG CIFAR-10: six blocks of width 256, 5.3 million parameters; generation_half measures the half of its samples that
                    a classifier prefers
   :cifar10         JPEG CIFAR-10, on a run of configs/vit_vqgan.py:cifar10: 24 blocks of width 512. Size and rates are ours
@@ -108,7 +109,8 @@ def mnist_t10k(config):
 def mnist_t10k_probe(config):
     mnist_t10k(config)
     without_classes(config)
-    transformer(config, depth=12, width=128, heads=4)
+    config.stages.tokenizer.recipe = "configs/vit_vqgan.py:mnist_t10k_patches"
+    transformer(config, depth=12, width=64, heads=4, dropout=0.0)
     config.model.probe_block = 5
 
 

@@ -17,6 +17,7 @@ from ssl_jax.models.vit import REMATS, Block, Size
 xavier = nn.initializers.xavier_uniform()
 
 SIZES = {
+    "patches": Size(64, 0, 1, 256),  # no block: a code tells of its own patch, as the colours of a palette do
     "mu": Size(32, 1, 2, 64),  # for tests
     "tiny": Size(128, 2, 4, 512),  # for minutes on a CPU
     "mini": Size(192, 4, 3, 768),  # for images of 32 pixels
