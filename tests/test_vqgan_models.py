@@ -72,6 +72,18 @@ def test_patches_are_read_and_written_in_the_same_order():
     np.testing.assert_array_equal(image, np.tile(np.arange(48.0).reshape(4, 4, 3), (2, 2, 3, 1)))
 
 
+@pytest.mark.parametrize(("size", "alone"), [("patches", True), ("mu", False)])
+def test_without_blocks_a_vector_is_of_its_patch_alone(size, alone):
+    x = jnp.asarray(normal(0, 1, 12, 12, 1))
+    encoder = vit_vqgan.ViTEncoder(8, size, 4)
+    params, _ = common.create(encoder, jax.random.key(0), x)
+    other = x.at[:, 4:8, 8:].add(1.0)
+    before, after = (common.run(encoder, params, {}, images, train=True)[0]["out"] for images in (x, other))
+    changed = np.abs(before - after).max((0, 3)) > 1e-6
+    assert changed[1, 2]
+    assert changed.sum() == (1 if alone else 9)
+
+
 def test_vectors_start_away_from_zero_and_remat_changes_nothing():
     x, outs = normal(0, 2, 8, 8, 3), {}
     for remat in ("none", "full"):
