@@ -126,11 +126,12 @@ def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_t
     def encode(x):
         rows = x.reshape(len(x), -1)
         tokens = jnp.stack([rows[:, :10] - 1, rows[:, :10] + 1], 1)  # averaged over space
-        return {"pooled": rows, "block1": rows[:, :2], "block2": rows, "block10": tokens, "head": rows[:, :1]}
+        return {"pooled": rows, "block1": rows[:, :2], "block2": rows, "block10": tokens, "embedding": rows[:, :1], "head": rows[:, :1]}
 
     given = made(images["train"], images["test"], encode, labels, size=100)
     depth.prepare(given)
     given.opened.clear()
+    assert list(depth.chosen(given, depth.LAYERS)) == ["embedding", "block1", "block2", "block10"]
     metrics, protocol, _ = depth.evaluate(given, layers=r"block\d+", solver="ridge")
     assert given.opened == ["train", "test"]
     assert [name for name in metrics if name.startswith("block")] == ["block1_top1", "block2_top1", "block10_top1"]
@@ -139,7 +140,7 @@ def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_t
     assert metrics["best_layer"] == 2 and metrics["best_top1"] == metrics["block2_top1"] > metrics["block1_top1"]
     assert "ridge of 3 layers" in protocol and "train=train(300) test=test(200)" in protocol
     assert depth.groups({"a": 5, "b": 4, "c": 3, "d": 9}, 8) == [["a"], ["b", "c"], ["d"]]
-    with pytest.raises(UserError, match=r"no layer fits layers='stage\\\\d'; the encoder has block1, block10, block2, head, pooled"):
+    with pytest.raises(UserError, match=r"no layer fits layers='stage\\\\d'; the encoder has block1, block10, block2, embedding"):
         depth.prepare(given, layers=r"stage\d")
 
 

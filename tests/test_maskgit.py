@@ -130,7 +130,7 @@ def test_features_are_of_each_block_and_of_no_other_image(made):
     this, state = made
     encode = jax.jit(this.encode)
     features = encode(state.params, visible(state), BATCH["image"])
-    assert set(features) == {"pooled", "block0", "block1"}
+    assert set(features) == {"pooled", "embedding", "block0", "block1"}
     assert features["pooled"].shape == (8, 32)
     again = encode(state.params, visible(state), BATCH["image"][::-1])["pooled"]
     np.testing.assert_allclose(again[::-1], features["pooled"], atol=1e-6)

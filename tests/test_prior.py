@@ -157,8 +157,8 @@ def attention(x, p, causal):
 
 
 def blocks(x, params, causal):
-    """Returns (the last output, features of each block)."""
-    features = []
+    """Returns (the last output, features of the input and of each block)."""
+    features = [(layer_norm(x, PLAIN) if causal else x).mean(0)]
     for i in range(SIZE["depth"]):
         p = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
         mlp = functools.partial(perceptron, p=p["mlp"])

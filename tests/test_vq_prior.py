@@ -109,7 +109,7 @@ def test_features_are_of_each_block_and_of_no_other_image(made):
     this, state = made
     encode = jax.jit(this.encode)
     features = encode(state.params, visible(state), IMAGES)
-    assert set(features) == {"pooled", "block0", "block1"}
+    assert set(features) == {"pooled", "embedding", "block0", "block1"}
     np.testing.assert_array_equal(features["pooled"], features["block1"])
     order = np.random.default_rng(0).permutation(8)
     np.testing.assert_allclose(encode(state.params, visible(state), IMAGES[order])["pooled"], features["pooled"][order], atol=1e-6)

@@ -18,6 +18,7 @@ from ssl_jax.evals.context import Context, Result
 from ssl_jax.evals.features import Features, hits, pool
 
 NEEDS = None  # a model, but nothing beside its features
+LAYERS = r"embedding|(block|layer)\d+"
 WIDTH = 8192  # features of an image that one pass over the data brings to the host, where one layer has no more
 
 
@@ -30,13 +31,13 @@ def check_options(layers: str = "", solver: str = "lbfgs", **_) -> None:
         raise UserError(f"depth layers={layers!r} is no regular expression: {error}") from None
 
 
-def prepare(context: Context, layers: str = r"(block|layer)\d+", **_) -> None:
+def prepare(context: Context, layers: str = LAYERS, **_) -> None:
     """UserError where no layer has such a name."""
     chosen(context, layers)
 
 
 def chosen(context: Context, pattern: str) -> dict[str, int]:
-    """{layer: number of its features} of the layers whose whole names fit, in the order of the numbers in them."""
+    """{layer: number of its features} of the layers whose whole names fit, by the numbers in them, the embedding first."""
     outputs = {name: x.shape for name, x in jax.eval_shape(context.encode, context.images()).items()}
     names = sorted((name for name in outputs if re.fullmatch(pattern, name)), key=_by_number)
     if not names:
@@ -45,7 +46,7 @@ def chosen(context: Context, pattern: str) -> dict[str, int]:
 
 
 def evaluate(
-    context: Context, *, layers: str = r"(block|layer)\d+", solver: linear.Solver = "lbfgs", seed: int = 0
+    context: Context, *, layers: str = LAYERS, solver: linear.Solver = "lbfgs", seed: int = 0
 ) -> Result:
     """The linear probe of `linear`, with its defaults for `solver`, on each layer whose name fits the regular expression `layers`.
 
@@ -103,4 +104,4 @@ def _joined(features):
 
 
 def _by_number(name):
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(number) for number in re.findall(r"\d+", name)], name

@@ -18,7 +18,7 @@ from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.frozen_tokenizer import open_tokenizer
-from ssl_jax.models.prior import MaskedPrior
+from ssl_jax.models.prior import MaskedPrior, by_layer
 from ssl_jax.models.sampling import AS_IT_IS, Sharpening, check, draw, gumbel
 from ssl_jax.objectives.tokens import SCHEDULES, lowest, masked_counts, masked_mean, random_masks, token_nll
 
@@ -66,8 +66,8 @@ def build(config, stages) -> Method:
 
     def encode(params, mutable, images):
         frozen = mutable["tokenizer"]
-        (_, means), _ = run(net(frozen), params["net"], {}, tokenizer.tokens(frozen, images), train=False)
-        return {"pooled": means[model.probe_block], **{f"block{i}": x for i, x in enumerate(means)}}
+        (_, features), _ = run(net(frozen), params["net"], {}, tokenizer.tokens(frozen, images), train=False)
+        return by_layer(features, model.probe_block)
 
     def latents(key, count):
         of_seed, of_label = jax.random.split(key)

@@ -19,7 +19,7 @@ from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.frozen_tokenizer import open_tokenizer
-from ssl_jax.models.prior import CausalPrior
+from ssl_jax.models.prior import CausalPrior, by_layer
 from ssl_jax.models.sampling import Sharpening, autoregress, check, guided
 from ssl_jax.objectives.tokens import token_nll, unigram_bits
 
@@ -73,8 +73,8 @@ def build(config, stages) -> Method:
         return token_nll(logits, tokens, model.smoothing).mean(), ({}, logs)
 
     def encode(params, mutable, images):
-        _, _, means = forward(params, mutable, images)
-        return {"pooled": means[model.probe_block], **{f"block{i}": x for i, x in enumerate(means)}}
+        _, _, features = forward(params, mutable, images)
+        return by_layer(features, model.probe_block)
 
     def likelihood(params, mutable, images, labels):
         label = jnp.maximum(labels, 0) if classes else None  # padding has -1

@@ -48,6 +48,20 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
+def means(x: jax.Array, causal: bool) -> jax.Array:
+    """Features of pictures, [B, N, D] -> float32 [B, D]: the mean over places of what the layers behind `x` read (iGPT, Chen et al.
+    2020, section 2.4). In a causal model that is `x` normalised; scale and shift, which no linear probe sees, are left out.
+    """
+    x = x.astype(jnp.float32)
+    return (jax.nn.standardize(x, epsilon=1e-6) if causal else x).mean(1)
+
+
+def by_layer(features: jax.Array, probe_block: int) -> dict[str, jax.Array]:
+    """[1 + depth, B, D] of a prior -> {layer: [B, D]}: of its input and of each block; 'pooled' are those of `probe_block`."""
+    names = ("embedding", *(f"block{i}" for i in range(len(features) - 1)))
+    return {"pooled": features[1 + probe_block], **dict(zip(names, features, strict=True))}
+
+
 def continued(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, index: jax.Array) -> jax.Array:
     """Causal attention of N new places, which begin at `index`, to what the cache holds before and to themselves.
 
@@ -115,11 +129,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key: jax.Array | None, past: Cache | None, index: jax.Array | None):
-        """[B, N, D] -> (the same, its features, or with `past` what has to be added to the cache).
-
-        Features, float32 [B, D]: the mean over N of the normalised output, which is what the layers behind it read (iGPT, Chen et al.
-        2020, section 2.4; without scale and shift, which no linear probe of standardised features sees).
-        """
+        """[B, N, D] -> (the same, its `means` [B, D], or with `past` what has to be added to the cache)."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         norms = [nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}") for i in (1, 2)]
         attention = Attention(self.heads, self.causal, self.dropout, self.dtype, name="attention")
@@ -131,10 +141,7 @@ class Block(nn.Module):
         y = mlp(norms[1](x) if self.causal else x, keys[2])
         x = x + dropout(y, self.dropout, keys[3])
         x = shard_batch(x if self.causal else norms[1](x))
-        if past is not None:
-            return x, seen
-        features = jax.nn.standardize(x.astype(jnp.float32), epsilon=1e-6) if self.causal else x
-        return x, features.mean(1, dtype=jnp.float32)
+        return x, means(x, self.causal) if past is None else seen
 
 
 class Trunk(nn.Module):
@@ -211,13 +218,14 @@ class CausalPrior(Trunk):
         self.head = nn.Dense(self.codes, kernel_init=nn.initializers.zeros, dtype=self.dtype, dot_general=_dot_f32)
 
     def __call__(self, tokens: jax.Array, label: jax.Array | None = None, key: jax.Array | None = None, *, train: bool):
-        """int32 [B, length], [B] or None -> (logits float32 [B, length, codes], features of each block [depth, B, D]).
+        """int32 [B, length], [B] or None -> (logits float32 [B, length, codes], features [1 + depth, B, D]).
 
-        key: for dropout, where `train`.
+        features: `means` of the input and of each block. key: for dropout, where `train`.
         """
         x = self.embed(jnp.concatenate([self.start(label, tokens.shape[0]), self.tokens(tokens[:, :-1])], 1), 0)
+        first = means(x, True)[None]
         x, features = self.blocks(x, self.keys(key, train), None, None)
-        return self.head(self.norm(x)).astype(jnp.float32), features
+        return self.head(self.norm(x)).astype(jnp.float32), jnp.concatenate([first, features])
 
     def prefill(self, prefix: jax.Array, label: jax.Array | None = None, *, train: bool = False) -> tuple[jax.Array, Cache]:
         """int32 [B, n], n >= 0 -> (logits [B, codes] of token n, cache of n + 1 places)."""
@@ -253,14 +261,15 @@ class MaskedPrior(Trunk):
         self.bias = self.param("bias", nn.initializers.zeros, (self.codes,))
 
     def __call__(self, tokens: jax.Array, label: jax.Array | None = None, key: jax.Array | None = None, *, train: bool):
-        """int32 [B, length] up to `codes`, [B] or None -> (logits float32 [B, length, codes], features of each block [depth, B, D])."""
+        """int32 [B, length] up to `codes`, [B] or None -> (logits float32 [B, length, codes], features as above [1 + depth, B, D])."""
         dropped = jax.random.fold_in(key, self.depth) if train and self.dropout else None
         x = jnp.concatenate([self.start(label, tokens.shape[0]), self.tokens(tokens)], 1)
         x = self.norm(x + self.position.astype(self.dtype))
+        first = means(x, False)[None]
         x, features = self.blocks(shard_batch(dropout(x, self.dropout, dropped)), self.keys(key, train), None, None)
         x = self.transform_norm(nn.gelu(self.transform(x[:, 1:]), approximate=False))
         table = self.tokens.embedding[: self.codes].astype(self.dtype)
-        return jnp.einsum("bnd,kd->bnk", x, table, **_f32) + self.bias, features
+        return jnp.einsum("bnd,kd->bnk", x, table, **_f32) + self.bias, jnp.concatenate([first, features])
 
 
 def _dot_f32(*args, preferred_element_type=None, **kwargs):
