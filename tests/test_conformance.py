@@ -31,8 +31,6 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.ste
 SMALL = ("--config.batch_size=32",)
 every_config = pytest.mark.parametrize("name", NAMES)
 QUICK = ("bigan", "gan", "simclr", "supervised")  # a simultaneous game, an alternating one, and no game
-LARGE = ("biggan", "bigbigan", "ssgan", "stylegan", "vit_vqgan")  # a minute of compiling for a mesh
-small_configs = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NAMES])
 few_configs = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 
 
@@ -175,10 +173,9 @@ def test_data_fits_the_method(name):
         assert tuple(spec[feature][0]) == tuple(shape)
 
 
-@pytest.mark.parametrize(
-    "smooth", [pytest.param(False, id="as it is, small rate"), pytest.param(True, id="smooth, own optimizer", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "autoencoder" else pytest.mark.slow) for n in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("smooth", [False, True], ids=["as it is, small rate", "smooth, own optimizer"])
+@every_config
 def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
     """Losses on 1 device and on data 4 x fsdp 2, each going its own way for 20 steps; with the small rate the parameters, too.
 
@@ -209,7 +206,7 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.slow)])
-@small_configs
+@few_configs
 def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
     """The network as it is: states of one device, each also given to data 4 x fsdp 2 (SimCLR: data 8 too); loss, gradient norm, the
     vectors of spectral normalisation and batch statistics agree, the step is traced once, and the state keeps its tree, shapes, types
@@ -269,7 +266,7 @@ def moved(before, after):
             if not jax.tree.all(jax.tree.map(np.array_equal, before[group], tree))}  # fmt: skip
 
 
-@small_configs
+@few_configs
 def test_save_restore_step_equals_uninterrupted_also_on_another_mesh(name, tmp_path):
     this = made(name, 8, 2)
     state, _ = steps(this, 2, begin(name, this))

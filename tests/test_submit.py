@@ -310,6 +310,7 @@ def test_logs_follow_until_the_end(tmp_path, capsys):
     assert capsys.readouterr().out == "2\n3\nmore 1\nmore 2\n"
 
 
+@pytest.mark.slow
 def test_submitted_cancelled_submitted_again(tmp_path, capsys, monkeypatch):
     """A real training of this machine: it saves when it is cancelled, and goes on where it was."""
     monkeypatch.setenv("XLA_FLAGS", flags(1))

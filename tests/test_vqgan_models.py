@@ -98,7 +98,7 @@ def test_vectors_start_away_from_zero_and_remat_changes_nothing():
 def test_impossible_transformers_are_named():
     with pytest.raises(UserError, match="patches of 4 pixels do not tile images of 10 x 8"):
         shapes(vit_vqgan.ViTEncoder(8, "mu", 4), (1, 10, 8, 3))
-    with pytest.raises(UserError, match="has no size 'huge'; choose mu, tiny, mini, small"):
+    with pytest.raises(UserError, match="has no size 'huge'; choose patches, mu, tiny, mini, small"):
         shapes(vit_vqgan.ViTDecoder(3, "huge", 4), (1, 2, 2, 8))
 
 
