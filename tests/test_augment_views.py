@@ -58,7 +58,7 @@ def test_views_do_not_depend_on_devices(simclr_views):
     compiled = sharded.lower(images, jax.random.key(5)).compile()
     out = compiled(jax.device_put(images, split), jax.random.key(5))
     assert len(out.sharding.device_set) == 8
-    np.testing.assert_allclose(out, alone, rtol=0, atol=1e-5)  # of rounding; a grey level is 4e-3
+    np.testing.assert_allclose(out, alone, rtol=0, atol=5e-6)  # of rounding; a grey level is 4e-3
     assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
 
 

@@ -96,7 +96,7 @@ for options in {[SETS[name].get("tpu", {}) for name in SETS]}:
     jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile()
 try:
     jax.jit(lambda x: x @ x, compiler_options={{"xla_tpu_no_such_option": True}}).lower(x).compile()
-except Exception as error:
+except jax.errors.JaxRuntimeError as error:
     print("refused:", error)
 """
     environment = {**os.environ, "XLA_FLAGS": ""}

@@ -88,7 +88,7 @@ def test_remat_changes_no_gradient(monkeypatch):
 
         assert remat == ("remat" in str(jax.make_jaxpr(loss)(params)))
         grads.append(jax.jit(jax.grad(loss))(params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-4, atol=1e-5), *grads)
     assert np.abs(grads[0]["layer1_0"]["conv1"]["kernel"]).max() > 0
 
 

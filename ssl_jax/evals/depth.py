@@ -51,7 +51,8 @@ def evaluate(
     """The linear probe of `linear`, with its defaults for `solver`, on each layer whose name fits the regular expression `layers`.
 
     <layer>_top1: on the test split, in percent.
-    best_top1: of the layer that is best on held-out training images. best_layer: its place among these layers, from 1.
+    best_top1: of the layer that is best on held-out training images.
+    best_layer: its place among these layers, from 1; an embedding is one of them.
     """
     check_options(layers, solver)
     widths = chosen(context, layers)
