@@ -11,7 +11,7 @@ from ssl_jax.cli.assemble import build_method
 from ssl_jax.engine.method import State
 from ssl_jax.engine.sharding import BATCH, leaf_names, make_mesh, match, spec_of
 from ssl_jax.errors import UserError
-from ssl_jax.methods.biggan import kernels
+from ssl_jax.methods.biggan import by_turns, kernels
 from ssl_jax.models.biggan import (
     BigGANDiscriminator,
     BigGANGenerator,
@@ -30,6 +30,7 @@ from ssl_jax.models.biggan_deep import (
 )
 from ssl_jax.models.common import create, run
 from ssl_jax.models.latents import draw
+from ssl_jax.models.players import build_player
 from ssl_jax.models.spectral import power_step
 from ssl_jax.models.standing import standing
 
@@ -295,6 +296,41 @@ def test_labels_are_those_of_real_images_and_uniform_for_fakes(game):
     logits = [method.fns["judge"](state.params, state.mutable, batch["image"], jnp.full(16, n)) for n in range(3)]
     whole = method.fns["judge"](state.params, state.mutable, batch["image"])
     np.testing.assert_allclose(whole, np.mean(logits, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_real_and_made_images_are_judged_at_once_each_with_its_label(game):
+    """As if apart, each after one power iteration; interleaved, so that no image leaves its device."""
+    method, state, batch = game
+    config, _ = smoke()
+    generator, discriminator = (build_player(r, config.model[r], 32, 3, "float32") for r in ("generator", "discriminator"))
+    params, mutable = state.params, state.mutable
+
+    def apart(key):
+        drawn = method.fns["latents"](jax.random.split(key)[1], 16)
+        fake, _ = run(generator, params["generator"], mutable["generator"], drawn["z"], drawn["label"], train=True)
+        judged = [
+            run(discriminator, params["discriminator"], mutable["discriminator"], x, label, train=True)
+            for x, label in ((batch["image"] / 127.5 - 1, batch["label"]), (fake, drawn["label"]))
+        ]
+        (((real, _), moved), ((fake, _), _)) = judged
+        return jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean(), moved
+
+    train = {"discriminator": params["discriminator"]}
+    value, (moved, _) = jax.jit(lambda key: method.phases[0].loss(train, state, batch, key))(jax.random.key(1))
+    expected, once = jax.jit(apart)(jax.random.key(1))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved["discriminator"], once)
+    x = jnp.arange(3)[:, None]
+    np.testing.assert_array_equal(by_turns(x, -x)[:, 0], [0, 0, 1, -1, 2, -2])
+
+
+def test_a_discriminator_with_batch_statistics_is_refused():
+    """They would be of real and made images together."""
+    config, _ = smoke(conditional=False)
+    with config.unlocked():
+        config.model.discriminator = dict(name="dcgan", channels=4, stages=2)
+    with pytest.raises(UserError, match=r"dcgan.*sngan, biggan, biggan_deep"):
+        build_method(config)
 
 
 def test_orthogonal_regularisation_is_that_of_all_kernels_and_no_embedding(game):

@@ -260,6 +260,18 @@ def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
         assert moved(first.params, after.params) == moved(first.opt, after.opt) == set(trained(phase)), phase.name
 
 
+@every_config
+def test_sub_steps_and_parts_in_loops_keep_shapes_and_types(name):
+    """As accelerators run them; CPUs write them out. A loop carries what it was given."""
+    this = made(name, 1, 1)
+    first = this.run.abstract
+    optimizers, _ = make_optimizers(this.config.optim, first.params, this.durations["total"], this.config.batch_size, 1000)
+    step = make_step(this.method, optimizers, accumulate=1 if this.method.couples_batch else 2)
+    batch = {k: v for k, v in this.batches[0].items() if k != "skipped"}
+    after, _ = jax.eval_shape(step, first, batch, this.run.root)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
+
+
 def moved(before, after):
     """The groups whose arrays differ."""
     return {group for group, tree in jax.device_get(after).items()

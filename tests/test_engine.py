@@ -71,19 +71,22 @@ def test_phases_move_only_their_groups_and_lazy_phases_rest():
     np.testing.assert_array_equal(two.frozen["fixed"], zero.frozen["fixed"])
 
 
-def test_repeat_gives_each_sub_step_its_part_of_the_batch():
+@pytest.mark.parametrize("unroll", [False, True])
+def test_repeat_gives_each_sub_step_its_part_of_the_batch(unroll):
     method = game(repeat=4)
-    state, logs = jax.jit(make_step(method, SGD))(start(method), BATCH, jax.random.key(1))
+    state, logs = jax.jit(make_step(method, SGD, unroll=unroll))(start(method), BATCH, jax.random.key(1))
     assert float(logs["d/batch"]) == 2
     assert int(state.mutable["count"]) == 4
-    parts = [p["x"] for p in split(BATCH, 4)]
+    parts = split(BATCH, 4)["x"]
+    assert parts.shape == (4, 2, 4)
     np.testing.assert_array_equal(np.sort(np.concatenate(parts), 0), BATCH["x"])  # every example once
 
 
-def test_accumulation_equals_the_whole_batch_and_is_refused_for_coupled_losses():
+@pytest.mark.parametrize("unroll", [False, True])
+def test_accumulation_equals_the_whole_batch_and_is_refused_for_coupled_losses(unroll):
     method = game()
     whole, _ = jax.jit(make_step(method, SGD))(start(method), BATCH, jax.random.key(1))
-    parts, _logs = jax.jit(make_step(method, SGD, accumulate=4))(start(method), BATCH, jax.random.key(1))
+    parts, _logs = jax.jit(make_step(method, SGD, accumulate=4, unroll=unroll))(start(method), BATCH, jax.random.key(1))
     np.testing.assert_allclose(whole.params["d"]["w"], parts.params["d"]["w"], rtol=1e-5)
     with pytest.raises(UserError, match="accumulate"):
         make_step(game(couples=True), SGD, accumulate=2)

@@ -78,7 +78,7 @@ def compile_run(
     params, _ = jax.eval_shape(method.init, jax.random.key(0), shapes, frozen)
     optimizers, schedules = make_optimizers(params)
     check_groups(method, params, optimizers)
-    whole_step = make_step(method, optimizers, accumulate, skip_nonfinite)
+    whole_step = make_step(method, optimizers, accumulate, skip_nonfinite, unroll=mesh.devices.flat[0].platform == "cpu")
 
     def init(key, batch, frozen) -> State:
         params, mutable = method.init(key, batch, frozen)

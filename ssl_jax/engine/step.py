@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -12,14 +13,12 @@ from ssl_jax.engine.method import Batch, Method, Metrics, Phase, State, groups, 
 from ssl_jax.errors import UserError
 
 
-def split(batch: Batch, n: int) -> list[Batch]:
-    """`batch` as `n` interleaved parts, each still spread over every device.
+def split(batch: Batch, n: int) -> Batch:
+    """`batch` as `n` interleaved parts: every array of [B, ...] as [n, B / n, ...], each part still spread over every device.
 
-    `reshape(B // n, n, ...)[:, i]` compiles to no collective; the reverse order of axes costs three.
+    `reshape(B // n, n, ...)` compiles to no collective; the reverse order of axes costs three.
     """
-    if n == 1:
-        return [batch]
-    return [{k: x.reshape(x.shape[0] // n, n, *x.shape[1:])[:, i] for k, x in batch.items()} for i in range(n)]
+    return {k: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
 
 
 def check_groups(method: Method, params: Mapping, optimizers: Mapping) -> None:
@@ -54,7 +53,11 @@ def differentiate(phase: Phase, *args):
 
 
 def make_step(
-    method: Method, optimizers: Mapping[str, optax.GradientTransformation], accumulate: int = 1, skip_nonfinite: bool = False
+    method: Method,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    accumulate: int = 1,
+    skip_nonfinite: bool = False,
+    unroll: bool = False,
 ) -> Callable[[State, Batch, jax.Array], tuple[State, Metrics]]:
     """`step(state, batch, root) -> (state, metrics)`, a pure function to be jitted with shardings.
 
@@ -63,6 +66,8 @@ def make_step(
         optimizers: one optax transformation per parameter group.
         accumulate: average the gradient over this many parts of the batch before each update.
         skip_nonfinite: leave the state as it was where a loss or gradient is not finite (counted in `<phase>/skipped`).
+        unroll: write the sub-steps of a phase and the parts of a batch out, one behind the other, instead of looping over them. The
+            program is as many times larger, and longer compiled; but XLA's loops on CPUs are slow (BigGAN's by half).
 
     Metrics are float32 scalars: what the phases report, prefixed with the phase's name, with `loss` and a gradient norm for
     each group. In a step in which `phase.when` is false its metrics are NaN (no value), which the writer leaves out.
@@ -76,19 +81,31 @@ def make_step(
             "set config.accumulate=1 and use more devices or config.model.encoder.remat"
         )
 
+    def each(body, carry, batch: Batch, n: int):
+        """`body(carry, (i, part i)) -> (carry, _)` for the n parts of a batch in turn."""
+        return jax.lax.scan(body, carry, (jnp.arange(n), split(batch, n)), unroll=n if unroll else 1)
+
     def gradient(phase: Phase, state: State, batch: Batch, key: jax.Array):
         train = {group: state.params[group] for group in trained(phase)}
-        parts = split(batch, accumulate)
-        total, mutable = None, state.mutable
-        for i, part in enumerate(parts):
-            part_key = key if accumulate == 1 else jax.random.fold_in(key, i)
-            losses, (update, logs), grads = differentiate(phase, train, state._replace(mutable=mutable), part, part_key)
-            unknown = set(update) - set(state.mutable)
+
+        def of(mutable, batch, key):
+            losses, (update, logs), grads = differentiate(phase, train, state._replace(mutable=mutable), batch, key)
+            unknown = set(update) - set(mutable)
             assert not unknown, f"phase {phase.name!r} writes mutable {sorted(unknown)} that init did not create"
-            mutable = {**mutable, **update}
-            this = (grads, {**logs, **losses})
-            total = this if total is None else jax.tree.map(jnp.add, total, this)
-        grads, logs = jax.tree.map(lambda x: x / len(parts), total) if len(parts) > 1 else total
+            return {**mutable, **update}, (grads, {**logs, **losses})
+
+        def add(carry, given):
+            (mutable, total), (i, part) = carry, given
+            mutable, this = of(mutable, part, jax.random.fold_in(key, i))
+            return (mutable, jax.tree.map(jnp.add, total, this)), None
+
+        if accumulate == 1:
+            mutable, (grads, logs) = of(state.mutable, batch, key)
+            return grads, mutable, logs
+        part = {name: x[: x.shape[0] // accumulate] for name, x in batch.items()}
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, state.mutable, part, key)[1])
+        (mutable, total), _ = each(add, (state.mutable, nothing), batch, accumulate)
+        grads, logs = jax.tree.map(lambda x: x / accumulate, total)
         return grads, mutable, logs
 
     def run_phase(phase: Phase, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
@@ -106,20 +123,27 @@ def make_step(
         metrics = {f"{phase.name}/{name}": jnp.asarray(x, jnp.float32) for name, x in {**logs, **norms}.items()}
         return new, metrics
 
+    def sub_step(phase: Phase, key: jax.Array, state: State, given: tuple[int, Batch]) -> tuple[State, Metrics]:
+        r, part = given
+
+        def run(state):
+            return run_phase(phase, state, part, jax.random.fold_in(key, r))
+
+        def idle(state):
+            return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(run, state)[1])
+
+        return run(state) if phase.when is None else jax.lax.cond(phase.when(state.step), run, idle, state)
+
     def step(state: State, batch: Batch, root: jax.Array) -> tuple[State, Metrics]:
         key, metrics = jax.random.fold_in(root, state.step), {}
         for i, phase in enumerate(method.phases):
-            for r, part in enumerate(split(batch, phase.repeat)):
-                part_key = jax.random.fold_in(jax.random.fold_in(key, i), r)
-
-                def run(s, phase=phase, part=part, part_key=part_key):
-                    return run_phase(phase, s, part, part_key)
-
-                def idle(s, run=run):
-                    return s, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(run, s)[1])
-
-                state, told = run(state) if phase.when is None else jax.lax.cond(phase.when(state.step), run, idle, state)
-                metrics |= told
+            this = functools.partial(sub_step, phase, jax.random.fold_in(key, i))
+            if phase.repeat == 1:
+                state, told = this(state, (0, batch))
+            else:
+                state, told = each(this, state, batch, phase.repeat)
+                told = jax.tree.map(lambda x: x[-1], told)
+            metrics |= told
         state = state._replace(mutable=method.after(state))
         return state._replace(step=state.step + 1), metrics
 

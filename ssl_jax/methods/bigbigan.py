@@ -93,7 +93,7 @@ def build(config, stages) -> Method:
 
     def encoder_and_generator_loss(train, state, batch, key):
         of_views, of_play = jax.random.split(key)
-        images = views(split(batch, model.discriminator_steps)[0]["image"], of_views)[:, 0]
+        images = views(split(batch, model.discriminator_steps)["image"][0], of_views)[:, 0]
         (encoded, generated), moved, (_, _, out, code) = play({**state.params, **train}, state.mutable, images, of_play)
         _, value = adversarial.bigbigan(list(encoded.values()), list(generated.values()))
         return value, (moved, code_metrics(out["mean"], out["deviation"], code))

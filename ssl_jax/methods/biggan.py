@@ -17,11 +17,13 @@ from ssl_jax.engine.method import Method, Phase
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.latents import draw, truncated
-from ssl_jax.models.players import build_player
+from ssl_jax.models.players import PLAYERS, build_player
 from ssl_jax.models.standing import averaged, standing
 from ssl_jax.objectives.adversarial import GAMES, diversity, health, orthogonality
 
 GAME = GAMES["hinge"]
+# They judge real and made images at once, and so may have no batch statistics.
+DISCRIMINATORS = {"discriminator": {name: PLAYERS["discriminator"][name] for name in ("sngan", "biggan", "biggan_deep")}}
 
 
 def build(config, stages) -> Method:
@@ -41,7 +43,7 @@ def build(config, stages) -> Method:
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
     generator = build_player("generator", model.generator, size, classes, config.dtype)
-    discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype)
+    discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype, DISCRIMINATORS)
 
     def latents(key, count):
         of_z, of_label = jax.random.split(key)
@@ -67,8 +69,9 @@ def build(config, stages) -> Method:
         real = to_input(views(batch["image"], of_views)[:, 0], 0.5, 0.5)
         drawn = latents(of_latents, len(real))
         fake, _ = run(generator, state.params["generator"], state.mutable["generator"], *inputs(drawn), train=True)
-        (on_real, _), moved = judge(train["discriminator"], state.mutable["discriminator"], real, batch.get("label"))
-        (on_fake, _), moved = judge(train["discriminator"], moved, fake, drawn.get("label"))
+        label = by_turns(batch["label"], drawn["label"]) if classes else None
+        (on_both, _), moved = judge(train["discriminator"], state.mutable["discriminator"], by_turns(real, fake), label)
+        on_real, on_fake = on_both.reshape(-1, 2).T
         logs = {**health(on_real, on_fake), "diversity": diversity(real, fake)}
         return GAME.discriminator(on_real, on_fake), ({"discriminator": moved}, logs)
 
@@ -128,6 +131,11 @@ def build(config, stages) -> Method:
         fns={"views": views, "latents": latents, "settle": settle, "sample": sample, "judge": judge_images},
         couples_batch=True,
     )
+
+
+def by_turns(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a, b [B, ...] -> [2B, ...], one of each in turn: each device keeps what it has. One behind the other they would move."""
+    return jnp.stack([a, b], 1).reshape(2 * len(a), *a.shape[1:])
 
 
 def kernels(params) -> list[jax.Array]:
