@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
 SMALL = ("--config.batch_size=32",)
 every_config = pytest.mark.parametrize("name", NAMES)
-QUICK = ("bigan", "gan", "simclr", "supervised")  # a simultaneous game, an alternating one, and no game
+QUICK = ("bigan", "gan", "simclr")  # a simultaneous game, an alternating one, and no game
 few_configs = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 
 
@@ -260,7 +260,7 @@ def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
         assert moved(first.params, after.params) == moved(first.opt, after.opt) == set(trained(phase)), phase.name
 
 
-@every_config
+@few_configs
 def test_sub_steps_and_parts_in_loops_keep_shapes_and_types(name):
     """As accelerators run them; CPUs write them out. A loop carries what it was given."""
     this = made(name, 1, 1)
