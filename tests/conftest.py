@@ -11,6 +11,7 @@ os.environ["NPROC"] = "16"  # the CPU client deadlocks with more devices than th
 os.environ["XLA_FLAGS"] = f"{flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
 LONG = ("test_two_stages", "test_faults")  # begun first, so that no worker is left alone with one of them
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+gc.set_threshold(100_000, 50, 100)  # tracing makes millions of objects, few of which are garbage; modules end with a collection
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

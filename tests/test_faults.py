@@ -175,14 +175,14 @@ def test_every_family_killed_with_9_goes_on_to_the_same_numbers(name, tmp_path, 
     np.testing.assert_equal(lines(tmp_path / "killed"), lines(tmp_path / "straight"))  # bit for bit; NaN where a lazy phase rested
 
 
-def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path):
-    for signum, expected in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
-        workdir = tmp_path / signal.Signals(signum).name
-        code, stderr = interrupt_at(command(workdir, folder), workdir, 4, signum)
-        assert code == expected, stderr
-        assert "saved; run the same command again" in stderr
-        saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-        assert saved == lines(workdir)[-1]["step"] or saved > 3
+@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path, signum, expected):
+    workdir = tmp_path / "stopped"
+    code, stderr = interrupt_at(command(workdir, folder), workdir, 4, signum)
+    assert code == expected, stderr
+    assert "saved; run the same command again" in stderr
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved == lines(workdir)[-1]["step"] or saved > 3
     done = run(command(workdir, folder))
     assert done.returncode == 0, done.stderr
     assert lines(workdir) == lines(straight)
@@ -351,11 +351,17 @@ def test_data_whose_preparation_was_interrupted(tmp_path, here):
     one_line(here([sys.executable, "launch.py", "train", *flags, "--config.data.name=cifar10"]), "was not prepared to the end")
 
 
+NOT_FINITE = ("--config.optim.net.lr=1e30", "--config.model.temperature=1e-30")
+
+
 def test_nan_loss_names_the_step_and_keeps_the_checkpoint(folder, tmp_path):
-    rate = ("--config.optim.net.lr=1e30", "--config.model.temperature=1e-30")
-    done = run(command(tmp_path / "w", folder, *rate, "--config.checkpoint_every_steps=1"))
+    done = run(command(tmp_path / "w", folder, *NOT_FINITE, "--config.checkpoint_every_steps=1"))
     one_line(done, "in phase 'ssl'")
-    skipped = run(command(tmp_path / "s", folder, *rate, "--config.on_nonfinite=skip"))
+
+
+@pytest.mark.slow
+def test_nan_loss_is_skipped_if_told_so(folder, tmp_path):
+    skipped = run(command(tmp_path / "s", folder, *NOT_FINITE, "--config.on_nonfinite=skip"))
     assert skipped.returncode == 0, skipped.stderr
     assert any(row.get("ssl/skipped") == 1 for row in lines(tmp_path / "s"))
 
