@@ -228,8 +228,8 @@ def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
             described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), before)
             after, metrics = steps(this, 1, before, start=step)
             spread += metrics
-            # In one of BigGAN's 20 states kernels part by 6.5e-6 (3e-8 in the others), as a unit at its kink would make them; the vectors
-            # follow them, and so does the loss of the next phase, by 1.7e-5.
+            # In one of BigGAN's 20 states kernels part by 6.5e-6 (3e-8 in the others), as a unit at its kink would make them; the
+            # vectors follow them, and so does the loss of the next phase, by 1.7e-5.
             kernels = zip(jax.tree.leaves(after.params), jax.tree.leaves(states[step + 1].params), strict=True)
             apart = min(1e-5, max(np.abs(np.asarray(ours) - theirs).max() for ours, theirs in kernels))
             for ours, theirs in zip(statistics(after, "spectral"), statistics(states[step + 1], "spectral"), strict=True):
