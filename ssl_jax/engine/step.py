@@ -67,7 +67,7 @@ def make_step(
         accumulate: average the gradient over this many parts of the batch before each update.
         skip_nonfinite: leave the state as it was where a loss or gradient is not finite (counted in `<phase>/skipped`).
         unroll: write the sub-steps of a phase and the parts of a batch out, one behind the other, instead of looping over them. The
-            program is as many times larger, and longer compiled; but XLA's loops on CPUs are slow (BigGAN's by half).
+            program is as many times larger, and longer compiled; but XLA's loops on CPUs are slow (WGAN-GP's step by half).
 
     Metrics are float32 scalars: what the phases report, prefixed with the phase's name, with `loss` and a gradient norm for
     each group. In a step in which `phase.when` is false its metrics are NaN (no value), which the writer leaves out.
