@@ -2,8 +2,8 @@
 
 Every objective compares each row of a batch with all rows of the global batch. Three ways give the same values and gradients: 'dense'
 holds all similarities at once, [N, N]; 'chunked' a block of columns after the other, [N, 1024]; 'ring' passes the rows around the
-devices (as Inf-CL does, Cheng et al. 2024, arXiv:2410.17243), so that a device holds a block of [N / devices, N / devices] only.
-Blocks are computed again in the backward pass.
+devices (as Inf-CL does, Cheng et al. 2024, arXiv:2410.17243), so that a device holds a block of [N / devices, N / devices] and the
+rows of two devices only. Blocks are computed again in the backward pass.
 """
 
 from __future__ import annotations
@@ -103,18 +103,10 @@ def others(queries: jax.Array, keys: jax.Array, way: Way, group: int = 1) -> tup
 
     A group are `group` rows one after the other: the row itself and its positives. Devices hold whole groups.
     """
-    count = len(queries)
     if way == "dense":
-        return _finish(_block(_start(queries), queries, keys, 0, 0, group))
+        return _finish(_block(_start(queries), _similarities(queries, keys, 0, 0, group)))
     if way == "chunked":
-        size = max(n for n in range(1, min(CHUNK, count) + 1) if count % n == 0)
-        again = jax.checkpoint(functools.partial(_block, group=group))
-        columns = keys.reshape(count // size, size, -1), jnp.arange(0, count, size)
-
-        def step(carry, column):
-            return again(carry, queries, column[0], 0, column[1]), None
-
-        return _finish(jax.lax.scan(step, _start(queries), columns)[0])
+        return _chunked(queries, keys, group)
     mesh = jax.sharding.get_abstract_mesh()
     devices = math.prod(mesh.shape[axis] for axis in ROWS) if ROWS[0] in mesh.shape else 1
     if devices == 1:
@@ -124,21 +116,75 @@ def others(queries: jax.Array, keys: jax.Array, way: Way, group: int = 1) -> tup
     return jax.shard_map(around, in_specs=(rows, rows), out_specs=(rows, rows))(queries, keys)
 
 
+def _blockwise(forward, backward, queries, keys):
+    """`forward(queries, keys)`, whose gradient is that of the softmax: from the finished sums, not from those before each block, which
+    would be kept for every block (and around a ring every device's keys with them).
+    """
+    run = jax.custom_vjp(forward)
+
+    def begin(queries, keys):
+        found = forward(queries, keys)
+        return found, (queries, keys, found[0])
+
+    def end(kept, cotangents):  # the second is that of the largest, which has no gradient
+        return backward(*kept, cotangents[0])
+
+    run.defvjp(begin, end)
+    return run(queries, keys)
+
+
+def _chunked(queries, keys, group: int):
+    count = len(queries)
+    size = max(n for n in range(1, min(CHUNK, count) + 1) if count % n == 0)
+    columns = jnp.arange(0, count, size)
+
+    def forward(queries, keys):
+        def step(found, chunk):
+            return _block(found, _similarities(queries, chunk[0], 0, chunk[1], group)), None
+
+        return _finish(jax.lax.scan(step, _start(queries), (keys.reshape(count // size, size, -1), columns))[0])
+
+    def backward(queries, keys, normaliser, weight):
+        def step(of_queries, chunk):
+            more, of_keys = _gradients(queries, chunk[0], normaliser, weight, _similarities(queries, chunk[0], 0, chunk[1], group))
+            return of_queries + more, of_keys
+
+        chunks = keys.reshape(count // size, size, -1), columns
+        of_queries, of_keys = jax.lax.scan(step, jnp.zeros_like(queries), chunks)
+        return of_queries, of_keys.reshape(keys.shape)
+
+    return _blockwise(forward, backward, queries, keys)
+
+
 def _around(queries, keys, devices: int, group: int):
-    """Of one device: its queries meet the keys of each device, which go round in a ring."""
-    here, size = jax.lax.axis_index(ROWS), len(queries)
-    again = jax.checkpoint(functools.partial(_block, group=group))
+    """Of one device: its queries meet the keys of each device, which go round in a ring; in the backward pass, with their gradients."""
+    size = len(queries)
     to_next = [(i, (i + 1) % devices) for i in range(devices)]
 
-    def step(carry, turn):
-        found, keys = carry
-        sent = jax.lax.ppermute(keys, ROWS, to_next)  # while this block is computed
-        found = again(found, queries, keys, here * size, (here - turn) % devices * size)
-        return (found, sent), None
+    def similarities(queries, keys, turn):
+        here = jax.lax.axis_index(ROWS)
+        return _similarities(queries, keys, here * size, (here - turn) % devices * size, group)
 
-    start = jax.tree.map(lambda x: jax.lax.pcast(x, ROWS, to="varying"), _start(queries))
-    (found, _), _ = jax.lax.scan(step, (start, keys), jnp.arange(devices))
-    return _finish(found)
+    def forward(queries, keys):
+        def step(carry, turn):
+            found, keys = carry
+            sent = jax.lax.ppermute(keys, ROWS, to_next)  # while this block is computed
+            return (_block(found, similarities(queries, keys, turn)), sent), None
+
+        start = jax.tree.map(lambda x: jax.lax.pcast(x, ROWS, to="varying"), _start(queries))
+        return _finish(jax.lax.scan(step, (start, keys), jnp.arange(devices))[0][0])
+
+    def backward(queries, keys, normaliser, weight):
+        def step(carry, turn):
+            of_queries, of_keys, keys = carry
+            sent = jax.lax.ppermute(keys, ROWS, to_next)
+            more, here = _gradients(queries, keys, normaliser, weight, similarities(queries, keys, turn))
+            return (of_queries + more, jax.lax.ppermute(of_keys + here, ROWS, to_next), sent), None
+
+        start = jnp.zeros_like(queries), jnp.zeros_like(keys), keys
+        return jax.lax.scan(step, start, jnp.arange(devices))[0][:2]
+
+    return _blockwise(forward, backward, queries, keys)
 
 
 def _start(queries):
@@ -146,16 +192,26 @@ def _start(queries):
     return jnp.full(len(queries), -jnp.inf), jnp.zeros(len(queries))
 
 
-def _block(found, queries, keys, row, column, group):
-    """`found` and a block of similarities more; `row` and `column` are the numbers of its first query and key."""
-    largest, total = found
-    similarity = queries @ keys.T
+def _similarities(queries, keys, row, column, group):
+    """Of a block, minus infinity within a group; `row` and `column` are the numbers of its first query and key."""
     own = (row + jnp.arange(len(queries)))[:, None] // group == (column + jnp.arange(len(keys))) // group
-    similarity = jnp.where(own, -jnp.inf, similarity)
-    now = jax.lax.stop_gradient(jnp.maximum(largest, similarity.max(1)))
+    return jnp.where(own, -jnp.inf, queries @ keys.T)
+
+
+def _block(found, similarities):
+    """`found` and a block of similarities more."""
+    largest, total = found
+    now = jax.lax.stop_gradient(jnp.maximum(largest, similarities.max(1)))
     by = jnp.where(jnp.isneginf(now), 0.0, now)  # a block may hold nothing but the own group
-    total = total * jnp.exp(largest - by) + jnp.exp(similarity - by[:, None]).sum(1)
+    total = total * jnp.exp(largest - by) + jnp.exp(similarities - by[:, None]).sum(1)
     return now, total
+
+
+def _gradients(queries, keys, normaliser, weight, similarities):
+    """Of the sum of weight * normaliser: what a block adds to those of its queries and of its keys."""
+    by = jnp.where(jnp.isneginf(normaliser), 0.0, normaliser)
+    shares = jnp.exp(similarities - by[:, None]) * weight[:, None]
+    return shares @ keys, shares.T @ queries
 
 
 def _finish(found):
