@@ -29,7 +29,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
                    the network of that loss has seen labels. Published, linear probe: 65.1 (block 10 of 24) and 73.2 (15 of 36)
 
 The published runs were pure data parallelism on 128 TPUs v4. Here parameters and moments are spread over all devices; with
---config.mesh.tensor=n (not for Adafactor) the matrices are split n ways besides.
+--config.mesh.tensor=n the matrices are split n ways besides.
 """
 
 import ml_collections
@@ -176,7 +176,6 @@ def imagenet256_large(config):
 
 def imagenet256_large_adafactor(config):
     imagenet256_large(config)
-    config.sharding = ((".*", "fsdp"),)
     rate = config.optim.net.to_dict()
     del rate["b2"]
     config.optim = dict(net={**rate, "name": "adafactor"})

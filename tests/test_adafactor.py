@@ -67,3 +67,8 @@ def test_it_holds_half_a_moment_and_rows_and_columns_which_lie_as_their_paramete
     where = {x.shape: s.spec for x, s in zip(jax.tree.leaves(state.opt["net"]), jax.tree.leaves(placed), strict=True)}
     assert where[2, 1024, 256] == sharding.P(None, "fsdp", None)
     assert where[2, 1024] == sharding.P(None, "fsdp")
+    mesh = sharding.make_mesh(dict(data=1, fsdp=4, tensor=2))
+    placed = sharding.shard_state(((".*", ("fsdp", "tensor")),), jax.eval_shape(lambda: state), mesh).opt["net"]
+    where = {x.shape: s.spec for x, s in zip(jax.tree.leaves(state.opt["net"]), jax.tree.leaves(placed), strict=True)}
+    assert where[2, 1024, 256] == sharding.P(None, "fsdp", "tensor")
+    assert where[2, 1024] == sharding.P(None, "fsdp") and where[1,] == sharding.P()  # a rule of axes is of the parameter's dimensions

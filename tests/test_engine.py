@@ -11,7 +11,7 @@ import pytest
 
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt, checksums, verify
-from ssl_jax.engine.method import Method, Phase, State
+from ssl_jax.engine.method import Method, Phase, State, every
 from ssl_jax.engine.metrics import MetricsWriter, read_metrics
 from ssl_jax.engine.step import make_step, split
 from ssl_jax.errors import UserError
@@ -107,6 +107,21 @@ def test_skip_leaves_everything_as_it_was():
     np.testing.assert_array_equal(one.params["d"]["w"], zero.params["d"]["w"])
     assert int(one.mutable["count"]) == 0
     assert float(step(one, BATCH, jax.random.key(1))[1]["d/skipped"]) == 0
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_a_sub_step_that_is_not_the_last_is_counted_when_it_is_skipped(unroll):
+    step = jax.jit(make_step(game(repeat=4), SGD, skip_nonfinite=True, unroll=unroll))
+    first = {"x": BATCH["x"].at[0, 0].set(jnp.nan)}
+    assert not np.isfinite(split(first, 4)["x"][0]).all()  # the row is of the first part
+    state, logs = step(start(game(repeat=4)), first, jax.random.key(1))
+    assert (float(logs["d/skipped"]), int(state.mutable["count"])) == (1, 3)
+
+
+def test_an_interval_is_at_least_one():
+    assert [bool(every(3)(step)) for step in range(6)] == [False, False, True] * 2
+    with pytest.raises(UserError, match="interval=0; it must be at least 1"):
+        every(0)
 
 
 def test_stop_names_step_phase_and_group():

@@ -237,6 +237,7 @@ BAD = {
         ["--config.eval_batch_size=36", "--config.evals={'x': {'kind': 'knn'}}"],
         "config.eval_batch_size=36 does not divide by 8 devices; the nearest that does is 32",
     ),
+    "no parts of a batch": (["--config.accumulate=0"], "config.accumulate=0 must be at least 1"),
     "batch and data": (["--config.batch_size=512"], "larger than data"),
     "unknown evaluation": ("bad_evaluation", "did you mean 'knn'"),
     "best of no evaluation": (["--config.best_metric=-knn/top1"], "config.best_metric='-knn/top1' is of no evaluation"),

@@ -108,6 +108,19 @@ def test_unknown_networks_and_fields_are_one_line():
         build_player("generator", dict(name="dcgan", stages=3), 32, 10, "float32")
 
 
+def test_a_field_of_the_config_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch):
+    config = configs.load("configs/gan.py:smoke")
+    config = fill_in(config, facts(config.data))
+    with config.unlocked():
+        del config.model["latent"]
+    with pytest.raises(UserError, match=r"config of 'gan': .*latent"):
+        build_method(config)
+    for bug in (lambda config, stages: None.loss, lambda config, stages: 1 + "1"):
+        monkeypatch.setattr("ssl_jax.methods.gan.build", bug)
+        with pytest.raises((AttributeError, TypeError)):
+            build_method(config)
+
+
 def smoke(*overrides):
     config = configs.load("configs/gan.py:smoke", overrides)
     config = fill_in(config, facts(config.data))

@@ -8,6 +8,7 @@ import pytest
 from feature_clouds import mesh_of
 
 from ssl_jax.engine import loop, sharding
+from ssl_jax.engine.method import State
 
 
 def mesh_by_process(processes):
@@ -58,3 +59,14 @@ def test_what_is_frozen_is_not_compared_between_processes(monkeypatch):
     placed = loop._place(np.arange(6), jax.NamedSharding(mesh, sharding.P()))
     np.testing.assert_array_equal(placed, np.arange(6))
     assert placed.is_fully_replicated and len(placed.addressable_shards) == 8
+
+
+def test_an_average_of_a_group_lies_as_the_group_does():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+    params = {"one": {"kernel": np.zeros((64, 64))}, "other": {"kernel": np.zeros((64, 128))}}
+    mutable = {"ema": {"kernel": np.zeros((64, 128))}, "batch_stats": {"mean": np.zeros(2048)}, "count": np.zeros(())}
+    state = State(np.int32(0), params, {}, mutable, {})
+    placed = sharding.shard_state((("one", (None, "fsdp")), (".*", ("fsdp", None))), jax.eval_shape(lambda: state), mesh)
+    assert placed.params["one"]["kernel"].spec == sharding.P(None, "fsdp")
+    assert placed.mutable["ema"]["kernel"].spec == placed.params["other"]["kernel"].spec == sharding.P("fsdp", None)
+    assert placed.mutable["batch_stats"]["mean"].spec == placed.mutable["count"].spec == sharding.P()

@@ -9,6 +9,7 @@ import pytest
 from ssl_jax.cli import config as configs
 from ssl_jax.cli.assemble import assemble
 from ssl_jax.cli.stages import open_stages
+from ssl_jax.cli.workdir import record_config
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.method import visible
@@ -84,3 +85,17 @@ def test_what_is_missing_or_another_is_one_line(stage, tmp_path):
         config.stages.teacher.workdir = str(tmp_path)
     with pytest.raises(UserError, match=r"other weights \(\w{16}\) than this run was started with"):
         open_stages(config)
+
+
+def test_a_run_goes_on_when_its_stage_has_moved_or_ran_elsewhere_but_not_on_another_checkpoint(stage, tmp_path):
+    config = configs.plain(open_stages(standing_on(stage[0]))[0])
+    record_config(tmp_path, config)
+    teacher = config["stages"]["teacher"]
+    teacher["workdir"], teacher["config"]["log_every_steps"], teacher["config"]["mesh"]["fsdp"] = "elsewhere", 7, 8
+    record_config(tmp_path, config)
+    teacher["step"] = 6
+    with pytest.raises(UserError, match=r"stages\.teacher\.step: 5 -> 6\).*\(--config\.stages\.teacher\.step=5\)"):
+        record_config(tmp_path, config)
+    teacher["step"], teacher["config"]["batch_size"] = 5, 99
+    with pytest.raises(UserError, match=r"stages\.teacher\.config\.batch_size: 16 -> 99"):
+        record_config(tmp_path, config)

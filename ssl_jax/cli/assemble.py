@@ -86,6 +86,11 @@ def check_inputs(config, method: Method, shapes: Mapping, mesh) -> None:
                 f"method {config.method!r} needs input {name!r} of shape {tuple(shape)}; {config.data.name!r} with config.data.ops "
                 f"gives {shapes.get(name, 'no such feature')} (it has {', '.join(shapes)})"
             )
+    if config.accumulate < 1:
+        raise UserError(f"config.accumulate={config.accumulate} must be at least 1")
+    for phase in method.phases:
+        if phase.repeat < 1:
+            raise UserError(f"phase {phase.name!r} of {config.method!r} runs {phase.repeat} times in a step; give at least 1")
     repeats = max(phase.repeat for phase in method.phases)
     sharding.check_batch(config.batch_size, mesh, config.accumulate * repeats)
     if config.evals:

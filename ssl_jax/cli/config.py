@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ from ssl_jax.engine.optim import duration
 from ssl_jax.errors import UserError
 
 # What may differ when a run goes on in its workdir: where and how often, never what is trained. With another eval_batch_size, which has
-# to divide over other devices, a sampler is measured on other samples of the same distribution, as with another seed.
+# to divide over other devices, a sampler is measured on other samples of the same distribution, as with another seed. The same goes for
+# a stage, whose weights have a fingerprint wherever they lie.
 MAY_CHANGE = (
     "mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "best_metric", "evals",
-    "eval_batch_size",
+    "eval_batch_size", "workdir",
 )  # fmt: skip
+STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")
 
 
 def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -114,7 +117,7 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
     told = []
     for key in sorted(set(old) | set(new)):
         name = f"{prefix}{key}"
-        if name.startswith(MAY_CHANGE):
+        if STAGE.sub("", name).startswith(MAY_CHANGE):
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -79,12 +79,15 @@ def record_config(workdir: Path, config: dict) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        changed = differences(json.loads(path.read_text()), config)
+        before = json.loads(path.read_text())
+        changed = differences(before, config)
         if changed:
+            steps = {f"stages.{name}.step": stage.get("step") for name, stage in before.get("stages", {}).items()}
+            flags = "".join(f" (--config.{key}={step})" for key, step in steps.items() if any(key in line for line in changed))
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UserError(
                 f"--workdir={workdir} was started with another config ({'; '.join(changed[:3])}{more}); "
-                "use another --workdir, or the config it was started with"
+                "use another --workdir, or the config it was started with" + flags
             )
     write_json(path, config)
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ssl_jax.errors import UserError
+
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, jax.Array]
 Metrics = Mapping[str, jax.Array]  # name -> float32 scalar
@@ -47,7 +49,11 @@ class Phase(NamedTuple):
 def every(interval: int) -> Callable[[jax.Array], jax.Array]:
     """For `Phase.when`: the last step of every `interval`, so that the line of a step whose number, from 1, is a multiple of it has
     what the phase tells. With the first step of each no line at a round number ever would.
+
+    Raises UserError for an interval below 1.
     """
+    if interval < 1:
+        raise UserError(f"a phase of config.model has interval={interval}; it must be at least 1 (a weight of 0 leaves the phase out)")
     return lambda step: (step + 1) % interval == 0
 
 

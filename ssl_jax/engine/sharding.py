@@ -166,17 +166,21 @@ def spec_of(rule, shape: tuple[int, ...], mesh: Mesh, name: str) -> P:
 
 def shard_state(rules: Sequence[tuple[str, object]], shapes, mesh: Mesh):
     """Shardings for a `State` of shapes. Rules are matched on 'group/module/leaf' names of the parameters, and optimizer
-    moments lie as their parameter does; counters, statistics and frozen trees are replicated.
+    moments lie as their parameter does, averages of a group as the group; counters, statistics and frozen trees are replicated.
     """
     names = leaf_names(shapes.params)
     rule_of = dict(zip(names, match(rules, names, "config.sharding"), strict=True))
+    shape_of = dict(zip(names, (x.shape for x in jax.tree.leaves(shapes.params)), strict=True))
 
     def place(group: str, path: tuple, leaf) -> NamedSharding:
         parts = [_key_name(key) for key in path]
         owners = ("/".join([group, *parts[i:]]) for i in range(len(parts)))  # a moment's path ends as its parameter's does
         owner = next((name for name in owners if name in rule_of), None)
-        spec = spec_of(rule_of[owner], leaf.shape, mesh, owner) if owner else P()
-        return NamedSharding(mesh, spec)
+        if owner is None:
+            return NamedSharding(mesh, P())
+        axes = not isinstance(rule_of[owner], str)  # of each dimension, which a factored moment has fewer of
+        rule = "fsdp" if axes and leaf.shape != shape_of[owner] else rule_of[owner]
+        return NamedSharding(mesh, spec_of(rule, leaf.shape, mesh, owner))
 
     def place_groups(trees: Mapping) -> dict:
         return {
@@ -184,9 +188,16 @@ def shard_state(rules: Sequence[tuple[str, object]], shapes, mesh: Mesh):
             for group, tree in trees.items()
         }
 
-    replicated = NamedSharding(mesh, P())
+    def like(tree):
+        return jax.tree.map(lambda x: x.shape, tree)
+
+    replicated, params = NamedSharding(mesh, P()), place_groups(shapes.params)
     everywhere = jax.tree.map(lambda _: replicated, shapes)
-    return everywhere._replace(params=place_groups(shapes.params), opt=place_groups(shapes.opt))
+    mutable = {
+        name: next((params[group] for group in params if like(shapes.params[group]) == like(tree)), everywhere.mutable[name])
+        for name, tree in shapes.mutable.items()
+    }
+    return everywhere._replace(params=params, opt=place_groups(shapes.opt), mutable=mutable)
 
 
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1, name: str = "batch_size") -> None:

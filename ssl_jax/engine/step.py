@@ -70,7 +70,8 @@ def make_step(
             program is as many times larger, and longer compiled; but XLA's loops on CPUs are slow (WGAN-GP's step by half).
 
     Metrics are float32 scalars: what the phases report, prefixed with the phase's name, with `loss` and a gradient norm for
-    each group. In a step in which `phase.when` is false its metrics are NaN (no value), which the writer leaves out.
+    each group; of a phase's sub-steps the last one's, and of `skipped` the count. In a step in which `phase.when` is false its
+    metrics are NaN (no value), which the writer leaves out.
 
     Raises:
         UserError: `accumulate` > 1 for a method whose loss mixes the examples of a batch.
@@ -142,7 +143,7 @@ def make_step(
                 state, told = this(state, (0, batch))
             else:
                 state, told = each(this, state, batch, phase.repeat)
-                told = jax.tree.map(lambda x: x[-1], told)
+                told = {name: jnp.sum(x) if name.endswith("/skipped") else x[-1] for name, x in told.items()}
             metrics |= told
         state = state._replace(mutable=method.after(state))
         return state._replace(step=state.step + 1), metrics

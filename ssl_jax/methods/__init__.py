@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import traceback
 
 from ssl_jax.engine.method import Method, Stage
 from ssl_jax.errors import UserError
@@ -25,7 +26,13 @@ def build_method(config) -> Method:
     stages = {name: Stage(stage.config, build_method(stage.config)) for name, stage in config.get("stages", {}).items()}
     try:
         return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, stages)
-    except (AttributeError, TypeError) as error:  # a field that the method needs, or one that its modules do not have
-        if "ssl_jax" in str(error):
-            raise
-        raise UserError(f"config of {config.method!r}: {error}") from error
+    except (AttributeError, TypeError) as error:
+        if _of_a_field(error):
+            raise UserError(f"config of {config.method!r}: {error}") from error
+        raise
+
+
+def _of_a_field(error: Exception) -> bool:
+    """Whether the config lacks a field that the method needs, or has one that its modules do not take."""
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    return "ml_collections" in where if isinstance(error, AttributeError) else " argument" in str(error)
