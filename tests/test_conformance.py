@@ -190,7 +190,8 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
             monkeypatch.setattr(module, "leaky_relu", lambda x, slope=0.01: slope * x + (1 - slope) * nn.silu(x))
     else:
         with config.unlocked():
-            config.optim = {group: dict(name="sgd", lr=1e-4, schedule="constant") for group in config.optim}
+            rate = 1e-5 if name == "biggan" else 1e-4  # whose gradients are the largest: at 1e-4 one device parts from itself by an ulp
+            config.optim = {group: dict(name="sgd", lr=rate, schedule="constant") for group in config.optim}
     curves, ends = [], []
     for devices, fsdp in ((1, 1), (8, 2)):
         with config.unlocked():
