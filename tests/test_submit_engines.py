@@ -169,10 +169,56 @@ def host(tmp_path, programs):
     def run(text):
         (home / "train.py").write_text(text)
         python = programs("play") / "play"
-        python.write_text(f'#!/bin/bash\nexec {sys.executable} {home}/train.py "$@"\n')
-        return ("--python=play", "--setup=true"), folder
+        python.write_text(f'#!/bin/bash\n[ $1 = --version ] || exec {sys.executable} {home}/train.py "$@"\n')
+        return (f"--setup=mkdir -p venv/bin && ln -sf {python} venv/bin/python",), folder
 
     return run
+
+
+# What the installer of uv leaves, and what uv does, in the directory of the code.
+UV = """
+while [ $# -gt 1 ]; do [ $1 = --output ] && out=$2; shift; done
+cat > $out <<'INSTALLER'
+[ -z "$UV_UNMANAGED_INSTALL" ] && exit 1
+mkdir -p $UV_UNMANAGED_INSTALL && cat > $UV_UNMANAGED_INSTALL/uv <<'END'
+#!/bin/bash
+echo "$*" >> uv.calls
+for last; do true; done
+if [ $1 = venv ]; then mkdir -p $last/bin && ln -s {python} $last/bin/python; fi
+{fault}
+END
+chmod +x $UV_UNMANAGED_INSTALL/uv
+INSTALLER
+"""
+
+
+@pytest.mark.parametrize("fault", ["", "if [ $1 = pip ]; then echo 'error: no solution' >&2; exit 1; fi"])
+def test_a_tpu_brings_its_python(tmp_path, capsys, host, programs, fault):
+    """Whatever its hosts have: python3 of some is 3.10."""
+    (setup,), folder = host("print('trained')")
+    python = setup.split()[-2]
+    programs("python3", "exit 1"), programs("curl", UV.format(python=python, fault=fault))
+    flags = ("--topology=v4:2x2x1",) if fault else ()
+    assert submit(tmp_path / "a", *TPU, *flags) == (2 if fault else 0)
+    there = tmp_path / "home" / "ssl_jax_job"
+    made, installed = (there / "uv.calls").read_text().splitlines()
+    assert made == "venv --quiet --allow-existing --python 3.12 venv"
+    assert installed == "pip install --quiet --python venv/bin/python --requirement requirements.txt jax[tpu]"
+    assert not calls(folder, "python3")
+    if fault:  # a TPU that was made must not stand idle without a word
+        told = error(capsys)
+        assert "error: no solution; the TPU has been made and costs" in told
+        assert "`gcloud compute tpus tpu-vm delete pod --zone=us-west4-a`" in told
+        assert not (tmp_path / "a" / "job.json").exists()
+    else:
+        assert "finished" in wait(tmp_path / "a", capsys, "finished", "failed", "stopped")
+        assert (there / "train.log").read_text() == "trained\n"
+
+
+def test_a_tpu_without_the_python_of_its_setup_is_told(tmp_path, capsys, host):
+    host("print('trained')")
+    assert submit(tmp_path / "a", *TPU, "--setup=true") == 2
+    assert "venv/bin/python: No such file or directory" in (told := error(capsys)) and "costs" not in told
 
 
 def test_a_tpu_runs_and_is_cancelled(tmp_path, capsys, host):

@@ -19,7 +19,13 @@ SENT = ("launch.py", "ssl_jax", "configs", "requirements.txt")
 THERE = (
     "ssl_jax_job"  # in the home of the TPU's hosts: the code, train.log, train.pid, and train.code once it has ended
 )
-SETUP = '{python} -m pip install --quiet --requirement requirements.txt "jax[tpu]"'
+PYTHON = "venv/bin/python"  # there
+# The hosts of some kinds have Python 3.10, so uv brings one. Without a pipe, in which a failure of curl would be none.
+SETUP = (
+    "curl -LsSf --output uv.sh https://astral.sh/uv/install.sh && UV_UNMANAGED_INSTALL=$PWD/uv sh uv.sh && "
+    "uv/uv venv --quiet --allow-existing --python 3.12 venv && "
+    'uv/uv pip install --quiet --python venv/bin/python --requirement requirements.txt "jax[tpu]"'
+)
 # Arguments: how often, and the command. 2 is bad input, which starting again does not mend.
 LOOP = """code=1
 for attempt in $(seq 0 "$0"); do
@@ -38,9 +44,11 @@ def add_arguments(group) -> None:
     group.add_argument("--zone", required=True, help="such as us-west4-a")
     group.add_argument("--topology", help=f"make the TPU first: {tpu_slices.EXAMPLES}")
     group.add_argument("--spot", action="store_true", help="with --topology, one that may be taken away")
-    group.add_argument("--python", default="python3", help="of the hosts, 3.11 or later (default: python3)")
     group.add_argument(
-        "--setup", default=SETUP, help=f"shell line on every host before the training (default: {SETUP})"
+        "--setup",
+        default=SETUP,
+        help="shell line on every host before the training, in the directory of the code, where "
+        f"{PYTHON} has to be afterwards, 3.11 or later (default: {SETUP})",
     )
 
 
@@ -63,15 +71,14 @@ def commands(order: jobs.Order) -> list[list[str]]:
         slice_ = tpu_slices.parse(options.topology)
         spot = ["--spot"] if options.spot else []
         made = [[*_gcloud("create"), options.vm, zone, *slice_.flags(), f"--version={slice_.kind.runtime}", *spot]]
-    training = shlex.join([options.python, "launch.py", *order.arguments()])
+    training = shlex.join([PYTHON, "launch.py", *order.arguments()])
     loop = f"env {TPU_VM}=1 setsid bash -c {shlex.quote(LOOP)} {order.max_restarts} {training}"
     start = f"nohup {loop} >> train.log 2>&1 < /dev/null & echo $! > train.pid"
-    setup = options.setup.replace("{python}", options.python)
     return [
         *made,
         _ssh(options, "all", f"mkdir -p {THERE}"),
         [*_gcloud("scp"), "--recurse", *SENT, f"{options.vm}:{THERE}/", zone, "--worker=all"],
-        _ssh(options, "all", f"cd {THERE} && rm -f train.code && {{ {setup}; }} && {{ {start}; }}"),
+        _ssh(options, "all", f"cd {THERE} && rm -f train.code && {{ {options.setup}; }} && {PYTHON} --version && {{ {start}; }}"),
     ]
 
 
@@ -80,11 +87,20 @@ def describe(order: jobs.Order) -> str:
 
 
 def submit(order: jobs.Order) -> dict:
+    """Raises UserError also where a TPU has been made and the rest fails, since it then stands idle."""
     jobs.need("gcloud", "--to=tpu-vm sends with it")
     if not all(Path(path).exists() for path in SENT):
         raise UserError(f"{', '.join(SENT)} are not all here; submit to a TPU from the directory of this repository")
+    made = False
     for command in commands(order):
-        jobs.call(command)
+        try:
+            jobs.call(command)
+        except UserError as error:
+            if not made:
+                raise
+            delete = shlex.join([*_gcloud("delete"), order.options.vm, f"--zone={order.options.zone}"])
+            raise UserError(f"{error}; the TPU has been made and costs: submit without --topology, or `{delete}`") from None
+        made = made or command[4] == "create"
     return {"id": order.options.vm, "zone": order.options.zone}
 
 
