@@ -115,7 +115,9 @@ def test_commands_for_a_cloud_tpu(capsys, no_programs):
         ("v5e:2x4", 1, 8, ["--accelerator-type=v5litepod-8"]),
         ("v5e:4x4", 4, 4, ["--accelerator-type=v5litepod-16"]),
         ("v5e:16x16", 64, 4, ["--accelerator-type=v5litepod-256"]),
-        ("v5p:2x2x2", 2, 4, ["--accelerator-type=v5p-16"]),
+        ("v5p:2x2x2", 2, 4, ["--type=v5p", "--topology=2x2x2"]),
+        ("v5p:4x4x16", 64, 4, ["--type=v5p", "--topology=4x4x16"]),  # v5p-512 would be 4x8x8
+        ("v5p:16x16x24", 1536, 4, ["--type=v5p", "--topology=16x16x24"]),
         ("v6e:8x8", 16, 4, ["--accelerator-type=v6e-64"]),
     ],
 )
@@ -204,6 +206,9 @@ def test_its_jobs_and_pods_are_those_of_kubernetes(capsys, no_programs):
         ((*GKE, "--topology=v5e:3x5"), "v5e has the shapes 1x1, 2x2"),
         ((*GKE, "--topology=v9:4x4"), "--topology=v9:4x4 is unknown"),
         ((*GKE, "--topology=v4:4x4"), "shapes of three sides"),
+        ((*GKE, "--topology=v5p:4x4x5"), "v5p has shapes of three sides, 2x2x1 and ascending ones of 2 or multiples of 4"),
+        ((*GKE, "--topology=v5p:8x4x4"), "ascending"),
+        ((*TPU, "--topology=v5p:16x20x28"), "a slice of v5p has 6,144 chips at most, and these are 8,960"),
         ((*GKE, "--topology=v5e:2x4", "--slices=2"), "has one host"),
         ((*GKE, "--slices=0"), "--slices=0 must be at least 1"),
         ((*GKE, "--partition=a100"), "argument '--partition=a100' is not understood with --to=gke"),

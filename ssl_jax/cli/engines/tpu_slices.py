@@ -17,21 +17,25 @@ FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # of v5e and
 
 class Kind(NamedTuple):
     gke: str  # label cloud.google.com/gke-tpu-accelerator
-    accelerator: str  # prefix of a type of Cloud TPU, '' where it is a kind and a topology
-    cores: int  # that the type counts for each chip
+    accelerator: str  # prefix of a type of Cloud TPU, which counts chips; '' where they have several shapes, and the shape is told
     runtime: str  # version of the software of a TPU VM
-    flat: bool
+    most: int  # chips of a slice
+
+    @property
+    def flat(self) -> bool:
+        return bool(self.accelerator)
 
 
 KINDS = {
-    "v4": Kind("tpu-v4-podslice", "", 2, "tpu-ubuntu2204-base", False),
-    "v5e": Kind("tpu-v5-lite-podslice", "v5litepod", 1, "v2-alpha-tpuv5-lite", True),
-    "v5p": Kind("tpu-v5p-slice", "v5p", 2, "v2-alpha-tpuv5", False),
-    "v6e": Kind("tpu-v6e-slice", "v6e", 1, "v2-alpha-tpuv6e", True),
+    "v4": Kind("tpu-v4-podslice", "", "tpu-ubuntu2204-base", 4096),
+    "v5e": Kind("tpu-v5-lite-podslice", "v5litepod", "v2-alpha-tpuv5-lite", 256),
+    "v5p": Kind("tpu-v5p-slice", "", "v2-alpha-tpuv5", 6144),  # of a pod's 8,960
+    "v6e": Kind("tpu-v6e-slice", "v6e", "v2-alpha-tpuv6e", 256),
 }
 
 
 class Slice(NamedTuple):
+    name: str  # of the kind
     kind: Kind
     shape: str  # '16x16'
     chips: int
@@ -44,8 +48,8 @@ class Slice(NamedTuple):
     def flags(self) -> list[str]:
         """Of `gcloud compute tpus tpu-vm create`."""
         if not self.kind.accelerator:
-            return ["--type=v4", f"--topology={self.shape}"]
-        return [f"--accelerator-type={self.kind.accelerator}-{self.chips * self.kind.cores}"]
+            return [f"--type={self.name}", f"--topology={self.shape}"]
+        return [f"--accelerator-type={self.kind.accelerator}-{self.chips}"]
 
 
 def parse(topology: str) -> Slice:
@@ -63,9 +67,12 @@ def parse(topology: str) -> Slice:
     chips = math.prod(sides)
     if kind.flat and match[2] not in FLAT:
         raise UserError(f"--topology={topology}: {match[1]} has the shapes {', '.join(FLAT)}")
-    if not kind.flat and (len(sides) != 3 or min(sides) < 1 or chips % 4):
+    ascending = sides == sorted(sides) and sides[0] > 1 and all(side == 2 or side % 4 == 0 for side in sides)
+    if not kind.flat and (len(sides) != 3 or not (ascending or sides == [2, 2, 1])):
         raise UserError(
-            f"--topology={topology}: {match[1]} has shapes of three sides, with a multiple of 4 chips, like 2x2x1 or 4x4x8"
+            f"--topology={topology}: {match[1]} has shapes of three sides, 2x2x1 and ascending ones of 2 or multiples of 4, like 4x4x8"
         )
+    if chips > kind.most:
+        raise UserError(f"--topology={topology}: a slice of {match[1]} has {kind.most:,} chips at most, and these are {chips:,}")
     # Hosts have 4 chips; v5e and v6e also come as one host of 8, or of 1.
-    return Slice(kind, match[2], chips, 1 if kind.flat and chips <= 8 else chips // 4)
+    return Slice(match[1], kind, match[2], chips, 1 if kind.flat and chips <= 8 else chips // 4)
