@@ -59,6 +59,13 @@ def test_local_command(tmp_path, capsys):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("engine", [("--to=slurm",), ("--to=local",), GKE, TPU])
+def test_a_trace_is_one_of_the_training(tmp_path, capsys, no_programs, engine):
+    text = dry(capsys, "runs/a", *engine, "--profile=20:24")
+    (told,) = (line for line in text.splitlines() if "--profile" in line)  # and none of sbatch, which has one for energy
+    assert "--profile=20:24" in told and "SBATCH" not in told
+
+
 def test_jobset(tmp_path, capsys, no_programs):
     text = dry(capsys, "runs/Mine", *GKE, "--slices=2", "--max_restarts=50", "--namespace=vision", "--config.seed=7")
     assert text.startswith("# kubectl create --namespace=vision --filename=-\n")
@@ -199,6 +206,7 @@ def test_its_jobs_and_pods_are_those_of_kubernetes(capsys, no_programs):
         (("--to=local", "--nodes=2"), "argument '--nodes=2' is not understood with --to=local"),
         (("--to=local", "--processes=0"), "--processes=0 must be at least 1"),
         (("--to=local", "--max_restarts=-1"), "--max_restarts=-1 must not be negative"),
+        (("--to=slurm", "--profile=energy"), "--profile=energy is no range of steps"),
         (("--to=slurm", "--nodes=0"), "--nodes=0"),
         (("--to=slurm", "--ntasks-per-node=4"), "--ntasks-per-node is set by submit"),
         (("--to=slurm", "partition=a100"), "'partition=a100' is not understood"),

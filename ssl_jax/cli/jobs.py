@@ -26,7 +26,7 @@ class Order(NamedTuple):
     """What is to be submitted."""
 
     config: str
-    overrides: Sequence[str]
+    flags: Sequence[str]  # of `train`: --config.KEY=VALUE and others
     workdir: Path
     max_restarts: int
     number: int  # of this submission from its workdir, from 1
@@ -36,7 +36,7 @@ class Order(NamedTuple):
     def arguments(self, workdir: Path | None = None) -> list[str]:
         """Of `launch.py`; `workdir` is what the directory is called where it runs."""
         where = self.workdir if workdir is None else workdir
-        return ["train", f"--config={self.config}", f"--workdir={where}", *self.overrides, f"--saved_code={SAVED}"]
+        return ["train", f"--config={self.config}", f"--workdir={where}", *self.flags, f"--saved_code={SAVED}"]
 
 
 class State(NamedTuple):

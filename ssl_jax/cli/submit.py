@@ -19,6 +19,7 @@ import argparse
 
 from ssl_jax.cli import jobs, train
 from ssl_jax.cli.main import Parser, add_workdir
+from ssl_jax.engine.timing import Trace
 from ssl_jax.errors import UserError
 
 
@@ -31,6 +32,7 @@ def add_arguments(sub) -> None:
     sub.add_argument(
         "--max_restarts", type=int, default=10, help="how often it is started again by itself (default: 10)"
     )
+    sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, as `train` does")
     sub.add_argument("--dry_run", action="store_true", help="print what would be sent, and send nothing")
     sub.epilog = "\n".join(parser(name).format_help() for name in jobs.ENGINES)
 
@@ -54,9 +56,11 @@ def main(args, rest) -> int:
     if args.max_restarts < 0:
         raise UserError(f"--max_restarts={args.max_restarts} must not be negative")
     train.load(args.config, overrides)
+    Trace(args.workdir, args.profile)  # says what is no range of steps
+    flags = [*overrides, *([f"--profile={args.profile}"] if args.profile else [])]
     before = jobs.earlier(args.workdir)
     number = before["number"] + 1 if before else 1
-    order = jobs.Order(args.config, overrides, args.workdir, args.max_restarts, number, options, left)
+    order = jobs.Order(args.config, flags, args.workdir, args.max_restarts, number, options, left)
     sent = engine.describe(order)
     if args.dry_run:
         print(sent)
