@@ -51,6 +51,41 @@ def test_slurm_without_a_time_takes_that_of_the_partition(tmp_path, capsys, no_p
     assert "--time" not in dry(capsys, tmp_path / "a", "--to=slurm")
 
 
+GPUS = "--nodes=2", "--processes_per_node=8"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (*GPUS, "--gres=gpu:8"),
+        (*GPUS, "--gres=nvme:1,gpu:a100:8"),
+        (*GPUS, "--gpus-per-node=a100:4,h100:4"),
+        (*GPUS, "--gpus=16"),
+        ("--nodes=2", "--gres=gpu"),
+        ("--gres=gpu:8",),  # one process takes all that it sees
+        ("--gpus-per-task=8",),
+    ],
+)
+def test_slurm_gives_each_process_a_gpu(tmp_path, capsys, no_programs, flags):
+    assert f"#SBATCH {flags[-1]}" in dry(capsys, tmp_path / "a", "--to=slurm", *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--nodes=2", "--gres=gpu:8"), "8 GPUs each: of several processes JAX gives each one GPU; say --processes_per_node=8, or"),
+        (("--nodes=2", "--gres=gpu:a100:8,nvme:1"), "--processes_per_node=8, or"),
+        (("--processes_per_node=4", "--gpus_per_node=a100:8"), "--processes_per_node=8, or"),
+        (("--nodes=2", "--gpus=16"), "--processes_per_node=8, or"),
+        ((*GPUS, "--gpus=3"), "1.5 GPUs each"),
+        ((*GPUS, "--gpus-per-task=1"), "--gpus-per-task=1 hides the other GPUs of a node from each process"),
+    ],
+)
+def test_slurm_leaves_no_gpu_idle(tmp_path, capsys, no_programs, flags, told):
+    assert submit(tmp_path / "a", "--to=slurm", *flags, "--dry_run") == 2
+    assert told in error(capsys)
+
+
 def test_local_command(tmp_path, capsys):
     text = dry(capsys, tmp_path / "a", "--to=local", "--processes=2", "--max_restarts=1", "--config.seed=7")
     words = shlex.split(text)

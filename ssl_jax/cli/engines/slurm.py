@@ -40,7 +40,7 @@ exit "$code\""""
 
 def add_arguments(group) -> None:
     group.add_argument("--nodes", type=int, default=1, help="default: 1")
-    group.add_argument("--processes_per_node", type=int, default=1, help="default: 1; on GPUs one for each")
+    group.add_argument("--processes_per_node", type=int, default=1, help="default: 1; on GPUs one for each, unless there is one in all")
     group.add_argument(
         "--setup", action="append", default=[], metavar="LINE", help="of shell, before the training; may be repeated"
     )
@@ -117,6 +117,7 @@ def _executor(order: jobs.Order):
             f"--nodes={options.nodes} and --processes_per_node={options.processes_per_node} must be at least 1"
         )
     told = _options(order.rest)
+    _check_gpus(told, options.nodes, options.processes_per_node)
     # srun no longer takes it from sbatch (Slurm 22.05).
     per_task = [f"--cpus-per-task={told['cpus-per-task']}"] if "cpus-per-task" in told else []
     executor = Executor(_folder(order.workdir))
@@ -147,6 +148,37 @@ def _options(rest) -> dict:
             raise UserError(f"--{name} is set by submit; see --nodes, --processes_per_node and --workdir")
         told[name] = value if equals else True
     return told
+
+
+def _check_gpus(told: dict, nodes: int, processes: int) -> None:
+    """Raises UserError where the processes of a node would not have a GPU each. A process of its own takes all that it sees; of several
+    JAX gives each the one of its number on the node, whatever else is there, and so it has to see them all.
+    """
+    if nodes * processes == 1:
+        return
+    if "gpus-per-task" in told:
+        raise UserError(
+            f"--gpus-per-task={told['gpus-per-task']} hides the other GPUs of a node from each process, and JAX counts them all; say "
+            f"--gpus-per-node={processes}"
+        )
+    gpus = _gpus(told, nodes)
+    if gpus and gpus != processes:
+        raise UserError(
+            f"--processes_per_node={processes} on nodes with {gpus:g} GPUs each: of several processes JAX gives each one GPU; say "
+            f"--processes_per_node={max(1, int(gpus))}, or ask for as many GPUs as processes"
+        )
+
+
+def _gpus(told: dict, nodes: int) -> float:
+    """How many options of sbatch ask for on each node: --gres=gpu:a100:8, --gpus-per-node=8, --gpus=16; 0 where none does."""
+
+    def count(items) -> int:
+        last = [item.rpartition(":")[2] for item in items]
+        return sum(int(n) if n.isdigit() else 1 for n in last)  # gpu and gpu:a100 are one
+
+    wanted = {name: str(told.get(name, "")).split(",") for name in ("gres", "gpus-per-node", "gpus")}
+    gres = [item for item in wanted["gres"] if item.removeprefix("gres/").partition(":")[0] == "gpu"]
+    return count(gres) or count(filter(None, wanted["gpus-per-node"])) or count(filter(None, wanted["gpus"])) / nodes
 
 
 def _task(order: jobs.Order) -> list[str]:
