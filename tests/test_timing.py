@@ -4,12 +4,16 @@ import gzip
 import json
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ssl_jax.engine.metrics import goodput
+from ssl_jax.engine import loop, sharding
+from ssl_jax.engine.method import State
+from ssl_jax.engine.metrics import MetricsWriter, goodput, read_metrics
 from ssl_jax.engine.timing import Clock, Trace
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
@@ -52,6 +56,39 @@ def test_a_trace_holds_its_steps_and_no_others(tmp_path, until):
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     steps = {event["args"]["step_num"] for event in events if event.get("name") == "step" and "step_num" in event.get("args", {})}
     assert steps == {str(step) for step in range(2, min(4, until) + 1)}
+
+
+def test_writing_a_trace_is_no_part_of_a_step(tmp_path):
+    class Slow(Trace):
+        def close(self):
+            if self.running:
+                time.sleep(1.0)
+            super().close()
+
+    class NoCheckpoints:
+        def save(self, *_):
+            pass
+
+        wait = save
+
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    loss = jnp.zeros(())
+    run = types.SimpleNamespace(mesh=mesh, step=lambda state, batch, root: (state, {"loss": loss}), root=None)
+    state = State(np.zeros((), np.int32), {}, {}, {}, {})
+    settings = {"batch_size": 1, "log_every_steps": 1, "checkpoint_every_steps": 9, "evaluate_every_steps": 9, "on_nonfinite": "stop"}
+    dog, batches = Watchdog(tmp_path), ({"image": np.zeros((1, 2), np.uint8)} for _ in range(5))
+    writer = MetricsWriter(tmp_path, tensorboard=False)
+    with loop.Signals() as watch:
+        loop.train(
+            types.SimpleNamespace(phases=()), run, state, batches, 5, writer, NoCheckpoints(), settings, {},
+            {}, lambda *_: {}, lambda *_: None, watch, dog, Slow(tmp_path, "2:3"),
+        )  # fmt: skip
+    writer.close()
+    seconds = [line["time/seconds_per_step"] for line in read_metrics(tmp_path)]
+    assert len(seconds) == 5 and max(seconds) < 0.9
+    assert len(dog._durations) == 4 and max(dog._durations) < 0.9
+    assert dog._longest > 1.0
+    assert list(tmp_path.rglob("perfetto_trace.json.gz"))
 
 
 def test_each_process_has_a_trace_of_its_own(tmp_path, monkeypatch):

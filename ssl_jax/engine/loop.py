@@ -249,7 +249,9 @@ def train(
             batch = next(source)
         with jax.profiler.StepTraceAnnotation("step", step_num=step), jax.transfer_guard("disallow"):
             state, metrics = run.step(state, batch, run.root)
-        trace.after(step, state)
+        if step == trace.last:  # it is written now, which may take minutes
+            with clock.paused(), watchdog.paused():
+                trace.after(step, state)
         waiting.append((step, metrics))
         stop = watch.stop(step) is not None
         due = step % settings["evaluate_every_steps"] == 0 or step == total
