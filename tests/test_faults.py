@@ -15,8 +15,12 @@ import pytest
 from PIL import Image
 from xla_flags import flags
 
+from ssl_jax.cli import train
 from ssl_jax.cli.main import main
+from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.loop import Signals
+from ssl_jax.engine.timing import Trace
+from ssl_jax.engine.watchdog import Watchdog
 
 ROOT = pathlib.Path(__file__).parent.parent
 PIXELS = 24
@@ -131,6 +135,38 @@ def test_a_run_leaves_what_the_readme_says(straight):
     assert {"config.json", "metrics.jsonl", "checkpoints", "pictures", "report.html", "log.txt", "provenance.json"} <= names
     assert [row["step"] for row in lines(straight)] == list(range(1, 13))
     assert (straight / "pictures" / "views.png").stat().st_size > 1000
+
+
+def test_all_of_a_run_is_watched_and_paused_where_it_is_no_step(here, folder, tmp_path, monkeypatch):
+    dogs, paused = [], {}
+    enter = Watchdog.__enter__
+    monkeypatch.setattr(Watchdog, "__enter__", lambda dog: dogs.append(dog) or enter(dog))
+
+    def noted(owner, name):
+        real = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            dog = dogs[-1]
+            paused[name] = dog._thread.is_alive() and dog._at.pauses, dog._at.since
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(Checkpoints, "restore_latest")
+    for name in ("save_views", "raw_pixels", "save_neighbours", "write_report"):
+        noted(train, name)
+    noted(Trace, "close")
+    noted(Checkpoints, "close")
+    noted(Signals, "stop")
+    settings = ("--config.total_steps=2", "--config.baselines=('raw pixels',)", "--config.evals={'knn': {'kind': 'knn'}}")
+    assert here([*command(tmp_path / "run", folder, *settings), "--saved_code=75"]).returncode == 0
+    assert {name for name, (pauses, _) in paused.items() if pauses == 0} == {"stop"}
+    assert len(paused) == 7
+    assert len({since for _, since in paused.values()}) == 5  # each of them has two hours: start, baseline, step, closing, end
+    assert dogs[0].ends and not dogs[0]._thread.is_alive()
+    monkeypatch.setattr(train, "train", lambda *_: None)
+    assert here(command(tmp_path / "run", folder, *settings)).returncode == 0
+    assert not dogs[1].ends  # nobody would start it again
 
 
 def test_kill_9_then_the_same_numbers(straight, folder, tmp_path):

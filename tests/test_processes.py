@@ -201,7 +201,7 @@ def timed(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(watchdog, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(watchdog.os, "_exit", ended)
-    return watchdog.Watchdog(tmp_path, supervised=True), now
+    return watchdog.Watchdog(tmp_path, restarted=True), now
 
 
 def steps_of_a_fifth_of_a_second(dog, now):

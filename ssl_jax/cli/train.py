@@ -78,8 +78,10 @@ def main(args, overrides) -> int:
         cluster.agree(configs.plain(this.config))
         record_config(args.workdir, configs.plain(this.config))
         write_json(args.workdir / "provenance.json", provenance())
+        restarted = cluster.place(os.environ) is not None or args.saved_code != 0  # by `cli.local`, or by an engine of `submit`
         try:
-            train(this, args.workdir, trace)
+            with Watchdog(args.workdir / "processes", jax.process_index(), jax.process_count(), restarted) as watchdog:
+                train(this, args.workdir, trace, watchdog)
         except loop.Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
             return args.saved_code if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
@@ -108,8 +110,8 @@ def load(path_and_variant: str, overrides):
     return config
 
 
-def train(this: Assembly, workdir: Path, trace: Trace) -> None:
-    """Start or go on; evaluate as the config says; end with a table and a report."""
+def train(this: Assembly, workdir: Path, trace: Trace, watchdog: Watchdog) -> None:
+    """Start or go on; evaluate as the config says; end with a table and a report. `watchdog` is paused but in steps."""
     config, run, total = this.config, this.run, this.durations["total"]
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
     state = checkpoints.restore_latest(run.abstract)
@@ -125,7 +127,8 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
         if "sample" in this.fns:
             save_samples(this, state, 0, workdir)
         for name in config.baselines:
-            evaluations.add(name, 0, raw_pixels(config, run.mesh) if name == "raw pixels" else context(this, state))
+            with watchdog.paused():
+                evaluations.add(name, 0, raw_pixels(config, run.mesh) if name == "raw pixels" else context(this, state))
     else:
         log.info("going on at step %d of %d", start, total)
 
@@ -156,9 +159,8 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
         health.update(line["step"], line)
 
     batches = iterate(this.batches, start, total, config.data.workers)
-    watchdog = Watchdog(workdir / "processes", jax.process_index(), jax.process_count())
     try:
-        with loop.Signals() as watch, watchdog, Progress(start, total) as progress:
+        with loop.Signals() as watch, Progress(start, total) as progress:
 
             def show(step, metrics):
                 progress.update(step, metrics)
@@ -167,7 +169,8 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
             due = start > 0 and (start % this.durations["evaluate"] == 0 or start == total)
             measured = any(entry["subject"] == "trained" and entry["step"] == start for entry in evaluations.entries)
             if any(of_each_process(due and not measured)):  # SIGTERM came in a step that was to be evaluated
-                evaluate(start, state)
+                with watchdog.paused():
+                    evaluate(start, state)
             state = loop.train(
                 this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
                 this.schedules, evaluate, show, watch, watchdog, trace,
@@ -178,20 +181,22 @@ def train(this: Assembly, workdir: Path, trace: Trace) -> None:
         cluster.leave(error)
         raise
     finally:
-        trace.close()
-        writer.close()
-        checkpoints.close()
+        with watchdog.paused():
+            trace.close()
+            writer.close()
+            checkpoints.close()
         if this.batches.skipped:
             log.warning("%d examples could not be read and were replaced (named above)", len(this.batches.skipped))
     share = goodput(read_metrics(workdir))
     told = "" if share is None else f"; goodput {100 * share:.0f} % of the time since the first step, over all restarts"
     log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, told)
-    if config.evals:  # the features are there already
-        whole = functools.partial(open_eval, config)
-        save_neighbours(last, whole, workdir / "pictures" / "neighbours.png")
-    if cluster.first():
-        evaluations.show(config)
-        log.info("report: %s", write_report(workdir))
+    with watchdog.paused():
+        if config.evals:  # the features are there already
+            whole = functools.partial(open_eval, config)
+            save_neighbours(last, whole, workdir / "pictures" / "neighbours.png")
+        if cluster.first():
+            evaluations.show(config)
+            log.info("report: %s", write_report(workdir))
 
 
 def save_views(this: Assembly, workdir: Path) -> None:

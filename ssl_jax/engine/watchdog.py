@@ -63,15 +63,15 @@ class Watchdog:
     checkpoint. They do not end while the one behind has time left itself, as when it draws and the others wait for it.
 
     Args:
-        supervised: a run of one process is ended, too, since it will be started again; else it is only told.
+        restarted: a run of one process is ended, too, since somebody starts it again; else it is only told.
         least, pause: seconds, as LEAST and PAUSE.
     """
 
     def __init__(
-        self, folder: Path, process: int = 0, processes: int = 1, supervised: bool = False, least: float = LEAST, pause: float = PAUSE
+        self, folder: Path, process: int = 0, processes: int = 1, restarted: bool = False, least: float = LEAST, pause: float = PAUSE
     ):
         self.folder, self.process, self.processes, self.least, self.pause = folder, process, processes, least, pause
-        self.ends, self.soon = supervised or processes > 1, min(SOON, least)
+        self.ends, self.soon = restarted or processes > 1, min(SOON, least)
         self._input_wait, self._slowest = 0.0, (0.0, process)  # of this process; (of the slowest other one, which it is)
         self._longest = 0.0
         self._durations: deque[float] = deque(maxlen=101)
