@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from ssl_jax.cli import train
 from ssl_jax.cli.main import main
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.loop import Signals
+from ssl_jax.engine.metrics import read_metrics, read_starts
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
 
@@ -132,7 +134,8 @@ def straight(tmp_path_factory, folder):
 
 def test_a_run_leaves_what_the_readme_says(straight):
     names = {path.name for path in straight.iterdir()}
-    assert {"config.json", "metrics.jsonl", "checkpoints", "pictures", "report.html", "log.txt", "provenance.json"} <= names
+    expected = {"config.json", "metrics.jsonl", "starts.jsonl", "checkpoints", "pictures", "report.html", "log.txt", "provenance.json"}
+    assert expected <= names
     assert [row["step"] for row in lines(straight)] == list(range(1, 13))
     assert (straight / "pictures" / "views.png").stat().st_size > 1000
 
@@ -177,6 +180,9 @@ def test_kill_9_then_the_same_numbers(straight, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "going on at step" in done.stderr
     assert lines(workdir) == lines(straight)  # bit for bit
+    first, second = (start["time/clock"] for start in read_starts(workdir))
+    assert first < second < read_metrics(workdir)[-1]["time/clock"]
+    assert 0 < float(re.search(r"goodput (\d+) % of the time from the first start", done.stderr).group(1)) < 100
 
 
 ALONE = ("gan", "bigan", "biggan", "bigbigan", "stylegan", "ssgan", "autoencoder", "rbm_stack", "vae", "vqvae", "vit_vqgan")

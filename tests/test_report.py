@@ -81,10 +81,11 @@ def write_run(workdir, steps=20, **config):
     (workdir / "evaluations.json").write_text(json.dumps(entries))
     lines = [
         {"step": s, "ssl/loss": 6 - s / 10, "ssl/grad_norm/net": 1.0, "lr/net": 1e-3 * s, "time/seconds_per_step": 9.0,
-         "time/images_per_second": 321.0, "time/input_wait": 0.02, "knn/top1": 50.0}
+         "time/images_per_second": 321.0, "time/input_wait": 0.02, "time/clock": 1000.0 + 12.0 * s, "knn/top1": 50.0}
         for s in range(1, steps + 1)
     ]  # fmt: skip
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (workdir / "starts.jsonl").write_text('{"time/clock": 1000.0}\n')
     (workdir / "log.txt").write_text(
         "2025-01-01 10:00:00,123 INFO all is well\n" + 3 * "2025-01-01 10:00:00,124 WARNING example 7 is left out\n"
     )
@@ -136,6 +137,7 @@ def test_page_holds_the_numbers(tmp_path):
     assert re.search(r"kNN 63\.1[23] % against 31\.25 % untrained and 18\.02 % raw pixels", told)
     for expected in ("70.75 %", "10.00 %", "83.20 %", "quoted: published", "12.5", "kNN k=20", "L-BFGS", "+30.75",
                      "abc123", "20 of 20", "1,280 (2 epochs)", "321 (median)", "3 min",
+                     "75 % of the time from the first start to the last logged step; the rest is starting, compiling",
                      "WARNING example 7 is left out (x 3)",
                      "flip(p=0.5)", "optim.net.lr", "0.003", "the newest of 2 in pictures/"):  # fmt: skip
         assert expected in told, expected
@@ -206,6 +208,7 @@ def test_unfinished_and_damaged(tmp_path):
         out.write('{"step": 2, "ssl/loss": NaN}\n7\n{"step": 3, "ssl/lo')  # no value, no object, a torn line
     (run / "evaluations.json").write_text(json.dumps([entry("untrained", 0, 31.25, 40.0), 5, {"step": "x"}]))
     (run / "provenance.json").write_text("{")
+    (run / "starts.jsonl").write_text('7\n{"time/clo')
     (run / "pictures" / "views.png").write_bytes(png("red")[:-5])
     source, page = read(run)
     assert "Unfinished: step 2 of 20." in page.text

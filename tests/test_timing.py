@@ -109,15 +109,48 @@ def test_a_run_that_goes_on_behind_the_range_says_that_nothing_is_traced(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_goodput_counts_what_steps_are_worth():
-    def line(step, clock, seconds):
-        return {"step": step, "time/clock": clock, "time/seconds_per_step": seconds}
+def logged(clock, steps, seconds, every=10):
+    """(lines of these steps, the clock behind them), which all take so many seconds."""
+    lines = [
+        {"step": step, "time/clock": clock + seconds * (step - steps.start + 1), "time/seconds_per_step": seconds}
+        for step in steps
+        if step % every == 0
+    ]
+    return lines, clock + seconds * len(steps)
 
-    assert goodput([]) is goodput([line(1, 0.0, 1.0)]) is None
-    steady = [line(step, 1000 + 2.0 * step, 2.0) for step in range(10, 60, 10)]
-    assert goodput(steady) == pytest.approx(1.0)
-    restarted = [*steady, line(60, 1220.0, 2.0)]  # 100 s for evaluations, a restart and steps that were done twice
-    assert goodput(restarted) == pytest.approx(100 / 200)
+
+def starts(*clocks):
+    return [{"time/clock": clock} for clock in clocks]
+
+
+def test_goodput_counts_what_steps_are_worth_since_the_first_start():
+    assert goodput([], starts(5.0)) is None
+    steady, end = logged(1000.0, range(1, 51), 2.0)
+    assert goodput(steady, []) is None
+    assert goodput(steady, starts(1000.0)) == pytest.approx(1.0)
+    assert goodput(steady, starts(950.0)) == pytest.approx(100 / 150)  # it took 50 s to begin
+    assert goodput(steady, starts(850.0, 950.0)) == pytest.approx(100 / 250)  # the first start came to no line
+    more, _ = logged(end + 100.0, range(51, 61), 2.0)  # 100 s for evaluations, a restart and steps that were done twice
+    assert goodput([*steady, *more], starts(1000.0, end + 50.0)) == pytest.approx(120 / 220)
+    assert goodput([*steady, *more], starts(end + 50.0)) == pytest.approx(20 / 70)  # of a run that was begun by an earlier version
+    assert goodput(steady, starts(1000.0, 2000.0)) == pytest.approx(1.0)  # begun again when it was done: nothing was lost since
+    assert goodput(steady, starts(2000.0)) is None
+
+
+def test_compiling_is_not_worth_its_time():
+    lines = logged(1000.0, range(1, 51), 2.0)[0]
+    lines = [{**line, "time/clock": line["time/clock"] + 100.0} for line in lines]
+    lines[0]["time/seconds_per_step"] = 12.0
+    assert goodput(lines, starts(1000.0)) == pytest.approx(100 / 200)
+    assert goodput(lines[:2], starts(1000.0)) == pytest.approx(40 / 140)
+
+
+def test_goodput_of_a_run_that_became_faster():
+    """With and without another start in between."""
+    slow, end = logged(0.0, range(1, 601), 4.0)
+    quick, _ = logged(end + 300.0, range(601, 1001), 2.0)
+    assert goodput([*slow, *quick], starts(0.0, end + 250.0)) == pytest.approx(3200 / 3500)
+    assert goodput([*slow, *quick], starts(0.0)) == pytest.approx(3200 / 3500, rel=0.02)
 
 
 def test_the_process_that_waits_longest_for_its_input_is_known(tmp_path, monkeypatch):

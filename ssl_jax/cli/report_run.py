@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_jax.engine.metrics import read_metrics
+from ssl_jax.engine.metrics import read_metrics, read_starts
 from ssl_jax.engine.optim import duration
 from ssl_jax.errors import UserError
 
@@ -36,6 +36,7 @@ class Run(NamedTuple):
     config: dict
     provenance: dict
     lines: list[dict[str, float]]  # of metrics.jsonl, finite numbers only
+    starts: list[dict[str, float]]  # of starts.jsonl, likewise
     entries: list[Entry]  # in ascending order of steps
     pictures: dict[str, bytes]  # {name: PNG}
     warnings: dict[str, int]  # {line of log.txt: how often}
@@ -107,7 +108,8 @@ def read_run(workdir: Path) -> Run:
         missing.append("metrics.jsonl has no line: no step has been logged")
     pictures = _pictures(workdir / "pictures", missing)
     entries.sort(key=lambda entry: entry.step)
-    return Run(workdir, config, provenance, lines, entries, pictures, _warnings(workdir / "log.txt"), missing)
+    starts = [finite(start) for start in read_starts(workdir)]
+    return Run(workdir, config, provenance, lines, starts, entries, pictures, _warnings(workdir / "log.txt"), missing)
 
 
 def finite(told: Any) -> dict[str, float]:

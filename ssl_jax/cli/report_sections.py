@@ -16,7 +16,7 @@ from PIL import Image
 from ssl_jax.cli.charts import PERCENT, chart, number
 from ssl_jax.cli.evaluations import OF_THE_FEATURES, comparable
 from ssl_jax.cli.report_run import EXPECTED, Entry, Run
-from ssl_jax.engine.metrics import goodput
+from ssl_jax.engine.metrics import REST, SPAN, goodput
 
 ACCURACY = re.compile(r"top\d+|accuracy")  # evaluations give accuracies in percent
 SHARES = {
@@ -85,9 +85,9 @@ def _facts(run: Run) -> dict[str, str]:
     if speeds:
         facts["Images per second"] = f"{statistics.median(speeds):,.0f} (median)"
         facts["Time in steps"] = _span(run.seconds)
-    share = goodput(run.lines)
+    share = goodput(run.lines, run.starts)
     if share is not None:
-        facts["Goodput"] = f"{100 * share:.0f} % of the time since the first step"
+        facts["Goodput"] = f"{100 * share:.0f} % {SPAN}; the rest is {REST}"
     return facts
 
 

@@ -36,7 +36,7 @@ from ssl_jax.cli.workdir import check_shared, claim, record_config
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, of_each_process, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
-from ssl_jax.engine.metrics import MetricsWriter, goodput, read_metrics
+from ssl_jax.engine.metrics import REST, SPAN, MetricsWriter, goodput, read_metrics, read_starts, record_start
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.engine.sharding import on_host
 from ssl_jax.engine.timing import Trace
@@ -68,6 +68,7 @@ def main(args, overrides) -> int:
         flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
         told = ["train", *flags, *overrides]
         return local.supervise(told, processes, args.workdir, args.max_restarts, args.saved_code)
+    began = time.time()
     trace = Trace(args.workdir / "profile", args.profile)
     start_jax()
     config = load(args.config, overrides)
@@ -78,6 +79,7 @@ def main(args, overrides) -> int:
         cluster.agree(configs.plain(this.config))
         record_config(args.workdir, configs.plain(this.config))
         write_json(args.workdir / "provenance.json", provenance())
+        record_start(args.workdir, began)
         restarted = cluster.place(os.environ) is not None or args.saved_code != 0  # by `cli.local`, or by an engine of `submit`
         try:
             with Watchdog(args.workdir / "processes", jax.process_index(), jax.process_count(), restarted) as watchdog:
@@ -187,8 +189,8 @@ def train(this: Assembly, workdir: Path, trace: Trace, watchdog: Watchdog) -> No
             checkpoints.close()
         if this.batches.skipped:
             log.warning("%d examples could not be read and were replaced (named above)", len(this.batches.skipped))
-    share = goodput(read_metrics(workdir))
-    told = "" if share is None else f"; goodput {100 * share:.0f} % of the time since the first step, over all restarts"
+    share = goodput(read_metrics(workdir), read_starts(workdir))
+    told = "" if share is None else f"; goodput {100 * share:.0f} % {SPAN}; the rest went into {REST}"
     log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, told)
     with watchdog.paused():
         if config.evals:  # the features are there already
