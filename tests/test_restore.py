@@ -1,10 +1,11 @@
 """What is called a corrupt checkpoint, and what is not; of several processes all decide alike."""
 
 import re
+import sys
 
 import jax
 import pytest
-from process_runs import Runs
+from process_runs import ROOT, Runs, both
 from test_engine import same, toy
 
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
@@ -37,6 +38,61 @@ def test_a_file_that_is_missing_is(tmp_path):
     with pytest.raises(Corrupt, match=r"it cannot be read \(FileNotFoundError"):
         saved.restore(1, toy())
     saved.close()
+
+
+def test_a_checkpoint_of_another_step_than_its_name_is_corrupt(tmp_path):
+    saved = Checkpoints(tmp_path / "c")
+    saved.save(toy(1, 1), {})
+    saved.wait()
+    (tmp_path / "c" / "1").rename(tmp_path / "c" / "2")
+    with pytest.raises(Corrupt, match="it holds step 1"):
+        saved.restore(2, toy())
+    saved.close()
+
+
+# Process 1 lists a directory of its own, into which the newest checkpoint comes a second late; then one into which it never comes.
+LISTINGS = f"""
+import logging, pathlib, sys, threading
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from ssl_jax.cli import cluster
+cluster.join()
+import jax
+from jax.experimental import multihost_utils
+from test_engine import toy
+from ssl_jax.engine import checkpoint
+from ssl_jax.engine.sharding import make_mesh
+from ssl_jax.errors import MachineFault
+
+logging.basicConfig(format="%(message)s")
+checkpoint.STALE = 3
+folder, mesh = pathlib.Path(sys.argv[1]), make_mesh(dict(data=4))
+saved = checkpoint.Checkpoints(folder / "all")
+for step in (5, 10):
+    saved.save(toy(step, step, mesh), {{}})
+saved.wait()
+for name, later in (("late", True), ("never", False)):
+    seen = folder / "all"
+    if not cluster.first():
+        seen = folder / name
+        seen.mkdir()
+        (seen / "5").symlink_to(folder / "all" / "5")
+        if later:
+            threading.Timer(1.0, (seen / "10").symlink_to, (folder / "all" / "10",)).start()
+    try:
+        state = checkpoint.Checkpoints(seen, read_only=True).restore_latest(toy(0, 0, mesh))
+        print(f"process {{jax.process_index()}} continues at step {{int(state.step)}}", file=sys.stderr, flush=True)
+    except MachineFault as error:
+        print(f"told: {{error}}", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_list_different_checkpoints_wait_for_the_same_ones_or_are_told(tmp_path):
+    command = [sys.executable, "-c", LISTINGS, str(tmp_path)]
+    for process, running in enumerate(both(command, command)):
+        told = running.finish(timeout=120)
+        assert re.findall(r"continues at step \d+", told) == ["continues at step 10"], process
+        assert "told: process 1 sees checkpoints [5] in" in told and "process 0 [5, 10]; see that all hosts mount" in told
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +101,15 @@ def leave(error: BaseException) -> None:
     they wait for it. Nothing for a process of its own.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        code = 2 if isinstance(error, UserError) else 1
-        if code == 2:
+        told = isinstance(error, (UserError, MachineFault))
+        if told:
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exception(error)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(error.code if told else 1)
 
 
 def first() -> bool:

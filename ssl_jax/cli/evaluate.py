@@ -44,9 +44,10 @@ def restore(workdir, this, step: int | None = None):
 
     Raises:
         UserError: there is no such checkpoint, or it is corrupt.
+        MachineFault: the processes do not see the same checkpoints.
     """
     saved = Checkpoints(workdir / "checkpoints", read_only=True)
-    steps = saved.steps()
+    steps = saved.agreed_steps()
     if not steps or (step is not None and step not in steps):
         raise UserError(f"{workdir} has no checkpoint {'' if step is None else step}; there are {steps or 'none'}")
     step = steps[-1] if step is None else step

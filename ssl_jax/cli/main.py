@@ -1,4 +1,5 @@
-"""The verbs, their flags, and the exit codes: 0 done (or saved after SIGTERM), 2 bad input, 130 saved after SIGINT."""
+"""The verbs, their flags, and the exit codes: 0 done (or saved after SIGTERM), 2 bad input, 74 a fault of the machine, 130 saved after
+SIGINT."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ssl_jax.cli import cluster
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 
 VERBS = {
     "train": "train a config in a workdir, or go on where it stopped",
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run a verb; a mistake of the user is one line on stderr."""
+    """Run a verb; a mistake of the user, or a fault of the machine, is one line on stderr."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("NPROC", "16")  # else fake devices wait for each other with fewer threads than devices
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -76,10 +77,10 @@ def main(argv: list[str]) -> int:
     try:
         args, overrides = parser().parse_known_args(argv)
         return importlib.import_module(f"ssl_jax.cli.{args.verb}").main(args, overrides)
-    except UserError as error:
+    except (UserError, MachineFault) as error:
         cluster.leave(error)
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -28,7 +28,7 @@ def warm_start(state: State, workdir: str, rules: Sequence[tuple[str, str]]) -> 
         UserError: a rule that takes nothing, or a leaf whose shapes differ.
     """
     saved = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
-    steps = saved.steps()
+    steps = saved.agreed_steps()
     if not steps:
         raise UserError(f"config.warm_start.workdir={workdir} has no checkpoint; give the directory of a run that saved one")
     source = saved.read(steps[-1])

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax.engine.method import State
 from ssl_jax.engine.sharding import leaf_names
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 
 log = logging.getLogger(__name__)
+STALE = 70  # seconds after which every host lists a directory as it is: NFS may remember one for a minute
 # Of a device, of memory, of a disk that does not answer: the same checkpoint may be read tomorrow. Not so of a file that is missing.
 NOT_OF_THE_FILE = (jax.errors.JaxRuntimeError, MemoryError, OSError)
 
@@ -88,8 +90,27 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=self._handlers)
 
     def steps(self) -> list[int]:
-        """Saved steps, oldest first."""
+        """Saved steps, oldest first, as this process sees them."""
         return sorted(self._manager.all_steps())
+
+    def agreed_steps(self) -> list[int]:
+        """The same in every process, of which each lists the directory for itself; to be called by all of them.
+
+        Raises:
+            MachineFault: in every process, where they do not come to see the same ones.
+        """
+        for waited in range(STALE + 1):  # counted and not timed, so that all stop alike
+            seen = _lists_of_each_process(self.steps())
+            differing = [i for i, steps in enumerate(seen) if steps != seen[0]]
+            if not differing:
+                return seen[0]
+            told = f"process {differing[0]} sees checkpoints {seen[differing[0]]} in {self.directory}, process 0 {seen[0]}"
+            if waited == 0:
+                log.warning("%s; waiting up to %d s for them to see the same", told, STALE)
+            if waited < STALE:
+                time.sleep(1.0)
+                self._manager.reload()
+        raise MachineFault(f"{told}; see that all hosts mount the same directory, and start again")
 
     def save(self, state: State, config: Mapping, metrics: Mapping[str, float] | None = None) -> None:
         """Start saving; the arrays are copied before this returns, the files are written in the background. A directory that has been
@@ -160,7 +181,8 @@ class Checkpoints:
 
         Raises:
             UserError: it is of another config (names or shapes differ).
-            Corrupt: in every process, where one of them cannot read it, or a leaf does not have the checksum it was saved with.
+            Corrupt: in every process, where one of them cannot read it, or a leaf does not have the checksum it was saved with, or it
+                holds another step than its name says.
         """
         wanted = saved_part(target)
         tree = _together(lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
@@ -168,6 +190,8 @@ class Checkpoints:
         self._check_structure(step, saved, here)
         state, expected = _together(lambda: self._read(step, wanted), "it cannot be read")
         verify(state, expected)
+        if int(state["step"]) != step:
+            raise Corrupt(f"it holds step {int(state['step'])}")
         return target._replace(**state)
 
     def _read(self, step: int, wanted) -> tuple[dict, dict[str, int]]:
@@ -191,8 +215,9 @@ class Checkpoints:
 
         Raises:
             UserError: there were checkpoints and every one is corrupt.
+            MachineFault: the processes do not see the same checkpoints.
         """
-        found = self.steps()
+        found = self.agreed_steps()
         for step in reversed(found):
             try:
                 state, corrupt = self.restore(step, target), None
@@ -248,6 +273,15 @@ class Checkpoints:
 def of_each_process(value: float) -> list[float]:
     """`value` of every process, so that all decide alike."""
     return np.atleast_1d(multihost_utils.process_allgather(np.float64(value))).tolist() if jax.process_count() > 1 else [value]
+
+
+def _lists_of_each_process(values: list[int]) -> list[list[int]]:
+    """`values`, none of which is negative, of every process."""
+    longest = int(max(of_each_process(len(values))))
+    if jax.process_count() == 1 or longest == 0:
+        return [values] * jax.process_count()
+    padded = np.array(values + [-1] * (longest - len(values)), np.int32)
+    return [[int(value) for value in row if value >= 0] for row in multihost_utils.process_allgather(padded)]
 
 
 def _together(read: Callable, told: str):
