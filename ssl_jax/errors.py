@@ -1,5 +1,7 @@
 """The two exceptions a person is meant to read."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """Bad input: the message is one line that names the cause and the remedy.
@@ -18,3 +20,8 @@ class MachineFault(Exception):
     """
 
     code = 74
+
+
+def not_written(path: Path, error: OSError) -> MachineFault:
+    """What to raise where a file of a run cannot be."""
+    return MachineFault(f"{path} cannot be written ({error.strerror}); free space or mend the directory and run the same command again")

@@ -133,7 +133,7 @@ def test_disk_full(runs, small_disk):
         while True:
             file.write(bytes(1 << 16))
             file.flush()
-    told = running.finish(code=2)
+    told = running.finish(code=74)
     seconds = time.monotonic() - began
     assert re.search(r"error: .*(could not save a checkpoint|cannot be written).*[Nn]o space left", told)
     reached = runs.logged("full")
@@ -142,7 +142,7 @@ def test_disk_full(runs, small_disk):
     resumes = int(re.search(r"going on at step (\d+) of", again).group(1))
     assert reached - resumes <= 2 * EVERY
     runs.check("full", "straight")
-    tell("disk full at a save", "one line, exit code 2", seconds, f"{reached - resumes} steps")
+    tell("disk full at a save", "one line, exit code 74", seconds, f"{reached - resumes} steps")
 
 
 def test_checkpoints_deleted(runs):
@@ -175,9 +175,9 @@ def test_port_taken(runs):
         taken.listen()
         place = {cluster.COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", cluster.PROCESSES: 2, cluster.PROCESS: 0}
         began = time.monotonic()
-        told = Running(runs.arguments("port"), environment(2, **place)).finish(code=2)
+        told = Running(runs.arguments("port"), environment(2, **place)).finish(code=74)
     assert re.search(r"error: port \d+ of the coordinator is taken", told)
-    tell("port of the coordinator taken", "one line, exit code 2", time.monotonic() - began, "nothing has begun")
+    tell("port of the coordinator taken", "one line, exit code 74", time.monotonic() - began, "nothing has begun")
 
 
 def test_two_configs(runs):

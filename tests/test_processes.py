@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,6 +65,15 @@ def test_others_that_cannot_be_joined_are_no_bad_input(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"])
     assert ended.value.code.startswith("error: the other processes (Cloud TPU) could not be joined (Failed to recognize")  # which is 1
+
+
+def test_a_port_that_another_was_faster_to_take_is_no_bad_input(monkeypatch, capsys):
+    with socket.create_server(("", 0)) as taken:
+        place = ((cluster.COORDINATOR, f"127.0.0.1:{taken.getsockname()[1]}"), (cluster.PROCESSES, "1"), (cluster.PROCESS, "0"))
+        for name, value in place:
+            monkeypatch.setenv(name, value)
+        assert main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"]) == 74
+    assert "of the coordinator is taken (Address already in use); start again" in capsys.readouterr().err
 
 
 def test_restarts_of_one_process(tmp_path, monkeypatch):
@@ -144,6 +154,13 @@ def test_all_are_started_again(scripted, caplog, tmp_path):
 def test_a_mistake_of_the_user_is_not_tried_again(scripted, caplog, tmp_path):
     assert scripted("(folder / f'{me}-{time.time()}').touch(); sys.exit(2)", max_restarts=5) == 2
     assert len(list(tmp_path.glob("0-*"))) == 1
+
+
+def test_a_fault_of_the_machine_is_and_at_another_port(scripted, tmp_path):
+    note = f"(folder / ('0-' + os.environ[{cluster.COORDINATOR!r}])).touch()\n"
+    assert scripted(note + "sys.exit(74 if len(list(folder.glob('0-*'))) == 1 else 0)", 1, max_restarts=1) == 0
+    assert len(list(tmp_path.glob("0-*"))) == 2
+    assert scripted("sys.exit(74)") == 74
 
 
 def test_sigterm_is_passed_on(scripted):

@@ -59,7 +59,8 @@ def join() -> None:
     exit code 1. Neither is bad input: both are worth another start.
 
     Raises:
-        UserError: the port of the coordinator is taken, or a host of several does not know that it is one.
+        UserError: a host of several does not know that it is one.
+        MachineFault: the port of the coordinator is taken.
     """
     if jax.distributed.is_initialized():
         return
@@ -87,13 +88,17 @@ def join() -> None:
 
 
 def _check_port(coordinator: str) -> None:
-    """Before JAX does, which ends with a segmentation fault where it is taken."""
+    """Before JAX does, which ends with a segmentation fault where it is taken: `cli.local` saw it free, and another was faster.
+
+    Raises:
+        MachineFault: since another start takes another port.
+    """
     port = int(coordinator.rpartition(":")[2])
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
         told = os.strerror(error.errno)
-        raise UserError(f"port {port} of the coordinator is taken ({told}); end what listens there, or start again") from None
+        raise MachineFault(f"port {port} of the coordinator is taken ({told}); start again, which takes another one") from None
 
 
 def leave(error: BaseException) -> None:

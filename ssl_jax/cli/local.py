@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from ssl_jax.cli.cluster import COORDINATOR, PROCESS, PROCESSES
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts:
             code, told = _once([*arguments, f"--saved_code={saved_code}"], processes, workdir, asked, (0, saved_code))
             if asked:
                 return saved_code if code in (0, saved_code) and asked[0] == signal.SIGTERM else 128 + asked[0]
-            if code in (0, saved_code, 2):
+            if code in (0, saved_code, UserError.code):
                 return code
             last = attempt == max_restarts
             log.error("%s; %s", told, "giving up" if last else f"starting all again ({attempt + 1} of {max_restarts})")
@@ -78,7 +78,7 @@ def _once(arguments, processes, workdir, asked, well) -> tuple[int, str]:
     causes = [f"process {i} ended with {_named(code)}" for i, code in ended.items() if code not in (*well, -signal.SIGABRT)]
     causes += [f"process {i} did not answer and was killed" for i in silent]
     causes = causes or [f"process {i} ended with {_named(code)}" for i, code in ended.items()]
-    return (2 if 2 in ended.values() else 1), ", ".join(causes)
+    return next((code for code in (UserError.code, MachineFault.code) if code in ended.values()), 1), ", ".join(causes)
 
 
 def _start(arguments, processes, workdir, files) -> list[subprocess.Popen]:

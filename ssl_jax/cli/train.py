@@ -32,7 +32,7 @@ from ssl_jax.cli.progress import Progress
 from ssl_jax.cli.report import write_report
 from ssl_jax.cli.samples import save_samples
 from ssl_jax.cli.warm_start import warm_start
-from ssl_jax.cli.workdir import check_shared, claim, record_config
+from ssl_jax.cli.workdir import PATIENCE, check_shared, claim, record_config
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, of_each_process, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
@@ -73,7 +73,7 @@ def main(args, overrides) -> int:
     start_jax()
     config = load(args.config, overrides)
     cluster.agree(configs.plain(config))  # first of all, as what `assemble` does together depends on the mesh
-    with claim(args.workdir):
+    with claim(args.workdir, PATIENCE if args.saved_code else 0.0):  # an engine may be faster than the end of the start before
         check_shared(args.workdir)
         this = assemble(config)
         cluster.agree(configs.plain(this.config))

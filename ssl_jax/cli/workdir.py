@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -16,32 +17,58 @@ from jax.experimental import multihost_utils
 
 from ssl_jax.cli.config import differences, from_plain
 from ssl_jax.engine.checkpoint import write_json
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 
+PATIENCE = 100.0  # seconds that an engine's start waits for the end of the one before; of a dead host NFS keeps the locks for 90
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)
 LAG = 5.0  # seconds after which a file that one host has made is seen by all
 
+log = logging.getLogger(__name__)
 
-def claim(workdir: Path):
+
+def claim(workdir: Path, patience: float = 0.0):
     """Create `workdir` and hold it until the returned file is closed or the process ends; of several processes the first one does.
 
     Raises:
-        UserError: it cannot be written, or another process trains in it.
+        UserError: it cannot be written or locked, or another process trains in it, still after `patience` seconds.
+        MachineFault: its disk fails.
     """
     if jax.process_index() != 0:
         return contextlib.nullcontext()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / ".lock", "a")  # noqa: SIM115  held for the life of the process
+        handler = logging.FileHandler(workdir / "log.txt")
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"--workdir={workdir} is in use by another process; wait for it or choose another directory") from None
-    handler = logging.FileHandler(workdir / "log.txt")
+        if error.errno in BAD_PATH:
+            raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
+        raise MachineFault(f"--workdir={workdir} cannot be written ({error.strerror}); mend its disk, and start again") from None
+    _lock(lock, workdir, patience)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ssl_jax").addHandler(handler)
     return lock
+
+
+def _lock(file, workdir: Path, patience: float) -> None:
+    deadline, told = time.monotonic() + patience, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"--workdir={workdir} is in use by another process; wait for it or choose another directory"
+                ) from None
+        except OSError as error:
+            failed = f"--workdir={workdir} cannot be locked ({error.strerror})"
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+                raise UserError(f"{failed}: its file system has no locks; mount it with them or choose another directory") from None
+            raise MachineFault(f"{failed}; see that its file system's locks work, and start again") from None
+        if not told:
+            told = True
+            log.warning("--workdir=%s is in use by another process; waiting up to %.0f s for its end", workdir, patience)
+        time.sleep(1.0)
 
 
 def check_shared(workdir: Path) -> None:

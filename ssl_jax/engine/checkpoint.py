@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax.engine.method import State
 from ssl_jax.engine.sharding import leaf_names
-from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.errors import MachineFault, UserError, not_written
 
 log = logging.getLogger(__name__)
 STALE = 70  # seconds after which every host lists a directory as it is: NFS may remember one for a minute
@@ -117,7 +119,7 @@ class Checkpoints:
         deleted is made again: the run is the only place left where the state is.
 
         Raises:
-            UserError: this save failed (disk full); older checkpoints stay as they are.
+            MachineFault: this save failed (disk full); older checkpoints stay as they are.
         """
         step, tree = int(state.step), saved_part(state)
         try:
@@ -148,7 +150,7 @@ class Checkpoints:
             raise self._save_failed(error) from error
 
     def wait(self) -> None:
-        """Return when everything is on disk. Raises UserError if the save in flight failed."""
+        """Return when everything is on disk. Raises MachineFault if the save in flight failed."""
         try:
             self._manager.wait_until_finished()
         except jax.errors.JaxRuntimeError:  # another process has gone; nothing is wrong with the disk
@@ -165,9 +167,9 @@ class Checkpoints:
         if free < needed:
             raise OSError(f"no space left on the disk: {needed:.1f} MiB are needed and {free:.1f} MiB free")
 
-    def _save_failed(self, error: Exception) -> UserError:
+    def _save_failed(self, error: Exception) -> MachineFault:
         done = self.steps()
-        return UserError(
+        return MachineFault(
             f"could not save a checkpoint under {self.directory} ({_first_line(error)}); free space or mend the directory and run "
             f"the same command again: it resumes from " + (f"step {done[-1]}" if done else "the start, nothing is saved yet")
         )
@@ -326,9 +328,18 @@ def _first_line(error: BaseException) -> str:
 
 
 def write_json(path: Path, value) -> None:
-    """Write atomically, so that a killed process leaves the old file or the new one; of several processes the first one writes."""
+    """Write atomically, so that a killed process leaves the old file or the new one; of several processes the first one writes.
+
+    Raises:
+        MachineFault: the disk is full, or the directory gone.
+    """
     if jax.process_index() != 0:
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # `evaluate` writes what `train` does
+    try:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise not_written(path, error) from error

@@ -217,7 +217,8 @@ def train(
 
     Raises:
         Interrupted: after a signal, with the state saved.
-        UserError: a loss that is not finite, a checkpoint that cannot be written.
+        UserError: a loss that is not finite.
+        MachineFault: a checkpoint or a metric that cannot be written.
     """
     start = int(state.step)
     waiting: list[tuple[int, Mapping]] = []

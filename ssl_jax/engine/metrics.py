@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from ssl_jax.errors import UserError
+from ssl_jax.errors import not_written
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +44,15 @@ class MetricsWriter:
         self._file = self._board = None
         if jax.process_index() != 0:
             return
-        if self.path.exists():
-            kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(temporary, self.path)
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed in close()
+        try:
+            if self.path.exists():
+                kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
+                temporary = self.path.with_suffix(".tmp")
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                os.replace(temporary, self.path)
+            self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed in close()
+        except OSError as error:
+            raise not_written(self.path, error) from error
         if tensorboard:
             purge = start_step + 1 if start_step else None
             # Its thread ends on a full disk, and then a short queue would fill up and stop the run.
@@ -59,7 +62,7 @@ class MetricsWriter:
         """Write what has a value; JSON has none for NaN and inf, and the loop has dealt with them before.
 
         Raises:
-            UserError: the disk is full, or the directory gone.
+            MachineFault: the disk is full, or the directory gone.
         """
         if self._file is None:
             return
@@ -67,10 +70,7 @@ class MetricsWriter:
         try:
             self._file.write(json.dumps({"step": step, **told}) + "\n")
         except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error.strerror}); free space or mend the directory and run the same command again: "
-                "it resumes from the last checkpoint"
-            ) from error
+            raise not_written(self.path, error) from error
         if self._board is not None:
             for name, value in told.items():
                 self._board.add_scalar(name, value, step)
