@@ -459,12 +459,26 @@ def test_all_end_where_each_waits_for_the_others(waiting, tmp_path, caplog):
 # ---------------------------------------------------------------------------------------------------- real processes
 
 
+def wait_until(running, text):
+    while text not in running.told:
+        assert running.process.poll() is None, running.told
+        time.sleep(0.05)
+
+
+def test_sigterm_before_the_first_step_ends_a_process_that_the_launcher_started(tmp_path):
+    runs = Runs(tmp_path, "simclr")
+    running = runs.start("early", 1, "--processes=1", "--config.baselines=('untrained',)")
+    wait_until(running, "parameters in 'net'")  # and then the baseline is compiled and measured
+    running.process.send_signal(signal.SIGTERM)
+    assert "untrained at step 0" not in running.finish(code=128 + signal.SIGTERM, timeout=120)
+    assert runs.logged("early") == 0
+
+
 def test_hosts_that_see_different_folders_are_told(tmp_path):
     runs = Runs(tmp_path, "simclr")
     for running in both(runs.arguments("one"), runs.arguments("other")):
         assert "of process 1 is not that of process 0; give a directory that all hosts share" in running.finish(code=2)
     assert not any((tmp_path / "one").glob("*.json"))
-
 
 
 FAMILIES = ["autoencoder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simclr", "biggan", "vit_vqgan"))]
@@ -507,6 +521,16 @@ def test_from_four_processes_to_two_one_of_which_is_killed(runs):
     told = two.finish()
     assert "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
     runs.check("elastic", "alone")
+
+
+@pytest.mark.slow
+def test_sigterm_before_the_first_step_of_processes_that_go_on_is_heard_in_it(runs):
+    stop_one(runs, "early", 2)
+    again = runs.start("early", 2)
+    wait_until(again, "going on at step")
+    os.kill(again.child(1), signal.SIGTERM)
+    assert "SIGTERM at step" in again.finish()
+    assert runs.logged("early") < runs.steps
 
 
 def stop_one(runs, workdir, processes):

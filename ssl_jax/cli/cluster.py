@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -71,6 +72,7 @@ def join() -> None:
         return
     if told is not None and told.process == 0:
         _check_port(told.coordinator)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if told is not None:
             gpu = [told.process] if told.processes > 1 else None  # one each, of those that CUDA_VISIBLE_DEVICES leaves
@@ -84,6 +86,8 @@ def join() -> None:
         line = (str(error).strip().splitlines() or [""])[0]
         others = found or "on this machine"
         sys.exit(f"error: the other processes ({others}) could not be joined ({line[:160]}); are all of them running?")
+    if jax.process_count() == 1:  # JAX would keep every SIGTERM for a step that all agree on, and none comes before the first one
+        signal.signal(signal.SIGTERM, before)
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), found or "started on this machine")
 
 

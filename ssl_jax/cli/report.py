@@ -18,7 +18,7 @@ from ssl_jax.cli import report_sections as sections
 from ssl_jax.cli.main import add_workdir
 from ssl_jax.cli.report_page import PAGE
 from ssl_jax.cli.report_run import read_run
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, not_written
 
 
 def add_arguments(sub) -> None:
@@ -36,7 +36,8 @@ def write_report(workdir: Path) -> Path:
     """Write `<workdir>/report.html` and return its path.
 
     Raises:
-        UserError: there is no such directory, or it cannot be written.
+        UserError: there is no such directory.
+        MachineFault: it cannot be written.
     """
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is no directory; give the directory of a run")
@@ -56,5 +57,5 @@ def write_report(workdir: Path) -> Path:
         temporary.write_text(PAGE.substitute(title=sections.text(run.title), body="\n".join(body)), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); check permissions and space") from error
+        raise not_written(path, error) from error
     return path

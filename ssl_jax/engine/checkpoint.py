@@ -58,6 +58,13 @@ def saved_part(state: State) -> dict:
     return {"step": state.step, "params": state.params, "opt": state.opt, "mutable": state.mutable}
 
 
+class _Manager(ocp.CheckpointManager):
+    """Without a question of its own for SIGTERM, which would be in other numbers than those of `engine.loop.Signals`."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, in `directory`: the last `keep` and the best one by `best_metric` (the largest value; with '-' before
     the name the smallest; one without that metric is the worst).
@@ -89,7 +96,7 @@ class Checkpoints:
             "config": ocp.JsonCheckpointHandler(),
             "checksums": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=self._handlers)
+        self._manager = _Manager(self.directory, options=options, item_handlers=self._handlers)
 
     def steps(self) -> list[int]:
         """Saved steps, oldest first, as this process sees them."""

@@ -154,18 +154,21 @@ def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: in
 class Signals:
     """Remembers the first SIGTERM or SIGINT; a second SIGINT is a plain interrupt.
 
-    With several processes JAX's coordinator listens for SIGTERM, to any of them, and names a step that none has passed yet.
+    With several processes JAX's coordinator listens for SIGTERM, to any of them, and names a step that none has passed yet. It counts
+    from none at all, so that steps are told from the start of these processes: a SIGTERM before the first one is heard in it.
     """
 
     def __enter__(self):
         self.received: int | None = None
+        self._start: int | None = None
         heard = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         self._before = {s: signal.signal(s, self._note) for s in heard}
         return self
 
     def stop(self, step: int) -> int | None:
         """The signal after which `step` is to be the last one; to be asked once in every step, by every process."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+        self._start = step - 1 if self._start is None else self._start
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step - self._start):
             self.received = signal.SIGTERM
         return self.received
 
