@@ -151,6 +151,7 @@ def test_goodput_of_a_run_that_became_faster():
     quick, _ = logged(end + 300.0, range(601, 1001), 2.0)
     assert goodput([*slow, *quick], starts(0.0, end + 250.0)) == pytest.approx(3200 / 3500)
     assert goodput([*slow, *quick], starts(0.0)) == pytest.approx(3200 / 3500, rel=0.02)
+    assert goodput([*slow, *quick[:2]], starts(0.0, end + 250.0)) == pytest.approx(2440 / 2740)
 
 
 def test_the_process_that_waits_longest_for_its_input_is_known(tmp_path, monkeypatch):
