@@ -16,6 +16,7 @@ import pytest
 from process_runs import Running, Runs, both, environment
 
 from ssl_jax.cli import cluster
+from ssl_jax.cli.main import main
 from ssl_jax.engine import watchdog
 
 pytestmark = pytest.mark.slow
@@ -165,7 +166,10 @@ def test_slow_input(runs):
     seconds = running.when("waits for it") - running.when("step 1/140")
     running.process.send_signal(signal.SIGTERM)
     told = running.finish()
-    assert re.search(r"the input is too slow: process 1 waits for it \d+% of the time", told)
+    slow = r"the input is too slow: process 1 waits for it \d+% of the time"
+    assert re.search(slow, told)
+    assert main(["report", f"--workdir={runs.folder / 'slow'}"]) == 0
+    assert re.search(slow, (runs.folder / "slow" / "report.html").read_text())
     tell("slow input of process 1", "named in the log and in the report", seconds, "nothing")
 
 
