@@ -277,6 +277,7 @@ BAD = {
     "missing dataset": (["--config.data.name=cifar11", "--config.data.train_split=train"], "cifar11"),
     "no such split": (["--config.data.train_split=validation"], "validation"),
     "zero steps": (["--config.total_steps=0"], "zero steps"),
+    "no checkpoint": (["--config.keep_checkpoints=0"], "config.keep_checkpoints=0 would keep none"),
     "negative rate": (["--config.optim.net.lr=-0.1"], "must be positive"),
     "wrong mesh": (["--config.mesh.fsdp=3"], "config.mesh"),
     "batch and devices": (["--config.batch_size=15"], "the nearest that does is 16"),

@@ -73,6 +73,8 @@ def fill_in(config, facts: Facts, platform: str | None = None) -> Any:
         raise UserError(f"config.dtype={config.dtype!r} is unknown; choose auto, float32 or bfloat16")
     if config.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"config.on_nonfinite={config.on_nonfinite!r} is unknown; choose stop or skip")
+    if config.keep_checkpoints < 1:
+        raise UserError(f"config.keep_checkpoints={config.keep_checkpoints} would keep none of them; give 1 or more")
     return config
 
 
