@@ -397,7 +397,10 @@ def test_checkpoint_of_another_config_is_left_alone(tmp_path):
     saved.wait()
     other = toy()
     other.params["net"]["w"] = jnp.zeros((4, 4))
-    with pytest.raises(UserError, match="of another config: params/net/w has shape"):
+    with pytest.raises(UserError, match=r"of another config: params/net/w has shape \(8, 8\) there and \(4, 4\) here"):
+        saved.restore_latest(other)
+    other.params["net"]["w"] = jnp.zeros((8, 8), jnp.bfloat16)
+    with pytest.raises(UserError, match="params/net/w has dtype float32 there and bfloat16 here"):
         saved.restore_latest(other)
     assert saved.steps() == [1]
     saved.close()

@@ -189,13 +189,13 @@ class Checkpoints:
         """Checkpoint `step` as arrays placed like `target` (shapes with shardings); `frozen` is taken from `target`.
 
         Raises:
-            UserError: it is of another config (names or shapes differ).
+            UserError: it is of another config (names, shapes or dtypes differ).
             Corrupt: in every process, where one of them cannot read it, or a leaf does not have the checksum it was saved with, or it
                 holds another step than its name says.
         """
         wanted = saved_part(target)
         tree = _together(lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
-        saved, here = ({name: tuple(leaf.shape) for name, leaf in _named(x)} for x in (tree, wanted))
+        saved, here = ({name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _named(x)} for x in (tree, wanted))
         self._check_structure(step, saved, here)
         state, expected = _together(lambda: self._read(step, wanted), "it cannot be read")
         verify(state, expected)
@@ -211,10 +211,12 @@ class Checkpoints:
 
     def _check_structure(self, step: int, saved: Mapping, wanted: Mapping) -> None:
         for name in [*wanted, *saved]:
-            if saved.get(name) != wanted.get(name):
+            there, here = saved.get(name, (None, None)), wanted.get(name, (None, None))
+            what, i = ("shape", 0) if there[0] != here[0] else ("dtype", 1)
+            if there[i] != here[i]:
                 raise UserError(
-                    f"checkpoint {step} in {self.directory} is of another config: {name} has shape {saved.get(name)} there and "
-                    f"{wanted.get(name)} here; use the config of that run or another --workdir"
+                    f"checkpoint {step} in {self.directory} is of another config: {name} has {what} {there[i]} there and "
+                    f"{here[i]} here; use the config of that run or another --workdir"
                 )
 
     def restore_latest(self, target: State) -> State | None:
