@@ -2,7 +2,9 @@
 
 import functools
 import importlib.util
+import json
 import runpy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,13 +14,30 @@ import pytest
 from feature_clouds import blobs, fake_context, mesh_of
 from torch_reference import require_lightly, require_torch
 
-from ssl_jax.cli.evaluations import comparable
+from ssl_jax.cli.evaluations import Evaluations, comparable
 from ssl_jax.engine.sharding import place
 from ssl_jax.errors import UserError
 from ssl_jax.evals import fewshot, knn, linear, representation
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context, pixel_context
 from ssl_jax.evals.features import Features, extract, hits, moments, pixels
+
+# --- evaluations.json
+
+
+def test_what_several_add_at_once_is_all_there(tmp_path):
+    """As `evaluate` does while `train` goes on."""
+    context = fake_context({})
+    (tmp_path / "evaluations.json").write_text('[{"subject": "trained", "step": 99, "metrics": {}, "protocols": {}}]')
+    train, others = Evaluations(tmp_path, {}, 0), [Evaluations(tmp_path, {}) for _ in range(7)]  # 99 was after the last checkpoint
+    with ThreadPoolExecutor(8) as pool:
+        for i, each in enumerate((train, *others)):
+            for step in range(4):
+                pool.submit(each.add, "trained", 4 * i + step, context)
+    written = json.loads((tmp_path / "evaluations.json").read_text())
+    assert sorted(entry["step"] for entry in written) == list(range(32))
+    assert not list(tmp_path.glob(".*tmp"))
+
 
 # --- kNN
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.pictures import save_picture
+from ssl_jax.errors import not_written
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 
@@ -36,13 +40,40 @@ def _short(value: float) -> str:
 
 
 class Evaluations:
-    """The evaluations of one workdir: entries of `subject` ('raw pixels', 'untrained', 'trained') and step."""
+    """The evaluations of one workdir: entries of `subject` ('raw pixels', 'untrained', 'trained') and step.
+
+    `evaluate` may add some while `train` does, so that each change is made to what is in the file then.
+    """
 
     def __init__(self, workdir: Path, spec: Mapping, upto_step: int | None = None):
         self.path, self.spec = workdir / "evaluations.json", spec
-        self.entries = json.loads(self.path.read_text()) if self.path.exists() else []
-        if upto_step is not None:  # what a killed process measured after its last checkpoint is measured again
-            self.entries = [entry for entry in self.entries if entry["step"] <= upto_step]
+        self.entries = self._read()
+        if upto_step is not None and any(entry["step"] > upto_step for entry in self.entries):
+            # what a killed process measured after its last checkpoint is measured again
+            self._change(lambda entries: [entry for entry in entries if entry["step"] <= upto_step])
+
+    def _read(self) -> list[dict]:
+        return json.loads(self.path.read_text()) if self.path.exists() else []
+
+    def _change(self, change: Callable[[list[dict]], list[dict]]) -> None:
+        """Of several processes the first one writes. Raises MachineFault."""
+        if jax.process_index() != 0:
+            self.entries = change(self._read())
+            return
+        with self._locked():
+            self.entries = change(self._read())
+            write_json(self.path, self.entries)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = self.path.with_name(".evaluations.lock")
+        try:
+            lock = open(path, "a")  # noqa: SIM115  closed below
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise not_written(path, error) from error
+        with lock:
+            yield
 
     def add(self, subject: str, step: int, context: Context) -> dict[str, float]:
         """Run every evaluation of the config; returns {'knn/top1': ...} and writes the file."""
@@ -56,8 +87,7 @@ class Evaluations:
             "protocols": {label: result.protocol for label, result in results.items()},
         }
         measured = ("subject", "step", "protocols")  # the same measure taken again replaces the old one; another stands beside
-        self.entries = [e for e in self.entries if any(e[key] != entry[key] for key in measured)] + [entry]
-        write_json(self.path, self.entries)
+        self._change(lambda entries: [e for e in entries if any(e[key] != entry[key] for key in measured)] + [entry])
         for label, result in results.items():
             if result.picture is not None:
                 save_picture(result.picture, self.path.parent / "pictures" / f"{label}_{step:08d}.png")
