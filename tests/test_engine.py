@@ -332,6 +332,20 @@ def test_save_restore_keeps_last_and_best(tmp_path):
     saved.close()
 
 
+def test_the_best_one_is_known_to_another_start_and_may_be_measured_then(tmp_path):
+    for first, scores in ((1, (50.0, 1.0)), (3, (60.0, 1.0, 2.0)), (6, (None, None)), (8, (1.0, 2.0))):
+        saved = Checkpoints(tmp_path / "c", keep=2, best_metric="knn/top1")
+        if first == 8:  # SIGTERM came before 7 was measured
+            saved.rate(7, {"knn/top1": 99.0})
+            assert same(saved.restore_latest(toy()), toy(7))
+        for step, score in enumerate(scores, first):
+            saved.save(toy(step), {}, score and {"knn/top1": score})
+        saved.wait()
+        kept = saved.steps()
+        saved.close()
+        assert kept == {1: [1, 2], 3: [3, 4, 5], 6: [3, 6, 7], 8: [7, 8, 9]}[first]
+
+
 def test_restore_onto_another_mesh_is_bit_equal(tmp_path):
     many, one = sharding.make_mesh(dict(data=2, fsdp=4)), sharding.make_mesh(dict(data=1), jax.devices()[:1])
     saved = Checkpoints(tmp_path / "c")
@@ -404,6 +418,20 @@ def test_checkpoint_of_another_config_is_left_alone(tmp_path):
         saved.restore_latest(other)
     assert saved.steps() == [1]
     saved.close()
+
+
+def test_metrics_that_were_measured_later_are_in_the_line_of_their_step(tmp_path):
+    writer = MetricsWriter(tmp_path, tensorboard=False)
+    for step in (1, 2):
+        writer.write(step, {"loss": 1.0})
+    writer.close()
+    writer = MetricsWriter(tmp_path, start_step=2, tensorboard=False)
+    writer.amend(2, {"knn/top1": 50.0, "bad": float("nan")})
+    writer.write(3, {"loss": 2.0})
+    writer.amend(4, {"knn/top1": 60.0})
+    writer.close()
+    later = [{"step": 2, "loss": 1.0, "knn/top1": 50.0}, {"step": 3, "loss": 2.0}, {"step": 4, "knn/top1": 60.0}]
+    assert read_metrics(tmp_path)[1:] == later
 
 
 def test_metrics_are_cut_at_the_resumed_step(tmp_path):

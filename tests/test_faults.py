@@ -253,6 +253,7 @@ def test_an_evaluation_that_sigterm_kept_from_happening_is_made_when_the_run_goe
     for _ in range(2):  # the second time there is nothing left to do
         assert main(arguments) == 0
         assert [entry["step"] for entry in json.loads((tmp_path / "evaluations.json").read_text())] == [2, 4]
+        assert ["representation/rankme" in line and "ssl/loss" in line for line in lines(tmp_path)] == [False, True, False, True]
 
 
 @pytest.mark.slow

@@ -172,7 +172,9 @@ def train(this: Assembly, workdir: Path, trace: Trace, watchdog: Watchdog) -> No
             measured = any(entry["subject"] == "trained" and entry["step"] == start for entry in evaluations.entries)
             if any(of_each_process(due and not measured)):  # SIGTERM came in a step that was to be evaluated
                 with watchdog.paused():
-                    evaluate(start, state)
+                    scores = evaluate(start, state)
+                    writer.amend(start, scores)
+                    checkpoints.rate(start, scores)
             state = loop.train(
                 this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
                 this.schedules, evaluate, show, watch, watchdog, trace,

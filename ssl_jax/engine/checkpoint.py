@@ -74,7 +74,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path | str, keep: int = 2, best_metric: str = "", read_only: bool = False):
         self.directory = Path(directory).absolute()
-        preserve = [policies.LatestN(keep)]
+        preserve, score = [policies.LatestN(keep)], None
         if best_metric:
             name, sign = best_metric.removeprefix("-"), -1 if best_metric.startswith("-") else 1
 
@@ -87,6 +87,7 @@ class Checkpoints:
             raise UserError(f"no checkpoints in {self.directory}; give the --workdir of a run that has saved one")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(preserve),
+            best_fn=score,  # without it Orbax writes no metrics, and another start would not know of a best one
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
@@ -155,6 +156,22 @@ class Checkpoints:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_failed(error) from error
+
+    def rate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a checkpoint that was saved before they were measured; to be called by every process.
+
+        Raises:
+            MachineFault: they cannot be written.
+        """
+        if jax.process_index() == 0:
+            path = self.directory / str(step) / "metrics" / "metrics"  # where Orbax has them
+            try:
+                path.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise not_written(path, error) from error
+            write_json(path, dict(metrics))
+        _meet("rated")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Return when everything is on disk. Raises MachineFault if the save in flight failed."""

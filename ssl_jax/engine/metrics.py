@@ -44,19 +44,38 @@ class MetricsWriter:
         self._file = self._board = None
         if jax.process_index() != 0:
             return
-        try:
-            if self.path.exists():
-                kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
-                temporary = self.path.with_suffix(".tmp")
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-                os.replace(temporary, self.path)
-            self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed in close()
-        except OSError as error:
-            raise not_written(self.path, error) from error
+        self._begin([line for line in read_metrics(workdir) if line["step"] <= start_step])
         if tensorboard:
             purge = start_step + 1 if start_step else None
             # Its thread ends on a full disk, and then a short queue would fill up and stop the run.
             self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge, max_queue=1 << 15)
+
+    def _begin(self, lines: Sequence[Mapping[str, float]]) -> None:
+        """A file of these lines, to append to."""
+        try:
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            os.replace(temporary, self.path)
+            self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed in close()
+        except OSError as error:
+            raise not_written(self.path, error) from error
+
+    def amend(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add what was measured later to the line of `step`, the last one; write it where there is none.
+
+        Raises:
+            MachineFault: the disk is full, or the directory gone.
+        """
+        if self._file is None:
+            return
+        *before, last = read_metrics(self.path.parent) or [{}]
+        if last.get("step") != step:
+            self.write(step, metrics)
+            return
+        told = _finite(metrics)
+        self._file.close()
+        self._begin([*before, {**last, **told}])
+        self._draw(step, told)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write what has a value; JSON has none for NaN and inf, and the loop has dealt with them before.
@@ -66,11 +85,14 @@ class MetricsWriter:
         """
         if self._file is None:
             return
-        told = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        told = _finite(metrics)
         try:
             self._file.write(json.dumps({"step": step, **told}) + "\n")
         except OSError as error:
             raise not_written(self.path, error) from error
+        self._draw(step, told)
+
+    def _draw(self, step: int, told: Mapping[str, float]) -> None:
         if self._board is not None:
             for name, value in told.items():
                 self._board.add_scalar(name, value, step)
@@ -82,6 +104,10 @@ class MetricsWriter:
                     opened.close()
                 except OSError as error:  # what is told of the run's end must not be lost to it
                     log.warning("%s cannot be closed (%s)", self.path.parent, error.strerror)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def record_start(workdir: Path, clock: float) -> None:
