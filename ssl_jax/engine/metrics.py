@@ -112,9 +112,14 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def record_start(workdir: Path, clock: float) -> None:
     """Append to `<workdir>/starts.jsonl` when (time.time) this start of the run began. Of several processes the first one writes."""
-    if jax.process_index() == 0:
-        with (Path(workdir) / "starts.jsonl").open("a") as file:
+    if jax.process_index() != 0:
+        return
+    path = Path(workdir) / "starts.jsonl"
+    try:
+        with path.open("a") as file:
             file.write(json.dumps({"time/clock": clock}) + "\n")
+    except OSError as error:
+        raise not_written(path, error) from error
 
 
 def goodput(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, float]]) -> float | None:
