@@ -21,7 +21,7 @@ from ssl_jax.data.sources import open_source
 from ssl_jax.engine import sharding
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.errors import UserError
-from ssl_jax.rehearsal import memory, roofline
+from ssl_jax.rehearsal import gpus, memory, roofline
 from ssl_jax.rehearsal.chips import CHIPS
 from ssl_jax.rehearsal.collectives import Collective
 from ssl_jax.rehearsal.exhausted import exhausted
@@ -97,8 +97,37 @@ def test_what_is_told_adds_up(rehearsed):
 def test_the_memory_of_a_chip_stands_beside_what_is_needed(rehearsed):
     assert rehearsed["chip_bytes"] is None  # of a fake device
     file = io.StringIO()
-    show({**rehearsed, "chip_bytes": 16 * 2**30}, file)
+    show({**rehearsed, "chip_bytes": 16 * 2**30, "usable_bytes": 16 * 2**30}, file)
     assert re.search(r"a device has +16 GiB", file.getvalue())
+
+
+def test_a_step_has_the_share_of_a_gpu_that_jax_takes(rehearsed, monkeypatch, tmp_path, capsys):
+    """And what several of them need for it at least is told without their network."""
+    total = rehearsed["compiled_bytes"]["total"]
+    chip = CHIPS["h100"]._replace(memory=1.2 * total, share=0.75)
+    monkeypatch.setattr(verb, "open_topology", lambda name, slices: open_topology("cpu:8")._replace(chip=chip))
+    flags = ("--config.mesh.fsdp=2", "--config.batch_size=32", f"--output={tmp_path}/told.json")
+    assert main(["rehearse", SIMCLR, "--topology=h100:1x8", *flags]) == 1
+    told, printed = json.loads((tmp_path / "told.json").read_text()), capsys.readouterr()
+    assert (told["chip_bytes"], told["usable_bytes"], told["needed_bytes"]) == (int(1.2 * total), int(0.9 * total), total)
+    assert told["exhausted"]["limit"] == told["usable_bytes"]
+    assert "XLA_CLIENT_MEM_FRACTION=0.95, here and for `train`, gives it more" in printed.err
+    assert re.search(r"of it JAX takes \(XLA_CLIENT_MEM_FRACTION\) +[0-9.]+ MiB", printed.out)
+    assert set(told["busy_seconds"]) == {"compute", "memory"}
+    assert told["prediction"]["bound"]["step_seconds"] == max(told["busy_seconds"].values()) > 0
+    assert told["prediction"]["expected"] == [] and "at 76 %" not in printed.out
+    assert "network not included: no one figure of it is known" in printed.out
+
+
+def test_the_share_of_a_gpu_is_that_of_the_environment(monkeypatch):
+    assert gpus.share({}) == 0.75
+    assert gpus.share({"XLA_CLIENT_MEM_FRACTION": "0.9"}) == gpus.share({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".9"}) == 0.9
+    with pytest.raises(UserError, match="XLA_CLIENT_MEM_FRACTION=most is no share of the memory of a GPU; give a number"):
+        gpus.share({"XLA_CLIENT_MEM_FRACTION": "most"})
+    monkeypatch.setattr(gpus, "describe", lambda *_: jax.devices()[:8])  # without the compiler of GPUs
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
+    assert open_topology("h100:1x8").chip.usable == CHIPS["h100"].memory // 2
+    assert CHIPS["v5e"].usable == CHIPS["v5e"].memory
 
 
 def test_bytes_of_a_device_are_those_of_its_shards():
@@ -214,7 +243,7 @@ MESSAGE = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.
     ("chip", "remedy"),
     [
         ("v5e", "this does not fit; the same with --fit looks for what does, or use more or larger chips"),
-        ("h100", "this does not fit; lower config.batch_size, raise config.accumulate,"),  # --fit is for chips with a known network
+        ("h100", "this does not fit; the same with --fit looks for what does, or use more or larger chips"),
         (None, "this does not fit; lower config.batch_size, raise config.accumulate,"),
     ],
 )
@@ -297,3 +326,4 @@ def test_a_step_is_compiled_for_tpus():
     assert told["prediction"]["binding"] in ("compute", "memory", "network")
     assert {x["axes"] for x in told["collectives"]} <= {"data", "fsdp", "data+fsdp"}
     assert told["compiled_bytes"]["aliased"] >= sum(told["state_bytes"].values())
+    assert told["needed_bytes"] == told["compiled_bytes"]["peak"] > 0  # totals may be more than a chip has, and fit

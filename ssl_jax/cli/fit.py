@@ -45,10 +45,10 @@ def fit(config, where: Slice, rehearse: Callable[[object], dict]) -> dict:
       rehearse: of an `Abstract`: `cli.rehearse.rehearse` for `where`.
 
     Raises:
-        UserError: devices whose memory is not known, or a config that no mesh makes right.
+        UserError: devices whose memory and speed are not known, or a config that no mesh makes right.
     """
-    if not where.chip or not where.chip.network:
-        raise UserError("--fit needs devices whose memory and speed are known; give --topology a slice of TPUs")
+    if not where.chip:
+        raise UserError("--fit needs devices whose memory and speed are known; give --topology TPUs or GPUs")
     tried: dict[Candidate, dict | None] = {}
     problems = []
 
@@ -71,7 +71,8 @@ def fit(config, where: Slice, rehearse: Callable[[object], dict]) -> dict:
     if not found:
         raise problems[0]
     found.sort(key=lambda row: (not row["fits"], -_speed(row), row["bytes"]))
-    return {"candidates": found, "own": stands, "flags": found[0]["flags"] if found[0]["fits"] else []}
+    device = {"chip_bytes": int(where.chip.memory), "usable_bytes": where.chip.usable}
+    return {**device, "candidates": found, "own": stands, "flags": found[0]["flags"] if found[0]["fits"] else []}
 
 
 def choices(model: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -119,15 +120,15 @@ def _rehearsed(config, candidate: Candidate, where: Slice, rehearse) -> dict:
         "batch_size": candidate.batch_size,
         "remat": candidate.remat,
         "flags": [f"--config.{key}={value}" for key, value in changes.items()],
-        "hopeless": state > where.chip.memory,  # whatever the batch
+        "hopeless": state > where.chip.usable,  # whatever the batch
     }
     if row["hopeless"]:
         arrays = memory.largest(this.run.abstract)
-        told = {"fits": False, "exhausted": {"used": state, "limit": int(where.chip.memory), "largest": arrays}}
+        told = {"fits": False, "exhausted": {"used": state, "limit": where.chip.usable, "largest": arrays}}
     else:
         told = rehearse(this)
     row |= {"fits": told["fits"], "exhausted": told.get("exhausted"), "prediction": told.get("prediction")}
-    row["bytes"] = told["compiled_bytes"]["total"] if told["fits"] else (row["exhausted"]["used"] or 0)
+    row["bytes"] = told["needed_bytes"] if told["fits"] else (row["exhausted"]["used"] or 0)
     row["seconds"] = sum(told.get("seconds", {}).values())
     log.info("%s: %s, %.2f GiB", " ".join(row["flags"]), "fits" if row["fits"] else "does not fit", row["bytes"] / 2**30)
     return row
@@ -156,14 +157,15 @@ def _own(config, where: Slice) -> Candidate | None:
 
 
 def _meshes(config, where: Slice, own: Candidate | None) -> list[tuple[int, int, int]]:
-    """The config's own; all devices for fsdp, about one side of a square of them, none; where there are rules for it also 'tensor' with
-    all others for fsdp. In the order of the bytes of the state.
+    """The config's own; all devices of a slice (of GPUs: of a host) for fsdp, about one side of a square of them, none; where there are
+    rules for it also 'tensor' with all others for fsdp. In the order of the bytes of the state.
     """
-    each = len(where.devices) // where.slices  # what is not data stays within a slice
+    apart = where.hosts if where.platform == "gpu" else where.slices  # what is not data stays within one of these
+    each = len(where.devices) // apart
     side = min((n for n in range(1, each + 1) if each % n == 0), key=lambda n: abs(n - each**0.5))
     found = [(len(where.devices) // fsdp, fsdp, 1) for fsdp in (each, side, 1)]
     if each % TENSOR == 0 and any("tensor" in rule for _, rule in config.sharding if not isinstance(rule, str)):
-        found.append((where.slices, each // TENSOR, TENSOR))
+        found.append((apart, each // TENSOR, TENSOR))
     if own:
         found.append(own.mesh)
     return sorted(set(found), key=lambda mesh: -mesh[1] * mesh[2])

@@ -6,12 +6,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ssl_jax.rehearsal.gpus import VARIABLES
+
 WORDS = {
     "compute": "compute, at its peak",
     "memory": "memory, an estimate from above",
     "network": "network, all links of a chip at once",
     "slices": "network between slices",
 }
+NO_NETWORK = "network not included: no one figure of it is known"
 
 
 def show(told: dict, file) -> None:
@@ -30,6 +33,8 @@ def show(told: dict, file) -> None:
         memory = {name: size(n) for name, n in told["compiled_bytes"].items()}
         if told["chip_bytes"]:
             memory["a device has"] = size(told["chip_bytes"])
+            if told["usable_bytes"] < told["chip_bytes"]:
+                memory[f"of it JAX takes ({VARIABLES[0]})"] = size(told["usable_bytes"])
         console.print(_rows("memory of the compiled step, of each device", memory))
     if told.get("exhausted"):
         console.print(_exhausted(told["exhausted"]))
@@ -54,11 +59,13 @@ def show_fit(told: dict, file) -> None:
         f"[bold]{told['config']}[/bold] {' '.join(told['overrides'])} on {_devices(told)}: "
         f"{len(fitting)} of {len(told['candidates'])} candidates fit"
     )
+    if told["usable_bytes"] < told["chip_bytes"]:
+        console.print(f"Of {size(told['chip_bytes'])} of a device JAX takes {size(told['usable_bytes'])} ({VARIABLES[0]}).")
     headings = ("data x fsdp x tensor", "batch", "remat", "memory", "step", "images/s", "expected", "binds")
     if fitting:
-        worst, best = (f"{100 * share:.0f} %" for share in fitting[0]["prediction"]["reached"])
-        title = f"prediction, at a bound; expected: published runs reached {worst} to {best} of it"
-        console.print(_candidates(title, headings, fitting))
+        reached = [f"{100 * share:.0f} %" for share in fitting[0]["prediction"]["reached"]]
+        band = f"expected: published runs reached {' to '.join(reached)} of it" if reached else NO_NETWORK
+        console.print(_candidates(f"prediction, at a bound; {band}", headings, fitting))
     others = [row for row in told["candidates"] if not row["fits"]]
     if others:
         console.print(_candidates("does not fit", (*headings[:4], "largest array", "made by"), others))
@@ -77,8 +84,8 @@ def _candidates(title: str, headings: tuple[str, ...], rows: list[dict]) -> Tabl
         cells = [" x ".join(str(n) for n in row["mesh"].values()), f"{row['batch_size']:,}", row["remat"] or "-", size(row["bytes"])]
         if row["fits"]:
             prediction = row["prediction"]
-            bound, (high, low) = prediction["bound"], (x["images_per_second"] for x in prediction["expected"])
-            cells += [f"{1e3 * bound['step_seconds']:,.1f} ms", f"{bound['images_per_second']:,.0f}", f"{low:,.0f} to {high:,.0f}"]
+            bound, band = prediction["bound"], [f"{x['images_per_second']:,.0f}" for x in reversed(prediction["expected"])]
+            cells += [f"{1e3 * bound['step_seconds']:,.1f} ms", f"{bound['images_per_second']:,.0f}", " to ".join(band) or "-"]
             cells += [prediction["binding"]]
         else:
             largest = (row["exhausted"]["largest"] or [{"shape": "not named", "bytes": 0, "of": ""}])[0]
@@ -120,11 +127,10 @@ def _collectives(found: list[dict], endless: int) -> Table:
 
 
 def _prediction(prediction: dict) -> Table:
-    worst, best = (f"{100 * share:.0f} %" for share in prediction["reached"])
-    table = _table(
-        f"prediction, {prediction['chips']} chips, {prediction['binding']} binds; published runs reached {worst} to {best} of a bound"
-    )
-    for heading in ("", "bound", f"at {best}", f"at {worst}"):
+    reached = [f"{100 * share:.0f} %" for share in prediction["reached"]]
+    band = f"published runs reached {' to '.join(reached)} of a bound" if reached else NO_NETWORK
+    table = _table(f"prediction, {prediction['chips']} chips, {prediction['binding']} binds; {band}")
+    for heading in ("", "bound", *(f"at {share}" for share in reversed(reached))):
         table.add_column(heading, justify="right" if heading else "left")
     columns = [prediction["bound"], *prediction["expected"]]
     for name, key, shown in (

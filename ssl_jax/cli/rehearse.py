@@ -9,9 +9,10 @@ topology. A stage without a workdir is that of its recipe. Sizes of data are kno
 (and data.num_classes, data.image_shape) of others.
 
 TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; without it as many fake CPU devices take their place. GPUs
-(h100:HOSTSxGPUS, h200) need theirs (requirements-rehearse-gpu.txt). For TPUs and for a single GPU the time of a step is predicted: the
-bound of the slowest of arithmetic, memory and network, and the band in which published runs, on TPUs, lay. Exit code 1: it does not fit
-into the memory. GPUs are rehearsed with XLA's attention: with cuDNN's, which needs a GPU, long sequences take less memory than told.
+(h100:HOSTSxGPUS, h200) need theirs (requirements-rehearse-gpu.txt). The time of a step is predicted: the bound of the slowest of
+arithmetic, memory and network, and the band in which published runs, on TPUs, lay; for several GPUs the bound of arithmetic and memory
+only. Exit code 1: it does not fit into the memory, of GPUs into the share that JAX takes (75 %, or XLA_CLIENT_MEM_FRACTION). GPUs are
+rehearsed with XLA's attention: with cuDNN's, which needs a GPU, long sequences take less memory than told.
 
 --fit tries meshes, batches (half, twice) and rematerialisations, and prints those that fit by predicted images per second. Another
 batch is another recipe: its rates are the config's, scaled as the config says.
@@ -30,7 +31,7 @@ from ssl_jax.cli.abstract import Abstract, assemble_abstract
 from ssl_jax.cli.fit import fit
 from ssl_jax.cli.rehearsal_tables import show, show_fit
 from ssl_jax.engine.checkpoint import write_json
-from ssl_jax.rehearsal import flops, memory, roofline
+from ssl_jax.rehearsal import flops, gpus, memory, roofline
 from ssl_jax.rehearsal.collectives import collectives, table
 from ssl_jax.rehearsal.exhausted import exhausted
 from ssl_jax.rehearsal.largest import largest
@@ -42,6 +43,8 @@ from ssl_jax.rehearsal.traffic import traffic
 QUICK = {"cpu": {"xla_backend_optimization_level": 0}, "tpu": {"exec_time_optimization_effort": -1.0}, "gpu": {}}
 REMEDIES = {
     "fit": "this does not fit; the same with --fit looks for what does, or use more or larger chips",
+    "share": f"this does not fit into what JAX takes of a GPU's memory; {gpus.VARIABLES[0]}=0.95, here and for `train`, gives it more, "
+    "or the same with --fit looks for what fits",
     "by hand": "this does not fit; lower config.batch_size, raise config.accumulate, recompute activations (a remat of config.model), "
     "spread the state (config.mesh.fsdp, config.sharding), or use more or larger devices",
 }
@@ -74,8 +77,7 @@ def main(args, overrides) -> int:
     else:
         this = assemble_abstract(config, where.devices, where.platform)
         told |= rehearse(this, where, options, args.decode_rate)
-        searched = where.chip and where.chip.network  # `fit` knows the memory and the speed of these
-        fits, remedy = told["fits"], REMEDIES["fit" if searched else "by hand"]
+        fits, remedy = told["fits"], REMEDIES[_remedy(told)]
         show(told, sys.stdout)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,7 @@ def main(args, overrides) -> int:
 def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = DECODED) -> dict:
     """Everything that is found out, as JSON types. Bytes are of each device, FLOPs of all devices together; times are in seconds."""
     told, clock = describe(this), time.perf_counter
-    told["chip_bytes"] = int(where.chip.memory) if where.chip else None
+    told |= {"chip_bytes": int(where.chip.memory), "usable_bytes": where.chip.usable} if where.chip else {"chip_bytes": None}
     start = clock()
     traced = this.run.trace(this.run.abstract, this.example, this.run.root)
     counted = flops.count(traced.jaxpr)
@@ -109,7 +111,7 @@ def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = D
     text = compiled.as_text()
     found, endless = collectives(text, this.run.mesh.shape)
     told["collectives"], told["collectives_in_endless_loops"] = table(found), endless
-    if where.chip and (where.chip.network or len(where.devices) == 1):  # of a network that has no one figure nothing is predicted
+    if where.chip:
         devices, cost = len(where.devices), compiled.cost_analysis() or {}
         each = counted.flops / devices
         if where.platform == "gpu":  # this compiler does not tell
@@ -124,11 +126,19 @@ def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = D
         )
         told["prediction"]["chips"] = where.chips
         told["hosts"] = roofline.hosts_need(told["prediction"]["bound"]["images_per_second"], where.hosts, decode_rate)
-    if where.chip and where.platform != "tpu" and told["compiled_bytes"]["total"] > where.chip.memory:  # TPUs' compiler says so itself
-        used, limit = told["compiled_bytes"]["total"], int(where.chip.memory)
-        found = {"message": "memory of the compiled step", "used": used, "limit": limit, "largest": []}
-        return {**told, "fits": False, "exhausted": _with_largest(found, traced, this)}
+        used = told["needed_bytes"] = memory.needed(told["compiled_bytes"], where.platform)
+        if where.platform != "tpu" and used > where.chip.usable:  # TPUs' compiler says so itself
+            found = {"message": "memory of the compiled step", "used": used, "limit": where.chip.usable, "largest": []}
+            return {**told, "fits": False, "exhausted": _with_largest(found, traced, this)}
     return {**told, "fits": True}
+
+
+def _remedy(told: dict) -> str:
+    """Of REMEDIES, for what does not fit."""
+    if told["chip_bytes"] is None:
+        return "by hand"  # `fit` knows nothing of such devices
+    used = (told.get("exhausted") or {}).get("used") or 0
+    return "share" if told["usable_bytes"] < used <= told["chip_bytes"] else "fit"
 
 
 def _with_largest(found: dict, traced, this: Abstract) -> dict:

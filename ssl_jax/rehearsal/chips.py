@@ -20,6 +20,12 @@ class Chip(NamedTuple):
     network: float | None  # between chips, bytes per second in one direction, all links together; None: there is no one figure
     options: Mapping = {}  # of the compiler
     between: float | None = None  # of the network between slices, bytes per second and device; None where no document says it
+    share: float = 1.0  # of the memory, what JAX takes for programs
+
+    @property
+    def usable(self) -> int:
+        """Bytes of a device that a program may need."""
+        return int(self.memory * self.share)
 
 
 GIB = 2**30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 
 import jax
 from jax.experimental import topologies
@@ -14,6 +15,8 @@ from ssl_jax.rehearsal.chips import CHIPS
 PACKAGES = ("jax_cuda12_plugin", "nvidia.cuda_nvcc")
 # Without a GPU to try tiles on, products by Triton do not compile.
 FLAGS = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
+# Of a GPU's memory, what JAX takes at its start and shares out; the first variable changes it, the second is its old name.
+SHARE, VARIABLES = 0.75, ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 # A GpuTargetConfigProto as text, by NVIDIA's H100 white paper and the CUDA programming guide (compute capability 9.0). An H200 is the
 # same processor with other memory.
@@ -66,6 +69,19 @@ def describe(name: str, kind: str, hosts: int, each: int) -> list:
     jax.config.update("jax_platforms", "cpu")  # the description compiles; what has to run in the meantime runs here
     target = HOPPER.format(name=NAMES[kind], memory=int(CHIPS[kind].memory), bandwidth=int(CHIPS[kind].bandwidth))
     return topologies.get_topology_desc("", "cuda", target_config=target, topology=f"1x{hosts}x{each}").devices
+
+
+def share(environment: Mapping[str, str]) -> float:
+    """Of a GPU's memory, what `train` gets in such an environment.
+
+    Raises:
+        UserError: a variable that is no number.
+    """
+    name = next((name for name in VARIABLES if environment.get(name)), None)
+    try:
+        return SHARE if name is None else min(float(environment[name]), 1.0)
+    except ValueError:
+        raise UserError(f"{name}={environment[name]} is no share of the memory of a GPU; give a number such as 0.95") from None
 
 
 def _installed(package: str) -> bool:

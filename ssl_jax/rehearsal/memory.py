@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import jax
 
@@ -28,6 +29,13 @@ def largest(tree, most: int = 5) -> list[dict]:
         for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
     return sorted(found, key=lambda x: -x["bytes"])[:most]
+
+
+def needed(program: Mapping[str, int], platform: str) -> int:
+    """Bytes that a device has to have for a program, `of_program`: the peak on TPUs, whose compiler fits that into a chip though the
+    total may be more than a chip has; else the total.
+    """
+    return (platform == "tpu" and program["peak"]) or program["total"]
 
 
 def of_program(compiled: jax.stages.Compiled) -> dict[str, int] | None:

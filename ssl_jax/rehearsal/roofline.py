@@ -44,8 +44,10 @@ def moved_bytes(accessed: float, counted: float, flops: float) -> float:
 def predict(busy: dict[str, float], steps: int, batch_size: int, devices: int, chips: int, model_flops: float, chip: Chip) -> dict:
     """Of a run of `steps`: the bound of the longest of `busy`, and the band that published runs lead one to expect.
 
-    `mfu`: `model_flops` (of all devices, nothing computed twice) of a step over what the devices could do in its time.
+    `mfu`: `model_flops` (of all devices, nothing computed twice) of a step over what the devices could do in its time. Where several
+    devices have a network that is not in `busy` ('network': False), the band, which is one of whole bounds, is left out.
     """
+    whole = devices == 1 or chip.network is not None
     binding = max(busy, key=busy.get)
 
     def at(reached: float) -> dict:
@@ -59,7 +61,9 @@ def predict(busy: dict[str, float], steps: int, batch_size: int, devices: int, c
             "chip_hours": hours * chips,
         }
 
-    return {"binding": binding, "bound": at(1.0), "expected": [at(REACHED[1]), at(REACHED[0])], "reached": list(REACHED)}
+    band = REACHED if whole else ()
+    expected = [at(reached) for reached in reversed(band)]
+    return {"binding": binding, "bound": at(1.0), "expected": expected, "reached": list(band), "network": whole}
 
 
 def hosts_need(images_per_second: float, hosts: int, rate: float) -> dict:

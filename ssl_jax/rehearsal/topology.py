@@ -84,7 +84,8 @@ def _gpus(name: str, kind: str, shape: list[str]) -> Slice:
     if len(shape) != 2 or "0" in shape:
         raise UserError(f"--topology={name}: give hosts and the GPUs of each, like {kind}:128x8")
     hosts, each = map(int, shape)
-    return Slice(gpus.describe(name, kind, hosts, each), "gpu", CHIPS[kind], hosts * each, hosts)
+    chip = CHIPS[kind]._replace(share=gpus.share(os.environ))
+    return Slice(gpus.describe(name, kind, hosts, each), "gpu", chip, hosts * each, hosts)
 
 
 def _tpu(name: str, shape: str, slices: int) -> Slice:
