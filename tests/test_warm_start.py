@@ -20,7 +20,7 @@ THERE = {"net": {"encoder": {"kernel": np.ones((2, 3), np.float32)}, "head": {"b
 def other(monkeypatch):
     """A finished run with the weights `THERE`."""
     source = {"params": THERE, "mutable": {}}
-    made = types.SimpleNamespace(steps=lambda: [7], read=lambda step: source, close=lambda: None)
+    made = types.SimpleNamespace(agreed_steps=lambda: [7], read=lambda step: source, close=lambda: None)
     monkeypatch.setattr(subject, "Checkpoints", lambda *_, **__: made)
     return "elsewhere"
 
