@@ -145,6 +145,7 @@ def test_a_run_leaves_what_the_readme_says(straight):
     assert (straight / "pictures" / "views.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_all_of_a_run_is_watched_and_paused_where_it_is_no_step(here, folder, tmp_path, monkeypatch):
     dogs, paused = [], {}
     enter = Watchdog.__enter__
