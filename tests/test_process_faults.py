@@ -35,14 +35,14 @@ def tell(fault, noticed, seconds, lost):
     print(f"\n| {fault} | {noticed} | {seconds:.1f} s | {lost} |")
 
 
-def check_restart(runs, workdir, running, began, fault, noticed, undisturbed="straight"):
+def check_restart(runs, workdir, running, began, fault, noticed):
     """The run was started again, to the same curve, and lost no more than what came after the last checkpoint."""
     told = running.finish()
     assert noticed in told and "starting all again (1 of 1)" in told
     resumed = [int(n) for n in re.findall(r"going on at step (\d+)", told)][-1]
     lost = runs.reached - resumed
     assert lost <= 2 * EVERY  # a save in flight is lost with its process
-    runs.check(workdir, undisturbed)
+    runs.check(workdir, "straight")
     tell(fault, noticed, running.when("starting all again") - began, f"{lost} steps")
 
 
@@ -80,13 +80,12 @@ def test_one_hangs_in_python(runs):
 
 
 def test_one_alone_hangs_in_python(runs):
-    runs.start("one", 1).finish()
     runs.reached = 20
     running = runs.start("one-hangs", 1, "--max_restarts=1", HANG="0:20", ONCE=runs.folder / "one-hung")
     runs.wait_for("one-hangs", 18, running)
     began = time.monotonic()
     noticed = f"process 0 ended with exit code {watchdog.EXIT}"
-    check_restart(runs, "one-hangs", running, began, "the only process hangs in Python", noticed, "one")
+    check_restart(runs, "one-hangs", running, began, "the only process hangs in Python", noticed)
     assert "the run is stuck: process 0 is at step 20" in running.told
 
 
