@@ -1,6 +1,5 @@
 """Real processes through the command line: killed, stopped, continued, evaluated, and handed bad input."""
 
-import errno
 import fcntl
 import json
 import os
@@ -10,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import flax.linen as nn
@@ -21,13 +19,11 @@ from xla_flags import flags
 
 from ssl_jax.cli import train
 from ssl_jax.cli.main import main
-from ssl_jax.cli.workdir import claim
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.loop import Signals
 from ssl_jax.engine.metrics import read_metrics, read_starts
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
-from ssl_jax.errors import MachineFault, UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
 PIXELS = 24
@@ -341,39 +337,6 @@ def test_workdir_of_another_config_and_second_process(straight, folder, here):
     with open(straight / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         one_line(here(command(straight, folder)), "in use by another process")
-
-
-def test_an_engine_waits_for_the_end_of_the_start_before(tmp_path, caplog):
-    with claim(tmp_path):
-        began = time.monotonic()
-        with pytest.raises(UserError, match="in use by another process"):
-            claim(tmp_path)
-        assert time.monotonic() - began < 1
-        with pytest.raises(UserError, match="in use by another process"):
-            claim(tmp_path, patience=1.0)
-        assert "waiting up to 1 s" in caplog.text
-    lock = claim(tmp_path)
-    caplog.clear()
-    threading.Timer(0.5, lock.close).start()
-    claim(tmp_path, patience=60.0).close()
-    assert caplog.text.count("waiting up to 60 s for its end") == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "raised", "told"),
-    [
-        (errno.ENOSYS, UserError, "its file system has no locks"),
-        (errno.ENOLCK, MachineFault, "see that its file system's locks work"),
-        (errno.ESTALE, MachineFault, "see that its file system's locks work"),
-    ],
-)
-def test_a_lock_that_cannot_be_had_is_not_one_that_another_has(tmp_path, monkeypatch, error, raised, told):
-    def flock(*_):
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(raised, match=re.escape(f"cannot be locked ({os.strerror(error)})") + ".*" + told):
-        claim(tmp_path, patience=60.0)
 
 
 @pytest.fixture
