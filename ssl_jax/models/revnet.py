@@ -95,12 +95,6 @@ def couple(branch, x: jax.Array, *args) -> jax.Array:
     return jnp.concatenate([x2, x1 + branch(x2, *args)], axis=-1)
 
 
-def uncouple(branch, y: jax.Array, *args) -> jax.Array:
-    """The inverse of `couple`, up to rounding, for the same branch and arguments."""
-    y1, y2 = jnp.split(y, 2, axis=-1)
-    return jnp.concatenate([y2 - branch(y1, *args), y1], axis=-1)
-
-
 def double(x: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H / 2, W / 2, 2 C]: averages of 2x2 pixels, with zeros for half of the channels on both sides."""
     half = x.shape[-1] // 2
