@@ -11,7 +11,7 @@ import pytest
 
 from ssl_jax.engine import loop, sharding
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt, checksums, verify
-from ssl_jax.engine.method import Method, Phase, State, every
+from ssl_jax.engine.method import Method, Phase, Spec, State, every
 from ssl_jax.engine.metrics import MetricsWriter, read_metrics
 from ssl_jax.engine.step import make_step, split
 from ssl_jax.errors import UserError
@@ -28,7 +28,7 @@ def game(repeat=1, every=None, couples=False) -> Method:
         return jnp.mean((batch["x"] * train["g"]["w"] + jax.random.normal(key)) ** 2), ({}, {})
 
     return Method(
-        inputs={"x": (4,)},
+        inputs={"x": Spec((4,), "float32")},
         init=lambda key, batch, frozen: (
             {"d": {"w": jnp.ones((4, 1))}, "g": {"w": jnp.ones((4,))}},
             {"count": jnp.zeros(()), "ema": jnp.zeros((4,))},

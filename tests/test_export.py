@@ -64,7 +64,7 @@ def randomised(tree, seed):
 def trained(config, seed=0):
     """(params, mutable) as if from training."""
     method = export.source.build_method(config)
-    batch = {"image": jax.ShapeDtypeStruct((4, *method.inputs["image"]), np.uint8)}
+    batch = {"image": method.inputs["image"].batch(4)}
     return randomised(jax.eval_shape(method.init, jax.random.key(0), batch, {}), seed)
 
 

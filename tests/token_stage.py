@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.augment.pixels import to_input
-from ssl_jax.engine.method import Method, Stage
+from ssl_jax.engine.method import Method, Spec, Stage
 
 PATCH, CODES = 4, 12
 COLOURS = np.random.default_rng(0).uniform(size=(CODES, 3)).astype(np.float32)
@@ -31,7 +31,7 @@ def codebook(params, mutable):
 STAGE = Stage(
     types.SimpleNamespace(views=((),), data=types.SimpleNamespace(image_shape=(16, 16, 3))),
     Method(
-        inputs={"image": (16, 16, 3)},
+        inputs={"image": Spec((16, 16, 3))},
         init=lambda key, batch, frozen: ({"net": {"codes": jnp.asarray(COLOURS)}}, {}),
         phases=(),
         encode=lambda params, mutable, images: {},

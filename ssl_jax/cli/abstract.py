@@ -67,8 +67,6 @@ def _weights(config, platform: str) -> tuple[Any, dict]:
     """(a config that is filled in with its stages, {'params': shapes, 'mutable': shapes})."""
     config, frozen = abstract_stages(config, platform)
     method = build_method(config)
-    batch = {
-        name: jax.ShapeDtypeStruct((8, *shape), "uint8" if len(shape) > 2 else "int32") for name, shape in method.inputs.items()
-    }
+    batch = {name: spec.batch(8) for name, spec in method.inputs.items()}
     params, mutable = jax.eval_shape(method.init, jax.random.key(0), batch, frozen)
     return config, {"params": params, "mutable": {**mutable, **frozen}}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from ssl_jax.augment.views import output_size
 from ssl_jax.cli import cluster
@@ -82,10 +81,10 @@ def check_inputs(config, method: Method, shapes: Mapping, mesh) -> None:
     """Raises UserError unless the data have what `method` needs and the batches divide over `mesh` and the parts of a step."""
     if "views" in config:
         output_size(config.views, config.data.image_shape[-3:-1])
-    for name, shape in method.inputs.items():
-        if shapes.get(name) != tuple(shape):
+    for name, (shape, _) in method.inputs.items():
+        if shapes.get(name) != shape:
             raise UserError(
-                f"method {config.method!r} needs input {name!r} of shape {tuple(shape)}; {config.data.name!r} with config.data.ops "
+                f"method {config.method!r} needs input {name!r} of shape {shape}; {config.data.name!r} with config.data.ops "
                 f"gives {shapes.get(name, 'no such feature')} (it has {', '.join(shapes)})"
             )
     if config.accumulate < 1:
@@ -101,10 +100,7 @@ def check_inputs(config, method: Method, shapes: Mapping, mesh) -> None:
 
 def make_run(config, method: Method, mesh, total: int, frozen: Mapping, abstract: bool = False) -> tuple[loop.Run, Mapping, Mapping]:
     """(the run of a config that is filled in, {group: schedule}, the shapes of a global batch); nothing is compiled yet."""
-    example = {
-        name: jax.ShapeDtypeStruct((config.batch_size, *shape), np.uint8 if len(shape) > 2 else np.int32)
-        for name, shape in method.inputs.items()
-    }
+    example = {name: spec.batch(config.batch_size) for name, spec in method.inputs.items()}
     run, schedules = loop.compile_run(
         method,
         functools.partial(

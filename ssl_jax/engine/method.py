@@ -18,6 +18,17 @@ Batch = Mapping[str, jax.Array]
 Metrics = Mapping[str, jax.Array]  # name -> float32 scalar
 
 
+class Spec(NamedTuple):
+    """One input of one example: its shape without the batch, and its type."""
+
+    shape: tuple[int, ...]  # (H, W, 3), (V, H, W, 3), (), (4,), (M, 4), (T,)
+    dtype: str = "uint8"  # uint8 images and masks; int32 labels and token ids; float32 boxes, poses, motions
+
+    def batch(self, size: int) -> jax.ShapeDtypeStruct:
+        """Of `size` examples."""
+        return jax.ShapeDtypeStruct((size, *self.shape), self.dtype)
+
+
 class State(NamedTuple):
     """The whole run: one pytree, one checkpoint (minus `frozen`).
 
@@ -60,7 +71,7 @@ def every(interval: int) -> Callable[[jax.Array], jax.Array]:
 class Method(NamedTuple):
     """What `build(config, stages)` returns."""
 
-    inputs: Mapping[str, tuple[int, ...]]  # {'image': (H, W, 3)}: per-example shapes, checked against the data
+    inputs: Mapping[str, Spec]  # {'image': Spec((H, W, 3))}: what a batch holds, checked against the data
     init: Callable[[jax.Array, Batch, dict], tuple[dict, dict]]  # (key, batch, frozen) -> (params, mutable)
     phases: tuple[Phase, ...]
     encode: Callable[[dict, dict, jax.Array], dict[str, jax.Array]]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.autoencoders import ACTIVATIONS, build_decoder, build_encoder, to_channels, to_colour
 from ssl_jax.models.common import create, run
@@ -95,7 +95,7 @@ def build(config, stages) -> Method:
         return to_colour(to_image(decode(params["net"], encode(params, mutable, images)["code"])))
 
     return Method(
-        inputs={"image": tuple(config.data.image_shape)},
+        inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(Phase("ae", ("net",), loss),),
         encode=encode,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.models.bigan import build_nets
 from ssl_jax.models.common import create, run
 from ssl_jax.models.latents import draw, truncated
@@ -107,7 +107,7 @@ def build(config, stages) -> Method:
         return to_colour(run(generator, settled["params"], settled["state"], z, train=False)[0])
 
     return Method(
-        inputs={"image": tuple(config.data.image_shape)},
+        inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(Phase("game", (("discriminator",), ("generator", "encoder")), game),),
         encode=encode,

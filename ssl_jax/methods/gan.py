@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.latents import draw, truncated
@@ -116,7 +116,7 @@ def build(config, stages) -> Method:
         return jnp.clip((x + 1) / 2, 0, 1)
 
     return Method(
-        inputs={"image": tuple(config.data.image_shape)},
+        inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(
             Phase("d", ("discriminator",), discriminator_loss, repeat=model.discriminator_steps),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.frozen_tokenizer import open_tokenizer
@@ -101,7 +101,7 @@ def build(config, stages) -> Method:
         return fill_in(settled, drawn, tokenizer.tokens(settled["tokenizer"], images)[:, : height // 2 * width])
 
     return Method(
-        inputs={"image": tuple(config.data.image_shape), **({"label": ()} if classes else {})},
+        inputs={"image": Spec(tuple(config.data.image_shape)), **({"label": Spec((), "int32")} if classes else {})},
         init=init,
         phases=(Phase("prior", ("net",), loss),),
         encode=encode,

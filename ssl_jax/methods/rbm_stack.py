@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.autoencoders import MLPDecoder, MLPEncoder, to_channels, to_colour
 from ssl_jax.models.common import create, run
@@ -103,7 +103,7 @@ def build(config, stages) -> Method:
     windows = [during(*window) for window in model.windows]
     machines = (Phase(name, (name,), pretraining(k), when=windows[k]) for k, name in enumerate(names))
     return Method(
-        inputs={"image": tuple(config.data.image_shape)},
+        inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(*machines, Phase("tuning", ("net",), tuning, when=lambda step: step >= model.tuning_start)),
         encode=encode,

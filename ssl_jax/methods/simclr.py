@@ -11,7 +11,7 @@ import jax
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.models.common import apply, init_variables
 from ssl_jax.models.encoders import build_encoder
 from ssl_jax.models.heads import ProjectionHead
@@ -57,7 +57,7 @@ def build(config, stages) -> Method:
         return {**h, **{f"head{i}": hidden for i, hidden in enumerate(z[1:-1], 1)}, "projection": z[-1]}
 
     return Method(
-        inputs={"image": tuple(config.data.image_shape)},
+        inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(Phase("ssl", ("net",), loss),),
         encode=encode,

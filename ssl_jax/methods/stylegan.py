@@ -18,7 +18,7 @@ import optax
 from ssl_jax.augment.adversarial import adapt, augment, check_policy
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, every
+from ssl_jax.engine.method import Method, Phase, Spec, every
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run, shard_batch
 from ssl_jax.models.latents import lerp, slerp
@@ -213,7 +213,7 @@ def build(config, stages) -> Method:
     if not classes:
         fns["judge"] = lambda params, mutable, images: judge(params, mutable, images)[0]
     return Method(
-        inputs={"image": tuple(config.data.image_shape), **({"label": ()} if classes else {})},
+        inputs={"image": Spec(tuple(config.data.image_shape)), **({"label": Spec((), "int32")} if classes else {})},
         init=init,
         phases=tuple(phases),
         encode=lambda params, mutable, images: judge(params, mutable, images, score=False)[1],

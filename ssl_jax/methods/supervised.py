@@ -11,7 +11,7 @@ import jax
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import apply, init_variables
 from ssl_jax.models.encoders import build_encoder
@@ -64,7 +64,7 @@ def build(config, stages) -> Method:
         return {**h, "logits": logits}
 
     return Method(
-        inputs={"image": tuple(config.data.image_shape), "label": ()},
+        inputs={"image": Spec(tuple(config.data.image_shape)), "label": Spec((), "int32")},
         init=init,
         phases=(Phase("sup", ("net",), loss),),
         encode=encode,

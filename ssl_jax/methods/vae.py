@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.autoencoders import build_decoder, build_encoder, to_channels, to_colour
 from ssl_jax.models.common import create, run
@@ -136,7 +136,7 @@ def build(config, stages) -> Method:
     if model.likelihood != "cross_entropy":
         fns["log_prob"] = log_prob
     return Method(
-        inputs={"image": tuple(config.data.image_shape)},
+        inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(Phase("vae", ("net",), loss),),
         encode=encode,

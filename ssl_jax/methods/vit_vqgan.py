@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase, every
+from ssl_jax.engine.method import Method, Phase, Spec, every
 from ssl_jax.errors import UserError
 from ssl_jax.models import vgg
 from ssl_jax.models.common import create, run
@@ -194,7 +194,7 @@ def build(config, stages) -> Method:
         if model.r1.weight:
             phases.append(Phase("r1", ("discriminator",), r1_loss, when=lambda step: started(step) & every(model.r1.interval)(step)))
     return Method(
-        inputs={"image": tuple(config.data.image_shape)},
+        inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=tuple(phases),
         encode=encode,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase
+from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.models.autoencoders import to_channels, to_colour
 from ssl_jax.models.common import create, run
 from ssl_jax.models.tokenizers import build_decoder, build_encoder
@@ -80,7 +80,7 @@ def build(config, stages) -> Method:
         return quantiser.codebook(params["net"]["quantiser"], mutable["codebook"])
 
     return Method(
-        inputs={"image": tuple(config.data.image_shape)},
+        inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(Phase("vqvae", ("net",), loss),),
         encode=encode,
