@@ -71,7 +71,7 @@ CASES = {
 
 def config_of(case: Case, batch: int, pixels: int):
     """The config of a case; another number of pixels is for trying this out."""
-    from ssl_jax.cli.config import load
+    from ssl_jax.experiment.config import load
 
     config = load(str(ROOT / "configs" / case.config), [*case.overrides, f"--config.batch_size={batch}"])
     with config.unlocked():
@@ -88,10 +88,10 @@ def ours(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
     import numpy as np
     import step_timing
 
-    from ssl_jax.cli import config as configs
-    from ssl_jax.cli.assemble import fill_in, make_run
-    from ssl_jax.data.catalogue import facts
+    from ssl_jax.data.catalog import facts
     from ssl_jax.engine import sharding
+    from ssl_jax.experiment import config as configs
+    from ssl_jax.experiment.build import fill_in, make_run
     from ssl_jax.methods import build_method
     from ssl_jax.rehearsal import flops, memory
     from ssl_jax.rehearsal.traffic import traffic

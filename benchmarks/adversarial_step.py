@@ -1,9 +1,9 @@
 """Steps of two adversarial methods, ours against the same networks, losses and optimizers in eager PyTorch, on the CPU; and what lazy
-regularisation saves.
+regularization saves.
 
     JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/adversarial_step.py [--pairs 7] [--cases biggan_32 stylegan2_64]
 
-biggan_32: class-conditional, hinge, spectral normalisation in both players, one step of each on a batch of 32.
+biggan_32: class-conditional, hinge, spectral normalization in both players, one step of each on a batch of 32.
 stylegan2_64: 16 steps on a batch of 16, which hold 16 steps of each player, one R1 step and four path-length steps. Without
 augmentations and style mixing. A pair is a run of ours and one of the reference in turns; figures are medians over pairs and the
 range of the ratio of wall-clock times, above 1 where ours is faster. Quote figures of a quiet machine only.
@@ -25,8 +25,8 @@ import numpy as np
 import torch
 import torch_gans
 
-from ssl_jax.cli.config import load
 from ssl_jax.engine import loop, optim, sharding
+from ssl_jax.experiment.config import load
 from ssl_jax.methods import build_method
 
 CLASSES = 10

@@ -18,10 +18,10 @@ from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import State
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import make_step
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import bigan
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -18,12 +18,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import assemble, iterate
+from ssl_jax.data.pipeline import iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.metrics import MetricsWriter
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import build_experiment
 
 
 class NoCheckpoints:
@@ -41,7 +42,7 @@ def main():
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     args, overrides = parser.parse_known_args()
-    this = assemble(configs.load(args.config, overrides))
+    this = build_experiment(configs.load(args.config, overrides))
     settings = {**configs.plain(this.config), "evaluate_every_steps": 10**9, "checkpoint_every_steps": 10**9}
     state = this.run.init()
     for batch in loop.to_device(iterate(this.batches, 0, 2), this.run.mesh):  # compiled and warm

@@ -13,9 +13,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import assemble, raw_pixels
-from ssl_jax.evals import knn, linear
+from ssl_jax.evals.kinds import knn, linear
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import build_experiment, raw_pixels
 
 SETTINGS = ((20, 0.07), (200, 0.1))
 
@@ -24,13 +24,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/simclr.py")
     args, overrides = parser.parse_known_args()
-    this = assemble(configs.load(args.config, overrides))
+    this = build_experiment(configs.load(args.config, overrides))
     context = raw_pixels(this.config, this.run.mesh)
     nearest = functools.partial(knn.evaluate, context)
-    for layer in ("pooled", "normalised"):
-        for normalisation in ("none", "center"):
+    for layer in ("pooled", "normalized"):
+        for normalization in ("none", "center"):
             for k, temperature in SETTINGS:
-                told = nearest(k=k, temperature=temperature, layer=layer, normalisation=normalisation)
+                told = nearest(k=k, temperature=temperature, layer=layer, normalization=normalization)
                 print(f"{told.metrics['top1']:6.2f}  {told.protocol}", flush=True)
     told = linear.evaluate(context, solver="ridge")
     print(f"{told.metrics['top1']:6.2f}  {told.protocol}")

@@ -4,7 +4,7 @@
 
 The target has radius 2 and deviation 0.02. Generator 16-128-128-2 and discriminator 2-128-128-128-1 are trained by the step of the
 house, one step each of 256 points in turn. A mode is kept if at least 1 % of 2,500 samples lie within 0.2 of it. Prints a line for each
-game and exits with 1 unless the plain non-saturating game keeps at most three modes, and R1 and spectral normalisation at least seven,
+game and exits with 1 unless the plain non-saturating game keeps at most three modes, and R1 and spectral normalization at least seven,
 for every seed.
 """
 
@@ -23,13 +23,13 @@ from ssl_jax.engine.method import Method, Phase, State
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import make_step
 from ssl_jax.models.common import create, run
-from ssl_jax.models.spectral import SpectralDense
-from ssl_jax.objectives.adversarial import GAMES, r1
+from ssl_jax.models.gan.spectral import SpectralDense
+from ssl_jax.objectives.adversarial import GAN_LOSSES, r1
 
 BATCH, STEPS, SAMPLES, LATENT = 256, 5000, 2500, 16
 ANGLES = 2 * np.pi * np.arange(8) / 8
 MODES = 2 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1).astype(np.float32)
-GAMES_TRIED = {  # name: (game, spectral normalisation, weight of R1, beta1, beta2, modes kept by every seed)
+GAMES_TRIED = {  # name: (game, spectral normalization, weight of R1, beta1, beta2, modes kept by every seed)
     "minimax": ("minimax", False, 0.0, 0.5, 0.99, None),
     "non-saturating": ("non_saturating", False, 0.0, 0.5, 0.99, (0, 3)),
     "non-saturating + R1": ("non_saturating", False, 1.0, 0.0, 0.99, (7, 8)),
@@ -64,7 +64,7 @@ def ring(key, count):
 
 
 def build(game, spectral, penalty) -> Method:
-    generator, discriminator, rules = Generator(), Discriminator(spectral), GAMES[game]
+    generator, discriminator, rules = Generator(), Discriminator(spectral), GAN_LOSSES[game]
 
     def init(key, batch, frozen):
         first, second = jax.random.split(key)

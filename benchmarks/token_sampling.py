@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.models.common import create, run
-from ssl_jax.models.prior import CausalPrior
-from ssl_jax.models.sampling import autoregress, autoregress_uncached
+from ssl_jax.models.tokenizers.prior import CausalPrior
+from ssl_jax.sampling.tokens import autoregress, autoregress_uncached
 
 
 class Size(NamedTuple):

@@ -177,7 +177,7 @@ class StyleGAN2(nn.Module):
         self.constant = nn.Parameter(torch.randn(width[4], 4, 4))
         self.ups = nn.ModuleList(Layer(width[r // 2], width[r], features, up=True) for r in self.resolutions[1:])
         self.layers = nn.ModuleList(Layer(width[r], width[r], features) for r in self.resolutions)
-        self.colours = nn.ModuleList(Modulated(width[r], 3, features, 1, demodulate=False) for r in self.resolutions)
+        self.colors = nn.ModuleList(Modulated(width[r], 3, features, 1, demodulate=False) for r in self.resolutions)
         self.biases = nn.ParameterList(torch.zeros(3) for _ in self.resolutions)
 
     def map(self, z):
@@ -192,8 +192,8 @@ class StyleGAN2(nn.Module):
             if i:
                 x, index = self.ups[i - 1](x, ws[:, index]), index + 1
             x, index = self.layers[i](x, ws[:, index]), index + 1
-            colour = self.colours[i](x, ws[:, index]) + self.biases[i][:, None, None]
-            image = colour if image is None else upsample(image) + colour
+            color = self.colors[i](x, ws[:, index]) + self.biases[i][:, None, None]
+            image = color if image is None else upsample(image) + color
         return image
 
 

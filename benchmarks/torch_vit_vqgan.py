@@ -45,7 +45,7 @@ class Tokenizer(nn.Module):
         z = self.to_code(x).float()
         return F.normalize(F.layer_norm(z, z.shape[-1:], eps=1e-6) + self.shift, dim=-1)
 
-    def quantise(self, z):
+    def quantize(self, z):
         codebook = F.normalize(self.codebook, dim=-1)
         codes = F.embedding((z @ codebook.T).argmax(-1), codebook)
         loss = (codes - z.detach()).square().mean() + 0.25 * (z - codes.detach()).square().mean()
@@ -58,7 +58,7 @@ class Tokenizer(nn.Module):
 
     def forward(self, x):
         """(picture, loss without that of the discriminator)"""
-        codes, loss = self.quantise(self.encode(x))
+        codes, loss = self.quantize(self.encode(x))
         mean, log_scale = self.decode(codes)
         picture = ((torch.sigmoid(mean) - EPSILON) / (1 - 2 * EPSILON)).clamp(0, 1)
         squeezed = (1 - 2 * EPSILON) * x + EPSILON

@@ -38,8 +38,8 @@ import step_timing
 import torch
 import torch_vision
 
-from ssl_jax.cli.config import load
 from ssl_jax.engine import loop, optim, sharding
+from ssl_jax.experiment.config import load
 from ssl_jax.methods import build_method
 from ssl_jax.objectives.contrastive import nt_xent
 

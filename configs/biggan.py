@@ -12,7 +12,7 @@ these configs compute where --config.evals.generation.extractor=inception:/path/
   :cifar10          PyTorch-StudioGAN: ch 96, attention, batch 64, five discriminator steps, Adam 2e-4, betas .5 and .999, 100,000
                     steps. Published: FID 4.16, IS 9.96 (50,000 samples against the training images)
   :imagenet128      the paper's: ch 96, batch 2048, two discriminator steps, Adam 5e-5 and 2e-4, betas 0 and .999, orthogonal
-                    regularisation 1e-4; 128 to 512 TPU v3 cores. Training collapses late, so the best checkpoint is kept. Published:
+                    regularization 1e-4; 128 to 512 TPU v3 cores. Training collapses late, so the best checkpoint is kept. Published:
                     FID 8.7, IS 98.8; with these rates FID 8.35, IS 97.76 (PyTorch-StudioGAN, 200,000 steps); the published
                     weights evaluated again: FID 10.14, IS 96.7 (mmgeneration)
   :imagenet256      the same at 256 px, networks as in google/compare_gan (attention at 128 px in the generator); 256 TPU v3 cores
@@ -24,7 +24,7 @@ these configs compute where --config.evals.generation.extractor=inception:/path/
 import ml_collections
 
 from configs import common
-from ssl_jax.models.biggan_deep import TENSOR_RULES
+from ssl_jax.models.gan.biggan_deep import TENSOR_RULES
 
 
 def adam(lr, b1=0.0, b2=0.999):

@@ -62,7 +62,7 @@ def variant_of(name: str, variants: dict) -> object:
 
 
 def simclr_views(size: int, strength: float, blur: bool, area=(0.08, 1.0), gray=0.2, style="simclr_v2", sampling="simclr", crop=True):
-    """SimCLR's operators in its order (Chen et al. 2020a, appendix A): crop, flip, colour jitter, greyscale, blur.
+    """SimCLR's operators in its order (Chen et al. 2020a, appendix A): crop, flip, color jitter, grayscale, blur.
 
     `strength` scales brightness, contrast, saturation (0.8) and hue (0.2). crop=False: the host has cropped already.
     """

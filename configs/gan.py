@@ -12,7 +12,7 @@ of averaged weights, whatever a published run did: --config.model.ema.decay=0 is
   :cifar10_small      JPEG CIFAR-10, half as wide again, hinge, the discriminator's rate twice the generator's
   :cifar10_small_dcgan  JPEG CIFAR-10, DCGAN, non-saturating
   :cifar10            SNDCGAN as in compare_gan (2018): non-saturating, batch 64, Adam 2e-4, betas .5 and .999, 200,000 steps.
-                      Published: FID 25.27 (10,000 samples against 10,000 images; without normalisation 33.23), one accelerator
+                      Published: FID 25.27 (10,000 samples against 10,000 images; without normalization 33.23), one accelerator
   :cifar10_dcgan      DCGAN of 32 px, batch 64, two discriminator steps, 200,000 steps. Published: FID 48.29 (PyTorch-StudioGAN)
   :cifar10_wgan_gp    Gulrajani et al. 2017: residual networks, five discriminator steps, penalty 10, Adam 2e-4 to 0 over 100,000
                       steps, betas 0 and .9. Published: FID 22.29 (mimicry)

@@ -9,7 +9,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :mnist_t10k     digits, on a run of configs/vqvae.py:mnist_t10k_l2: six blocks of width 128
   :cifar10_small  JPEG CIFAR-10: six blocks of width 256
   :cifar10        the same on a run of configs/vit_vqgan.py:cifar10: 24 blocks of width 512
-  :imagenet256    24 blocks of width 768, post-normalised as BERT's, batch 256, AdamW 1e-4 (.9, .96), decay 0.045, smoothing 0.1, 300
+  :imagenet256    24 blocks of width 768, post-normalized as BERT's, batch 256, AdamW 1e-4 (.9, .96), decay 0.045, smoothing 0.1, 300
                   epochs; the warm-up is ours. Published, on 16 x 16 tokens of a convolutional tokenizer: FID 6.18, IS 182.1 in 8 steps;
                   an autoregressive transformer of this size has 18.65 and 80.4. FID by schedule: cosine 6.06, square 6.35, cubic 7.26,
                   linear 7.51, root 12.33. The tokenizer here is that of configs/vit_vqgan.py; for this pair no figure was published

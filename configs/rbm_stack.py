@@ -3,7 +3,7 @@
   python launch.py train --config=configs/rbm_stack.py --workdir=runs/rbm_stack
 
 Variants (published figures are quoted from their source; ours are in docs/results.md):
-  (default)      embedded scenes at 32 pixels in colour: 3072-256-128-32
+  (default)      embedded scenes at 32 pixels in color: 3072-256-128-32
   :smoke         two machines in seconds, for tests: they do not wait for each other
   :cifar10_small JPEG CIFAR-10, the networks of the default
   :cifar10       CIFAR-10, 3072-2000-1000-500-128. No figure was published

@@ -8,9 +8,9 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :scenes_moco, :scenes_clip   the default with a loss that compares each view with the other views of the batch only: with keys that
                     have no gradient (MoCo's, without its second encoder), with gradients on both sides (CLIP's)
   :cifar10_small    JPEG CIFAR-10, ResNet-10 of width 1/4, under 40 minutes on two cores
-  :cifar10          dkobak/simclr-cifar10: ResNet-18, batch 512, 100 epochs, SGD 0.06 x B / 256, no blur, no normalisation, head
+  :cifar10          dkobak/simclr-cifar10: ResNet-18, batch 512, 100 epochs, SGD 0.06 x B / 256, no blur, no normalization, head
                     1024-128 without BatchNorm, tau 0.5. Published (3 runs): loss 5.18 +- .01, kNN (k=10, cosine) 83.2 +- .2,
-                    linear on stored features 85.6 +- .2; 20 minutes on one A100. Theirs normalises each view by its own batch, ours
+                    linear on stored features 85.6 +- .2; 20 minutes on one A100. Theirs normalizes each view by its own batch, ours
                     both by one
   :cifar10_lightly  lightly's CIFAR-10 benchmark: ResNet-18, batch 512, 200 epochs. Published: kNN (k=200, T=0.1; the best
                     epoch of one run, on the test split) 84.8
@@ -28,7 +28,7 @@ from configs import common
 
 
 def scenes(config):
-    # Colour has to be useless for matching views, or nothing else is learnt; torchvision's operators clip less than TensorFlow's.
+    # Color has to be useless for matching views, or nothing else is learned; torchvision's operators clip less than TensorFlow's.
     recipe = (
         ("random_resized_crop", dict(size=32, area=(0.2, 1.0))),  # of 48 pixels: shapes keep their size, a step costs half
         ("flip", dict(p=0.5)),
@@ -38,7 +38,7 @@ def scenes(config):
     config.views = (recipe, recipe)
     config.total_epochs = 45.0
     config.model = dict(
-        # Residual branches that start at zero would leave a stack of 1x1 convolutions, which sees colour, for too long.
+        # Residual branches that start at zero would leave a stack of 1x1 convolutions, which sees color, for too long.
         encoder=dict(name="resnet", depth=10, width=0.25, stem="stride2", zero_init_residual=False),
         head=dict(widths=(256, 128)),
         temperature=0.2,
@@ -148,7 +148,7 @@ def cifar10_simclr(config):
     cifar10(config)
     config.total_epochs = 1000.0
     config.views = (common.simclr_views(32, strength=0.5, blur=False),) * 2
-    config.model.encoder.flavour, config.model.encoder.zero_init_residual = "simclr", True
+    config.model.encoder.flavor, config.model.encoder.zero_init_residual = "simclr", True
     config.model.head = dict(widths=(512, 512, 128), kernel_std=0.01)
     config.optim = dict(
         net=dict(name="lars", lr=1.0, lr_scale="linear", weight_decay=1e-4, warmup_epochs=10.0)
@@ -166,7 +166,7 @@ def imagenet(config):
     config.total_epochs = 100.0
     config.views = (common.simclr_views(224, strength=1.0, blur=True, style="simclr_v1", crop=False),) * 2
     config.model = dict(
-        encoder=dict(name="resnet", depth=50, width=1.0, stem="imagenet", flavour="simclr"),
+        encoder=dict(name="resnet", depth=50, width=1.0, stem="imagenet", flavor="simclr"),
         head=dict(widths=(2048, 128), kernel_std=0.01),
         temperature=0.1,
         loss="nt_xent",

@@ -2,7 +2,7 @@
 
   python launch.py train --config=configs/stylegan.py --workdir=runs/stylegan
 
-A lazy regulariser takes a step of its own every n steps, in which Adam moves once more. So its group has the rate and beta2 of
+A lazy regularizer takes a step of its own every n steps, in which Adam moves once more. So its group has the rate and beta2 of
 n / (n + 1) of a step: generators with path lengths every 4 steps lr x 4/5 and .99^(4/5) = .991992, discriminators with R1 every 16
 steps lr x 16/17 and .99^(16/17) = .990585 (2020a, appendix B).
 
@@ -22,7 +22,7 @@ features, which these configs compute where --config.evals.generation.extractor=
   :ffhq1024         2020a, configuration F: batch 32, R1 10, 25,000,000 images. Published: FID 2.84 +- .03, path length (end, w)
                     145.0 +- .5; 8 V100
 FFHQ is a folder of images: --config.data.name=/path/to/ffhq. The published path length is that of LPIPS:
---config.evals.path.distance=lpips --config.evals.path.path=FILE --config.evals.path.sha256=HEX (see ssl_jax.models.vgg).
+--config.evals.path.distance=lpips --config.evals.path.path=FILE --config.evals.path.sha256=HEX (see ssl_jax.models.pretrained.vgg).
 """
 
 import ml_collections

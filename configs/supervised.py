@@ -7,7 +7,7 @@ Variants:
   :smoke          the same in seconds, for tests
   :cifar10_small  JPEG CIFAR-10, ResNet-10 of width 1/4
   :imagenet       ResNet-50, 90 epochs, SGD-Nesterov 0.1 x B / 256. Published: torchvision ResNet-50 76.1
-  :imagenet_vit_g14  ViT-g/14 with FSDP, rematerialisation and its blocks in one loop: for rehearsals, not for a figure. Its rates
+  :imagenet_vit_g14  ViT-g/14 with FSDP, rematerialization and its blocks in one loop: for rehearsals, not for a figure. Its rates
                   (AdamW 1e-4 x B / 256, betas .9 and .95, decay 0.3, batch 4096, 20 of 200 epochs of warm-up) are of no source that
                   was checked, and RandAugment, mixup, CutMix, drop path and averaged weights are not here
   :finetune       embedded scenes with one tenth of the labels, from the middle of SimCLR v2's head:
@@ -20,7 +20,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common, simclr
-from ssl_jax.models.vit import TENSOR_RULES
+from ssl_jax.models.backbones.vit import TENSOR_RULES
 
 
 def scenes(config):
@@ -103,7 +103,7 @@ def imagenet_10pct(config):
     imagenet(config)
     config.data.name, config.data.train_split = "imagenet2012_subset/10pct", "train"
     config.total_epochs = 30.0
-    config.model.encoder.flavour = "simclr"
+    config.model.encoder.flavor = "simclr"
     config.model.head.widths = (2048, 2048, 128)
     config.model.head_layers = 1
     config.model.smoothing = 0.0

@@ -5,14 +5,14 @@ beta-VAE (Higgins et al. 2017).
   python launch.py sample --workdir=runs/vae
 
 Variants (published figures are quoted from their source; ours are in docs/results.md):
-  (default)          embedded scenes at 32 pixels: convolutions, 64 latents, discretised logistic pixels
+  (default)          embedded scenes at 32 pixels: convolutions, 64 latents, discretized logistic pixels
   :smoke             the same in seconds, for tests
   :scenes_beta       embedded scenes: 10 latents, beta 4, cross-entropy; does a latent stand for one factor of the scene?
   :cifar10_small     JPEG CIFAR-10, the networks of the default
   :cifar10           CIFAR-10, wider, 256 latents, 200 epochs on one accelerator. Published with such networks: 4.51 bits per dimension
                      (van den Oord et al. 2017, arXiv:1711.00937, table in section 4.1)
   :cifar10_gaussian  the same with Gaussian pixels, 0.1 free nats a latent and 20 epochs in which the KL's weight rises
-  :mnist_t10k        8,000 digits (--config.data.name=mnist for all): 784-500-20, tanh, binarised anew at each draw, 60 epochs
+  :mnist_t10k        8,000 digits (--config.data.name=mnist for all): 784-500-20, tanh, binarized anew at each draw, 60 epochs
   :mnist_t10k_iwae   the same with the importance bound of 5 draws
   :mnist_t10k_beta4  the same with beta 4
   :mnist_t10k_2d     the same with two latents, to look at
@@ -57,12 +57,12 @@ def networks(config, name, widths, latents, likelihood, channels=3, **fields):
     )
 
 
-def colours(config):
+def colors(config):
     config.data.ops = config.data.eval_ops = common.resized(32)
     config.views = flipped(32)
     config.batch_size = 64
     config.total_steps = 4000
-    networks(config, "conv", (32, 64, 64), 64, "discretised_logistic")
+    networks(config, "conv", (32, 64, 64), 64, "discretized_logistic")
     config.optim = adam()
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
@@ -73,12 +73,12 @@ def colours(config):
 
 
 def scenes(config):
-    colours(config)
+    colors(config)
     config.evals.disentanglement = dict(kind="disentanglement", model="lasso")
 
 
 def improper(config):
-    """Cross-entropy of grey values: what the benchmark of disentanglement trains with, and no likelihood."""
+    """Cross-entropy of gray values: what the benchmark of disentanglement trains with, and no likelihood."""
     config.model.likelihood = "cross_entropy"
     del config.evals.likelihood
     config.best_metric = "-generation/frechet"
@@ -98,14 +98,14 @@ def smoke(config):
     config.data.ops = config.data.eval_ops = common.resized(16)
     config.views = flipped(16)
     config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
-    networks(config, "conv", (8, 16), 8, "discretised_logistic", hidden=(32,))
+    networks(config, "conv", (8, 16), 8, "discretized_logistic", hidden=(32,))
     config.evals.linear.update(dict(l2=(1e-2,), iterations=20))
     config.evals.generation.examples = 128
     config.evals.likelihood.update(dict(k=4, examples=128))
 
 
 def cifar10_small(config):
-    colours(config)
+    colors(config)
     config.data.name = "cifar10"
     config.data.ops = config.data.eval_ops = ()
     config.total_steps = 8000
@@ -114,7 +114,7 @@ def cifar10_small(config):
 
 def cifar10(config):
     cifar10_small(config)
-    networks(config, "conv", (128, 256, 512), 256, "discretised_logistic", hidden=(1024,))
+    networks(config, "conv", (128, 256, 512), 256, "discretized_logistic", hidden=(1024,))
     config.batch_size = 128
     config.optim = adam(3e-4, schedule="cosine", warmup_steps=1000)
     config.total_steps, config.total_epochs = None, 200.0
@@ -175,7 +175,7 @@ def mnist_iwae(config):
 
 
 def beta_vae(config):
-    colours(config)
+    colors(config)
     config.data.name = "/path/to/folder"
     config.data.ops = config.data.eval_ops = common.resized(64)
     config.views = whole(64)

@@ -27,7 +27,7 @@ A public reimplementation trained with batches of 64 uses 0.3 % of the codes and
 `usage_of_batch`.
 
 LPIPS, for synthesis: --config.model.perceptual.kind=vgg_lpips --config.model.perceptual.path=FILE --config.model.perceptual.sha256=HEX
-(weight 0.1 in the ViTs, 1 in VQGAN; FILE is made with ssl_jax.models.vgg.convert). Not for tokens whose features are to be probed: its
+(weight 0.1 in the ViTs, 1 in VQGAN; FILE is made with ssl_jax.models.pretrained.vgg.convert). Not for tokens whose features are to be probed: its
 network has seen ImageNet's labels.
 """
 
@@ -38,7 +38,7 @@ from ssl_jax.objectives.codebooks import LEARNED
 
 
 def tokens(size, dim, **options):
-    return dict(LEARNED, name="learned", size=size, dim=dim, **{"normalise": True, **options})
+    return dict(LEARNED, name="learned", size=size, dim=dim, **{"normalize": True, **options})
 
 
 def vits(config, encoder, decoder, patch):
@@ -63,7 +63,7 @@ def scenes(config):
     config.batch_size = 64
     config.total_steps = 2000
     config.model = dict(
-        quantiser=tokens(1024, 8),
+        quantizer=tokens(1024, 8),
         squared=1.0,
         absolute=0.0,
         logit_laplace=0.0,
@@ -101,12 +101,12 @@ def scenes_encoder(config):
 
 def scenes_rotation(config):
     scenes(config)
-    config.model.quantiser.straight_through = "rotation"
+    config.model.quantizer.straight_through = "rotation"
 
 
 def scenes_wide_codes(config):
     scenes(config)
-    config.model.quantiser = tokens(1024, 128, normalise=False)
+    config.model.quantizer = tokens(1024, 128, normalize=False)
 
 
 def smoke(config):
@@ -116,7 +116,7 @@ def smoke(config):
     config.log_every_steps = 1
     config.data.ops = config.data.eval_ops = common.resized(16)
     config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
-    config.model.quantiser.size = 64
+    config.model.quantizer.size = 64
     config.model.logit_laplace = 0.1
     config.model.discriminator.update(channel_base=64, channel_max=8)
     config.model.r1.interval = 2
@@ -129,7 +129,7 @@ def mnist_t10k_patches(config):
     scenes(config)
     config.data.name, config.data.ops, config.data.eval_ops = "mnist_t10k", (), ()
     config.views = ((),)
-    config.model.quantiser = tokens(512, 8)
+    config.model.quantizer = tokens(512, 8)
     vits(config, "patches", "patches", 4)
     config.total_steps = 1000
 
@@ -159,7 +159,7 @@ def imagenet256(config):
     config.data.ops = (("random_resized_crop", dict(size=256, area=(0.8, 1.0))),)
     config.data.eval_ops = common.resized(256)
     config.batch_size, config.total_steps = 256, 500_000
-    config.model.quantiser = tokens(8192, 32)
+    config.model.quantizer = tokens(8192, 32)
     config.model.logit_laplace = 0.1
     config.model.discriminator = dict(name="stylegan2", channel_base=16_384, channel_max=512)
     vits(config, "small", "small", 8)
@@ -183,7 +183,7 @@ def imagenet256_large(config):
 
 def cnn_vqgan(config):
     imagenet256(config)
-    config.model.quantiser = tokens(1024, 256, normalise=False, init="uniform")
+    config.model.quantizer = tokens(1024, 256, normalize=False, init="uniform")
     config.model.encoder = config.model.decoder = dict(name="vqgan")
     config.model.squared, config.model.absolute, config.model.logit_laplace = 0.0, 1.0, 0.0
     config.model.perceptual.weight = 1.0

@@ -1,4 +1,4 @@
-"""Vector-quantised image modelling: a transformer over the tokens of a trained tokenizer (Yu et al. 2022, arXiv:2110.04627).
+"""Vector-quantized image modeling: a transformer over the tokens of a trained tokenizer (Yu et al. 2022, arXiv:2110.04627).
 
   python launch.py train --config=configs/vit_vqgan.py --workdir=runs/tokens
   python launch.py train --config=configs/vq_prior.py --config.stages.tokenizer.workdir=runs/tokens --workdir=runs/prior
@@ -18,7 +18,7 @@ Variants (published figures are quoted from their source; ours are in docs/resul
   :cifar10_probe   the same for its features: without classes. Published, for iGPT-L, on pixels and trained on ImageNet: a linear probe
                    reaches 96.3 on CIFAR-10, and the last block is 2.4 points below the best one
   :imagenet256_base   VIM-Base: 24 blocks of width 1536, batch 1024, Adam (.9, .96), 450,000 steps: 5,000 of warm-up to 4.5e-4, which
-                   is held up to step 80,000 and then falls exponentially to 1e-5. How weights were regularised and images augmented was
+                   is held up to step 80,000 and then falls exponentially to 1e-5. How weights were regularized and images augmented was
                    not published. Published (650M parameters: three square matrices in an attention, here four): FID 8.81, IS 110.8
   :imagenet256_large  VIM-Large: 36 blocks of width 2048. Published (1697M): FID 4.17, IS 175.1 as sampled, 3.04 and 227.4 of the half
                    that a ResNet-101 prefers; generation_half asks a linear probe of its extractor instead
@@ -35,7 +35,7 @@ The published runs were pure data parallelism on 128 TPUs v4. Here parameters an
 import ml_collections
 
 from configs import common
-from ssl_jax.models.prior import TENSOR_RULES
+from ssl_jax.models.tokenizers.prior import TENSOR_RULES
 
 
 def transformer(config, depth, width, heads, dropout=0.1, remat="none"):

@@ -50,7 +50,7 @@ def scenes(config):
     config.views = ((("flip", dict(p=0.5)),),)
     config.batch_size = 64
     config.total_steps = 4000
-    config.model = dict(channels=3, variance=0.0625, quantiser=averages(32, revive=0.1))
+    config.model = dict(channels=3, variance=0.0625, quantizer=averages(32, revive=0.1))
     networks(config, width=64, blocks=2, block_width=32)
     config.optim = dict(net=adam(1e-3))
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
@@ -68,7 +68,7 @@ def smoke(config):
     config.log_every_steps = 1
     config.data.ops = config.data.eval_ops = common.resized(16)
     config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
-    config.model.quantiser.update(size=32, dim=8)
+    config.model.quantizer.update(size=32, dim=8)
     networks(config, width=32, blocks=1, block_width=8)
     config.evals.linear.update(dict(l2=(1e-2,), iterations=20))
 
@@ -83,7 +83,7 @@ def cifar10(config):
     cifar10_small(config)
     config.batch_size, config.total_steps = 32, 10_000
     config.views = ((),)
-    config.model.quantiser = averages(64, debias=True, init="uniform")
+    config.model.quantizer = averages(64, debias=True, init="uniform")
     networks(config, width=128, blocks=2, block_width=32)
     config.optim = dict(net=adam(3e-4))
 
@@ -93,7 +93,7 @@ def mnist_t10k(config):
     config.data.name, config.data.ops, config.data.eval_ops = "mnist_t10k", (), ()
     config.views = ((),)
     config.batch_size, config.total_steps = 100, 400
-    config.model = dict(channels=1, variance=0.0949, quantiser=codes(64, init="uniform"))
+    config.model = dict(channels=1, variance=0.0949, quantizer=codes(64, init="uniform"))
     networks(config, width=64, blocks=1, block_width=32)
     config.evaluate_every_steps, config.checkpoint_every_steps = 200, 100
     config.log_every_steps = 20
@@ -101,27 +101,27 @@ def mnist_t10k(config):
 
 def mnist_t10k_ema(config):
     mnist_t10k(config)
-    config.model.quantiser = averages(64)
+    config.model.quantizer = averages(64)
 
 
 def mnist_t10k_revival(config):
     mnist_t10k(config)
-    config.model.quantiser = averages(64, revive=0.1)
+    config.model.quantizer = averages(64, revive=0.1)
 
 
 def mnist_t10k_l2(config):
     mnist_t10k(config)
-    config.model.quantiser = codes(8, normalise=True, straight_through="normalised")
+    config.model.quantizer = codes(8, normalize=True, straight_through="normalized")
 
 
 def mnist_t10k_rotation(config):
     mnist_t10k_l2(config)
-    config.model.quantiser.straight_through = "rotation"
+    config.model.quantizer.straight_through = "rotation"
 
 
 def mnist_t10k_fsq(config):
     mnist_t10k(config)
-    config.model.quantiser = dict(name="fsq", levels=(8, 8, 8))
+    config.model.quantizer = dict(name="fsq", levels=(8, 8, 8))
 
 
 def mnist(config):
@@ -137,7 +137,7 @@ def imagenet128(config):
     config.data.ops = (("random_resized_crop", dict(size=128, area=(0.8, 1.0))),)
     config.data.eval_ops = common.resized(128)
     config.batch_size, config.total_steps = 128, 250_000
-    config.model.quantiser = codes(64, init="uniform")
+    config.model.quantizer = codes(64, init="uniform")
     networks(config, width=256, blocks=2, block_width=256)
     config.optim = dict(net=adam(2e-4))
     config.evals = dict(reconstruction=dict(kind="reconstruction", extractor="random_conv"), codebook=dict(kind="codebook"))

@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.evals.context import Context, Extractor, Pictures
+from ssl_jax.evals.context import Context, Extractor, ModelFns
 
-NONE = Pictures(None, None, None, {})
+NONE = ModelFns(None, None, None, {})
 
 
-def smooth(seed, count, size=12, grey=False):
+def smooth(seed, count, size=12, gray=False):
     """uint8 [count, size, size, 3] with few large principal components."""
     generator = np.random.default_rng(seed)
     basis = np.random.default_rng(99).standard_normal((6, size * size * 3)) * np.linspace(3, 1, 6)[:, None]
     x = 127 + 12 * generator.standard_normal((count, 6)) @ basis + 6 * generator.standard_normal((count, size * size * 3))
     x = x.reshape(count, size, size, 3)
-    return np.clip(np.round(np.repeat(x[..., :1], 3, -1) if grey else x), 0, 255).astype(np.uint8)
+    return np.clip(np.round(np.repeat(x[..., :1], 3, -1) if gray else x), 0, 255).astype(np.uint8)
 
 
 def made(train, test=None, encode=None, labels=None, size=16, mesh=None, **offered):

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from ssl_jax.evals.context import Context
-from ssl_jax.evals.features import Features
+from ssl_jax.evals.lib.features import Features
 
 
 def mesh_of(count):
@@ -20,11 +20,11 @@ def mesh_of(count):
 
 @functools.cache
 def blobs(n, dim=16, classes=5, spread=1.0, seed=0):
-    """Gaussian classes with unequal feature scales and an offset: not standardised, not separable."""
+    """Gaussian classes with unequal feature scales and an offset: not standardized, not separable."""
     generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).standard_normal((classes, dim))
+    centers = np.random.default_rng(99).standard_normal((classes, dim))
     y = generator.integers(0, classes, n).astype(np.int32)
-    x = centres[y] + 1.5 * spread * generator.standard_normal((n, dim))
+    x = centers[y] + 1.5 * spread * generator.standard_normal((n, dim))
     return Features((x * np.linspace(0.2, 3, dim) + 2).astype(np.float32), y)
 
 

@@ -24,10 +24,10 @@ if __name__ == "__main__":
 
 import jax
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.abstract import assemble_abstract
 from ssl_jax.cli.rehearse import QUICK
 from ssl_jax.engine.sharding import leaf_names
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.rehearsal import memory
 from ssl_jax.rehearsal.collectives import collectives
 from ssl_jax.rehearsal.topology import Slice, open_topology
@@ -70,7 +70,7 @@ def describe(case: Case, where: Slice | None) -> dict:
     """
     config = configs.load(f"{ROOT}/configs/{case.config}", case.overrides)
     devices, platform = (where.devices, where.platform) if where else (jax.devices()[:8], "cpu")
-    this = assemble_abstract(config, devices, platform)
+    this = build_abstract(config, devices, platform)
     params = this.run.abstract.params
     specs = dict(zip(leaf_names(params), (x.sharding.spec for x in jax.tree.leaves(params)), strict=True))
     told = {

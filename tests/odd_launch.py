@@ -20,13 +20,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 
-from ssl_jax.cli import local
 from ssl_jax.cli.main import main
 from ssl_jax.data.pipeline import TrainBatches, _Reader
 from ssl_jax.engine.loop import Signals
 from ssl_jax.engine.watchdog import Watchdog
+from ssl_jax.launchers import supervise
 
-local.LAUNCHER = pathlib.Path(__file__).resolve()
+supervise.LAUNCHER = pathlib.Path(__file__).resolve()
 read_step, read_rows, this_thread = TrainBatches.__getitem__, _Reader.batch, threading.local()
 stop, beat, clock = Signals.stop, Watchdog.beat, time.time
 

@@ -50,9 +50,9 @@ BY_HAND = {  # float64: (discriminator's loss, generator's loss, derivative of t
 }
 
 
-@pytest.mark.parametrize("name", subject.GAMES)
+@pytest.mark.parametrize("name", subject.GAN_LOSSES)
 def test_games_at_zero_and_by_hand(name):
-    game, nothing = subject.GAMES[name], jnp.zeros(5)
+    game, nothing = subject.GAN_LOSSES[name], jnp.zeros(5)
     np.testing.assert_allclose((game.discriminator(nothing, nothing), game.generator(nothing)), ZERO[name], atol=1e-6)
     real, fake = logits(0), logits(1)
     d, g, slope = BY_HAND[name]
@@ -62,13 +62,13 @@ def test_games_at_zero_and_by_hand(name):
 
 
 def test_sure_discriminators_stay_finite_and_hinge_has_dead_zones():
-    for game in subject.GAMES.values():
+    for game in subject.GAN_LOSSES.values():
         assert np.isfinite(game.discriminator(jnp.array([200.0]), jnp.array([-200.0])))
-    slope = jax.grad(subject.GAMES["hinge"].discriminator, (0, 1))
+    slope = jax.grad(subject.GAN_LOSSES["hinge"].discriminator, (0, 1))
     real, fake = slope(jnp.array([1.5, 0.5]), jnp.array([-1.5, -0.5]))
     np.testing.assert_array_equal(real, [0, -0.5])
     np.testing.assert_array_equal(fake, [0, 0.5])
-    minimax, other = (jax.grad(subject.GAMES[n].generator)(jnp.array([-20.0]))[0] for n in ("minimax", "non_saturating"))
+    minimax, other = (jax.grad(subject.GAN_LOSSES[n].generator)(jnp.array([-20.0]))[0] for n in ("minimax", "non_saturating"))
     assert abs(minimax) < 1e-8 < 0.9 < abs(other)  # saturates
 
 
@@ -137,7 +137,7 @@ def test_orthogonality_and_its_whole_gradient():
 
 
 def test_path_length_of_a_linear_generator():
-    """Lengths have a root mean square of |A|_F / sqrt(H W layers) and penalise their spread around a moving mean."""
+    """Lengths have a root mean square of |A|_F / sqrt(H W layers) and penalize their spread around a moving mean."""
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.standard_normal((3, 5, 4 * 4 * 2)) * 0.3, jnp.float32)  # layers, D, pixels
 

@@ -26,7 +26,7 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-# Colour: figures of 5 digits, pixel by pixel, before the clip; computed with TensorFlow and torchvision.
+# Color: figures of 5 digits, pixel by pixel, before the clip; computed with TensorFlow and torchvision.
 @pytest.mark.parametrize(
     ("style", "change", "expected"),
     [
@@ -82,7 +82,7 @@ def test_to_input_is_the_same_for_bytes_and_floats():
 
 
 def slow_jitter(image, order, values, additive):
-    """TensorFlow's colour semantics in float64, pixel by pixel, with the standard library's HSV."""
+    """TensorFlow's color semantics in float64, pixel by pixel, with the standard library's HSV."""
     image = image.astype(np.float64)
     for operation in order:
         value = float(values[operation])
@@ -106,7 +106,7 @@ def slow_jitter(image, order, values, additive):
 @pytest.mark.parametrize("style", ["simclr_v1", "simclr_v2"])
 def test_jitter_in_every_order_against_a_loop(style):
     image = random_image(5, 4)
-    image[0, 0], image[0, 1], image[0, 2] = 0.3, 1.0, 0.0  # grey pixels have no hue
+    image[0, 0], image[0, 1], image[0, 2] = 0.3, 1.0, 0.0  # gray pixels have no hue
     values = (0.3 if style == "simclr_v1" else 1.6, 1.7, 1.8, -0.17)
     orders = np.array(list(itertools.permutations(range(4))))
     out = jax.jit(jax.vmap(lambda order: color.adjust_colors(image, order, *values, style)))(orders)

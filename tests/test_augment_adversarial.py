@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.augment import adversarial as subject
+from ssl_jax.augment import diffaugment as subject
 from ssl_jax.errors import UserError
 
 KEY = jax.random.key(0)
@@ -19,7 +19,7 @@ def pictures(n=64, height=8, width=16, seed=0):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (n, height, width, 3)), jnp.float32)
 
 
-def test_colours_move_within_their_ranges_and_keep_what_they_should():
+def test_colors_move_within_their_ranges_and_keep_what_they_should():
     x = pictures(400)
     added = apply(subject.brightness, x) - x
     assert np.ptp(added, axis=(1, 2, 3)).max() < 1e-6
@@ -90,11 +90,11 @@ def test_gradients_reach_the_images():
 
 
 def test_unknown_operations_are_named():
-    with pytest.raises(UserError, match="no 'colour'; choose from color, translation, cutout"):
-        subject.check_policy(("translation", "colour"))
+    with pytest.raises(UserError, match="no 'color'; choose from color, translation, cutout"):
+        subject.check_policy(("translation", "color"))
 
 
-def test_adaptive_probability_steps_towards_the_target():
+def test_adaptive_probability_steps_toward_the_target():
     half = jnp.float32(0.5)
     np.testing.assert_allclose(subject.adapt(half, 0.9, 256) - 0.5, 5.12e-4, rtol=1e-3)  # batch 64, every 4 steps
     np.testing.assert_allclose(subject.adapt(half, 0.3, 256) - 0.5, -5.12e-4, rtol=1e-3)

@@ -58,7 +58,7 @@ def test_views_do_not_depend_on_devices(simclr_views):
     compiled = sharded.lower(images, jax.random.key(5)).compile()
     out = compiled(jax.device_put(images, split), jax.random.key(5))
     assert len(out.sharding.device_set) == 8
-    np.testing.assert_allclose(out, alone, rtol=0, atol=5e-6)  # of rounding; a grey level is 4e-3
+    np.testing.assert_allclose(out, alone, rtol=0, atol=5e-6)  # of rounding; a gray level is 4e-3
     assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
 
 
@@ -108,7 +108,7 @@ def test_wrong_images_are_refused(simclr_views):
         ("simclr", "give a list of recipes"),
         ([("flip", {})], r"views\[0\]\[0\]='flip' is not a pair"),
         ([["flip"]], "is not a pair"),
-        ([SIMCLR, [("colour_jitter", {})]], r"views\[1\]\[0\].*did you mean 'color_jitter'\? valid: .*flip"),
+        ([SIMCLR, [("color_jitter", {})]], r"views\[1\]\[0\].*did you mean 'color_jitter'\? valid: .*flip"),
         (
             [[("color_jitter", {"brightnes": 0.4})]],
             "color_jitter: .*'brightnes'.*'brightness'.*valid: brightness, contrast",

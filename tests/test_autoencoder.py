@@ -8,15 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import autoencoder as method
 from ssl_jax.models import autoencoders as models
 from ssl_jax.models.common import create, run
 from ssl_jax.objectives import autoencoding
 
-COLOURS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+COLORS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
 DIGITS = np.repeat(np.random.default_rng(1).integers(0, 256, (6, 28, 28, 1), np.uint8), 3, -1)
 
 
@@ -88,12 +88,12 @@ def test_the_loss_compares_with_the_clean_image_and_adds_the_penalties():
 
 
 @pytest.fixture(scope="module")
-def colours():
-    return spy(load("smoke", 16), COLOURS)
+def colors():
+    return spy(load("smoke", 16), COLORS)
 
 
-def test_contraction_of_convolutions_is_that_of_the_jacobian(colours):
-    this, state, _, logs, _, corrupted = colours
+def test_contraction_of_convolutions_is_that_of_the_jacobian(colors):
+    this, state, _, logs, _, corrupted = colors
 
     @jax.jit
     def norm(image):
@@ -104,29 +104,29 @@ def test_contraction_of_convolutions_is_that_of_the_jacobian(colours):
     np.testing.assert_allclose(logs["contraction"], np.mean([norm(image) for image in corrupted]), rtol=1e-4)
 
 
-def test_codes_layers_and_pictures(colours):
-    this, state, *_ = colours
-    features = jax.jit(this.encode)(state.params, {}, COLOURS)
+def test_codes_layers_and_pictures(colors):
+    this, state, *_ = colors
+    features = jax.jit(this.encode)(state.params, {}, COLORS)
     assert features["pooled"].shape == (6, 6)
     np.testing.assert_array_equal(features["pooled"], features["code"])
     assert features["code"].min() > 0  # sigmoid
     assert (features["layer1"].shape, features["layer2"].shape, features["layer3"].shape) == ((6, 8, 8, 8), (6, 4, 4, 16), (6, 32))
     reconstruct = jax.jit(this.fns["reconstruct"])
-    again = reconstruct(state.params, {}, COLOURS)
+    again = reconstruct(state.params, {}, COLORS)
     assert again.shape == (6, 16, 16, 3)
     assert again.min() >= 0
     assert again.max() <= 1
-    np.testing.assert_allclose(reconstruct(state.params, {}, COLOURS / np.float32(255)), again, atol=1e-5)
+    np.testing.assert_allclose(reconstruct(state.params, {}, COLORS / np.float32(255)), again, atol=1e-5)
 
 
-def test_greyscale_pictures_have_three_equal_channels_and_codes_see_their_mean():
+def test_grayscale_pictures_have_three_equal_channels_and_codes_see_their_mean():
     config = load("mnist_t10k_deep", 28, encoder=dict(widths=(16, 8)), decoder=dict(widths=(8, 16)), code=dict(size=4))
     this, state = begin(config, DIGITS)
     encode, reconstruct = jax.jit(this.encode), jax.jit(this.fns["reconstruct"])
     again = reconstruct(state.params, {}, DIGITS)
     np.testing.assert_array_equal(again[..., 0], again[..., 2])
-    coloured = np.stack([DIGITS[..., 0] * 0, DIGITS[..., 0], DIGITS[..., 0]], -1) / np.float32(255) * 1.5  # the same mean
-    np.testing.assert_allclose(*(encode(state.params, {}, x)["code"] for x in (DIGITS, coloured)), atol=1e-5)
+    colored = np.stack([DIGITS[..., 0] * 0, DIGITS[..., 0], DIGITS[..., 0]], -1) / np.float32(255) * 1.5  # the same mean
+    np.testing.assert_allclose(*(encode(state.params, {}, x)["code"] for x in (DIGITS, colored)), atol=1e-5)
 
 
 def test_a_recurrent_encoder_reads_rows_in_their_order():
@@ -154,7 +154,7 @@ def test_strided_convolutions_halve_and_double(shape):
     assert again.shape == x.shape
 
 
-def minimise(loss, params, steps=2000, rate=0.02):
+def minimize(loss, params, steps=2000, rate=0.02):
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     def step(carry, _):
@@ -178,7 +178,7 @@ def test_the_best_linear_autoencoder_spans_the_principal_components():
         code = run(encoder, net["encoder"], {}, images, train=False)[0]["out"]
         return autoencoding.squared(images, run(decoder, net["decoder"], {}, code, train=False)[0]).mean()
 
-    net = minimise(loss, net)
+    net = minimize(loss, net)
     _, values, components = np.linalg.svd(np.float64(images).reshape(300, 12))
     np.testing.assert_allclose(loss(net), (values[3:] ** 2).sum() / 300, rtol=1e-3)
     subspace = np.linalg.qr(np.float64(net["decoder"]["image"]["kernel"]).T)[0]
@@ -197,7 +197,7 @@ def test_a_sparse_code_stays_alive_where_the_weight_is_that_of_the_tutorial():
     deviations = {}
     for weight in (784e-4, 784e-1):
         this, state = begin(load("mnist_t10k_keras_sparse", 28, sparsity=weight, code=dict(size=8)), images)
-        params = minimise(functools.partial(objective, this, state, images), state.params, steps=300, rate=3e-3)
+        params = minimize(functools.partial(objective, this, state, images), state.params, steps=300, rate=3e-3)
         deviations[weight] = jax.jit(this.encode)(params, {}, images)["code"].std(0).mean()
     assert deviations[784e-4] > 0.1
     assert deviations[784e-1] < 1e-3

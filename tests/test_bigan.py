@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from torch_reference import require_torch
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import Phase, State
 from ssl_jax.engine.step import differentiate, make_step
 from ssl_jax.errors import UserError
-from ssl_jax.evals import reconstruction
-from ssl_jax.evals.context import Context, Pictures
+from ssl_jax.evals.context import Context, ModelFns
+from ssl_jax.evals.kinds import reconstruction
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import bigan as method
-from ssl_jax.models import bigan as models
 from ssl_jax.models import common
+from ssl_jax.models.gan import bigan as models
 from ssl_jax.objectives import adversarial
 
 MLP = dict(
@@ -273,14 +273,14 @@ def test_reconstructions_and_samples_are_images_and_the_encoder_infers_one_by_on
         this.fns["sample"](settled, z, 0.5)
 
 
-def test_greyscale_and_a_generator_smaller_than_the_views():
+def test_grayscale_and_a_generator_smaller_than_the_views():
     config = load("mnist", generator=dict(widths=(16, 16)), encoder=dict(widths=(16, 16)), discriminator=dict(widths=(16, 16)))
     this, state, batch = begin(config)
     again = this.fns["reconstruct"](state.params, state.mutable, batch["image"])
     assert again.shape == (16, 28, 28, 3)
     np.testing.assert_array_equal(again[..., 0], again[..., 2])
-    colourless = np.repeat(batch["image"].mean(-1, keepdims=True).astype(np.float32) / 255, 3, -1)
-    same = [this.encode(state.params, state.mutable, x)["latent"] for x in (batch["image"], colourless)]
+    colorless = np.repeat(batch["image"].mean(-1, keepdims=True).astype(np.float32) / 255, 3, -1)
+    same = [this.encode(state.params, state.mutable, x)["latent"] for x in (batch["image"], colorless)]
     np.testing.assert_allclose(*same, atol=1e-6)
 
     config = load("smoke", size=48)
@@ -306,15 +306,15 @@ def test_reconstruction_is_measured_against_the_other_images_too():
         yield {"image": np.concatenate([images[8:], images[:4]]), "mask": np.arange(8) < 4}
 
     def measured(reconstruct, **options):
-        context = Context(lambda x: x, open_batches, pictures=Pictures(None, None, None, {}, jax.jit(reconstruct)))
+        context = Context(lambda x: x, open_batches, pictures=ModelFns(None, None, None, {}, jax.jit(reconstruct)))
         return reconstruction.evaluate(context, **options)
 
     exact = measured(lambda x: x / 255.0)
     assert exact.metrics["distance"] < 1e-5 < exact.metrics["distance_shuffled"]
     assert "test(12)" in exact.protocol
-    grey = measured(lambda x: jnp.full(x.shape, 0.5), examples=12)
-    np.testing.assert_allclose(grey.metrics["ratio"], 1, rtol=1e-6)
-    np.testing.assert_allclose(grey.metrics["distance"], np.mean([np.linalg.norm(x / 255 - 0.5) for x in images]), rtol=1e-5)
+    gray = measured(lambda x: jnp.full(x.shape, 0.5), examples=12)
+    np.testing.assert_allclose(gray.metrics["ratio"], 1, rtol=1e-6)
+    np.testing.assert_allclose(gray.metrics["distance"], np.mean([np.linalg.norm(x / 255 - 0.5) for x in images]), rtol=1e-5)
     smaller = measured(lambda x: jax.image.resize(x / 255.0, (len(x), 4, 4, 3), "cubic").clip(0, 1), examples=12)
     assert smaller.metrics["distance"] < 1e-5
     assert "D=48" in smaller.protocol

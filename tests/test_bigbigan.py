@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import bigbigan as method
-from ssl_jax.models import bigbigan as models
 from ssl_jax.models import common
+from ssl_jax.models.gan import bigbigan as models
 from ssl_jax.objectives import adversarial
 
 
@@ -63,7 +63,7 @@ def begun():
     batch = {"image": np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)}
     rng = np.random.default_rng(1)
 
-    def fill(x):  # quicker than compiling the initialisation
+    def fill(x):  # quicker than compiling the initialization
         return jnp.asarray(rng.uniform(0.5, 1, x.shape) if x.ndim < 2 else rng.standard_normal(x.shape) / 4, x.dtype)
 
     params, mutable = jax.tree.map(fill, jax.eval_shape(this.init, jax.random.key(0), batch, {}))
@@ -73,9 +73,9 @@ def begun():
 
 def by_hand(config, state, images, key):
     """The terms of section 2, from the networks alone: {'enc': scores of (x, E(x)), 'gen': of (G(z), z)} as functions of params."""
-    from ssl_jax.models.players import build_player
+    from ssl_jax.models.gan.networks import build_network
 
-    generator = build_player("generator", config.model.generator, 32, 0, "float32")
+    generator = build_network("generator", config.model.generator, 32, 0, "float32")
     encoder = models.build_bigbigan_encoder(config.model.encoder, 12, "float32")
     discriminator = models.build_discriminator(config.model.discriminator, 32, "float32")
     of_z, of_code = jax.random.split(key)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import build_method
 from ssl_jax.engine.method import State
 from ssl_jax.engine.sharding import BATCH, leaf_names, make_mesh, match, spec_of
 from ssl_jax.errors import UserError
-from ssl_jax.methods.biggan import by_turns, kernels
-from ssl_jax.models.biggan import (
+from ssl_jax.experiment import config as configs
+from ssl_jax.methods import build_method
+from ssl_jax.methods.biggan import interleave, kernels
+from ssl_jax.models.common import create, run
+from ssl_jax.models.gan.biggan import (
     BigGANDiscriminator,
     BigGANGenerator,
     BigGANTrunk,
@@ -21,18 +22,17 @@ from ssl_jax.models.biggan import (
     NonLocal,
     ProjectionHead,
 )
-from ssl_jax.models.biggan_deep import (
+from ssl_jax.models.gan.biggan_deep import (
     TENSOR_RULES,
     DeepDiscriminator,
     DeepDiscriminatorBlock,
     DeepGenerator,
     DeepGeneratorBlock,
 )
-from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw
-from ssl_jax.models.players import build_player
-from ssl_jax.models.spectral import power_step
-from ssl_jax.models.standing import standing
+from ssl_jax.models.gan.networks import build_network
+from ssl_jax.models.gan.spectral import power_step
+from ssl_jax.models.gan.standing_stats import standing_stats
+from ssl_jax.sampling.latents import sample_latents
 
 LABEL = jnp.zeros(2, jnp.int32)
 
@@ -42,7 +42,7 @@ def count(module, *args):
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def normalised(params, state):
+def normalized(params, state):
     """A kernel divided by the estimate that inference takes."""
     return np.asarray(params["kernel"] / power_step(params["kernel"], state["u"])[0], np.float64)
 
@@ -123,7 +123,7 @@ def test_latents_are_chunked_and_conditions_are_shared_embedding_and_chunk():
 def small():
     """A conditional generator with attention, its variables and some latents."""
     generator = BigGANGenerator(32, channels=4, classes=3, embedding=8, attention=(16,))
-    z = draw("normal", jax.random.key(0), (6, 16))
+    z = sample_latents("normal", jax.random.key(0), (6, 16))
     return generator, *create(generator, jax.random.key(1), z, jnp.zeros(6, jnp.int32)), z
 
 
@@ -151,7 +151,7 @@ def test_conditional_norm_is_its_formula():
     got, moved = run(module, params, state, x, c, train=True)
     wide = np.asarray(x, np.float64)
     mean, variance = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
-    gain, shift = (np.asarray(c) @ normalised(params[n], state["spectral"][n]) for n in ("gain", "shift"))
+    gain, shift = (np.asarray(c) @ normalized(params[n], state["spectral"][n]) for n in ("gain", "shift"))
     want = (wide - mean) / np.sqrt(variance + 1e-5) * (1 + gain)[:, None, None] + shift[:, None, None]
     np.testing.assert_allclose(got, want, atol=2e-5)
     np.testing.assert_allclose(moved["batch_stats"]["norm"]["mean"], 0.1 * mean, rtol=1e-4)
@@ -167,7 +167,7 @@ def test_attention_is_the_identity_at_first_and_then_its_formula():
     wide = np.asarray(x, np.float64)
 
     def project(x, name):
-        return x @ normalised(params[name], state["spectral"][name])[0, 0]
+        return x @ normalized(params[name], state["spectral"][name])[0, 0]
 
     def pool(x):
         return x.reshape(2, 2, 2, 3, 2, -1).max((2, 4)).reshape(2, 6, -1)
@@ -206,7 +206,7 @@ def test_blocks_of_the_discriminator_rectify_the_image_nowhere():
         params, state = create(block, jax.random.key(0), image)
         params["shortcut"]["kernel"] = jnp.ones_like(params["shortcut"]["kernel"]) * 1e-6  # its norm is divided out
         inner = jnp.abs(run(block, params, state, image, train=False)[0] - run(block, params, state, image * 0, train=False)[0])
-        shortcut = jnp.abs(image[0, 0, 0].sum()) * normalised(params["shortcut"], state["spectral"]["shortcut"])[0, 0, 0, 0]
+        shortcut = jnp.abs(image[0, 0, 0].sum()) * normalized(params["shortcut"], state["spectral"]["shortcut"])[0, 0, 0, 0]
         assert (jnp.abs(inner - shortcut).max() < 1e-5) == (not first)  # relu(-1) = 0: only the shortcut is left
 
 
@@ -224,7 +224,7 @@ def test_shortcuts_of_biggan_deep_drop_and_append_channels():
     y, params, state = only_first_channel_of_branch(DeepDiscriminatorBlock(24, True, "orthogonal", jnp.float32), x)
     halved = np.asarray(x).reshape(2, 2, 2, 2, 2, 16).mean((2, 4))
     np.testing.assert_allclose(y[..., 1:16], halved[..., 1:], atol=1e-5)
-    np.testing.assert_allclose(y[..., 16:], halved @ normalised(params["shortcut"], state["spectral"]["shortcut"])[0, 0], atol=1e-5)
+    np.testing.assert_allclose(y[..., 16:], halved @ normalized(params["shortcut"], state["spectral"]["shortcut"])[0, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [DeepGeneratorBlock, DeepDiscriminatorBlock])
@@ -253,10 +253,10 @@ def test_power_iterations_settle_on_the_weights_during_the_passes_of_standing_st
     generator, params, state, _ = small
 
     def batch(key):
-        return draw("normal", key, (8, 16)), jnp.zeros(8, jnp.int32)
+        return sample_latents("normal", key, (8, 16)), jnp.zeros(8, jnp.int32)
 
     moved = {**params, "project": {**params["project"], "kernel": jax.random.normal(jax.random.key(5), (4, 256))}}
-    got = jax.jit(lambda key: standing(generator, moved, state, batch, key, 30))(jax.random.key(1))
+    got = jax.jit(lambda key: standing_stats(generator, moved, state, batch, key, 30))(jax.random.key(1))
     kernel, u = moved["project"]["kernel"], got["spectral"]["project"]["u"]
     assert float(jnp.linalg.norm(kernel @ u)) == pytest.approx(np.linalg.svd(np.asarray(kernel, np.float64))[1][0], rel=1e-2)
 
@@ -302,7 +302,7 @@ def test_real_and_made_images_are_judged_at_once_each_with_its_label(game):
     """As if apart, each after one power iteration; interleaved, so that no image leaves its device."""
     method, state, batch = game
     config, _ = smoke()
-    generator, discriminator = (build_player(r, config.model[r], 32, 3, "float32") for r in ("generator", "discriminator"))
+    generator, discriminator = (build_network(r, config.model[r], 32, 3, "float32") for r in ("generator", "discriminator"))
     params, mutable = state.params, state.mutable
 
     def apart(key):
@@ -321,7 +321,7 @@ def test_real_and_made_images_are_judged_at_once_each_with_its_label(game):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved["discriminator"], once)
     x = jnp.arange(3)[:, None]
-    np.testing.assert_array_equal(by_turns(x, -x)[:, 0], [0, 0, 1, -1, 2, -2])
+    np.testing.assert_array_equal(interleave(x, -x)[:, 0], [0, 0, 1, -1, 2, -2])
 
 
 def test_a_discriminator_with_batch_statistics_is_refused():
@@ -333,7 +333,7 @@ def test_a_discriminator_with_batch_statistics_is_refused():
         build_method(config)
 
 
-def test_orthogonal_regularisation_is_that_of_all_kernels_and_no_embedding(game):
+def test_orthogonal_regularization_is_that_of_all_kernels_and_no_embedding(game):
     _, state, batch = game
     train = {"generator": state.params["generator"]}
     names = ["/".join(k.key for k in path) for path, leaf in jax.tree_util.tree_leaves_with_path(train["generator"]) if leaf.ndim > 1]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.evals import classifier
 from ssl_jax.evals.context import Context
+from ssl_jax.evals.kinds import classifier
 
 
 def test_a_classifier_is_right_where_its_largest_score_is():

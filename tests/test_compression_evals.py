@@ -9,24 +9,24 @@ import pytest
 from eval_contexts import made, means, smooth, to_floats
 from feature_clouds import blobs, mesh_of
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import assemble, context, open_eval
-from ssl_jax.cli.samples import open_labels
 from ssl_jax.errors import UserError
-from ssl_jax.evals import (
-    classified,
-    codebook,
-    denoising,
-    depth,
-    disentanglement,
-    linear,
-    linear_maps,
-    prior,
-    reduction,
-)  # fmt: skip
-from ssl_jax.evals import factors as measures
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
+from ssl_jax.evals.kinds import (
+    codebook,
+    denoising,
+    disentanglement,
+    linear,
+    linear_by_layer,
+    pca_baseline,
+    sample_class_accuracy,
+    token_likelihood,
+)
+from ssl_jax.evals.lib import factors as measures
+from ssl_jax.evals.lib import linear_maps  # fmt: skip
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import build_experiment, context, open_eval
+from ssl_jax.experiment.sampler import open_labels
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -46,13 +46,13 @@ def test_usage_and_perplexity_have_their_closed_forms():
     assert codebook.uniform_perplexity(3, 2) == pytest.approx(2**by_hand)
 
 
-def test_a_codebook_is_drawn_with_its_unused_codes_in_grey():
-    def greys(counts):
+def test_a_codebook_is_drawn_with_its_unused_codes_in_gray():
+    def grays(counts):
         return np.all(codebook.draw(np.array(counts)) == [211, 211, 211], axis=-1).sum()  # 'lightgrey'
 
-    half, whole = greys([9, 0, 0, 4]), greys([9, 1, 1, 4])
+    half, whole = grays([9, 0, 0, 4]), grays([9, 1, 1, 4])
     assert whole < half / 10
-    np.testing.assert_allclose(greys([0, 0, 0, 4]), 1.5 * half, rtol=0.05)
+    np.testing.assert_allclose(grays([0, 0, 0, 4]), 1.5 * half, rtol=0.05)
 
 
 def test_a_codebook_is_measured_by_three_definitions_of_usage(monkeypatch):
@@ -78,7 +78,7 @@ def test_a_codebook_is_measured_by_three_definitions_of_usage(monkeypatch):
 def test_baselines_of_a_prior_are_the_cross_entropies_of_training_frequencies():
     generator = np.random.default_rng(0)
     train, held_out = (generator.integers(0, 3, (n, 4)) + np.array([0, 3, 0, 3]) for n in (60, 25))
-    unigram, position, strength = prior.baselines(train, held_out)
+    unigram, position, strength = token_likelihood.baselines(train, held_out)
     codes = max(train.max(), held_out.max()) + 1
     p = np.array([(np.sum(train == c) + 1) / (train.size + codes) for c in range(codes)])
     told, at = [], []
@@ -87,9 +87,9 @@ def test_baselines_of_a_prior_are_the_cross_entropies_of_training_frequencies():
             told.append(-np.log2(p[token]))
             at.append(-np.log2((np.sum(train[:, t] == token) + strength * p[token]) / (60 + strength)))
     assert (unigram, position) == pytest.approx((np.mean(told), np.mean(at)))
-    assert strength in prior.STRENGTHS and np.log2(3) < position < 1.75 < unigram
+    assert strength in token_likelihood.STRENGTHS and np.log2(3) < position < 1.75 < unigram
     noise = np.random.default_rng(1).integers(0, 50, (200, 40))  # places tell nothing: smoothed away
-    assert prior.baselines(noise, noise)[2] >= 100
+    assert token_likelihood.baselines(noise, noise)[2] >= 100
 
 
 def test_a_prior_is_measured_on_held_out_tokens_and_given_the_classes():
@@ -102,15 +102,15 @@ def test_a_prior_is_measured_on_held_out_tokens_and_given_the_classes():
         return {"nll": jnp.log(2.0) * labels, "tokens": images[..., 0].reshape(len(images), -1).astype(jnp.int32)}
 
     given = made(images["train"], images["test"], labels=labels, token_nll=token_nll)
-    metrics, protocol, _ = prior.evaluate(given, examples=40)
+    metrics, protocol, _ = token_likelihood.evaluate(given, examples=40)
     assert metrics["bits_per_token"] == pytest.approx(2 / 4)  # labels 0 to 4 are bits of an image
     assert metrics["nats"] == pytest.approx(2 * np.log(2))
-    expected = prior.baselines(tokens["train"][:40].reshape(40, 4), tokens["test"].reshape(30, 4))[:2]
+    expected = token_likelihood.baselines(tokens["train"][:40].reshape(40, 4), tokens["test"].reshape(30, 4))[:2]
     assert (metrics["bits_unigram"], metrics["bits_position"]) == pytest.approx(expected)
     assert metrics["gain"] == pytest.approx(expected[1] - 0.5)
     assert "4 tokens an image, held-out test(30), frequencies of train(40)" in protocol
     given.opened.clear()
-    prior.evaluate(given, examples=40)
+    token_likelihood.evaluate(given, examples=40)
     assert given.opened == ["test"]
 
 
@@ -129,19 +129,19 @@ def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_t
         return {"pooled": rows, "block1": rows[:, :2], "block2": rows, "block10": tokens, "embedding": rows[:, :1], "head": rows[:, :1]}
 
     given = made(images["train"], images["test"], encode, labels, size=100)
-    depth.prepare(given)
+    linear_by_layer.prepare(given)
     given.opened.clear()
-    assert list(depth.chosen(given, depth.LAYERS)) == ["embedding", "block1", "block2", "block10"]
-    metrics, protocol, _ = depth.evaluate(given, layers=r"block\d+", solver="ridge")
+    assert list(linear_by_layer.chosen(given, linear_by_layer.LAYERS)) == ["embedding", "block1", "block2", "block10"]
+    metrics, protocol, _ = linear_by_layer.evaluate(given, layers=r"block\d+", solver="ridge")
     assert given.opened == ["train", "test"]
     assert [name for name in metrics if name.startswith("block")] == ["block1_top1", "block2_top1", "block10_top1"]
     for name in ("block1", "block2", "block10"):
         assert metrics[f"{name}_top1"] == pytest.approx(linear.evaluate(given, solver="ridge", layer=name).metrics["top1"], abs=0.6)
     assert metrics["best_layer"] == 2 and metrics["best_top1"] == metrics["block2_top1"] > metrics["block1_top1"]
     assert "ridge of 3 layers" in protocol and "train=train(300) test=test(200)" in protocol
-    assert depth.groups({"a": 5, "b": 4, "c": 3, "d": 9}, 8) == [["a"], ["b", "c"], ["d"]]
+    assert linear_by_layer.groups({"a": 5, "b": 4, "c": 3, "d": 9}, 8) == [["a"], ["b", "c"], ["d"]]
     with pytest.raises(UserError, match=r"no layer fits layers='stage\\\\d'; the encoder has block1, block10, block2, embedding"):
-        depth.prepare(given, layers=r"stage\d")
+        linear_by_layer.prepare(given, layers=r"stage\d")
 
 
 # --- factors of variation
@@ -251,10 +251,10 @@ def test_disentanglement_reads_factors_and_reports_what_a_code_without_knowledge
 
 def test_samples_are_classified_as_what_they_were_made_for():
     generator = np.random.default_rng(0)
-    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
+    colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 
     def painted(labels):
-        return np.clip(colours[labels][:, None, None] + 30 * generator.standard_normal((len(labels), 6, 6, 3)), 0, 255).astype(np.uint8)
+        return np.clip(colors[labels][:, None, None] + 30 * generator.standard_normal((len(labels), 6, 6, 3)), 0, 255).astype(np.uint8)
 
     labels = {split: generator.integers(0, 3, n) for split, n in (("train", 90), ("test", 40))}
     asked = generator.integers(0, 3, 50)
@@ -267,11 +267,11 @@ def test_samples_are_classified_as_what_they_were_made_for():
         painted(labels["train"]), painted(labels["test"]), None, labels,
         samples=samples, sampled_labels=lambda count, seed: asked[:count], extractor=means,
     )  # fmt: skip
-    metrics, protocol, _ = classified.evaluate(given, extractor="means", examples=50)
+    metrics, protocol, _ = sample_class_accuracy.evaluate(given, extractor="means", examples=50)
     assert metrics == pytest.approx({"accuracy": 80, "accuracy_real": 100, "chance": 100 / 3})
     assert "extractor=means weights=ffffffff resize=legacy pixels=6x6 of train(90), fake=50 seed=0 real=test(40)" in protocol
     given.opened.clear()
-    assert classified.evaluate(given, extractor="means", examples=50).metrics == metrics and given.opened == []
+    assert sample_class_accuracy.evaluate(given, extractor="means", examples=50).metrics == metrics and given.opened == []
 
 
 # --- as a whole
@@ -332,7 +332,7 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
     with pytest.raises(UserError, match="the code 'code' does not exist; the encoder has pooled"):
         evals.check_needs({"one": dict(kind="reduction")}, made(images, reconstruct=to_floats))
     with pytest.raises(UserError, match=r"has 108 numbers, no fewer than a picture of 6x6"):
-        reduction.prepare(made(images, reconstruct=to_floats), layer="pooled")
+        pca_baseline.prepare(made(images, reconstruct=to_floats), layer="pooled")
     with pytest.raises(UserError, match=r"at most 20 numbers; leave it out"):
         linear_maps.picture_size(made(images, reconstruct=to_floats), 20)
     with pytest.raises(UserError, match=r"of the size of images, \(6, 6\), and they are \(3, 6\)"):
@@ -347,17 +347,17 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
 def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
     small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:70]", "--config.eval_batch_size=32")
     config = configs.load(f"{ROOT}/configs/bigan.py:smoke", small)
-    this = assemble(config)
+    this = build_experiment(config)
     opened = context(this, this.run.abstract)  # nothing is computed here
     told = disentanglement.values(opened, "test", ("label", "pose"), 70)
     assert list(told) == ["label", "pose[0]", "pose[1]", "pose[2]", "pose[3]"]
     np.testing.assert_array_equal(told["label"], np.concatenate([b["label"][b["mask"]] for b in open_eval(config, "test")]))
     assert told["pose[3]"].dtype == np.float32 and len(told["pose[3]"]) == 70
-    with pytest.raises(UserError, match="has no feature 'colour'"):
-        disentanglement.prepare(opened, factors=("colour",))
-    unlabelled = made(smooth(0, 4), factors=lambda split, names: iter([{"image": None}]))
+    with pytest.raises(UserError, match="has no feature 'color'"):
+        disentanglement.prepare(opened, factors=("color",))
+    unlabeled = made(smooth(0, 4), factors=lambda split, names: iter([{"image": None}]))
     with pytest.raises(UserError, match="the data have no label; choose other factors"):
-        disentanglement.prepare(unlabelled, factors=("label",))
+        disentanglement.prepare(unlabeled, factors=("label",))
     with pytest.raises(UserError, match="'question' of the data is no number"):
         disentanglement.values(opened, "test", ("question",), 70)
     assert jax.eval_shape(opened.pictures.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
@@ -366,7 +366,7 @@ def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
 
 def test_labels_of_samples_are_those_of_their_latents():
     config = configs.load(f"{ROOT}/configs/biggan.py:smoke", ("--config.eval_batch_size=32",))
-    this = assemble(config)
+    this = build_experiment(config)
     labels = open_labels(this)(70, 5)
     each = [np.asarray(this.method.fns["latents"](jax.random.key(5 + (i << 20)), 32)["label"]) for i in range(3)]
     np.testing.assert_array_equal(labels, np.concatenate(each)[:70])

@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import assemble, build_method
 from ssl_jax.data.pipeline import element_spec
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
-from ssl_jax.engine.method import groups, players, trained, visible
+from ssl_jax.engine.method import groups, inference_state, loss_groups, trained
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import make_step
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.methods import build_method
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
@@ -45,7 +46,7 @@ def load(name, variant="smoke", *overrides):
 @functools.cache
 def stage_run(recipe):
     """The directory of a run of `recipe` that was stopped before its first step."""
-    this, workdir = assemble(configs.load(f"{ROOT}/{recipe}")), pathlib.Path(tempfile.mkdtemp())
+    this, workdir = build_experiment(configs.load(f"{ROOT}/{recipe}")), pathlib.Path(tempfile.mkdtemp())
     saved = Checkpoints(workdir / "checkpoints")
     saved.save(this.run.init(), configs.plain(this.config))
     saved.close()
@@ -82,7 +83,7 @@ def abstract_init(config, size):
 def made(name, devices, fsdp):
     """An assembly on `devices` fake devices, shared by the tests of a config: it is compiled once."""
     config = load(name, "smoke", f"--config.mesh.fsdp={fsdp}")
-    return assemble(config, jax.devices()[:devices])
+    return build_experiment(config, jax.devices()[:devices])
 
 
 @functools.cache
@@ -196,7 +197,7 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
     for devices, fsdp in ((1, 1), (8, 2)):
         with config.unlocked():
             config.mesh.fsdp = fsdp
-        this = assemble(config, jax.devices()[:devices])
+        this = build_experiment(config, jax.devices()[:devices])
         state, told = steps(this, 20, begin(name, this))
         curves.append(losses(told))
         ends.append(jax.device_get(state.params))
@@ -210,7 +211,7 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
 @few_configs
 def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
     """The network as it is: states of one device, each also given to data 4 x fsdp 2 (SimCLR: data 8 too); loss, gradient norm, the
-    vectors of spectral normalisation and batch statistics agree, the step is traced once, and the state keeps its tree, shapes, types
+    vectors of spectral normalization and batch statistics agree, the step is traced once, and the state keeps its tree, shapes, types
     and shardings.
 
     Every lazy phase of a smoke config runs within four steps.
@@ -304,11 +305,11 @@ def test_save_restore_step_equals_uninterrupted_also_on_another_mesh(name, tmp_p
 def test_encode_gives_finite_features(name):
     this, state = made(name, 8, 2), initial(name)
     images = np.random.default_rng(0).integers(0, 256, (4, *this.config.data.image_shape[-3:]), np.uint8)
-    features = jax.jit(this.method.encode)(state.params, visible(state), images)
+    features = jax.jit(this.method.encode)(state.params, inference_state(state), images)
     assert features["pooled"].ndim == 2
     assert features["pooled"].dtype == jnp.float32
     assert all(np.isfinite(x).all() and len(x) == 4 for x in features.values())
-    one = jax.jit(this.method.encode)(state.params, visible(state), images[:1])
+    one = jax.jit(this.method.encode)(state.params, inference_state(state), images[:1])
     np.testing.assert_allclose(one["pooled"], features["pooled"][:1], rtol=2e-4, atol=2e-5)  # inference mode: no batch statistics
 
 
@@ -317,8 +318,8 @@ def test_evaluations_are_laid_out_as_steps_are():
     this, images = made("simclr", 8, 2), jax.ShapeDtypeStruct((16, 32, 32, 3), np.uint8)
     state = this.run.abstract
     for function in (this.encode, lambda *args: this.encode_views(*args, jax.random.key(0))):
-        assert "sharding_constraint" in str(jax.make_jaxpr(function)(state.params, visible(state), images))
-    assert "sharding_constraint" not in str(jax.make_jaxpr(this.method.encode)(state.params, visible(state), images))
+        assert "sharding_constraint" in str(jax.make_jaxpr(function)(state.params, inference_state(state), images))
+    assert "sharding_constraint" not in str(jax.make_jaxpr(this.method.encode)(state.params, inference_state(state), images))
 
 
 @every_config
@@ -327,14 +328,14 @@ def test_encode_takes_a_batch_of_any_size(name):
     this, state = made(name, 8, 2), initial(name)
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *this.config.data.image_shape[-3:]), np.uint8)
-    features = jax.eval_shape(this.method.encode, state.params, visible(state), images)
+    features = jax.eval_shape(this.method.encode, state.params, inference_state(state), images)
     assert all(x.shape[0] == batch for x in features.values())
 
 
 @every_config
 def test_loss_falls_on_one_batch(name):
     this = made(name, 8, 2)
-    if len(this.method.phases) > 1 or len(players(this.method.phases[0])) > 1:
+    if len(this.method.phases) > 1 or len(loss_groups(this.method.phases[0])) > 1:
         pytest.skip("a game between several players: no loss has to fall")
     batch = {k: v for k, v in this.batches[0].items() if k != "skipped"}
     batch = next(loop.to_device([batch], this.run.mesh))
@@ -350,9 +351,9 @@ def test_loss_falls_on_one_batch(name):
 def test_accumulation_is_refused_iff_the_loss_couples_the_batch(name):
     if made(name, 8, 2).method.couples_batch:
         with pytest.raises(UserError, match="accumulate"):
-            assemble(load(name, "smoke", "--config.accumulate=2"))
+            build_experiment(load(name, "smoke", "--config.accumulate=2"))
     else:
-        this = assemble(load(name, "smoke", "--config.accumulate=2"))
+        this = build_experiment(load(name, "smoke", "--config.accumulate=2"))
         assert np.isfinite(losses(steps(this, 1, begin(name, this))[1])).all()
 
 

@@ -310,7 +310,7 @@ def test_workers_threads_and_processes_give_the_same_bits(photos, caplog, monkey
     equal(plain, joined)
 
 
-def test_a_damaged_record_is_replaced_by_its_next_readable_neighbour(tmp_path):
+def test_a_damaged_record_is_replaced_by_its_next_readable_neighbor(tmp_path):
     root = tmp_path / "images"
     images_folder(root, 10, classes=("a",))
     for bad in (4, 5, 9):

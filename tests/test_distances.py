@@ -6,7 +6,7 @@ import scipy.linalg
 from scipy.spatial.distance import cdist
 from torch_reference import require_torch, require_torch_fidelity
 
-from ssl_jax.evals import distances as subject
+from ssl_jax.evals.lib import distances as subject
 
 
 def rows(seed, n, d, scale=1.0, shift=0.0):
@@ -79,11 +79,11 @@ def test_inception_score_runs_from_one_to_the_number_of_classes():
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_neighbourhoods_equal_the_slow_definition(k):
+def test_neighborhoods_equal_the_slow_definition(k):
     real, fake = rows(0, 60, 3), rows(1, 50, 3, shift=0.7)
     reach = lambda x: np.sort(cdist(x, x), 1)[:, k]  # noqa: E731
     across, of_real, of_fake = cdist(real, fake), reach(real), reach(fake)
-    got = subject.neighbourhoods(real, fake, k)
+    got = subject.neighborhoods(real, fake, k)
     assert got["precision"] == np.mean([(across[:, j] <= of_real).any() for j in range(50)])
     assert got["recall"] == np.mean([(across[i] <= of_fake).any() for i in range(60)])
     assert got["density"] == pytest.approx(sum((across[:, j] <= of_real).sum() for j in range(50)) / (k * 50))
@@ -91,18 +91,18 @@ def test_neighbourhoods_equal_the_slow_definition(k):
 
 
 def test_recall_sees_dropped_modes_and_precision_does_not():
-    centres = 20 * np.random.default_rng(0).standard_normal((10, 8))
-    draw = lambda seed, n, modes: rows(seed, n, 8) + centres[np.arange(n) % modes]  # noqa: E731
+    centers = 20 * np.random.default_rng(0).standard_normal((10, 8))
+    draw = lambda seed, n, modes: rows(seed, n, 8) + centers[np.arange(n) % modes]  # noqa: E731
     real = draw(1, 1500, 10)
-    both, few = (subject.neighbourhoods(real, draw(2, 1500, modes)) for modes in (10, 3))
-    assert subject.neighbourhoods(real, real) == pytest.approx({"precision": 1, "recall": 1, "density": 4 / 3, "coverage": 1}, rel=0.01)
+    both, few = (subject.neighborhoods(real, draw(2, 1500, modes)) for modes in (10, 3))
+    assert subject.neighborhoods(real, real) == pytest.approx({"precision": 1, "recall": 1, "density": 4 / 3, "coverage": 1}, rel=0.01)
     assert min(both["precision"], both["recall"], few["precision"]) > 0.7
     assert few["recall"] < 0.3 and few["coverage"] < 0.35
 
 
 def test_reference_value_of_the_authors_of_density_and_coverage():
     """README of prdc: N(0, I) in 1000 dimensions, 10,000 rows each, k=5. Here 3,000 rows: the same numbers within noise."""
-    got = subject.neighbourhoods(rows(0, 3000, 1000), rows(1, 3000, 1000), 5)
+    got = subject.neighborhoods(rows(0, 3000, 1000), rows(1, 3000, 1000), 5)
     for name, value in dict(precision=0.4772, recall=0.4705, density=1.0555, coverage=0.9735).items():
         assert got[name] == pytest.approx(value, abs=0.08), name
 
@@ -123,7 +123,7 @@ def test_every_number_equals_torch_fidelity():
     expected = (theirs["inception_score_mean"], theirs["inception_score_std"])
     assert subject.inception_score(logits) == pytest.approx(expected, rel=1e-10)
     theirs = prc.prc_features_to_metric(torch.tensor(fake), torch.tensor(real), prc_neighborhood=3, prc_batch_size=10000, verbose=False)
-    ours = subject.neighbourhoods(real, fake, 3)
+    ours = subject.neighborhoods(real, fake, 3)
     assert 0.05 < ours["recall"] < 0.95 and 0.05 < ours["precision"] < 0.95
     assert (ours["precision"], ours["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
 

@@ -14,13 +14,13 @@ import pytest
 from feature_clouds import blobs, fake_context, mesh_of
 from torch_reference import require_lightly, require_torch
 
-from ssl_jax.cli.evaluations import Evaluations, comparable
-from ssl_jax.engine.sharding import place
+from ssl_jax.engine.sharding import put_global
 from ssl_jax.errors import UserError
-from ssl_jax.evals import fewshot, knn, linear, representation
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context, pixel_context
-from ssl_jax.evals.features import Features, extract, hits, moments, pixels
+from ssl_jax.evals.kinds import fewshot, knn, linear, representation
+from ssl_jax.evals.lib.features import Features, extract, hits, moments, pixels
+from ssl_jax.experiment.evaluations import Evaluations, comparable
 
 # --- evaluations.json
 
@@ -68,7 +68,7 @@ def knn_loop(bank, query, k, temperature, metric):
 def test_knn_equals_a_loop(metric, k, temperature):
     bank, query = blobs(203, classes=12), blobs(57, classes=12, seed=1)
     expected, top1, top5 = knn_loop(bank, query, k, temperature, metric)
-    index, similarity = knn.neighbours(bank.x, query.x, k, metric, mesh=mesh_of(8), bank_chunk=64, query_chunk=32)
+    index, similarity = knn.neighbors(bank.x, query.x, k, metric, mesh=mesh_of(8), bank_chunk=64, query_chunk=32)
     assert (index == expected).mean() == 1
     assert (np.diff(similarity, axis=1) <= 0).all()
     assert knn.vote(index, similarity, bank, query.y, temperature) == pytest.approx({"top1": top1, "top5": top5})
@@ -82,12 +82,12 @@ def test_knn_equals_lightly():
     folder = Path(importlib.util.find_spec("lightly").origin).parent
     knn_predict = runpy.run_path(str(folder / "utils/benchmarking/knn.py"))["knn_predict"]
     bank, query = blobs(300, classes=10), blobs(200, classes=10, seed=1)
-    normalised = [torch.nn.functional.normalize(torch.tensor(f.x), dim=1) for f in (query, bank)]
+    normalized = [torch.nn.functional.normalize(torch.tensor(f.x), dim=1) for f in (query, bank)]
     predicted = knn_predict(
-        normalised[0], normalised[1].T, torch.tensor(bank.y).long(), 10, knn_k=20, knn_t=0.1
+        normalized[0], normalized[1].T, torch.tensor(bank.y).long(), 10, knn_k=20, knn_t=0.1
     ).numpy()
     expected = 100 * (predicted[:, 0] == query.y).mean()
-    index, similarity = knn.neighbours(bank.x, query.x, 20)
+    index, similarity = knn.neighbors(bank.x, query.x, 20)
     assert knn.vote(index, similarity, bank, query.y, 0.1)["top1"] == pytest.approx(expected)
 
 
@@ -100,7 +100,7 @@ def test_knn_does_not_depend_on_chunks_or_devices_and_ties_go_by_index(k, count)
     distance = ((query[:, None] - bank[None]) ** 2).sum(-1)
     expected = np.argsort(distance, axis=1, kind="stable")[:, :k]
     for devices, bank_chunk, query_chunk in ((1, count, 30), (1, 333, 7), (8, count, 30), (8, 999, 16)):
-        index, similarity = knn.neighbours(
+        index, similarity = knn.neighbors(
             bank, query, k, "euclidean", "none", mesh_of(devices), bank_chunk, query_chunk
         )
         np.testing.assert_array_equal(index, expected)
@@ -117,27 +117,27 @@ def test_knn_holds_one_bank_chunk_at_a_time(monkeypatch):
     sizes = []
 
     def spy(array, sharding):
-        placed = place(array, sharding)
+        placed = put_global(array, sharding)
         sizes.append((array.shape, placed.addressable_shards[0].data.shape))
         return placed
 
     monkeypatch.setattr(knn, "place", spy)
     bank, query = blobs(1000), blobs(50, seed=1)
-    knn.neighbours(bank.x, query.x, 5, mesh=mesh_of(8), bank_chunk=256, query_chunk=25)
+    knn.neighbors(bank.x, query.x, 5, mesh=mesh_of(8), bank_chunk=256, query_chunk=25)
     chunk_rows = [whole[0] for whole, _ in sizes if whole[0] > 25]
     assert chunk_rows == [256] * 4
     assert all(part == (32, 16) for whole, part in sizes if whole[0] == 256)
     assert len(sizes) == 2 + 4 * (2 + 2)  # statistics; per chunk the bank, its range and two query chunks
 
 
-@pytest.mark.parametrize("normalisation", ["center", "standardize"])
-def test_knn_normalises_by_bank_statistics(normalisation):
+@pytest.mark.parametrize("normalization", ["center", "standardize"])
+def test_knn_normalizes_by_bank_statistics(normalization):
     bank, query = blobs(100), blobs(20, seed=1)
-    std = bank.x.std(0) if normalisation == "standardize" else 1
+    std = bank.x.std(0) if normalization == "standardize" else 1
     shifted = [(f.x - bank.x.mean(0)) / std for f in (bank, query)]
-    index, _ = knn.neighbours(bank.x, query.x, 5, "cosine", normalisation)
-    np.testing.assert_array_equal(index, knn.neighbours(*shifted, 5)[0])
-    assert (index != knn.neighbours(bank.x, query.x, 5)[0]).any()
+    index, _ = knn.neighbors(bank.x, query.x, 5, "cosine", normalization)
+    np.testing.assert_array_equal(index, knn.neighbors(*shifted, 5)[0])
+    assert (index != knn.neighbors(bank.x, query.x, 5)[0]).any()
 
 
 def test_knn_votes_do_not_overflow():
@@ -351,7 +351,7 @@ def test_run_evaluates_a_config_under_the_transfer_guard():
     assert set(results) == set(spec)
     assert set(results["near"].metrics) == {"near/top1", "near/top5"}
     assert results["near"].protocol == (
-        "kNN k=3 T=0.07 cosine l2-normalised normalisation=none layer=map bank=train(37) query=test(37)"
+        "kNN k=3 T=0.07 cosine l2-normalized normalization=none layer=map bank=train(37) query=test(37)"
     )
     assert "alignment" in str(results["shape"].metrics)
     for result in results.values():
@@ -376,12 +376,12 @@ def test_pixels_run_through_the_same_code():
     assert told[0].endswith("[tokenizer: trained with perceptual=none]")
     of_model, of_pixels = ({"protocols": {"near": protocol}} for protocol in told)
     assert comparable(of_model, of_pixels, "near/top1")  # the floor stands beside what it is the floor of
-    results = evals.run({"near": SPEC["near"], "normalised": {"kind": "knn", "k": 3, "layer": "normalised"}}, context)
+    results = evals.run({"near": SPEC["near"], "normalized": {"kind": "knn", "k": 3, "layer": "normalized"}}, context)
     assert "layer=pooled" in results["near"].protocol  # pixels have no 'map'
-    assert "layer=normalised" in results["normalised"].protocol
-    raw, normalised = context.features("test"), context.features("test", "normalised")
+    assert "layer=normalized" in results["normalized"].protocol
+    raw, normalized = context.features("test"), context.features("test", "normalized")
     mean, std = np.tile([0.485, 0.456, 0.406], 16), np.tile([0.229, 0.224, 0.225], 16)
-    np.testing.assert_allclose(normalised.x, (raw.x - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(normalized.x, (raw.x - mean) / std, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,15 @@ from torch_reference import require_timm, require_torch, require_torchvision
 
 import ssl_jax
 from ssl_jax import export
-from ssl_jax.cli import config as configs
 from ssl_jax.cli import export as verb
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.export import card as cards
 from ssl_jax.export.source import difference, find_encoder
+from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.common import init_variables
-from ssl_jax.models.encoders import build_encoder
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZE, TOTAL = 16, 8
@@ -47,7 +47,7 @@ def smoke_config(encoder=RESNET, size=SIZE):
     return configs.from_plain(configs.plain(config))
 
 
-def randomised(tree, seed):
+def randomized(tree, seed):
     """Weights and statistics away from their initial values, so that every one of them matters."""
     rng = np.random.default_rng(seed)
 
@@ -65,7 +65,7 @@ def trained(config, seed=0):
     """(params, mutable) as if from training."""
     method = export.source.build_method(config)
     batch = {"image": method.inputs["image"].batch(4)}
-    return randomised(jax.eval_shape(method.init, jax.random.key(0), batch, {}), seed)
+    return randomized(jax.eval_shape(method.init, jax.random.key(0), batch, {}), seed)
 
 
 def images(batch=3, size=SIZE, seed=1):
@@ -144,9 +144,9 @@ def test_the_card_tells_what_is_in_the_folder(workdir, encoders):
         assert (card["format"], card["method"], card["step"], card["total_steps"]) == (form, "simclr", TOTAL, TOTAL)
         assert (card["metrics"], card["protocols"]) == (METRICS, PROTOCOLS)
         assert card["config"] == configs.plain(smoke_config())
-        assert (card["input"]["colour_space"], card["input"]["dtype"]) == ("RGB", "uint8")
+        assert (card["input"]["color_space"], card["input"]["dtype"]) == ("RGB", "uint8")
         assert (card["input"]["height"], card["input"]["width"]) == (SIZE, SIZE)
-        assert card["input"]["normalisation"]["mean"] == list(MEAN)
+        assert card["input"]["normalization"]["mean"] == list(MEAN)
         assert card["features"]["pooled"] == ["b", 64]
         assert card["versions"]["export"]["packages"]["jax"] == jax.__version__
         assert card["versions"]["ssl_jax"] == ssl_jax.__version__
@@ -214,7 +214,7 @@ def test_pytorch_gives_the_same_features(fields, constructor, tmp_path, monkeypa
 
 
 def test_orbax_and_stablehlo_take_what_pytorch_does_not_have(tmp_path):
-    encoder = {"name": "resnet", "depth": 10, "width": 0.125, "stem": "cifar", "flavour": "simclr"}
+    encoder = {"name": "resnet", "depth": 10, "width": 0.125, "stem": "cifar", "flavor": "simclr"}
     config = smoke_config(encoder)
     source = export.make_source(config, *trained(config))
     with pytest.raises(export.NoTorchLayout, match=r"shortcut of layer1\.0"):
@@ -234,7 +234,7 @@ def test_the_encoder_is_found_where_encode_reads_it():
     config = smoke_config()
     init = functools.partial(init_variables, build_encoder(RESNET))
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
-    student, teacher = randomised(shapes, 1), randomised(shapes, 2)
+    student, teacher = randomized(shapes, 1), randomized(shapes, 2)
     params = {"student": {"encoder": student[0]}}
     mutable = {"ema": {"encoder": teacher[0]}, "stats": {"student": student[1], "teacher": teacher[1]}}
 
@@ -259,8 +259,8 @@ def test_the_encoder_is_found_where_encode_reads_it():
             r"RGB images \[B, .*, 3\] with values 0 .. 255, not int32 .*astype\('uint8'\)",
         ),
         (images().transpose(0, 3, 1, 2), r"channels come last: images.transpose\(0, 2, 3, 1\)"),
-        (images()[..., :1], "greyscale becomes RGB by numpy.repeat"),
-        (images()[..., 0], "greyscale becomes RGB by numpy.repeat"),
+        (images()[..., :1], "grayscale becomes RGB by numpy.repeat"),
+        (images()[..., 0], "grayscale becomes RGB by numpy.repeat"),
         (images()[0], r"add the batch axis: images\[None\]"),
         (np.concatenate([images(), images()[..., :1]], -1), r"drop the alpha channel: images\[..., :3\]"),
         (images()[:0], "at least one image"),

@@ -158,7 +158,7 @@ def test_all_of_a_run_is_watched_and_paused_where_it_is_no_step(here, folder, tm
         monkeypatch.setattr(owner, name, call)
 
     noted(Checkpoints, "restore_latest")
-    for name in ("save_views", "raw_pixels", "save_neighbours", "write_report"):
+    for name in ("save_views", "raw_pixels", "save_neighbors", "write_report"):
         noted(train, name)
     noted(Trace, "close")
     noted(Checkpoints, "close")
@@ -373,7 +373,7 @@ def test_evaluate_and_export_a_corrupt_checkpoint(finished, verb):
     assert newest.exists()  # only `train` moves it aside
 
 
-def test_evaluate_on_pictures_whose_colours_have_no_meaning_as_rgb(finished, tmp_path, verb):
+def test_evaluate_on_pictures_whose_colors_have_no_meaning_as_rgb(finished, tmp_path, verb):
     before = (finished / "evaluations.json").read_text()
     for i in range(16):
         path = tmp_path / "floats" / f"{i}.tif"

@@ -8,16 +8,16 @@ import types
 import jax
 import pytest
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli import fit as search
 from ssl_jax.cli import rehearse as verb
 from ssl_jax.cli.main import main
-from ssl_jax.cli.rehearsal_tables import show_fit
 from ssl_jax.engine.sharding import make_mesh
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment import fit as search
 from ssl_jax.rehearsal import roofline
 from ssl_jax.rehearsal.chips import CHIPS
 from ssl_jax.rehearsal.topology import Slice
+from ssl_jax.report.rehearsal_tables import show_fit
 
 ROOT = pathlib.Path(__file__).parent.parent
 PRIOR = f"{ROOT}/configs/vq_prior.py:smoke"
@@ -103,7 +103,7 @@ def test_the_batch_is_halved_where_nothing_else_helps(nothing_is_traced):
     assert of_data == [(64, "none"), (64, "full"), (32, "full")]  # as it stands; the rest did not fit with less of a state
     assert not told["own"]["fits"]
     assert told["candidates"][0]["batch_size"] == 32
-    told, seen = tried(most=1, name="resnet", depth=10, width=0.125)  # has nothing to rematerialise
+    told, seen = tried(most=1, name="resnet", depth=10, width=0.125)  # has nothing to rematerialize
     assert {remat for _, _, remat in seen} == {"none"}
     assert {batch for _, batch, _ in seen} == {64, 32, 16}
     assert told["flags"] == []

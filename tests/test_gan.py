@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import fill_in
-from ssl_jax.data.catalogue import facts
+from ssl_jax.data.catalog import facts
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import fill_in
 from ssl_jax.methods import build_method
 from ssl_jax.models.common import create, run
-from ssl_jax.models.players import build_player
+from ssl_jax.models.gan.networks import build_network
 from ssl_jax.objectives import adversarial
 
 
@@ -38,8 +38,8 @@ def count(module, *shape):
 )
 def test_parameter_counts(generator, discriminator, size, latent, expected):
     stages = {} if generator["name"] in ("mlp", "sngan") else {"stages": 4}
-    first = count(build_player("generator", {**generator, **stages}, size, 0, "float32"), 2, latent)
-    assert (first, count(build_player("discriminator", discriminator, size, 0, "float32"), 2, size, size, 3)) == expected
+    first = count(build_network("generator", {**generator, **stages}, size, 0, "float32"), 2, latent)
+    assert (first, count(build_network("discriminator", discriminator, size, 0, "float32"), 2, size, size, 3)) == expected
 
 
 NETWORKS = [
@@ -53,8 +53,8 @@ NETWORKS = [
 @pytest.mark.parametrize("size", [32, 48])
 @pytest.mark.parametrize(("generator", "discriminator"), NETWORKS, ids=lambda spec: spec["name"])
 def test_pictures_lie_in_range_and_features_have_their_shapes(generator, discriminator, size):
-    generator = build_player("generator", generator, size, 0, "float32")
-    discriminator = build_player("discriminator", discriminator, size, 0, "float32")
+    generator = build_network("generator", generator, size, 0, "float32")
+    discriminator = build_network("discriminator", discriminator, size, 0, "float32")
     z = jax.random.normal(jax.random.key(0), (6, 8))
     params, state = create(generator, jax.random.key(1), z)
     images, moved = run(generator, params, state, z, train=True)
@@ -83,7 +83,7 @@ def test_dcgan_equals_pytorch():
         layers.append(torch.nn.ConvTranspose2d(before, after, 4, 1 if first else 2, 0 if first else 1, bias=False))
         layers += [torch.nn.Tanh()] if after == 3 else [torch.nn.BatchNorm2d(after), torch.nn.ReLU()]
     theirs = torch.nn.Sequential(*layers).train()
-    ours = build_player("generator", dict(name="dcgan", channels=4, stages=3), 32, 0, "float32")
+    ours = build_network("generator", dict(name="dcgan", channels=4, stages=3), 32, 0, "float32")
     z = np.random.default_rng(0).normal(size=(5, 6)).astype("f")
     params, state = create(ours, jax.random.key(0), jnp.asarray(z))
     kernels = [layer.weight.detach().numpy().transpose(2, 3, 0, 1) for layer in layers if hasattr(layer, "output_padding")]
@@ -99,13 +99,13 @@ def test_dcgan_equals_pytorch():
 
 def test_unknown_networks_and_fields_are_one_line():
     with pytest.raises(UserError, match=r"generator.name has no 'dcgn'; did you mean 'dcgan'"):
-        build_player("generator", dict(name="dcgn"), 32, 0, "float32")
+        build_network("generator", dict(name="dcgn"), 32, 0, "float32")
     with pytest.raises(UserError, match=r"config.model.discriminator \(sngan\) has no 'chanels'; did you mean 'channels'"):
-        build_player("discriminator", dict(name="sngan", chanels=4), 32, 0, "float32")
+        build_network("discriminator", dict(name="sngan", chanels=4), 32, 0, "float32")
     with pytest.raises(UserError, match=r"config.model.generator \(dcgan\) needs 'stages'"):
-        build_player("generator", dict(name="dcgan"), 32, 0, "float32")
+        build_network("generator", dict(name="dcgan"), 32, 0, "float32")
     with pytest.raises(UserError, match=r"'dcgan' takes no labels; choose biggan or biggan_deep, or config.model.conditional=False"):
-        build_player("generator", dict(name="dcgan", stages=3), 32, 10, "float32")
+        build_network("generator", dict(name="dcgan", stages=3), 32, 10, "float32")
 
 
 def test_a_field_of_the_config_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch):

@@ -10,28 +10,29 @@ import pytest
 from feature_clouds import mesh_of
 
 from ssl_jax import export
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import assemble, context
-from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.errors import UserError
-from ssl_jax.evals import distances, generation, judge
 from ssl_jax.evals import run as evals
-from ssl_jax.evals.context import Context, Extractor, Pictures, pixel_context
-from ssl_jax.evals.resize import to_size
+from ssl_jax.evals.context import Context, Extractor, ModelFns, pixel_context
+from ssl_jax.evals.kinds import discriminator_memorization, generation
+from ssl_jax.evals.lib import distances
+from ssl_jax.evals.lib.resize import to_size
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import build_experiment, context
+from ssl_jax.experiment.extractors import open_extractor
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def scene(seed, count, kinds=4, noise=12.0, size=16):
-    """uint8 [count, size, size, 3] of `kinds` kinds, one after the other: gratings of a direction and colour each."""
+    """uint8 [count, size, size, 3] of `kinds` kinds, one after the other: gratings of a direction and color each."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
     out = []
     for i in range(count):
         kind = i * kinds // count
         wave = np.sin(0.7 * (x * np.cos(kind * 0.8) + y * np.sin(kind * 0.8)) + generator.uniform(0, 6))
-        colour = np.array([np.cos(kind), np.sin(kind), np.cos(2 * kind)])
-        out.append(127 + 80 * wave[..., None] * colour + noise * generator.standard_normal((size, size, 3)))
+        color = np.array([np.cos(kind), np.sin(kind), np.cos(2 * kind)])
+        out.append(127 + 80 * wave[..., None] * color + noise * generator.standard_normal((size, size, 3)))
     return np.clip(np.round(out), 0, 255).astype(np.uint8)
 
 
@@ -56,14 +57,14 @@ def pictured(real, fake, mesh=None, known=None, extractor=open_extractor, **opti
             yield fake[start : min(start + 48, count)]
 
     known = {} if known is None else known
-    pictures = Pictures(samples, options.pop("judge", None), lambda spec, mode: extractor(spec, mode, mesh), known)
+    pictures = ModelFns(samples, options.pop("judge", None), lambda spec, mode: extractor(spec, mode, mesh), known)
     made = Context(lambda x: {"pooled": x}, open_batches, None, mesh, pictures=pictures, **options)
     made.opened = opened
     return made
 
 
 def means(spec="means", mode="none", mesh=None):
-    """A network whose features are the mean colours, in [0, 255], and whose logits are ten times those."""
+    """A network whose features are the mean colors, in [0, 255], and whose logits are ten times those."""
 
     def encode(images):
         pooled = jnp.mean(images.astype(jnp.float32), (1, 2))
@@ -79,7 +80,7 @@ def test_metrics_are_the_distances_of_the_features_of_exactly_the_images_asked_f
     expected = distances.frechet(distances.moments(x), distances.moments(y))
     assert got.metrics["frechet"] == pytest.approx(100 * expected / np.cov(x.T).trace(), rel=1e-4)
     assert got.metrics["kernel"] == pytest.approx(1000 * distances.kernel_distance(x, y, 3, 40, 5)[0], rel=1e-3)
-    near = distances.neighbourhoods(x[np.linspace(0, 149, 90).astype(int)], y, 2)
+    near = distances.neighborhoods(x[np.linspace(0, 149, 90).astype(int)], y, 2)
     assert {name: got.metrics[name] for name in near} == pytest.approx(near, abs=0.02)
     assert got.metrics["inception_score"] == pytest.approx(distances.inception_score(10 * y)[0], rel=1e-3)
     assert "fid" not in got.metrics
@@ -122,7 +123,7 @@ def test_one_device_and_eight_give_the_same_numbers():
     brightness = jax.jit(lambda images: images.astype(jnp.float32).mean((1, 2, 3)))
     contexts = [pictured(real, fake, mesh_of(n), judge=brightness) for n in (1, 8)]
     with jax.transfer_guard("disallow"):
-        one, eight = (generation.evaluate(c, examples=90, subsets=2).metrics | judge.evaluate(c).metrics for c in contexts)
+        one, eight = (generation.evaluate(c, examples=90, subsets=2).metrics | discriminator_memorization.evaluate(c).metrics for c in contexts)
     assert one == pytest.approx(eight, rel=1e-4, abs=1e-6)
 
 
@@ -163,7 +164,7 @@ def test_what_cannot_be_measured_is_said_in_one_line():
     real, fake = scene(0, 40), scene(1, 40)
     entries = {"generation": dict(kind="generation", examples=40, subsets=1), "judge": dict(kind="judge")}
     assert evals.run(entries, pixel_context(lambda split: batches_of(real))) == {}  # the floor has neither
-    neither = Context(lambda x: x, batches_of, pictures=Pictures(None, None, open_extractor, {}))
+    neither = Context(lambda x: x, batches_of, pictures=ModelFns(None, None, open_extractor, {}))
     with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples, and this does not"):
         evals.run(entries, neither)
     with pytest.raises(UserError, match=r"evals\.judge: kind='judge' needs a method that gives judge"):
@@ -197,15 +198,15 @@ def test_random_features_are_the_same_everywhere():
     assert [float(np.std(k)) for k in kernels] == pytest.approx([np.sqrt(2 / (9 * n)) for n in (3, 32, 64)], rel=0.05)
 
 
-# --- the discriminator's judgement
+# --- the discriminator's judgment
 
 
-def test_judgement_counts_positive_scores_of_both_splits():
+def test_judgment_counts_positive_scores_of_both_splits():
     real = {"train": scene(0, 40), "test": scene(1, 50)}
     brightness = lambda images: images.astype(jnp.float32).mean((1, 2, 3))  # noqa: E731
     levels = {split: images.astype(np.float64).mean((1, 2, 3)) for split, images in real.items()}
     zero = np.median(levels["train"][:30]) + 0.01
-    got = judge.evaluate(pictured(real, None, judge=jax.jit(lambda images: brightness(images) - zero)), examples=30)
+    got = discriminator_memorization.evaluate(pictured(real, None, judge=jax.jit(lambda images: brightness(images) - zero)), examples=30)
     train, test = (levels[split][:30] for split in ("train", "test"))
     assert got.metrics["accuracy_train"] == pytest.approx(100 * np.mean(train > zero))
     assert got.metrics["accuracy_test"] == pytest.approx(100 * np.mean(test > zero))
@@ -216,8 +217,8 @@ def test_judgement_counts_positive_scores_of_both_splits():
 def test_pairs_with_ties_count_half():
     a, b = np.array([1.0, 2, 2, 5]), np.array([2.0, 3, 0])
     expected = np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b))
-    assert judge.above(a, b) == pytest.approx(expected)
-    assert judge.above(a, a) == 0.5
+    assert discriminator_memorization.above(a, b) == pytest.approx(expected)
+    assert discriminator_memorization.above(a, a) == 0.5
 
 
 # --- bound by the command line
@@ -227,7 +228,7 @@ def test_pairs_with_ties_count_half():
 def run():
     small = ("--config.evals.generation.examples=40", "--config.data.train_split=train[:96]", "--config.data.test_split=test[:64]")
     config = configs.load(f"{ROOT}/configs/gan.py:smoke", (*small, "--config.eval_batch_size=32"))
-    this = assemble(config)
+    this = build_experiment(config)
     return this, this.run.init()
 
 

@@ -8,7 +8,7 @@ import sys
 import golden_programs as golden
 import pytest
 
-from ssl_jax.models import vit
+from ssl_jax.models.backbones import vit
 from ssl_jax.rehearsal.topology import open_topology
 
 LONG = ("biggan_fsdp", "biggan_deep_tensor", "stylegan_fsdp")  # a minute of compiling

@@ -55,7 +55,7 @@ def test_transparency_is_laid_on_white():
 
 
 def test_animation_gives_its_first_frame_and_one_pixel_is_an_image():
-    frames = [Image.new("RGB", (5, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (5, 4), color) for color in ((255, 0, 0), (0, 0, 255))]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(Picture(file.getvalue()).pixels(), np.full((4, 5, 3), (255, 0, 0)))

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
-from test_torch_layout import randomise
+from test_torch_layout import randomize
 from torch_reference import require_torch, require_torch_fidelity
 
-from ssl_jax.cli import extractors
-from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.errors import UserError
-from ssl_jax.evals.resize import resize, to_size
-from ssl_jax.models import inception, torch_file
+from ssl_jax.evals.lib.resize import resize, to_size
+from ssl_jax.experiment import extractors
+from ssl_jax.experiment.extractors import open_extractor
+from ssl_jax.models.pretrained import inception, torch_file
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def reference(fidelity, tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     blank = type("Blank", (fidelity.FeatureExtractorInceptionV3,), {"load_state_dict": lambda self, state: None})
     torch.save({}, path)
-    network = randomise(blank("blank", ["2048"], feature_extractor_weights_path=path))
+    network = randomize(blank("blank", ["2048"], feature_extractor_weights_path=path))
     torch.save(network.state_dict(), path)
     names = ["2048", "logits_unbiased", "logits"]
     return fidelity.FeatureExtractorInceptionV3("random", names, feature_extractor_weights_path=path), path
@@ -145,7 +145,7 @@ def test_only_the_published_file_has_the_name_that_fid_needs(monkeypatch, tmp_pa
 
 
 def loop(image, size, position):
-    """One pixel at a time: bilinear between the two neighbours of `position(i, length, out)`, borders repeated."""
+    """One pixel at a time: bilinear between the two neighbors of `position(i, length, out)`, borders repeated."""
     out = np.zeros((*size, 3))
     for i in range(size[0]):
         for j in range(size[1]):

@@ -28,20 +28,20 @@ def test_bernoulli_and_gaussian_are_those_of_scipy():
 @pytest.mark.parametrize("log_scale", [-7.0, -4.0, -1.0, 3.0])
 @pytest.mark.parametrize("mean", [-0.5, 0.0, 0.3, 0.999])
 def test_the_256_levels_sum_to_one(mean, log_scale):
-    log_prob = likelihood.discretised_logistic(LEVELS, jnp.float32(mean), jnp.float32(log_scale))
+    log_prob = likelihood.discretized_logistic(LEVELS, jnp.float32(mean), jnp.float32(log_scale))
     assert np.isfinite(log_prob).all()
     np.testing.assert_allclose(np.exp(np.float64(log_prob)).sum(), 1, rtol=2e-5)
 
 
-def test_discretised_logistic_is_a_difference_of_distribution_functions_with_finite_gradients():
+def test_discretized_logistic_is_a_difference_of_distribution_functions_with_finite_gradients():
     mean, scale = 0.4, 0.05
     cdf = scipy.stats.logistic(mean, scale).cdf
     edges = np.concatenate([[0], cdf((np.arange(255) + 0.5) / 255), [1]])
-    log_prob = likelihood.discretised_logistic(LEVELS, jnp.float32(mean), jnp.log(scale))
+    log_prob = likelihood.discretized_logistic(LEVELS, jnp.float32(mean), jnp.log(scale))
     np.testing.assert_allclose(np.exp(log_prob), np.diff(edges), rtol=5e-4)
 
     def total(mean, log_scale):
-        return likelihood.discretised_logistic(LEVELS[:, None], mean, log_scale).sum()
+        return likelihood.discretized_logistic(LEVELS[:, None], mean, log_scale).sum()
 
     means, log_scales = (m.ravel() for m in jnp.meshgrid(jnp.array([-3.0, 0.5, 4.0]), jnp.array([-7.0, 0.0, 9.0])))
     grads = jax.grad(total, (0, 1))(means, log_scales)
@@ -51,7 +51,7 @@ def test_discretised_logistic_is_a_difference_of_distribution_functions_with_fin
 def test_uniform_pixels_cost_8_bits():
     bits = likelihood.bits_per_dimension(10 * 3 * -np.log(256), 30)
     np.testing.assert_allclose(bits, 8, rtol=1e-12)
-    wide = likelihood.discretised_logistic(LEVELS[1:-1], jnp.float32(0.5), jnp.float32(8.0))  # flat between the two tails
+    wide = likelihood.discretized_logistic(LEVELS[1:-1], jnp.float32(0.5), jnp.float32(8.0))  # flat between the two tails
     np.testing.assert_allclose(wide - wide[0], 0, atol=1e-4)
 
 
@@ -85,7 +85,7 @@ def test_what_each_likelihood_models():
     assert set(np.unique(data["bernoulli"])) == {0, 1}
     np.testing.assert_allclose(data["bernoulli"].mean(0), [0, 0.2, 1], atol=0.01)
     np.testing.assert_array_equal(np.floor(256 * data["gaussian"]), np.broadcast_to([0, 51, 255], x.shape))
-    for name in ("cross_entropy", "discretised_logistic"):
+    for name in ("cross_entropy", "discretized_logistic"):
         np.testing.assert_array_equal(data[name], x)
     for name, this in likelihood.LIKELIHOODS.items():
         out = jax.random.normal(key, (2, 4, 4, 3 * this.outputs))
@@ -94,7 +94,7 @@ def test_what_each_likelihood_models():
         assert 0 <= mean.min() < mean.max() <= 1, name
 
 
-def test_a_dequantised_density_does_not_exceed_the_probability_of_the_levels():
+def test_a_dequantized_density_does_not_exceed_the_probability_of_the_levels():
     """exp of the expected log-density, over noise, summed over all levels: at most one, and near it for a flat density."""
     this = likelihood.LIKELIHOODS["gaussian"]
     out = jnp.broadcast_to(jnp.array([0.0, 1.0]), (4000, 256, 2))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from feature_clouds import blobs, fake_context, mesh_of
 
-from ssl_jax.engine.sharding import place
-from ssl_jax.evals import linear
-from ssl_jax.evals.features import Features, flat_mesh, hits, moments
+from ssl_jax.engine.sharding import put_global
+from ssl_jax.evals.kinds import linear
+from ssl_jax.evals.lib.features import Features, flat_mesh, hits, moments
 
 
-def standardised(bank, *others):
+def standardized(bank, *others):
     return [(f.x.astype(np.float64) - bank.x.mean(0)) / bank.x.std(0) for f in (bank, *others)]
 
 
@@ -21,7 +21,7 @@ def test_lbfgs_equals_scikit_learn(devices):
     bank, query = blobs(403), blobs(101, seed=1)
     l2 = 1e-2
     fitted = linear.fit(bank, "lbfgs", mesh=mesh_of(devices), l2=(l2,))
-    x, q = standardised(bank, query)
+    x, q = standardized(bank, query)
     reference = sklearn_linear.LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, solver="newton-cholesky")
     reference.fit(x, bank.y)
     logits = linear.predict(fitted.probe, query.x, mesh_of(devices))[:, 0]
@@ -40,8 +40,8 @@ def test_lbfgs_keeps_the_axes_of_large_features(monkeypatch):
     np.testing.assert_allclose(*logits, rtol=2e-3, atol=5e-3)
 
 
-def test_lbfgs_needs_no_standardised_features():
-    """Badly scaled, off-centre, rank-deficient features: the optimum is that of scikit-learn on the same features."""
+def test_lbfgs_needs_no_standardized_features():
+    """Badly scaled, off-center, rank-deficient features: the optimum is that of scikit-learn on the same features."""
     sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
     bank = blobs(300)
     bank = Features(np.concatenate([bank.x * 3 + 10, bank.x[:, :4], np.ones((300, 1), np.float32)], 1), bank.y)
@@ -58,7 +58,7 @@ def test_ridge_equals_scikit_learn(devices, monkeypatch):
     monkeypatch.setattr(linear, "CHUNK_BYTES", 4 * 16 * 100)  # five chunks
     bank, query = blobs(403), blobs(101, seed=1)
     fitted = linear.fit(bank, "ridge", mesh=mesh_of(devices), l2=(0.1,))
-    x, q = standardised(bank, query)
+    x, q = standardized(bank, query)
     reference = sklearn_linear.RidgeClassifier(alpha=0.1 * len(x)).fit(x, bank.y)
     logits = linear.predict(fitted.probe, query.x, mesh_of(devices))[:, 0]
     np.testing.assert_allclose(logits, reference.decision_function(q), atol=1e-5)
@@ -107,7 +107,7 @@ def test_sgd_shuffles_and_sees_every_row_in_every_epoch(monkeypatch):
     def spy(array, sharding):
         if array.dtype == np.int32:
             epochs.append(array.ravel())
-        return place(array, sharding)
+        return put_global(array, sharding)
 
     monkeypatch.setattr(linear, "place", spy)
     bank = Features(blobs(20).x, np.arange(20, dtype=np.int32))  # the label is the row

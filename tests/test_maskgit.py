@@ -1,4 +1,4 @@
-"""MaskGIT on a frozen stage: what is masked, what is learnt from, and that parallel decoding keeps its promises."""
+"""MaskGIT on a frozen stage: what is masked, what is learned from, and that parallel decoding keeps its promises."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from token_stage import CODES, FROZEN, STAGE, of_tokens, tokens
 
-from ssl_jax.cli import config as configs
-from ssl_jax.engine.method import State, visible
+from ssl_jax.engine.method import State, inference_state
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import maskgit as method
-from ssl_jax.models.sampling import Sharpening
 from ssl_jax.objectives.tokens import masked_counts
+from ssl_jax.sampling.tokens import SamplingConfig
 
 GRID = np.random.default_rng(1).integers(0, CODES, (8, 4, 4)).astype(np.int32)
 BATCH = {"image": of_tokens(GRID), "label": np.arange(8, dtype=np.int32) % 3}
@@ -39,7 +39,7 @@ def made():
 @pytest.fixture(scope="module")
 def settled(made):
     this, state = made
-    return this.fns["settle"](state.params, visible(state), None)
+    return this.fns["settle"](state.params, inference_state(state), None)
 
 
 # ---------------------------------------------------------------- parallel decoding
@@ -73,7 +73,7 @@ def test_without_noise_the_most_confident_are_kept():
     """One step, greedy tokens: those places stay masked whose best code is the least probable."""
     logits = 3 * jax.random.normal(jax.random.key(0), (4, 10, CODES))
     begin, keys = jnp.full((4, 10), CODES), jax.random.split(jax.random.key(1), 4)
-    decode = jax.jit(lambda x: method.decode_in_parallel(lambda _: logits, x, CODES, (6, 0), keys, 0.0, Sharpening(top_k=1)))
+    decode = jax.jit(lambda x: method.decode_in_parallel(lambda _: logits, x, CODES, (6, 0), keys, 0.0, SamplingConfig(top_k=1)))
     trace = decode(begin)
     best = np.asarray(jax.nn.softmax(logits).max(-1))
     for row, p in zip(trace[0], best, strict=True):
@@ -129,10 +129,10 @@ def test_the_loss_is_over_masked_tokens_and_blind_to_the_others(made):
 def test_features_are_of_each_block_and_of_no_other_image(made):
     this, state = made
     encode = jax.jit(this.encode)
-    features = encode(state.params, visible(state), BATCH["image"])
+    features = encode(state.params, inference_state(state), BATCH["image"])
     assert set(features) == {"pooled", "embedding", "block0", "block1"}
     assert features["pooled"].shape == (8, 32)
-    again = encode(state.params, visible(state), BATCH["image"][::-1])["pooled"]
+    again = encode(state.params, inference_state(state), BATCH["image"][::-1])["pooled"]
     np.testing.assert_allclose(again[::-1], features["pooled"], atol=1e-6)
 
 
@@ -158,7 +158,7 @@ def test_completions_keep_the_upper_half(made, settled):
 
 def test_protocols_name_tokenizer_block_and_sampling(made):
     this, _ = made
-    assert this.notes["tokenizer"] == "colours of squares"
+    assert this.notes["tokenizer"] == "colors of squares"
     assert this.notes["sampling"].startswith("schedule=cosine choice_temperature=4.5 steps=3")
     assert "token_nll" not in this.fns  # masked tokens have no likelihood of an image
     assert set(build(conditional=False).inputs) == {"image"}

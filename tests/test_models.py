@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ssl_jax.errors import UserError
-from ssl_jax.models import common, resnet, vit
-from ssl_jax.models.encoders import build_encoder
+from ssl_jax.models import common
+from ssl_jax.models.backbones import resnet, vit
+from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.heads import LinearHead, ProjectionHead
 
 R10_SMALL = {"name": "resnet", "depth": 10, "width": 0.25, "stem": "cifar"}
@@ -26,9 +27,9 @@ def init(module, x):
     return jax.jit(functools.partial(common.init_variables, module))(jax.random.key(1), x)
 
 
-def residual_block(flavour="torchvision", **fields):
+def residual_block(flavor="torchvision", **fields):
     defaults = {"stride": 2, "bottleneck": False, "always_project": True, "sk": False, "zero_init_residual": True}
-    fields = {**defaults, "kernel_init": resnet.KERNEL_INITS[flavour], "dtype": jnp.float32, **fields}
+    fields = {**defaults, "kernel_init": resnet.KERNEL_INITS[flavor], "dtype": jnp.float32, **fields}
     return resnet.Block(**fields)
 
 
@@ -52,24 +53,24 @@ def images(batch=2, size=32, seed=0):
 RESNET_COUNTS = [
     ({"depth": 18}, 11_176_512),
     ({"depth": 18, "stem": "cifar"}, 11_168_832),
-    ({"depth": 18, "flavour": "simclr"}, 11_180_736),
-    ({"depth": 18, "flavour": "simclr", "stem": "cifar"}, 11_173_056),
+    ({"depth": 18, "flavor": "simclr"}, 11_180_736),
+    ({"depth": 18, "flavor": "simclr", "stem": "cifar"}, 11_173_056),
     ({"depth": 50}, 23_508_032),
-    ({"depth": 50, "flavour": "simclr"}, 23_508_032),
+    ({"depth": 50, "flavor": "simclr"}, 23_508_032),
     ({"depth": 50, "stem": "cifar"}, 23_500_352),
     ({"depth": 50, "width": 2.0}, 93_907_072),
     ({"depth": 50, "width": 4.0}, 375_378_176),
-    ({"depth": 50, "flavour": "simclr", "sk": True}, 35_215_584),
-    ({"depth": 50, "flavour": "simclr", "sk": True, "width": 2.0}, 140_306_048),
+    ({"depth": 50, "flavor": "simclr", "sk": True}, 35_215_584),
+    ({"depth": 50, "flavor": "simclr", "sk": True, "width": 2.0}, 140_306_048),
     ({"depth": 101}, 42_500_160),
     ({"depth": 101, "width": 2.0}, 169_771_136),
-    ({"depth": 101, "flavour": "simclr", "sk": True}, 64_662_304),
-    ({"depth": 101, "flavour": "simclr", "sk": True, "width": 2.0}, 257_132_224),
+    ({"depth": 101, "flavor": "simclr", "sk": True}, 64_662_304),
+    ({"depth": 101, "flavor": "simclr", "sk": True, "width": 2.0}, 257_132_224),
     ({"depth": 152}, 58_143_808),
     ({"depth": 152, "width": 2.0}, 232_253_568),
-    ({"depth": 152, "flavour": "simclr", "sk": True}, 88_940_896),
-    ({"depth": 152, "flavour": "simclr", "sk": True, "width": 2.0}, 353_398_528),
-    ({"depth": 152, "flavour": "simclr", "sk": True, "width": 3.0}, 794_704_160),
+    ({"depth": 152, "flavor": "simclr", "sk": True}, 88_940_896),
+    ({"depth": 152, "flavor": "simclr", "sk": True, "width": 2.0}, 353_398_528),
+    ({"depth": 152, "flavor": "simclr", "sk": True, "width": 3.0}, 794_704_160),
     ({"depth": 200}, 62_624_832),
     ({"depth": 200, "width": 2.0}, 250_128_512),
 ]
@@ -171,7 +172,7 @@ def maps(sides, channels):
     return {**shapes, "pooled": (channels[-1],)}
 
 
-SK = {"depth": 50, "width": 0.25, "flavour": "simclr", "sk": True}
+SK = {"depth": 50, "width": 0.25, "flavor": "simclr", "sk": True}
 
 
 @pytest.mark.parametrize(
@@ -246,13 +247,13 @@ def test_zero_init_residual_starts_blocks_as_the_identity():
         assert bool(jnp.array_equal(out, x)) == zero
 
 
-@pytest.mark.parametrize(("flavour", "gain", "fan"), [("torchvision", 2.0, "out"), ("simclr", 1.0, "in")])
-def test_resnet_initialisers(flavour, gain, fan):
-    params, _ = init(residual_block(flavour, channels=128), jnp.ones((1, 4, 4, 64)))
+@pytest.mark.parametrize(("flavor", "gain", "fan"), [("torchvision", 2.0, "out"), ("simclr", 1.0, "in")])
+def test_resnet_initializers(flavor, gain, fan):
+    params, _ = init(residual_block(flavor, channels=128), jnp.ones((1, 4, 4, 64)))
     kernel = params["conv1"]["kernel"]  # 3x3, 64 -> 128
     expected = np.sqrt(gain / (9 * (128 if fan == "out" else 64)))
     assert abs(float(kernel.std()) / expected - 1) < 0.02
-    assert (float(jnp.abs(kernel).max()) < 2.4 * expected) == (flavour == "simclr")  # truncated at two sigma
+    assert (float(jnp.abs(kernel).max()) < 2.4 * expected) == (flavor == "simclr")  # truncated at two sigma
 
 
 def test_selective_kernel_block_against_a_float64_loop():
@@ -300,7 +301,7 @@ def test_sincos2d_layout():
     assert "pos_embed" not in params
 
 
-def test_vit_initialisers():
+def test_vit_initializers():
     _, params, _ = small_vit()
     for kernel, bound in (
         (params["block0"]["attention"]["qkv"]["kernel"], np.sqrt(6 / (32 + 32))),
@@ -310,7 +311,7 @@ def test_vit_initialisers():
         assert 0.99 * bound < float(jnp.abs(kernel).max()) <= bound
 
 
-def test_rematerialisation_changes_nothing():
+def test_rematerialization_changes_nothing():
     _, params, x = small_vit()
     grads = []
     for remat in ("none", "dots", "full"):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from torch_reference import require_torch
 
-from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.errors import UserError
-from ssl_jax.models import vgg
+from ssl_jax.experiment.extractors import open_extractor
+from ssl_jax.models.pretrained import vgg
 from ssl_jax.objectives.perceptual import adaptive_weight, feature_distance, random_features, random_kernels
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.evals import perceptual_path as subject
-from ssl_jax.models import vgg
+from ssl_jax.evals.kinds import perceptual_path as subject
+from ssl_jax.models.pretrained import vgg
 from ssl_jax.objectives.perceptual import _unit, feature_distance, random_features, random_kernels
 
 BASE = np.random.default_rng(1).random((40, 8, 8, 3), np.float32)

@@ -13,15 +13,8 @@ from feature_clouds import mesh_of
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
-from ssl_jax.evals import (
-    denoising,
-    distances,
-    likelihood,
-    linear_maps,
-    quality,
-    reconstruction,
-    reduction,
-)  # fmt: skip
+from ssl_jax.evals.kinds import denoising, likelihood, pca_baseline, reconstruction
+from ssl_jax.evals.lib import distances, linear_maps, quality  # fmt: skip
 
 # --- pictures beside pictures
 
@@ -114,13 +107,13 @@ def test_the_best_filter_is_wieners_and_with_clipping_the_limit_of_least_squares
     np.testing.assert_allclose(best.after - best.before @ best.inward, weights[-1], atol=5e-3)
 
 
-@pytest.mark.parametrize("grey", [False, True])
-def test_reduction_compares_with_as_many_principal_components(grey):
-    train, test = smooth(0, 80, 6, grey), smooth(1, 37, 6, grey)
-    x, y = (levels(images).reshape(len(images), -1)[:, :: 3 if grey else 1] for images in (train, test))
+@pytest.mark.parametrize("gray", [False, True])
+def test_reduction_compares_with_as_many_principal_components(gray):
+    train, test = smooth(0, 80, 6, gray), smooth(1, 37, 6, gray)
+    x, y = (levels(images).reshape(len(images), -1)[:, :: 3 if gray else 1] for images in (train, test))
     oracle = PCA(5, svd_solver="full").fit(x)
     mean, components = (jnp.asarray(a, jnp.float32) for a in (oracle.mean_, oracle.components_))
-    channels = 1 if grey else 3
+    channels = 1 if gray else 3
 
     def code(images):
         return (images.reshape(len(images), 36, 3)[..., :channels].reshape(len(images), -1) / 255.0 - mean) @ components.T
@@ -132,8 +125,8 @@ def test_reduction_compares_with_as_many_principal_components(grey):
 
     encode = jax.jit(lambda images: {"code": code(images), "pooled": code(images)})
     given = made(train, test, encode, reconstruct=reconstruct)
-    reduction.prepare(given)
-    metrics, protocol, _ = reduction.evaluate(given, examples=33)
+    pca_baseline.prepare(given)
+    metrics, protocol, _ = pca_baseline.evaluate(given, examples=33)
     error = np.sum((oracle.inverse_transform(oracle.transform(y)) - y) ** 2, 1)[:33].mean()
     assert metrics["squared_error_pca"] == pytest.approx(error, rel=1e-5)
     assert metrics["squared_error"] == pytest.approx(error, rel=1e-4)  # the linear code spans the principal subspace
@@ -143,15 +136,15 @@ def test_reduction_compares_with_as_many_principal_components(grey):
     assert metrics["trustworthiness_pca"] == pytest.approx(expected, abs=2e-3)
     assert protocol == (
         f"reduction layer=code D=5 first of test(33) pixels=6x6x{channels} in [0, 1], principal components of train(80);"
-        " trustworthiness of 5 neighbours among 33"
+        " trustworthiness of 5 neighbors among 33"
     )
     given.opened.clear()
-    assert reduction.evaluate(given, examples=33).metrics == metrics
+    assert pca_baseline.evaluate(given, examples=33).metrics == metrics
     assert "train" not in given.opened  # known within the run
 
 
 def test_denoising_gains_over_the_noisy_image_and_over_linear_filters():
-    train, test = smooth(0, 200, 6, grey=True), smooth(1, 50, 6, grey=True)
+    train, test = smooth(0, 200, 6, gray=True), smooth(1, 50, 6, gray=True)
     seen = []
 
     @jax.jit
@@ -164,7 +157,7 @@ def test_denoising_gains_over_the_noisy_image_and_over_linear_filters():
     same = denoising.evaluate(given, sigma=0.4, components=4, examples=50, seed=3)
     jax.effects_barrier()
     noisy = np.concatenate([x for x in seen if x.dtype == np.float32])[:50]
-    assert (noisy == noisy[..., :1]).all() and noisy.min() == 0 and noisy.max() == 1  # grey noise, cut off
+    assert (noisy == noisy[..., :1]).all() and noisy.min() == 0 and noisy.max() == 1  # gray noise, cut off
     assert same.metrics["gain"] == pytest.approx(0, abs=1e-6)
     plain, clean = (x[..., 0].reshape(50, -1).astype(np.float64) for x in (noisy, levels(test)))
     assert np.std(noisy[(plain.reshape(50, 6, 6) > 0)]) > 0.2

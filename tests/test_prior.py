@@ -12,9 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ssl_jax.engine.sharding import leaf_names, make_mesh, match, spec_of
 from ssl_jax.errors import UserError
-from ssl_jax.models import prior
 from ssl_jax.models.common import create, run
-from ssl_jax.models.prior import CausalPrior, MaskedPrior
+from ssl_jax.models.tokenizers import prior
+from ssl_jax.models.tokenizers.prior import CausalPrior, MaskedPrior
 from ssl_jax.objectives.tokens import token_nll
 
 T, K, C = 6, 12, 3  # tokens, codes, classes

@@ -15,9 +15,9 @@ import time
 import pytest
 from process_runs import Running, Runs, both, environment
 
-from ssl_jax.cli import cluster
 from ssl_jax.cli.main import main
 from ssl_jax.engine import watchdog
+from ssl_jax.experiment import distributed
 
 pytestmark = pytest.mark.slow
 STEPS, EVERY = 60, 5
@@ -65,7 +65,7 @@ def test_one_is_stopped(runs):
     """It beats no more; after HEARTBEAT seconds the others are ended by JAX."""
     running, began = disturb(runs, "stopped", 1, signal.SIGSTOP)
     check_restart(runs, "stopped", running, began, "SIGSTOP of process 1", "process 1 did not answer and was killed")
-    assert running.when("starting all again") - began < cluster.HEARTBEAT + 60
+    assert running.when("starting all again") - began < distributed.HEARTBEAT + 60
 
 
 def test_one_hangs_in_python(runs):
@@ -176,7 +176,7 @@ def test_port_taken(runs):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        place = {cluster.COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", cluster.PROCESSES: 2, cluster.PROCESS: 0}
+        place = {distributed.COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", distributed.PROCESSES: 2, distributed.PROCESS: 0}
         began = time.monotonic()
         told = Running(runs.arguments("port"), environment(2, **place)).finish(code=74)
     assert re.search(r"error: port \d+ of the coordinator is taken", told)

@@ -9,9 +9,10 @@ import time
 import pytest
 from process_runs import Runs, both
 
-from ssl_jax.cli import cluster, local
 from ssl_jax.cli.main import main
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import distributed
+from ssl_jax.launchers import supervise
 
 
 @pytest.mark.parametrize(
@@ -25,38 +26,38 @@ from ssl_jax.errors import UserError
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "GKE"),
         ({"MEGASCALE_COORDINATOR_ADDRESS": "a:8080"}, "GKE"),
-        ({cluster.TPU_VM: "1"}, "Cloud TPU"),
+        ({distributed.TPU_VM: "1"}, "Cloud TPU"),
     ],
 )
 def test_what_started_this_process(environment, found):
-    assert cluster.engine(environment) == found
-    assert cluster.place(environment) is None
+    assert distributed.detect_launcher(environment) == found
+    assert distributed.launched_process(environment) is None
 
 
 def test_the_place_that_the_launcher_tells():
-    told = {cluster.COORDINATOR: "127.0.0.1:1", cluster.PROCESSES: "4", cluster.PROCESS: "2"}
-    assert cluster.place(told) == ("127.0.0.1:1", 4, 2)
+    told = {distributed.COORDINATOR: "127.0.0.1:1", distributed.PROCESSES: "4", distributed.PROCESS: "2"}
+    assert distributed.launched_process(told) == ("127.0.0.1:1", 4, 2)
 
 
 def test_hosts_of_a_tpu_are_joined_or_told_how(monkeypatch):
-    for name in (cluster.COORDINATOR, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS"):
+    for name in (distributed.COORDINATOR, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     joined = []
-    monkeypatch.setattr(cluster.jax.distributed, "initialize", lambda **options: joined.append(options))
-    monkeypatch.setattr(cluster.jax, "process_count", lambda: 4)
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda **options: joined.append(options))
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match=r"one of 4 hosts of a TPU; start every one of them with SSL_JAX_TPU_VM=1"):
-        cluster.join()
-    monkeypatch.setenv(cluster.TPU_VM, "1")
-    cluster.join()
-    assert joined == [{"heartbeat_timeout_seconds": cluster.HEARTBEAT}]
+        distributed.initialize()
+    monkeypatch.setenv(distributed.TPU_VM, "1")
+    distributed.initialize()
+    assert joined == [{"heartbeat_timeout_seconds": distributed.HEARTBEAT}]
 
 
 def test_others_that_cannot_be_joined_are_no_bad_input(monkeypatch, capsys):
     def fails(**_):
         raise RuntimeError("Failed to recognize coordinator address a-0\nmore")
 
-    monkeypatch.setattr(cluster.jax.distributed, "initialize", fails)
-    monkeypatch.setenv(cluster.TPU_VM, "1")
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", fails)
+    monkeypatch.setenv(distributed.TPU_VM, "1")
     with pytest.raises(SystemExit) as ended:
         main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"])
     assert ended.value.code.startswith("error: the other processes (Cloud TPU) could not be joined (Failed to recognize")  # which is 1
@@ -64,7 +65,7 @@ def test_others_that_cannot_be_joined_are_no_bad_input(monkeypatch, capsys):
 
 def test_a_port_that_another_was_faster_to_take_is_no_bad_input(monkeypatch, capsys):
     with socket.create_server(("", 0)) as taken:
-        place = ((cluster.COORDINATOR, f"127.0.0.1:{taken.getsockname()[1]}"), (cluster.PROCESSES, "1"), (cluster.PROCESS, "0"))
+        place = ((distributed.COORDINATOR, f"127.0.0.1:{taken.getsockname()[1]}"), (distributed.PROCESSES, "1"), (distributed.PROCESS, "0"))
         for name, value in place:
             monkeypatch.setenv(name, value)
         assert main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"]) == 74
@@ -73,7 +74,7 @@ def test_a_port_that_another_was_faster_to_take_is_no_bad_input(monkeypatch, cap
 
 def test_restarts_of_one_process(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(local, "supervise", lambda *arguments: told.append(arguments) or 0)
+    monkeypatch.setattr(supervise, "supervise", lambda *arguments: told.append(arguments) or 0)
     flags = ["train", "--config=configs/simclr.py:smoke", f"--workdir={tmp_path}", "--max_restarts=3"]
     assert main(flags) == 0
     assert told[0][1:4] == (1, tmp_path, 3)
@@ -86,15 +87,15 @@ def test_each_process_has_a_gpu_of_its_own_among_the_visible_ones(monkeypatch, v
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    for name, value in ((cluster.COORDINATOR, "127.0.0.1:1"), (cluster.PROCESSES, "2"), (cluster.PROCESS, "1")):
+    for name, value in ((distributed.COORDINATOR, "127.0.0.1:1"), (distributed.PROCESSES, "2"), (distributed.PROCESS, "1")):
         monkeypatch.setenv(name, value)
     told = []
-    monkeypatch.setattr(cluster.jax.distributed, "initialize", lambda *places, **_: told.append(places))
-    cluster.join()
-    monkeypatch.setenv(cluster.PROCESSES, "1")
-    monkeypatch.setenv(cluster.PROCESS, "0")
-    monkeypatch.setattr(cluster, "_check_port", lambda coordinator: None)
-    cluster.join()  # one alone has all
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *places, **_: told.append(places))
+    distributed.initialize()
+    monkeypatch.setenv(distributed.PROCESSES, "1")
+    monkeypatch.setenv(distributed.PROCESS, "0")
+    monkeypatch.setattr(distributed, "_check_port", lambda coordinator: None)
+    distributed.initialize()  # one alone has all
     assert told == [("127.0.0.1:1", 2, 1, [1], "deactivate"), ("127.0.0.1:1", 1, 0, None, "deactivate")]
 
 
@@ -104,14 +105,14 @@ def scripted(tmp_path, monkeypatch):
 
     def start(text, processes=2, max_restarts=0):
         path = tmp_path / "script.py"
-        me, folder = f"int(os.environ[{cluster.PROCESS!r}])", f"pathlib.Path({str(tmp_path)!r})"
+        me, folder = f"int(os.environ[{distributed.PROCESS!r}])", f"pathlib.Path({str(tmp_path)!r})"
         head = f"import os, pathlib, signal, sys, time\nme, folder = {me}, {folder}"
         path.write_text(f"{head}\n{text}")
-        monkeypatch.setattr(local, "LAUNCHER", path)
-        monkeypatch.setattr(local, "GRACE", 1.0)
-        monkeypatch.setattr(local, "LAST", 2.0)
-        monkeypatch.setattr(local, "KILL", 1.0)
-        return local.supervise([], processes, tmp_path / "run", max_restarts)
+        monkeypatch.setattr(supervise, "LAUNCHER", path)
+        monkeypatch.setattr(supervise, "GRACE", 1.0)
+        monkeypatch.setattr(supervise, "LAST", 2.0)
+        monkeypatch.setattr(supervise, "KILL", 1.0)
+        return supervise.supervise([], processes, tmp_path / "run", max_restarts)
 
     return start
 
@@ -152,7 +153,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(scripted, caplog, tmp_path):
 
 
 def test_a_fault_of_the_machine_is_and_at_another_port(scripted, tmp_path):
-    note = f"(folder / ('0-' + os.environ[{cluster.COORDINATOR!r}])).touch()\n"
+    note = f"(folder / ('0-' + os.environ[{distributed.COORDINATOR!r}])).touch()\n"
     assert scripted(note + "sys.exit(74 if len(list(folder.glob('0-*'))) == 1 else 0)", 1, max_restarts=1) == 0
     assert len(list(tmp_path.glob("0-*"))) == 2
     assert scripted("sys.exit(74)") == 74
@@ -169,7 +170,7 @@ def test_a_second_signal_ends_processes_that_hang(scripted):
 
 
 def test_sigterm_has_the_exit_code_that_was_asked_for(scripted, monkeypatch):
-    monkeypatch.setattr(local, "supervise", functools.partial(local.supervise, saved_code=75))
+    monkeypatch.setattr(supervise, "supervise", functools.partial(supervise.supervise, saved_code=75))
     text = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(99)"
     assert scripted(text, processes=1) == 75
     assert scripted("sys.exit(0)", processes=1) == 0  # done is done

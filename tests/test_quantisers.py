@@ -1,4 +1,4 @@
-"""Quantisers: exact look-ups, whole or in parts; the gradients that each straight-through promises; codebooks that stay in use."""
+"""Quantizers: exact look-ups, whole or in parts; the gradients that each straight-through promises; codebooks that stay in use."""
 
 import itertools
 
@@ -10,8 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax.errors import UserError
-from ssl_jax.objectives import quantisers as q
-from ssl_jax.objectives.codebooks import build_quantiser
+from ssl_jax.objectives import quantizers as q
+from ssl_jax.objectives.codebooks import build_quantizer
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -113,8 +113,8 @@ def test_straight_through_variants():
 
     u, norm = unit(z), np.linalg.norm(z, axis=-1, keepdims=True)
     tangent = (g - u * np.sum(u * g, -1, keepdims=True)) / norm
-    np.testing.assert_allclose(gradient("normalised", z, code, g), tangent, atol=1e-5)
-    small = gradient("normalised", 1e-3 * u, code, g)
+    np.testing.assert_allclose(gradient("normalized", z, code, g), tangent, atol=1e-5)
+    small = gradient("normalized", 1e-3 * u, code, g)
     np.testing.assert_allclose(np.linalg.norm(small), np.linalg.norm(tangent * norm) * 1e3, rtol=1e-3)
 
 
@@ -134,24 +134,24 @@ def test_rotation_trick():
     np.testing.assert_allclose(dz[0], matrix.T @ g[0], atol=1e-5)
 
 
-def test_normalisation_has_a_gradient_at_zero_where_other_forms_have_none():
+def test_normalization_has_a_gradient_at_zero_where_other_forms_have_none():
     zero = jnp.zeros(4)
-    assert np.isfinite(jax.grad(lambda x: q.normalised(x).sum())(zero)).all()
+    assert np.isfinite(jax.grad(lambda x: q.normalized(x).sum())(zero)).all()
     for other in (lambda x: x / jnp.linalg.norm(x), lambda x: x / jnp.maximum(jnp.linalg.norm(x), 1e-6)):
         assert np.isnan(jax.grad(lambda x, other=other: other(x).sum())(zero)).all()
     for name in q.STRAIGHT_THROUGH:
         assert np.isfinite(gradient(name, jnp.zeros((1, 4)), jnp.ones((1, 4)), jnp.ones((1, 4)))).all()
     z = normal(0, 20, 5)
-    np.testing.assert_allclose(q.normalised(z), unit(z), atol=1e-6)
+    np.testing.assert_allclose(q.normalized(z), unit(z), atol=1e-6)
 
 
 def test_losses_of_a_learned_codebook():
     """beta weighs the commitment; unused codes get no gradient; that of the commitment of unit codes is at right angles to z."""
-    quantiser = build_quantiser(dict(name="learned", size=64, dim=8, normalise=True))
-    (params, state), z = quantiser.init(jax.random.key(0)), normal(0, 4, 5, 8)
+    quantizer = build_quantizer(dict(name="learned", size=64, dim=8, normalize=True))
+    (params, state), z = quantizer.init(jax.random.key(0)), normal(0, 4, 5, 8)
 
     def loss(params, z):
-        out = quantiser.train(params, state, z, jax.random.key(1), 0)
+        out = quantizer.train(params, state, z, jax.random.key(1), 0)
         return out.loss, out
 
     (of_params, of_z), out = jax.grad(loss, (0, 1), has_aux=True)(params, z)
@@ -164,18 +164,18 @@ def test_losses_of_a_learned_codebook():
     np.testing.assert_array_equal(norms[~used], 0)
     assert np.abs(of_z).max() > 1e-3
     np.testing.assert_allclose(np.sum(of_z * z, -1), 0, atol=1e-8)
-    direction = jax.grad(lambda z: q.commitment_loss(q.normalised(z), code))(z)
+    direction = jax.grad(lambda z: q.commitment_loss(q.normalized(z), code))(z)
     np.testing.assert_allclose(of_z, 0.25 * direction, atol=1e-8)  # beta, and nothing of the codebook's term
     # What the decoder says reaches z as it is and the codes not at all.
     weight = normal(3, 4, 5, 8)
-    down = jax.grad(lambda p, z: jnp.sum(quantiser.train(p, state, z, jax.random.key(1), 0).codes * weight), (0, 1))(params, z)
+    down = jax.grad(lambda p, z: jnp.sum(quantizer.train(p, state, z, jax.random.key(1), 0).codes * weight), (0, 1))(params, z)
     np.testing.assert_array_equal(down[0]["codebook"], 0)
     np.testing.assert_array_equal(down[1], weight)
     # Tokens to codes and back.
-    tokens = quantiser.tokens(params, state, z)
+    tokens = quantizer.tokens(params, state, z)
     np.testing.assert_array_equal(tokens, out.tokens)
-    np.testing.assert_array_equal(quantiser.embed(params, state, tokens), out.codes)
-    np.testing.assert_array_equal(quantiser.codebook(params, state)[tokens], out.codes)
+    np.testing.assert_array_equal(quantizer.embed(params, state, tokens), out.codes)
+    np.testing.assert_array_equal(quantizer.codebook(params, state)[tokens], out.codes)
 
 
 # -------------------------------------------------------------------------------------------------- moving averages
@@ -218,47 +218,47 @@ def test_averages_are_those_of_the_global_batch():
 
 
 @pytest.mark.parametrize("update", ["average", "gradient"])
-@pytest.mark.parametrize("normalise", [False, True])
-def test_dead_codes_start_again_at_vectors_of_the_batch(update, normalise):
-    spec = dict(name="learned", size=16, dim=4, update=update, normalise=normalise, revive=0.5, decay=0.9)
-    quantiser = build_quantiser(spec)
-    (params, state), z = quantiser.init(jax.random.key(0)), 5 + 0.1 * normal(0, 64, 4)  # far from most codes
-    before = quantiser.codebook(params, state)
-    train = jax.jit(quantiser.train)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_dead_codes_start_again_at_vectors_of_the_batch(update, normalize):
+    spec = dict(name="learned", size=16, dim=4, update=update, normalize=normalize, revive=0.5, decay=0.9)
+    quantizer = build_quantizer(spec)
+    (params, state), z = quantizer.init(jax.random.key(0)), 5 + 0.1 * normal(0, 64, 4)  # far from most codes
+    before = quantizer.codebook(params, state)
+    train = jax.jit(quantizer.train)
     for step in range(60):
         out = train(params, state, z, jax.random.key(step), step)
         state = out.state
         if step == 0:
             assert out.logs["revived"] == 0  # each has a count of 1 to begin with
             assert out.logs["usage_of_batch"] < 0.5
-    after = quantiser.codebook(params, state)
+    after = quantizer.codebook(params, state)
     assert out.logs["usage_of_batch"] > 0.5
-    to_vectors = np.sqrt(distances(np.asarray(after), unit(z) if normalise else z).clip(0)).min(-1)
+    to_vectors = np.sqrt(distances(np.asarray(after), unit(z) if normalize else z).clip(0)).min(-1)
     assert np.all(to_vectors < 0.2), to_vectors  # every code is among the vectors now
     assert not np.allclose(before, after)
     other = train(params, state, z, jax.random.key(5), 60)
     np.testing.assert_array_equal(other.tokens, train(params, state, z, jax.random.key(6), 60).tokens)
     if update == "gradient":  # the codes go on being trained: d(code) / d(parameter) is one
-        of = jax.grad(lambda p: quantiser.train(p, state, z, jax.random.key(5), 60).loss)(params)["codebook"]
+        of = jax.grad(lambda p: quantizer.train(p, state, z, jax.random.key(5), 60).loss)(params)["codebook"]
         assert np.abs(of).max() > 0
 
 
 def test_k_means_finds_separated_clusters_and_starts_a_codebook_with_them():
-    centres = 10 * np.array(list(itertools.product((-1, 1), repeat=4)), np.float32)
-    z = np.repeat(centres, 20, 0) + 0.1 * normal(0, 320, 4)
+    centers = 10 * np.array(list(itertools.product((-1, 1), repeat=4)), np.float32)
+    z = np.repeat(centers, 20, 0) + 0.1 * normal(0, 320, 4)
     means = z.reshape(16, 20, 4).mean(1)
     found = np.asarray(jax.jit(q.k_means, static_argnums=2)(jax.random.key(0), z, 16))
     order = distances(means, found).argmin(-1)
-    assert sorted(order) == list(range(16))  # k-means++ finds one centre in each
+    assert sorted(order) == list(range(16))  # k-means++ finds one center in each
     np.testing.assert_allclose(found[order], means, atol=1e-5)
     for update in ("average", "gradient"):
-        quantiser = build_quantiser(dict(name="learned", size=16, dim=4, init="k_means", update=update))
-        params, state = quantiser.init(jax.random.key(1))
-        out = jax.jit(quantiser.train)(params, state, z, jax.random.key(0), 0)
+        quantizer = build_quantizer(dict(name="learned", size=16, dim=4, init="k_means", update=update))
+        params, state = quantizer.init(jax.random.key(1))
+        out = jax.jit(quantizer.train)(params, state, z, jax.random.key(0), 0)
         assert out.logs["usage_of_batch"] == 1
         np.testing.assert_allclose(out.logs["distance_to_code"], 0.01, rtol=0.2)
-        later = jax.jit(quantiser.train)(params, out.state, z + 50, jax.random.key(0), 1)
-        kept = quantiser.codebook(params, later.state)
+        later = jax.jit(quantizer.train)(params, out.state, z + 50, jax.random.key(0), 1)
+        kept = quantizer.codebook(params, later.state)
         assert np.abs(np.asarray(kept)).max() < 50  # no second start
 
 
@@ -332,24 +332,24 @@ def test_lfq_is_a_bijection_with_the_gradient_of_its_input():
 
 
 @pytest.mark.parametrize("spec", [dict(name="fsq", levels=(8, 5, 5, 5)), dict(name="lfq", bits=6)])
-def test_quantisers_without_a_codebook(spec):
-    quantiser = build_quantiser(spec)
-    params, state = quantiser.init(jax.random.key(0))
-    z = normal(0, 3, 4, 4, quantiser.dim)
-    out = quantiser.train(params, state, z, jax.random.key(1), 0)
+def test_quantizers_without_a_codebook(spec):
+    quantizer = build_quantizer(spec)
+    params, state = quantizer.init(jax.random.key(0))
+    z = normal(0, 3, 4, 4, quantizer.dim)
+    out = quantizer.train(params, state, z, jax.random.key(1), 0)
     assert (out.tokens.shape, out.codes.shape) == (z.shape[:-1], z.shape)
-    np.testing.assert_array_equal(quantiser.codebook(params, state)[quantiser.tokens(params, state, z)], out.codes)
+    np.testing.assert_array_equal(quantizer.codebook(params, state)[quantizer.tokens(params, state, z)], out.codes)
     if spec["name"] == "lfq":
         loss = 0.25 * np.mean((z - np.sign(z)) ** 2) + 0.1 * q.bit_entropy_loss(z, 0.01)
         np.testing.assert_allclose(out.loss, loss, rtol=1e-5)
 
 
-def test_wrong_quantisers_are_named():
+def test_wrong_quantizers_are_named():
     for spec, told in (
-        (dict(name="rvq"), "quantiser.name='rvq' is unknown; choose learned, fsq, lfq"),
-        (dict(name="fsq", size=3), "quantiser.size is no option of 'fsq'; options: levels"),
-        (dict(name="learned", straight_through="d"), "straight_through='d' is unknown; choose plain, normalised, rotation"),
-        (dict(name="learned", straight_through="normalised"), "is for unit codes; set normalise=True"),
+        (dict(name="rvq"), "quantizer.name='rvq' is unknown; choose learned, fsq, lfq"),
+        (dict(name="fsq", size=3), "quantizer.size is no option of 'fsq'; options: levels"),
+        (dict(name="learned", straight_through="d"), "straight_through='d' is unknown; choose plain, normalized, rotation"),
+        (dict(name="learned", straight_through="normalized"), "is for unit codes; set normalize=True"),
     ):
         with pytest.raises(UserError, match=told):
-            build_quantiser(spec)
+            build_quantizer(spec)

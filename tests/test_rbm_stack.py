@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import State
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import make_step
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import rbm_stack as method
 from ssl_jax.models.autoencoders import MLPDecoder, MLPEncoder
 from ssl_jax.models.common import run

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssl_jax.engine import sharding
-from ssl_jax.models.encoders import build_encoder
+from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.rehearsal.collectives import Collective, collectives
 from ssl_jax.rehearsal.flops import Count, count
 from ssl_jax.rehearsal.largest import largest
@@ -60,7 +60,7 @@ def test_loops_branches_and_what_nobody_needs():
     assert flops(jax.jit(lambda x: jax.vmap(lambda y: y @ x)(x)), (4, 4)).flops == 2 * 4 * 4 * 4
 
 
-def test_rematerialisation_is_counted_as_it_runs():
+def test_rematerialization_is_counted_as_it_runs():
     def loss(wrap):
         block = wrap(lambda x, w: jnp.sin(x @ w) @ w)
         return lambda x, w: jnp.sum(block(x, w) ** 2)

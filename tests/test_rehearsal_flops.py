@@ -5,18 +5,18 @@ import itertools
 import jax
 import pytest
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.abstract import assemble_abstract
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.rehearsal import flops
 
 ROOT = __file__.rsplit("/", 2)[0]
 
 
 def counted(name, *overrides):
-    """(FLOPs for an example that nothing computes twice, those that rematerialisation repeats)"""
+    """(FLOPs for an example that nothing computes twice, those that rematerialization repeats)"""
     config = configs.load(f"{ROOT}/configs/{name}", ("--config.batch_size=64", "--config.mesh.fsdp=1", *overrides))
     config.mesh.data = -1
-    this = assemble_abstract(config, jax.devices()[:8], "tpu")
+    this = build_abstract(config, jax.devices()[:8], "tpu")
     found = flops.count(this.run.trace(this.run.abstract, this.example, this.run.root).jaxpr)
     return (found.flops - found.repeated) / 64, found.repeated / 64
 

@@ -10,22 +10,22 @@ import jax
 import numpy as np
 import pytest
 
-from ssl_jax.cli import config as configs
 from ssl_jax.cli import rehearse as verb
-from ssl_jax.cli.abstract import assemble_abstract
-from ssl_jax.cli.assemble import assemble
 from ssl_jax.cli.main import main
-from ssl_jax.cli.rehearsal_tables import show
-from ssl_jax.data import catalogue
+from ssl_jax.data import catalog
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import sharding
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.abstract import build_abstract
+from ssl_jax.experiment.build import build_experiment
 from ssl_jax.rehearsal import gpus, memory, roofline
 from ssl_jax.rehearsal.chips import CHIPS
 from ssl_jax.rehearsal.collectives import Collective
 from ssl_jax.rehearsal.exhausted import exhausted
 from ssl_jax.rehearsal.topology import open_topology
+from ssl_jax.report.rehearsal_tables import show
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIMCLR = f"--config={ROOT}/configs/simclr.py:smoke"
@@ -36,7 +36,7 @@ def load(name, *overrides):
 
 
 def abstract(name, *overrides):
-    return assemble_abstract(load(name, *overrides), jax.devices()[:8], "cpu")
+    return build_abstract(load(name, *overrides), jax.devices()[:8], "cpu")
 
 
 def program(this, example):
@@ -46,7 +46,7 @@ def program(this, example):
 def test_it_is_the_step_that_train_runs():
     """The same program to the letter, with the same shapes, shardings and donated arguments."""
     overrides = ("--config.mesh.fsdp=2", "--config.batch_size=32")
-    rehearsed, trained = abstract("simclr.py:smoke", *overrides), assemble(load("simclr.py:smoke", *overrides), jax.devices()[:8])
+    rehearsed, trained = abstract("simclr.py:smoke", *overrides), build_experiment(load("simclr.py:smoke", *overrides), jax.devices()[:8])
     assert rehearsed.config == trained.config
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), rehearsed.run.abstract) == jax.tree.map(
         lambda x: (x.shape, x.dtype, x.sharding), trained.run.abstract
@@ -139,12 +139,12 @@ def test_bytes_of_a_device_are_those_of_its_shards():
     assert memory.bytes_of_device(tree) == sum(x.addressable_shards[0].data.nbytes for x in tree.values()) == 2 * (96 + 48 + 12 + 12)
 
 
-def test_the_catalogue_is_that_of_the_data():
+def test_the_catalog_is_that_of_the_data():
     for split in ("train", "train[:512]", "train[10%:]+test"):
         source = open_source("scenes", split)
         data = load("simclr.py:smoke", f"--config.data.train_split={split}").data
-        assert catalogue.facts(data) == ({"image": source.image_shape, "label": ()}, source.num_classes, len(source))
-    assert catalogue.facts(load("supervised.py:imagenet").data)[1:] == (1000, 1_281_167)
+        assert catalog.facts(data) == ({"image": source.image_shape, "label": ()}, source.num_classes, len(source))
+    assert catalog.facts(load("supervised.py:imagenet").data)[1:] == (1000, 1_281_167)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -309,7 +309,7 @@ def test_hosts_of_gpus():
 def test_the_time_of_a_step_on_one_gpu_is_predicted():
     where = open_topology("h200:1x1")
     assert where.devices[0].device_kind == "NVIDIA H200"
-    told = verb.rehearse(assemble_abstract(load("supervised.py:smoke"), where.devices, where.platform), where, verb.QUICK["gpu"])
+    told = verb.rehearse(build_abstract(load("supervised.py:smoke"), where.devices, where.platform), where, verb.QUICK["gpu"])
     assert told["fits"]
     assert told["prediction"]["bound"]["step_seconds"] == told["busy_seconds"]["memory"] > told["busy_seconds"]["compute"] > 0
     assert "network" not in told["busy_seconds"]
@@ -320,7 +320,7 @@ def test_the_time_of_a_step_on_one_gpu_is_predicted():
 def test_a_step_is_compiled_for_tpus():
     where = open_topology("v5e:2x4")
     config = load("supervised.py:smoke", "--config.batch_size=64", "--config.mesh.fsdp=2")
-    told = verb.rehearse(assemble_abstract(config, where.devices, where.platform), where, verb.QUICK["tpu"])
+    told = verb.rehearse(build_abstract(config, where.devices, where.platform), where, verb.QUICK["tpu"])
     assert told["fits"] and told["chip_bytes"] == 16 * 2**30
     assert told["dtype"] == "bfloat16"
     assert told["prediction"]["binding"] in ("compute", "memory", "network")

@@ -9,20 +9,21 @@ import pytest
 from eval_contexts import made, means
 from feature_clouds import mesh_of
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import assemble, context
 from ssl_jax.errors import UserError
-from ssl_jax.evals import classified, fixed, generation, linear, rejection
 from ssl_jax.evals import run as evals
+from ssl_jax.evals.kinds import generation, linear, sample_class_accuracy
+from ssl_jax.evals.lib import real_features, rejection
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import build_experiment, context
 
 ROOT = pathlib.Path(__file__).parent.parent
-COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
+COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 
 
 def painted(labels, strength):
-    """uint8 [N, 4, 4, 3]: from grey to the colour of the class; the surer that class, the stronger."""
-    colours = 93 + strength[:, None] * (COLOURS[labels] - 93)
-    return np.broadcast_to(np.round(colours).astype(np.uint8)[:, None, None], (len(labels), 4, 4, 3))
+    """uint8 [N, 4, 4, 3]: from gray to the color of the class; the surer that class, the stronger."""
+    colors = 93 + strength[:, None] * (COLORS[labels] - 93)
+    return np.broadcast_to(np.round(colors).astype(np.uint8)[:, None, None], (len(labels), 4, 4, 3))
 
 
 def strengths(count, seed):
@@ -34,7 +35,7 @@ def drawn(count, seed):
 
 
 def pictured(mesh=None, calls=None, **others):
-    """A context of coloured squares in batches of 16; the strength of a picture is its latent."""
+    """A context of colored squares in batches of 16; the strength of a picture is its latent."""
     real = {split: np.random.default_rng(seed).integers(0, 3, 90) for seed, split in enumerate(("train", "test"))}
     images = [painted(labels, np.random.default_rng(seed + 2).uniform(0.3, 0.9, 90)) for seed, labels in enumerate(real.values())]
 
@@ -53,8 +54,8 @@ def test_processes_share_a_batch_in_its_order(monkeypatch):
     images = painted(drawn(12, 0), strengths(12, 0))
 
     def batches(*own):
-        monkeypatch.setattr(fixed, "parts", lambda mesh: (own, 4))
-        return list(fixed.sampled(images[:8], iter([images[8:11]]), types.SimpleNamespace(mesh="a mesh"), np.arange(11)))
+        monkeypatch.setattr(real_features, "parts", lambda mesh: (own, 4))
+        return list(real_features.sampled(images[:8], iter([images[8:11]]), types.SimpleNamespace(mesh="a mesh"), np.arange(11)))
 
     whole, some, others = batches(0, 1, 2, 3), batches(0, 3), batches(1, 2)
     for number, batch in enumerate(whole):
@@ -140,14 +141,14 @@ def test_samples_without_classes_are_told_before_training_and_classes_without_im
         evals.check_needs({"one": dict(kind="generation", extractor="means", acceptance=0.5)}, without)
     red = painted(np.zeros(8, int), np.ones(8))
     unknown = pictured(sampled_labels=lambda count, seed: np.full(count, 7), samples=lambda *_: iter([red]))
-    for module in (generation, classified):
+    for module in (generation, sample_class_accuracy):
         with pytest.raises(UserError, match="no image of some classes"):
             module.evaluate(unknown, extractor="means", examples=8, acceptance=0.5)
 
 
 def test_a_run_makes_its_candidates_twice_of_the_latents_that_its_sampler_has():
     small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:64]", "--config.eval_batch_size=32")
-    this = assemble(configs.load(f"{ROOT}/configs/biggan.py:smoke", small))
+    this = build_experiment(configs.load(f"{ROOT}/configs/biggan.py:smoke", small))
 
     @jax.jit
     def sample(generator, latents, truncation):

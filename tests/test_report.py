@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from ssl_jax.cli import report
-from ssl_jax.cli.charts import chart, labels, thinned, ticks
-from ssl_jax.cli.evaluations import Evaluations
-from ssl_jax.cli.neighbours import OTHER, SAME, UNKNOWN, fetch_images, save_neighbours
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context
+from ssl_jax.experiment.evaluations import Evaluations
+from ssl_jax.experiment.neighbors import OTHER, SAME, UNKNOWN, fetch_images, save_neighbors
+from ssl_jax.report.charts import chart, labels, thinned, ticks
 
 HOSTILE = '<script>alert("x")</script>&<img src="http://example.com/a.png">'
 VOID = {"meta", "img", "br"}
@@ -52,9 +52,9 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def png(colour) -> bytes:
+def png(color) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(out, "PNG")
+    Image.new("RGB", (8, 8), color).save(out, "PNG")
     return out.getvalue()
 
 
@@ -89,7 +89,7 @@ def write_run(workdir, steps=20, **config):
     (workdir / "log.txt").write_text(
         "2025-01-01 10:00:00,123 INFO all is well\n" + 3 * "2025-01-01 10:00:00,124 WARNING example 7 is left out\n"
     )
-    for name in ("views", "neighbours", "samples_000010", "samples_000020"):
+    for name in ("views", "neighbors", "samples_000010", "samples_000020"):
         (workdir / "pictures" / f"{name}.png").write_bytes(png((10, 20, 30)))
     return workdir
 
@@ -195,7 +195,7 @@ def test_hostile_text_is_escaped(tmp_path):
 
 def test_empty_workdir_names_everything_that_is_missing(tmp_path):
     source, page = read(tmp_path)
-    for name in ("config.json", "provenance.json", "evaluations.json", "pictures/views.png", "pictures/neighbours.png"):
+    for name in ("config.json", "provenance.json", "evaluations.json", "pictures/views.png", "pictures/neighbors.png"):
         assert f"{name} does not exist" in page.text
     assert "metrics.jsonl has no line" in page.text
     assert "No step has been logged yet" in page.text
@@ -305,8 +305,8 @@ def test_only_needed_batches_are_read():
         fetch_images(batches(22), np.array([30]), 99)
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_neighbours_picture(tmp_path, labelled):
+@pytest.mark.parametrize("labeled", [True, False])
+def test_neighbors_picture(tmp_path, labeled):
     def encode(images):  # angle by brightness: the nearest image is the one of the nearest brightness
         angle = images[:, 0, 0, 0].astype("float32") / 40
         return {"pooled": np.stack([np.cos(angle), np.sin(angle)], 1)}
@@ -315,10 +315,10 @@ def test_neighbours_picture(tmp_path, labelled):
 
     def open_batches(split):
         count, unreadable = splits[split]
-        return batches(count, unreadable, label=(lambda i: i % 2) if labelled else (lambda i: 0))
+        return batches(count, unreadable, label=(lambda i: i % 2) if labeled else (lambda i: 0))
 
-    path = tmp_path / "pictures" / "neighbours.png"
-    save_neighbours(Context(encode, open_batches), open_batches, path, queries=3, k=3)
+    path = tmp_path / "pictures" / "neighbors.png"
+    save_neighbors(Context(encode, open_batches), open_batches, path, queries=3, k=3)
     picture = np.asarray(Image.open(path))
     tile, gap, frame = (112 + 8 + 18, 112 + 8), 3, 4
     assert picture.shape == (3 * (tile[0] + gap) + gap, 4 * (tile[1] + gap) + gap, 3)
@@ -331,11 +331,11 @@ def test_neighbours_picture(tmp_path, labelled):
     assert set(shown[1][2:]) == {3, 5}
     assert shown[2][1] == 9
     frames = [[tuple(picture[y, x].tolist()) for y, x in row[1:]] for row in corners]
-    if labelled:
+    if labeled:
         assert frames[0] == [OTHER, SAME, OTHER]
         assert frames[1] == [SAME, OTHER, OTHER]
     else:
-        assert {colour for row in frames for colour in row} == {UNKNOWN}
+        assert {color for row in frames for color in row} == {UNKNOWN}
 
 
 def test_the_table_in_the_terminal_never_mixes_protocols(tmp_path, capsys):

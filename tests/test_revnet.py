@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.models import revnet
+from ssl_jax.models.backbones import revnet
 from ssl_jax.models.common import create, run
 
 
 def filled(module, *shapes, seed=0):
-    """Variables of `module` with random numbers in every leaf, norms too: nothing is the identity by its initialisation."""
+    """Variables of `module` with random numbers in every leaf, norms too: nothing is the identity by its initialization."""
     params, state = jax.eval_shape(
         lambda key, *x: create(module, key, *x), jax.random.key(0), *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)
     )
@@ -24,7 +24,7 @@ def filled(module, *shapes, seed=0):
 
 
 def test_inputs_come_back_through_a_stack_of_units():
-    """Five units with real branches, normalised by the statistics of the batch, then undone one by one from the output alone."""
+    """Five units with real branches, normalized by the statistics of the batch, then undone one by one from the output alone."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6, 6, 16)), jnp.float32)
     module = revnet.Branch(8, jnp.float32)
     branches = []

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from ssl_jax.cli import sample
-from ssl_jax.cli.config import load
 from ssl_jax.cli.main import main
-from ssl_jax.cli.samples import Sampler
 from ssl_jax.engine.metrics import read_metrics
+from ssl_jax.experiment.config import load
+from ssl_jax.experiment.sampler import Sampler
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir)
 def test_sample_writes_its_pages_and_repeats_them(workdir, capsys, tmp_path):
     assert main(["sample", f"--workdir={workdir}", "--count=12"]) == 0
     written = {path.name for path in (workdir / "samples").iterdir()}
-    assert written == {"grid.png", "truncation.png", "interpolation.png", "neighbours.png"}
+    assert written == {"grid.png", "truncation.png", "interpolation.png", "neighbors.png"}
     assert str(workdir / "samples" / "grid.png") in capsys.readouterr().out
     assert main(["sample", f"--workdir={workdir}", "--count=12", f"--output={tmp_path / 'again'}"]) == 0
     for name in written:
@@ -51,7 +51,7 @@ def test_a_variational_autoencoder_shows_its_latents(tmp_path):
     assert main(["train", "--config=configs/vae.py:smoke", f"--workdir={tmp_path}", "--config.evals={}", "--config.best_metric="]) == 0
     assert main(["sample", f"--workdir={tmp_path}", "--count=12"]) == 0
     written = {path.name for path in (tmp_path / "samples").iterdir()}
-    names = ("grid", "truncation", "interpolation", "reconstruction", "traversal", "neighbours")
+    names = ("grid", "truncation", "interpolation", "reconstruction", "traversal", "neighbors")
     assert written == {f"{name}.png" for name in names}
     rows = np.asarray(Image.open(tmp_path / "samples" / "traversal.png"))
     assert rows.std(axis=(0, 1)).max() > 0
@@ -78,7 +78,7 @@ def test_sample_shows_styles_and_classes(tmp_path):
     flags = ["--config.model.conditional=True", "--config.evals={}", "--config.best_metric="]
     assert main(["train", "--config=configs/stylegan.py:smoke", f"--workdir={tmp_path}", *flags]) == 0
     assert main(["sample", f"--workdir={tmp_path}", "--truncation=0.5"]) == 0
-    assert {path.stem for path in (tmp_path / "samples").iterdir()} == {"grid", "truncation", "interpolation", "mixing", "neighbours"}
+    assert {path.stem for path in (tmp_path / "samples").iterdir()} == {"grid", "truncation", "interpolation", "mixing", "neighbors"}
 
 
 @pytest.mark.parametrize(

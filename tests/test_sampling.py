@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.models import sampling
 from ssl_jax.models.common import create, run
-from ssl_jax.models.prior import CausalPrior
-from ssl_jax.models.sampling import Sharpening
+from ssl_jax.models.tokenizers.prior import CausalPrior
+from ssl_jax.sampling import tokens as sampling
+from ssl_jax.sampling.tokens import SamplingConfig
 
 P = np.array([0.5, 0.05, 0.3, 0.15], np.float32)
 
 
 def probabilities(**options):
-    return np.asarray(jax.nn.softmax(sampling.sharpened(jnp.log(P), Sharpening(**options))))
+    return np.asarray(jax.nn.softmax(sampling.sharpened(jnp.log(P), SamplingConfig(**options))))
 
 
 def test_sharpening_in_closed_form():
@@ -35,7 +35,7 @@ def test_sharpening_in_closed_form():
 
 @pytest.mark.parametrize("logits", [[0.0] * 5, [50.0, 0.0, 0.0, 0.0, 0.0], [-1e4, -2e4, -3e4, -4e4, -5e4]])
 def test_top_p_keeps_a_token(logits):
-    kept = sampling.sharpened(jnp.array(logits), Sharpening(top_p=1e-9))
+    kept = sampling.sharpened(jnp.array(logits), SamplingConfig(top_p=1e-9))
     assert np.isfinite(kept).any()
     assert jnp.argmax(kept) == 0
 
@@ -43,12 +43,12 @@ def test_top_p_keeps_a_token(logits):
 def test_draws_have_the_probabilities():
     """Also of fold_in(key, i) for different i, which have to be independent."""
     keys = jax.random.split(jax.random.key(0), 6000)
-    first, second = (np.asarray(sampling.draw(jnp.broadcast_to(jnp.log(P), (6000, 4)), keys, i, Sharpening())) for i in (0, 1))
+    first, second = (np.asarray(sampling.sample_token(jnp.broadcast_to(jnp.log(P), (6000, 4)), keys, i, SamplingConfig())) for i in (0, 1))
     for tokens in (first, second):
         np.testing.assert_allclose(np.bincount(tokens, minlength=4) / 6000, P, atol=0.025)
     assert abs(np.mean(first == second) - (P**2).sum()) < 0.025
-    np.testing.assert_array_equal(sampling.draw(jnp.broadcast_to(jnp.log(P), (4, 4)), keys[:4], 0, Sharpening()), first[:4])
-    assert not sampling.draw(jnp.broadcast_to(jnp.log(P), (6000, 4)), keys, 0, Sharpening(top_k=1)).any()
+    np.testing.assert_array_equal(sampling.sample_token(jnp.broadcast_to(jnp.log(P), (4, 4)), keys[:4], 0, SamplingConfig()), first[:4])
+    assert not sampling.sample_token(jnp.broadcast_to(jnp.log(P), (6000, 4)), keys, 0, SamplingConfig(top_k=1)).any()
 
 
 def test_guidance_of_one_is_the_class_and_of_none_no_class():
@@ -66,7 +66,7 @@ def loops():
     params, _ = create(module, jax.random.key(0), jnp.zeros((1, length), int), train=False)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.4, x.shape).astype(np.float32), params)
-    call, sharpening = functools.partial(run, module, params, {}, train=False), Sharpening(0.9, 6, 0.95)
+    call, sharpening = functools.partial(run, module, params, {}, train=False), SamplingConfig(0.9, 6, 0.95)
 
     @jax.jit
     def cached(prefix, label, keys):
@@ -104,4 +104,4 @@ def test_a_sample_does_not_depend_on_its_batch(loops):
 @pytest.mark.parametrize("options", [dict(temperature=0.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5)])
 def test_impossible_sharpening_is_one_line(options):
     with pytest.raises(UserError, match=next(iter(options))):
-        sampling.check(Sharpening(**options))
+        sampling.check(SamplingConfig(**options))

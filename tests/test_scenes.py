@@ -63,7 +63,7 @@ def test_boxes_are_those_of_the_mask(rendered):
 
 
 def test_pose_is_where_the_mask_is(rendered):
-    """A ring is symmetric about its centre, however it is stretched: the box of its mask is centred on (x, y)."""
+    """A ring is symmetric about its center, however it is stretched: the box of its mask is centered on (x, y)."""
     checked = 0
     for scene in rendered:
         if render.CLASSES[scene.label] != "ring":
@@ -113,10 +113,10 @@ def test_motion_takes_the_first_view_to_the_second(rendered):
 
 
 def test_motion_matrix_closed_form():
-    centre = (SIZE - 1) / 2
-    point = np.array([centre + 10, centre, 1])
+    center = (SIZE - 1) / 2
+    point = np.array([center + 10, center, 1])
     moved = render.motion_matrix([2, -3, np.pi / 2, np.log(2)]) @ point
-    np.testing.assert_allclose(moved, [centre + 2, centre - 3 + 20], atol=1e-9)  # right turns to down, twice as far
+    np.testing.assert_allclose(moved, [center + 2, center - 3 + 20], atol=1e-9)  # right turns to down, twice as far
     np.testing.assert_allclose(render.motion_matrix([0, 0, 0, 0]), np.eye(2, 3), atol=1e-12)
 
 
@@ -129,17 +129,17 @@ def _hue(picture, mask):
 
 
 def test_questions_are_answered_by_the_scene(rendered):
-    kinds = {"what colour": 0, "what is": 0, "how many": 0, "is there": 0}
-    colour_errors = []
+    kinds = {"what color": 0, "what is": 0, "how many": 0, "is there": 0}
+    color_errors = []
     for scene in rendered:
         name = render.CLASSES[scene.label]
         kind = next(k for k in kinds if scene.question.startswith(k))
         kinds[kind] += 1
         assert scene.answer in render.ANSWERS
-        if kind == "what colour":
+        if kind == "what color":
             interior = cv2.erode((scene.mask[:, :, 0] == render.OBJECT).astype(np.uint8), np.ones((2, 2), np.uint8)) > 0
-            offset = _hue(scene.image, interior) - 60 * render.COLOURS.index(scene.answer)
-            colour_errors.append(abs((offset + 180) % 360 - 180))
+            offset = _hue(scene.image, interior) - 60 * render.COLORS.index(scene.answer)
+            color_errors.append(abs((offset + 180) % 360 - 180))
         elif kind == "what is":
             assert scene.answer == name
         elif kind == "how many":
@@ -147,7 +147,7 @@ def test_questions_are_answered_by_the_scene(rendered):
         else:
             assert (scene.answer == "yes") == (scene.question == f"is there a {name}?")
     assert min(kinds.values()) >= 30
-    assert np.mean(np.array(colour_errors) < 30) > 0.9
+    assert np.mean(np.array(color_errors) < 30) > 0.9
 
 
 def test_the_question_alone_answers_little():
@@ -155,8 +155,8 @@ def test_the_question_alone_answers_little():
     rng = np.random.default_rng(0)
     counts = {}
     for _ in range(20000):
-        label, colour = rng.integers(len(render.CLASSES)), rng.integers(len(render.COLOURS))
-        question, answer = render.ask(label, colour, int(rng.integers(render.MAX_PEBBLES + 1)), rng)
+        label, color = rng.integers(len(render.CLASSES)), rng.integers(len(render.COLORS))
+        question, answer = render.ask(label, color, int(rng.integers(render.MAX_PEBBLES + 1)), rng)
         counts.setdefault(question, {}).setdefault(answer, 0)
         counts[question][answer] += 1
     assert 0.25 < sum(max(answers.values()) for answers in counts.values()) / 20000 < 0.31

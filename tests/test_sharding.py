@@ -32,15 +32,15 @@ def mesh_by_process(processes):
 def test_a_process_reads_the_rows_of_its_devices(monkeypatch, processes, told):
     for process, own in enumerate(told):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert sharding.parts.__wrapped__(mesh_by_process(processes)) == (own, np.shape(processes)[0] * np.shape(processes)[1])
+        assert sharding.local_parts.__wrapped__(mesh_by_process(processes)) == (own, np.shape(processes)[0] * np.shape(processes)[1])
 
 
 def test_parts_are_those_of_the_sharding():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    assert sharding.parts(mesh) == ((0, 1, 2, 3), 4)
+    assert sharding.local_parts(mesh) == ((0, 1, 2, 3), 4)
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
     with jax.transfer_guard("disallow"):
-        spread = sharding.spread(rows, mesh)
+        spread = sharding.from_local_rows(rows, mesh)
     np.testing.assert_array_equal(spread, rows)
     assert spread.sharding.spec == sharding.BATCH
     for place, devices in enumerate(mesh.devices.reshape(4, 2)):
@@ -49,7 +49,7 @@ def test_parts_are_those_of_the_sharding():
 
 
 def test_rows_of_one_device():
-    np.testing.assert_array_equal(sharding.spread(np.arange(3), mesh_of(1)), np.arange(3))
+    np.testing.assert_array_equal(sharding.from_local_rows(np.arange(3), mesh_of(1)), np.arange(3))
 
 
 def test_what_is_frozen_is_not_compared_between_processes(monkeypatch):

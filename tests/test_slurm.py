@@ -97,7 +97,7 @@ def slurm(job):
 
 
 def ends(workdir, job):
-    final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    final = ("COMPLETED", "FAILED", "CANCELED", "TIMEOUT")
     until(lambda: slurm(job)["JobState"] in final, lambda: launch("logs", f"--workdir={workdir}"))
     return slurm(job)
 
@@ -143,16 +143,16 @@ def test_at_the_end_of_its_time(tmp_path):
     assert f"going on at step {saved} of" in log
     print(f"warned at step {saved}")
     launch("cancel", f"--workdir={workdir}")
-    assert ends(workdir, job)["JobState"] == "CANCELLED"
+    assert ends(workdir, job)["JobState"] == "CANCELED"
 
 
-def test_cancelled(tmp_path):
+def test_canceled(tmp_path):
     """It saves and stays away, and submitted again it goes on."""
     workdir = tmp_path / "run"
     job = submit(workdir, steps=2000)
     trains(workdir, 5)
     launch("cancel", f"--workdir={workdir}")
-    assert ends(workdir, job)["JobState"] == "CANCELLED" and slurm(job)["Restarts"] == "0"
+    assert ends(workdir, job)["JobState"] == "CANCELED" and slurm(job)["Restarts"] == "0"
     saved = int(launch("logs", f"--workdir={workdir}").split("SIGTERM at step ")[1].split(":")[0])
     job = submit(workdir, steps=2000)
     trains(workdir, saved + 1)

@@ -7,9 +7,9 @@ import pytest
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw, truncate
-from ssl_jax.models.sngan import SNGANDiscriminator, SNGANGenerator, downsample, upsample
-from ssl_jax.models.standing import standing
+from ssl_jax.models.gan.sngan import SNGANDiscriminator, SNGANGenerator, downsample, upsample
+from ssl_jax.models.gan.standing_stats import standing_stats
+from ssl_jax.sampling.latents import sample_latents, truncate
 
 
 def count(module, *args):
@@ -18,12 +18,12 @@ def count(module, *args):
 
 
 @pytest.mark.parametrize(
-    ("flavour", "generator", "discriminator"), [("miyato", 4_276_739, 1_053_824), ("compare_gan", 5_849_603, 1_483_137)]
+    ("flavor", "generator", "discriminator"), [("miyato", 4_276_739, 1_053_824), ("compare_gan", 5_849_603, 1_483_137)]
 )
-def test_parameter_counts(flavour, generator, discriminator):
-    assert count(SNGANGenerator(flavour=flavour), jnp.zeros((2, 128))) == generator
-    assert count(SNGANDiscriminator(flavour=flavour), jnp.zeros((2, 32, 32, 3))) == discriminator
-    assert count(SNGANDiscriminator(flavour=flavour, norm="none"), jnp.zeros((2, 32, 32, 3))) == discriminator
+def test_parameter_counts(flavor, generator, discriminator):
+    assert count(SNGANGenerator(flavor=flavor), jnp.zeros((2, 128))) == generator
+    assert count(SNGANDiscriminator(flavor=flavor), jnp.zeros((2, 32, 32, 3))) == discriminator
+    assert count(SNGANDiscriminator(flavor=flavor, norm="none"), jnp.zeros((2, 32, 32, 3))) == discriminator
 
 
 def test_resampling():
@@ -32,10 +32,10 @@ def test_resampling():
     np.testing.assert_allclose(downsample(upsample(x)), x, rtol=1e-6)
 
 
-@pytest.mark.parametrize("flavour", ["miyato", "compare_gan"])
-def test_forms_range_and_state(flavour):
+@pytest.mark.parametrize("flavor", ["miyato", "compare_gan"])
+def test_forms_range_and_state(flavor):
     z = jax.random.normal(jax.random.key(0), (4, 16))
-    generator = SNGANGenerator(size=48, channels=8, flavour=flavour)
+    generator = SNGANGenerator(size=48, channels=8, flavor=flavor)
     params, state = create(generator, jax.random.key(1), z)
     assert set(state) == {"batch_stats"}
     images, _ = run(generator, params, state, z, train=True)
@@ -43,7 +43,7 @@ def test_forms_range_and_state(flavour):
     assert images.dtype == jnp.float32
     assert jnp.std(images) > 0.05
     assert jnp.abs(images).max() <= 1
-    discriminator = SNGANDiscriminator(channels=8, flavour=flavour)
+    discriminator = SNGANDiscriminator(channels=8, flavor=flavor)
     params, state = create(discriminator, jax.random.key(2), images)
     assert set(state) == {"spectral"}
     (logits, features), moved = run(discriminator, params, state, images, train=True)
@@ -53,23 +53,23 @@ def test_forms_range_and_state(flavour):
     want = features["pooled"] @ head[:, 0] / jnp.linalg.norm(head)
     np.testing.assert_allclose(logits, want, rtol=1e-4)
     last = jax.nn.relu(features["layer4"])
-    np.testing.assert_allclose(features["pooled"], last.sum((1, 2)) if flavour == "miyato" else last.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(features["pooled"], last.sum((1, 2)) if flavor == "miyato" else last.mean((1, 2)), rtol=1e-5)
     assert not jax.tree.all(jax.tree.map(np.array_equal, moved, state))
 
 
 def test_bad_fields_are_told():
     for make, told in (
         (lambda: SNGANGenerator(size=30), "multiple"),
-        (lambda: SNGANGenerator(flavour="x"), "flavour 'x'"),
+        (lambda: SNGANGenerator(flavor="x"), "flavor 'x'"),
         (lambda: SNGANDiscriminator(norm="x"), "norm 'x'"),
-        (lambda: draw("x", jax.random.key(0), (2,)), "kind='x'"),
+        (lambda: sample_latents("x", jax.random.key(0), (2,)), "kind='x'"),
     ):
         with pytest.raises(UserError, match=told):
             make()
 
 
 def test_truncated_latents_are_those_of_drawing_again():
-    z = draw("normal", jax.random.key(0), (100_000,))
+    z = sample_latents("normal", jax.random.key(0), (100_000,))
     for tau, std in ((2.0, 0.8796), (1.0, 0.5396), (0.5, 0.2839), (0.4, 0.2285)):  # of the truncated normal, by integration
         got = truncate(z, tau)
         assert float(got.std()) == pytest.approx(std, abs=0.004)
@@ -82,20 +82,20 @@ def test_truncated_latents_are_those_of_drawing_again():
     np.testing.assert_allclose(np.quantile(truncate(z, 0.8), quantiles), np.quantile(again, quantiles), atol=0.01)
     np.testing.assert_array_equal(truncate(z, 0.0), z)
     np.testing.assert_allclose(truncate(z, jnp.float32(1e9)), z, atol=2e-5)
-    uniform = draw("uniform", jax.random.key(0), (100_000,))
+    uniform = sample_latents("uniform", jax.random.key(0), (100_000,))
     assert float(uniform.min()) < -0.99
     assert float(uniform.std()) == pytest.approx(1 / np.sqrt(3), abs=0.004)
 
 
 def test_standing_statistics_are_the_mean_of_those_of_the_batches():
-    """The first normalisation sees an affine map of z, so its statistics can be computed by hand."""
+    """The first normalization sees an affine map of z, so its statistics can be computed by hand."""
     generator = SNGANGenerator(size=8, channels=4, stages=1)
     key, passes = jax.random.key(3), 5
     params, state = create(generator, jax.random.key(0), jnp.zeros((2, 6)))
-    got = jax.jit(lambda key: standing(generator, params, state, lambda k: (draw("normal", k, (64, 6)),), key, passes))(key)
+    got = jax.jit(lambda key: standing_stats(generator, params, state, lambda k: (sample_latents("normal", k, (64, 6)),), key, passes))(key)
 
     def by_hand(k):
-        x = np.asarray(draw("normal", k, (64, 6)), np.float64) @ np.asarray(params["project"]["kernel"], np.float64)
+        x = np.asarray(sample_latents("normal", k, (64, 6)), np.float64) @ np.asarray(params["project"]["kernel"], np.float64)
         return x.reshape(-1, 4).mean(0), x.reshape(-1, 4).var(0)
 
     mean, variance = np.mean([by_hand(k) for k in jax.random.split(key, passes)], 0)
@@ -103,9 +103,9 @@ def test_standing_statistics_are_the_mean_of_those_of_the_batches():
     np.testing.assert_allclose(stats["mean"], mean, atol=1e-6)
     np.testing.assert_allclose(stats["var"], variance, rtol=1e-5)
     assert jax.tree.structure(got) == jax.tree.structure(state)
-    z = draw("normal", jax.random.key(9), (512, 6))
+    z = sample_latents("normal", jax.random.key(9), (512, 6))
     with_batch, _ = run(generator, params, state, z, train=True)
     with_standing, _ = run(generator, params, got, z, train=False)
     with_running, _ = run(generator, params, state, z, train=False)
     assert jnp.abs(with_standing - with_batch).mean() < 0.3 * jnp.abs(with_running - with_batch).mean()
-    assert standing(SNGANDiscriminator(), {}, {"spectral": 1}, None, key) == {"spectral": 1}
+    assert standing_stats(SNGANDiscriminator(), {}, {"spectral": 1}, None, key) == {"spectral": 1}

@@ -1,11 +1,11 @@
-"""Spectral normalisation against SVD: estimates, gradients, state."""
+"""Spectral normalization against SVD: estimates, gradients, state."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.models.spectral import SpectralConv, SpectralDense, SpectralEmbed, power_step
+from ssl_jax.models.gan.spectral import SpectralConv, SpectralDense, SpectralEmbed, power_step
 
 
 def iterate(kernel, steps, seed=0):
@@ -71,7 +71,7 @@ def test_power_iteration_is_float32_in_bfloat16_networks():
     assert moved["spectral"]["u"].dtype == variables["params"]["kernel"].dtype == jnp.float32
 
 
-def test_embedding_is_normalised_as_a_matrix():
+def test_embedding_is_normalized_as_a_matrix():
     layer, labels = SpectralEmbed(6, classes=9), jnp.array([[3, 0], [8, 3]])
     variables = layer.init(jax.random.key(0), labels, True)
     table = 5 * jax.random.normal(jax.random.key(1), (9, 6))

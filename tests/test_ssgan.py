@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ssl_jax.augment.rotation import rotations
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import build_method
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
+from ssl_jax.methods import build_method
 from ssl_jax.models.common import run
-from ssl_jax.models.sngan import SNGANDiscriminator
-from ssl_jax.models.spectral import power_step
+from ssl_jax.models.gan.sngan import SNGANDiscriminator
+from ssl_jax.models.gan.spectral import power_step
 from ssl_jax.objectives.classification import cross_entropy
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import assemble
-from ssl_jax.cli.stages import open_stages
-from ssl_jax.cli.workdir import record_config
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
-from ssl_jax.engine.method import visible
+from ssl_jax.engine.method import inference_state
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.stages import open_stages
+from ssl_jax.experiment.workdir import record_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = "configs/supervised.py:smoke"
@@ -33,7 +33,7 @@ def save_run(workdir, config, state, steps):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    workdir, this = tmp_path_factory.mktemp("stage"), assemble(small(RECIPE), jax.devices()[:2])
+    workdir, this = tmp_path_factory.mktemp("stage"), build_experiment(small(RECIPE), jax.devices()[:2])
     state = this.run.init()
     save_run(workdir, this.config, state, (0, 5))
     return workdir, state
@@ -48,7 +48,7 @@ def standing_on(workdir, **fields):
 
 def test_a_stage_becomes_part_of_the_config_and_of_the_frozen_state(stage):
     workdir, saved = stage
-    this = assemble(standing_on(workdir), jax.devices()[:2])
+    this = build_experiment(standing_on(workdir), jax.devices()[:2])
     found = this.config.stages.teacher
     assert (found.step, found.config.method, len(found.fingerprint)) == (5, "supervised", 16)
     state = this.run.init()
@@ -58,7 +58,7 @@ def test_a_stage_becomes_part_of_the_config_and_of_the_frozen_state(stage):
     for batch in loop.to_device(batches, this.run.mesh, ahead=1):
         after, _ = this.run.step(state, batch, this.run.root)
     assert after.frozen is state.frozen  # neither donated nor copied
-    assert "teacher" in visible(after)
+    assert "teacher" in inference_state(after)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.frozen["teacher"]["params"]), host)
     assert this.run.abstract.frozen is state.frozen  # a restored state has it at once
 

@@ -11,9 +11,9 @@ from torch_reference import require_torch
 
 from ssl_jax.errors import UserError
 from ssl_jax.models import common
-from ssl_jax.models import stylegan_layers as layers
-from ssl_jax.models.stylegan import StyleGAN2, StyleGAN2Discriminator, modulated
-from ssl_jax.models.stylegan1 import StyleGAN1, StyleGAN1Discriminator, instance_norm
+from ssl_jax.models.gan import stylegan_layers as layers
+from ssl_jax.models.gan.stylegan import StyleGAN2, StyleGAN2Discriminator, modulated
+from ssl_jax.models.gan.stylegan1 import StyleGAN1, StyleGAN1Discriminator, instance_norm
 
 TINY = dict(size=8, channel_base=64, channel_max=16, features=8)
 GENERATORS = {"1": StyleGAN1(**TINY, mapping_layers=2), "2": StyleGAN2(**TINY, mapping_layers=2)}
@@ -214,7 +214,7 @@ def test_gradients_of_convolutions_of_first_and_second_order(size, kernel, strid
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.01])
-def test_equalised_learning_rate(multiplier):
+def test_equalized_learning_rate(multiplier):
     """What is stored has deviation 1 / multiplier, what is used 1 / sqrt(C); gradients of the stored carry the scale."""
     layer, x = layers.EqualDense(300, lr_multiplier=multiplier, bias_init=1.0), normal(0, 5, 200)
     params = layer.init(jax.random.key(0), x)["params"]
@@ -236,7 +236,7 @@ def test_mapping_sees_directions_only_and_labels():
     assert not np.allclose(mapping.apply(params, z, jnp.ones(6, int)), w, atol=1e-2)
 
 
-def test_minibatch_deviation_of_constants_opposites_and_neighbours():
+def test_minibatch_deviation_of_constants_opposites_and_neighbors():
     constant = layers.minibatch_deviation(jnp.ones((8, 4, 4, 3)), 4)
     assert constant.shape == (8, 4, 4, 4)
     np.testing.assert_allclose(constant[..., 3], 1e-4, rtol=1e-5)

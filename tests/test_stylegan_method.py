@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import build_method
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
+from ssl_jax.methods import build_method
 from ssl_jax.methods import stylegan as subject
-from ssl_jax.models.players import STYLE_PLAYERS, build_player
+from ssl_jax.models.gan.networks import STYLE_NETWORKS, build_network
 from ssl_jax.objectives.adversarial import r1
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -48,12 +48,12 @@ def test_mixing_takes_the_first_layers_of_one_and_the_rest_of_another():
     np.testing.assert_array_equal(subject.mixed(a, b, 4, 4), jnp.ones((3, 4, 5)))
 
 
-def test_truncation_pulls_the_first_layers_to_the_centre():
-    ws, centre = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 5))), jnp.arange(5.0)
-    np.testing.assert_allclose(subject.truncated(ws, centre, 1.0, 4), ws, rtol=1e-6)
-    np.testing.assert_allclose(subject.truncated(ws, centre, 0.0, 4), jnp.broadcast_to(centre, ws.shape))
-    half = subject.truncated(ws, centre, 0.5, 2)
-    np.testing.assert_allclose(half[:, :2], (ws[:, :2] + centre) / 2, rtol=1e-6)
+def test_truncation_pulls_the_first_layers_to_the_center():
+    ws, center = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 5))), jnp.arange(5.0)
+    np.testing.assert_allclose(subject.truncated(ws, center, 1.0, 4), ws, rtol=1e-6)
+    np.testing.assert_allclose(subject.truncated(ws, center, 0.0, 4), jnp.broadcast_to(center, ws.shape))
+    half = subject.truncated(ws, center, 0.5, 2)
+    np.testing.assert_allclose(half[:, :2], (ws[:, :2] + center) / 2, rtol=1e-6)
     np.testing.assert_array_equal(half[:, 2:], ws[:, 2:])
 
 
@@ -113,7 +113,7 @@ def test_lazy_losses_are_times_their_interval():
     assert float(state.mutable["path_length"]) == 0 < logs["length"]
 
 
-def test_the_centre_is_a_slow_mean_of_w():
+def test_the_center_is_a_slow_mean_of_w():
     state, _, update, _ = after_one_loss("g")
     moved = update["w_average"] - state.mutable["w_average"]
     assert 0 < float(jnp.linalg.norm(moved)) < 0.02 * float(jnp.linalg.norm(state.mutable["w_average"]))
@@ -141,7 +141,7 @@ def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
     state = State(jnp.int32(0), params, {}, mutable, {})
     train = {"discriminator": params["discriminator"]}
     _, (_, logs) = jax.jit(method.phases[1].loss)(train, state, batch(), jax.random.key(0))
-    network = build_player("discriminator", config.model.discriminator, 8, 0, "float32", STYLE_PLAYERS)
+    network = build_network("discriminator", config.model.discriminator, 8, 0, "float32", STYLE_NETWORKS)
     real = batch()["image"] / np.float32(127.5) - 1
     expected = 7 * r1(lambda x: network.apply({"params": train["discriminator"]}, x, train=True)[0], real)
     np.testing.assert_allclose(logs["penalty"], expected, rtol=1e-4)

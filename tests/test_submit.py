@@ -11,9 +11,8 @@ import yaml
 from submitting import GKE, ROOT, SCHEMA, TPU, dry, error, submit, wait
 from xla_flags import flags
 
-from ssl_jax.cli import jobs
-from ssl_jax.cli.engines import local, tpu_slices
 from ssl_jax.cli.main import main
+from ssl_jax.launchers import detached, jobs, tpu_slices
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +303,7 @@ def scripted(tmp_path, monkeypatch):
     def put(text):
         path = tmp_path / "script.py"
         path.write_text(text)
-        monkeypatch.setattr(local, "LAUNCHER", path)
+        monkeypatch.setattr(detached, "LAUNCHER", path)
         return tmp_path / "a"
 
     return put
@@ -340,8 +339,8 @@ def test_a_local_job_that_is_gone_or_elsewhere(scripted, capsys):
 
 def test_a_later_process_of_the_same_number_is_not_the_job(tmp_path):
     job = {"id": os.getpid(), "host": os.uname().nodename, "born": "1"}
-    assert not local.state(job, tmp_path).alive
-    assert local.state({**job, "born": local._born(os.getpid())}, tmp_path).alive
+    assert not detached.state(job, tmp_path).alive
+    assert detached.state({**job, "born": detached._born(os.getpid())}, tmp_path).alive
 
 
 def test_logs_follow_until_the_end(tmp_path, capsys):
@@ -359,8 +358,8 @@ def test_logs_follow_until_the_end(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_submitted_cancelled_submitted_again(tmp_path, capsys, monkeypatch):
-    """A real training of this machine: it saves when it is cancelled, and goes on where it was."""
+def test_submitted_canceled_submitted_again(tmp_path, capsys, monkeypatch):
+    """A real training of this machine: it saves when it is canceled, and goes on where it was."""
     monkeypatch.setenv("XLA_FLAGS", flags(1))
     run, steps = tmp_path / "run", 400
     every = [f"--config.{key}={steps}" for key in ("total_steps", "evaluate_every_steps", "checkpoint_every_steps")]

@@ -221,7 +221,7 @@ def test_a_tpu_without_the_python_of_its_setup_is_told(tmp_path, capsys, host):
     assert "venv/bin/python: No such file or directory" in (told := error(capsys)) and "costs" not in told
 
 
-def test_a_tpu_runs_and_is_cancelled(tmp_path, capsys, host):
+def test_a_tpu_runs_and_is_canceled(tmp_path, capsys, host):
     flags, _ = host(
         "import os, pathlib, signal, sys, time\n"
         "def save(*_): pathlib.Path('saved').touch(); sys.exit(75)\n"

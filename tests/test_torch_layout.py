@@ -9,14 +9,14 @@ import pytest
 from torch_reference import require_timm, require_torch, require_torchvision
 
 from ssl_jax.errors import UserError
+from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.models import common
-from ssl_jax.models.encoders import build_encoder
-from ssl_jax.models.torch_layout import from_torch, to_torch
+from ssl_jax.models.backbones.encoders import build_encoder
 
 R10 = {"name": "resnet", "depth": 10, "stem": "cifar"}
 
 
-def randomise(model, seed=0):
+def randomize(model, seed=0):
     """Random weights and, so that they matter, random norm scales, offsets and running statistics."""
     torch = require_torch()
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +67,7 @@ def torchvision_resnet(depth, stem="imagenet"):
     model.fc = nn.Identity()
     if stem == "cifar":
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    return randomise(model)
+    return randomize(model)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def torchvision_resnet(depth, stem="imagenet"):
         ({"depth": 18}, 65),  # odd at every stage
         ({"depth": 50}, 48),
         ({"depth": 18, "stem": "cifar"}, 32),
-        ({"depth": 50, "stem": "cifar", "flavour": "simclr"}, 16),
+        ({"depth": 50, "stem": "cifar", "flavor": "simclr"}, 16),
     ],
     ids=str,
 )
@@ -132,7 +132,7 @@ REGISTERS = {"reg_tokens": 4, "no_embed_class": True}
 )
 def test_vit_equals_timm(spec, name, arguments):
     spec = {"name": "vit", **spec}
-    model = randomise(require_timm().create_model(f"{name}_patch16_224", img_size=48, num_classes=0, **arguments))
+    model = randomize(require_timm().create_model(f"{name}_patch16_224", img_size=48, num_classes=0, **arguments))
     x = pixels(48)
     variables, ours = run_ours(spec, model.state_dict(), x)
     tokens = run_theirs(model.forward_features, x)
@@ -154,7 +154,7 @@ def test_sizes_h_and_g_are_those_of_timm(variant, name):
 
 def test_learned_positions_resize_as_in_timm():
     timm = require_timm()
-    model = randomise(
+    model = randomize(
         timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, dynamic_img_size=True, **MU)
     )
     spec = {"name": "vit", "variant": "mu/16"}
@@ -209,11 +209,11 @@ def test_a_head_becomes_the_classifier_and_is_left_out_on_the_way_back(spec, nam
     [
         ({"name": "mlp"}, "'mlp' has no PyTorch layout"),
         (
-            {"name": "resnet", "depth": 50, "flavour": "simclr", "sk": True},
+            {"name": "resnet", "depth": 50, "flavor": "simclr", "sk": True},
             "no selective-kernel ResNet; train with sk=F",
         ),
-        ({"name": "resnet", "depth": 50, "flavour": "simclr"}, "max-pool .* train with flavour='torchvision'"),
-        ({"name": "resnet", "flavour": "simclr", "stem": "cifar"}, "shortcut of layer1.0, .* train with flavour="),
+        ({"name": "resnet", "depth": 50, "flavor": "simclr"}, "max-pool .* train with flavor='torchvision'"),
+        ({"name": "resnet", "flavor": "simclr", "stem": "cifar"}, "shortcut of layer1.0, .* train with flavor="),
     ],
 )
 def test_what_pytorch_does_not_have(spec, message):

@@ -51,7 +51,7 @@ def test_a_tokenizer_shows_its_reconstructions(tokens):
 def test_pictures_of_a_prior(prior, tmp_path):
     assert main(["sample", f"--workdir={prior}", "--count=12"]) == 0
     written = {path.name for path in (prior / "samples").iterdir()}
-    assert written == {"grid.png", "completion.png", "neighbours.png"}
+    assert written == {"grid.png", "completion.png", "neighbors.png"}
     assert np.asarray(Image.open(prior / "samples" / "completion.png")).std() > 0
     preferred = tmp_path / "preferred"
     assert main(["sample", f"--workdir={prior}", "--count=12", "--acceptance=0.5", f"--output={preferred}"]) == 0

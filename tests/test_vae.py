@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import vae as method
 from ssl_jax.objectives import likelihood
 
-COLOURS = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+COLORS = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
 DIGITS = np.repeat(np.random.default_rng(1).integers(0, 256, (8, 28, 28, 1), np.uint8), 3, -1)
 
 
@@ -72,8 +72,8 @@ def test_the_loss_is_that_of_the_paper_in_sums(digits):
     key = jax.random.key(5)
     loss, (_, logs) = jax.jit(this.phases[0].loss)(state.params, state, {"image": DIGITS}, key)
     of_views, of_data, of_draws = jax.random.split(key, 3)
-    grey = this.fns["views"](DIGITS, of_views)[:, 0].mean(-1, keepdims=True)
-    x = np.float64(jax.random.bernoulli(of_data, grey)).reshape(8, -1)
+    gray = this.fns["views"](DIGITS, of_views)[:, 0].mean(-1, keepdims=True)
+    x = np.float64(jax.random.bernoulli(of_data, gray)).reshape(8, -1)
     net = jax.tree.map(np.float64, state.params["net"])
     mean, log_variance = np.split(perceptron(x, ("linear1", "code"), net["encoder"]), 2, -1)
     noise = jax.random.normal(of_draws, (8, 3))
@@ -150,32 +150,32 @@ def test_streamed_importance_weights_are_the_bound_of_all(digits):
 
 
 @pytest.fixture(scope="module")
-def colours():
-    return begin(load("smoke", 16), COLOURS)
+def colors():
+    return begin(load("smoke", 16), COLORS)
 
 
-def test_an_untrained_model_of_colours_costs_about_8_bits(colours):
-    this, state = colours
-    told = jax.jit(this.fns["log_prob"], static_argnums=4)(state.params, {}, COLOURS, jax.random.key(0), 2)
+def test_an_untrained_model_of_colors_costs_about_8_bits(colors):
+    this, state = colors
+    told = jax.jit(this.fns["log_prob"], static_argnums=4)(state.params, {}, COLORS, jax.random.key(0), 2)
     assert told["dimensions"] == 768
     bits = likelihood.bits_per_dimension(told["iwae"], 768)
     assert bits.min() > 7
     assert bits.max() < 10
-    assert this.notes == {"likelihood": "discretised logistic, 256 levels"}
+    assert this.notes == {"likelihood": "discretized logistic, 256 levels"}
 
 
-def test_codes_samples_reconstructions_and_traversals(colours):
-    this, state = colours
-    features = jax.jit(this.encode)(state.params, {}, COLOURS)
+def test_codes_samples_reconstructions_and_traversals(colors):
+    this, state = colors
+    features = jax.jit(this.encode)(state.params, {}, COLORS)
     assert features["layer2"].shape == (8, 4, 4, 16)
     np.testing.assert_array_equal(features["pooled"], features["code"])
-    again = jax.jit(this.fns["reconstruct"])(state.params, {}, COLOURS)
+    again = jax.jit(this.fns["reconstruct"])(state.params, {}, COLORS)
     settled = this.fns["settle"](state.params, {}, jax.random.key(0))
     sample = jax.jit(this.fns["sample"])
     np.testing.assert_allclose(sample(settled, {"z": features["code"]}), again, atol=1e-6)
-    np.testing.assert_allclose(jax.jit(this.fns["reconstruct"])(state.params, {}, COLOURS / np.float32(255)), again, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(this.fns["reconstruct"])(state.params, {}, COLORS / np.float32(255)), again, atol=1e-5)
 
-    walk = jax.jit(this.fns["traverse"])(state.params, {}, COLOURS[:2], jnp.array([-2.0, 0.0, 2.0]))
+    walk = jax.jit(this.fns["traverse"])(state.params, {}, COLORS[:2], jnp.array([-2.0, 0.0, 2.0]))
     assert walk.shape == (2, 8, 3, 16, 16, 3)
     assert walk.min() >= 0
     assert walk.max() <= 1
@@ -188,7 +188,7 @@ def test_codes_samples_reconstructions_and_traversals(colours):
     assert np.abs(whole - cut).max() > 1e-4
 
 
-def test_greyscale_data_have_one_channel_and_pictures_three(digits):
+def test_grayscale_data_have_one_channel_and_pictures_three(digits):
     this, state = digits
     again = jax.jit(this.fns["reconstruct"])(state.params, {}, DIGITS)
     assert again.shape == (8, 28, 28, 3)
@@ -204,4 +204,4 @@ def test_impossible_models_are_named():
         method.build(load("smoke", 16, bound="vimco"), {})
     with pytest.raises(UserError, match="bound='iwae' has no KL to weigh"):
         method.build(load("smoke", 16, bound="iwae", beta=2.0), {})
-    assert "log_prob" not in method.build(load("beta_vae", 64), {}).fns  # cross-entropy of grey values is no likelihood
+    assert "log_prob" not in method.build(load("beta_vae", 64), {}).fns  # cross-entropy of gray values is no likelihood

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import Method, Stage, State
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import vit_vqgan as method
-from ssl_jax.models import common, tokenizers
+from ssl_jax.models import common
+from ssl_jax.models.tokenizers import networks
 from ssl_jax.objectives import likelihood
 from ssl_jax.objectives.perceptual import feature_distance, random_features, random_kernels
 
@@ -61,9 +62,9 @@ def smoke():
 
 def nets(config):
     return (
-        tokenizers.build_encoder(config.model.encoder, config.model.quantiser.dim, "float32"),
-        tokenizers.build_decoder(config.model.decoder, 6, "float32"),
-        tokenizers.build_discriminator(config.model.discriminator, 8, "float32"),
+        networks.build_encoder(config.model.encoder, config.model.quantizer.dim, "float32"),
+        networks.build_decoder(config.model.decoder, 6, "float32"),
+        networks.build_discriminator(config.model.discriminator, 8, "float32"),
     )
 
 
@@ -73,7 +74,7 @@ def written_out(config, state, images):
     net = state.params["tokenizer"]
     z = np.asarray(RUN(encoder, net["encoder"], {}, images / np.float32(127.5) - 1, train=True)[0]["out"])
     z = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    codes = np.asarray(net["quantiser"]["codebook"])
+    codes = np.asarray(net["quantizer"]["codebook"])
     codes = codes / np.linalg.norm(codes, axis=-1, keepdims=True)
     e = codes[(z @ codes.T).argmax(-1)]
     return RUN(decoder, net["decoder"], {}, e, train=True)[0], z, e
@@ -91,12 +92,12 @@ def test_the_loss_is_the_papers_sum(smoke):
     _, _, discriminator = nets(config)
     (logits, _), _ = RUN(discriminator, state.params["discriminator"], {}, 2 * again - 1, train=True)
     terms = {
-        "quantiser": 1.25 * np.mean((z - e) ** 2), "squared": np.mean((again - x) ** 2), "logit_laplace": nll.mean(),
+        "quantizer": 1.25 * np.mean((z - e) ** 2), "squared": np.mean((again - x) ** 2), "logit_laplace": nll.mean(),
         "adversarial": np.mean(np.log1p(np.exp(-np.asarray(logits)))),
     }  # fmt: skip
     for name, value in terms.items():
         np.testing.assert_allclose(logs[name], value, rtol=2e-5, err_msg=name)
-    expected = terms["quantiser"] + terms["squared"] + 0.1 * terms["logit_laplace"] + 0.1 * terms["adversarial"]
+    expected = terms["quantizer"] + terms["squared"] + 0.1 * terms["logit_laplace"] + 0.1 * terms["adversarial"]
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert set(grads) == {"tokenizer"}
     assert set(update) == {"codebook"}
@@ -163,7 +164,7 @@ def test_before_its_start_the_discriminator_has_no_effect(smoke):
 
 
 def test_without_a_discriminator_there_is_one_phase_and_no_coupling():
-    config = load("", adversarial=dict(weight=0.0), quantiser=dict(size=16))
+    config = load("", adversarial=dict(weight=0.0), quantizer=dict(size=16))
     this = method.build(config, {})
     params, mutable = jax.eval_shape(
         this.init, jax.random.key(0), {"image": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)}, {}
@@ -183,7 +184,7 @@ def vqgan(weight):
     config = load("cnn_vqgan", adversarial=dict(weight=weight, start=0), discriminator=dict(width=4, layers=1))
     with config.unlocked():
         config.model.encoder, config.model.decoder = dict(part), dict(part)
-        config.model.quantiser.update(size=16, dim=4)
+        config.model.quantizer.update(size=16, dim=4)
     return config
 
 
@@ -215,18 +216,18 @@ def decoded(config, this, state, images):
     """The reconstruction as the losses see it: not clipped."""
     tokens = jax.jit(this.fns["tokens"])(state.params, state.mutable, images)
     codes = this.fns["codebook"](state.params, state.mutable)[tokens]
-    decoder = tokenizers.build_decoder(config.model.decoder, 3, "float32")
+    decoder = networks.build_decoder(config.model.decoder, 3, "float32")
     return (RUN(decoder, state.params["tokenizer"]["decoder"], {}, codes, train=True)[0] + 1) / 2
 
 
 def test_the_perceptual_term_is_part_of_the_loss_and_of_the_notes():
-    config = load("", perceptual=dict(kind="random_conv"), quantiser=dict(size=16), encoder=dict(size="mu"), decoder=dict(size="mu"))
+    config = load("", perceptual=dict(kind="random_conv"), quantizer=dict(size=16), encoder=dict(size="mu"), decoder=dict(size="mu"))
     this, state, images = begin(config)
     (loss, (_, logs)), _ = gradient(this, state, images)
     x = images / np.float32(255)
     distance = feature_distance(*(random_features(random_kernels(), y) for y in (x, decoded(config, this, state, images)))).mean()
     np.testing.assert_allclose(logs["perceptual"], distance, rtol=1e-4)
-    np.testing.assert_allclose(loss, logs["quantiser"] + logs["squared"] + 0.1 * distance, rtol=1e-5)
+    np.testing.assert_allclose(loss, logs["quantizer"] + logs["squared"] + 0.1 * distance, rtol=1e-5)
     assert this.notes["tokenizer"] == "trained with perceptual=random_conv"
     assert "perceptual" not in state.mutable  # which is saved at every checkpoint
 
@@ -261,7 +262,7 @@ def test_an_encoder_of_the_house_gives_the_features():
         return {"layer1": maps, "pooled": maps.mean((1, 2))}
 
     stage = Stage(types.SimpleNamespace(method="simclr"), Method({}, None, (), encode))
-    config = load("scenes_encoder", encoder=dict(size="mu"), decoder=dict(size="mu"), quantiser=dict(size=16))
+    config = load("scenes_encoder", encoder=dict(size="mu"), decoder=dict(size="mu"), quantizer=dict(size=16))
     frozen = {"encoder": {"params": {"net": {"w": w}}, "mutable": {}}}
     this, state, images = begin(config, {"encoder": stage}, frozen)
     (_, (_, logs)), grads = gradient(this, state, images)

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from token_stage import CODES, COLOURS, FROZEN, STAGE, of_tokens, tokens
+from token_stage import CODES, COLORS, FROZEN, STAGE, of_tokens, tokens
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine import optim, sharding
-from ssl_jax.engine.method import Stage, State, visible
+from ssl_jax.engine.method import Stage, State, inference_state
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import vq_prior as method
 from ssl_jax.models.common import run
-from ssl_jax.models.prior import CausalPrior
-from ssl_jax.models.sampling import gumbel
+from ssl_jax.models.tokenizers.prior import CausalPrior
+from ssl_jax.sampling.tokens import gumbel
 
 GRID = np.random.default_rng(1).integers(0, CODES, (8, 4, 4)).astype(np.int32)
 IMAGES, LABELS = of_tokens(GRID), np.arange(8, dtype=np.int32) % 3
@@ -61,7 +61,7 @@ def sampled(made):
     """(drawn, settled, pictures)"""
     this, state = made
     drawn = this.fns["latents"](jax.random.key(4), 16)
-    settled = this.fns["settle"](state.params, visible(state), jax.random.key(0))
+    settled = this.fns["settle"](state.params, inference_state(state), jax.random.key(0))
     return drawn, settled, jax.jit(this.fns["sample"])(settled, drawn)
 
 
@@ -72,7 +72,7 @@ def test_the_stage_stands_for_the_pictures():
 def test_at_the_start_a_token_costs_log_k(made):
     this, state = made
     params, _ = jax.jit(this.init)(jax.random.key(0), BATCH, FROZEN)
-    told = jax.jit(this.fns["token_nll"])(params, visible(state), IMAGES, LABELS)
+    told = jax.jit(this.fns["token_nll"])(params, inference_state(state), IMAGES, LABELS)
     np.testing.assert_allclose(told["nll"], 16 * np.log(CODES), rtol=1e-6)
     np.testing.assert_array_equal(told["tokens"], GRID.reshape(8, 16))
 
@@ -85,17 +85,17 @@ def test_nll_is_that_of_the_loss_and_knows_the_class(made):
     this, state = method.build(config, {"tokenizer": STAGE}), told(made[1], 3)
     loss, (_, logs) = jax.jit(this.phases[0].loss)(state.params, state, BATCH, jax.random.key(1))
     nll = jax.jit(this.fns["token_nll"])
-    expected = nll(state.params, visible(state), IMAGES, LABELS)["nll"]
+    expected = nll(state.params, inference_state(state), IMAGES, LABELS)["nll"]
     np.testing.assert_allclose(loss, expected.mean() / 16, rtol=1e-5)
     np.testing.assert_allclose(logs["bits_per_token"], loss / np.log(2), rtol=1e-6)
     frequencies = np.bincount(GRID.reshape(-1), minlength=CODES) / GRID.size
     np.testing.assert_allclose(logs["unigram_bits"], -np.sum(frequencies * np.log2(frequencies)), rtol=1e-5)
-    other = nll(state.params, visible(state), IMAGES, (LABELS + 1) % 3)["nll"]
+    other = nll(state.params, inference_state(state), IMAGES, (LABELS + 1) % 3)["nll"]
     assert (np.abs(other - expected) > 1e-3).all()
-    assert np.isfinite(nll(state.params, visible(state), IMAGES, np.full(8, -1))["nll"]).all()
+    assert np.isfinite(nll(state.params, inference_state(state), IMAGES, np.full(8, -1))["nll"]).all()
 
 
-def test_nothing_of_the_stage_is_trained_and_the_null_class_is_learnt(made):
+def test_nothing_of_the_stage_is_trained_and_the_null_class_is_learned(made):
     this, state = build(label_dropout=0.5, transformer=dict(dropout=0.0)), made[1]
     gradient = jax.jit(jax.grad(lambda train: this.phases[0].loss(train, state, BATCH, jax.random.key(0))[0]))(state.params)
     assert set(gradient) == set(state.params) == {"net"}
@@ -108,14 +108,14 @@ def test_nothing_of_the_stage_is_trained_and_the_null_class_is_learnt(made):
 def test_features_are_of_each_block_and_of_no_other_image(made):
     this, state = made
     encode = jax.jit(this.encode)
-    features = encode(state.params, visible(state), IMAGES)
+    features = encode(state.params, inference_state(state), IMAGES)
     assert set(features) == {"pooled", "embedding", "block0", "block1"}
     np.testing.assert_array_equal(features["pooled"], features["block1"])
     order = np.random.default_rng(0).permutation(8)
-    np.testing.assert_allclose(encode(state.params, visible(state), IMAGES[order])["pooled"], features["pooled"][order], atol=1e-6)
+    np.testing.assert_allclose(encode(state.params, inference_state(state), IMAGES[order])["pooled"], features["pooled"][order], atol=1e-6)
     last = of_tokens(GRID)
     last[:, -4:, -4:] = 255 - last[:, -4:, -4:]  # the last token is no input
-    np.testing.assert_array_equal(encode(state.params, visible(state), last)["pooled"], features["pooled"])
+    np.testing.assert_array_equal(encode(state.params, inference_state(state), last)["pooled"], features["pooled"])
 
 
 def test_samples_are_pictures_of_the_codebook_and_of_their_own_seed(made, sampled):
@@ -125,7 +125,7 @@ def test_samples_are_pictures_of_the_codebook_and_of_their_own_seed(made, sample
     assert drawn["seed"].dtype == jnp.uint32
     assert drawn["label"].max() < 3
     assert pictures.shape == (16, 16, 16, 3)
-    distance = np.abs(np.asarray(pictures)[:, ::4, ::4, None] - COLOURS).max(-1)
+    distance = np.abs(np.asarray(pictures)[:, ::4, ::4, None] - COLORS).max(-1)
     np.testing.assert_allclose(distance.min(-1), 0, atol=1e-6)
     turned = {k: v[::-1] for k, v in drawn.items()}
     np.testing.assert_array_equal(jax.jit(this.fns["sample"])(settled, turned), pictures[::-1])
@@ -161,16 +161,16 @@ def test_without_classes_it_is_a_model_of_one_class(made):
     this = build(conditional=False, label_dropout=0.0, sampling=dict(guidance=1.0))
     assert set(this.inputs) == {"image"}
     state, one = told(made[1], 1), build(classes=1, label_dropout=0.0, sampling=dict(guidance=1.0))
-    ours, theirs = (jax.jit(each.fns["token_nll"])(state.params, visible(state), IMAGES, LABELS * 0)["nll"] for each in (this, one))
+    ours, theirs = (jax.jit(each.fns["token_nll"])(state.params, inference_state(state), IMAGES, LABELS * 0)["nll"] for each in (this, one))
     np.testing.assert_array_equal(ours, theirs)
     assert set(this.fns["latents"](jax.random.key(0), 2)) == {"seed"}
 
 
 def test_protocols_name_tokenizer_block_and_sampling(made):
     this, _ = made
-    assert this.notes["tokenizer"] == "colours of squares"
+    assert this.notes["tokenizer"] == "colors of squares"
     assert this.notes["prior"] == (
-        "class-conditional, pooled=normalised output of block 1, mean over places (the start and all tokens but the last)"
+        "class-conditional, pooled=normalized output of block 1, mean over places (the start and all tokens but the last)"
     )
     assert this.notes["sampling"] == "guidance=2 temperature=1 top_k=0 top_p=1"
 
@@ -200,9 +200,9 @@ def test_a_stage_that_makes_no_tokens_is_named():
     ("config", "override"),
     [
         ("vq_prior.py", "stages.tokenizer.step=4"),
-        ("vit_vqgan.py", "model.quantiser.revive=0.1"),
+        ("vit_vqgan.py", "model.quantizer.revive=0.1"),
         ("vit_vqgan.py", "evals.reconstruction.extractor=inception:/weights"),
-        ("vqvae.py", "model.quantiser.init=k_means"),
+        ("vqvae.py", "model.quantizer.init=k_means"),
         ("stylegan.py", "evals.path.distance=lpips"),
     ],
 )

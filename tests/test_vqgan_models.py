@@ -9,8 +9,9 @@ import pytest
 from torch_reference import require_torch
 
 from ssl_jax.errors import UserError
-from ssl_jax.models import common, vit_vqgan, vqgan
-from ssl_jax.models.tokenizers import build_decoder, build_discriminator, build_encoder
+from ssl_jax.models import common
+from ssl_jax.models.tokenizers import vit_vqgan, vqgan
+from ssl_jax.models.tokenizers.networks import build_decoder, build_discriminator, build_encoder
 
 
 def shapes(module, shape):
@@ -29,7 +30,7 @@ def normal(seed, *shape):
 
 
 def core(d, depth, hidden):
-    """Positions, blocks with biases and two normalisations each, a last normalisation."""
+    """Positions, blocks with biases and two normalizations each, a last normalization."""
     block = 3 * d * d + 3 * d + d * d + d + 2 * d * hidden + hidden + d + 4 * d
     return 1024 * d + depth * block + 2 * d
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from torch_reference import require_torch
 
-from ssl_jax.cli import config as configs
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
 from ssl_jax.methods import vqvae as method
-from ssl_jax.models import common, tokenizers
-from ssl_jax.models.vqvae import ResidualStack
+from ssl_jax.models import common
+from ssl_jax.models.tokenizers import networks
+from ssl_jax.models.tokenizers.vqvae import ResidualStack
 
 
 def load(variant="smoke", size=16):
@@ -41,7 +42,7 @@ def test_sizes_of_the_networks_of_sonnets_example():
     encoder = (16 * 3 * 64 + 64) + (16 * 64 * 128 + 128) + (9 * 128 * 128 + 128) + stack + (128 * 64 + 64)
     decoder = (9 * 64 * 128 + 128) + stack + (16 * 128 * 64 + 64) + (16 * 64 * 3 + 3)
     assert (count(params["net"]["encoder"]), count(params["net"]["decoder"])) == (encoder, decoder) == (372_416, 290_307)
-    assert params["net"]["quantiser"] == {}
+    assert params["net"]["quantizer"] == {}
     assert mutable["codebook"]["codebook"].shape == (512, 64)
     tokens = jax.eval_shape(this.fns["tokens"], params, mutable, batch["image"])
     assert (tokens.shape, tokens.dtype) == ((2, 8, 8), jnp.int32)
@@ -64,10 +65,10 @@ def test_residual_stack_is_that_of_torch():
 @pytest.fixture(scope="module")
 def learned():
     """A gradient codebook of unit codes, with the loss compiled once."""
-    quantiser = dict(name="learned", size=32, dim=8, normalise=True)
+    quantizer = dict(name="learned", size=32, dim=8, normalize=True)
     config = load()
     with config.unlocked():
-        config.model.quantiser = quantiser
+        config.model.quantizer = quantizer
     this, state, images = begin(config)
     train = jax.jit(jax.value_and_grad(this.phases[0].loss, has_aux=True))
     return config, this, state, images, train(state.params, state, {"image": images}, jax.random.key(1))
@@ -77,12 +78,12 @@ def test_the_loss_is_the_papers(learned):
     """|x - decode(codes)|^2 / variance + |sg(z) - e|^2 + beta |z - sg(e)|^2, written out with the networks."""
     config, this, state, images, ((loss, (update, logs)), grads) = learned
     net, x = state.params["net"], images.astype(np.float32) / 255
-    encoder = tokenizers.build_encoder(config.model.encoder, 8, "float32")
-    decoder = tokenizers.build_decoder(config.model.decoder, 3, "float32")
+    encoder = networks.build_encoder(config.model.encoder, 8, "float32")
+    decoder = networks.build_decoder(config.model.decoder, 3, "float32")
     run = jax.jit(common.run, static_argnums=0, static_argnames="train")
     z = np.asarray(run(encoder, net["encoder"], {}, x - 0.5, train=True)[0]["out"])
     z = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    codes = np.asarray(net["quantiser"]["codebook"])
+    codes = np.asarray(net["quantizer"]["codebook"])
     codes = codes / np.linalg.norm(codes, axis=-1, keepdims=True)
     e = codes[(z @ codes.T).argmax(-1)]
     again = run(decoder, net["decoder"], {}, e, train=True)[0] + 0.5
@@ -113,15 +114,15 @@ def test_tokens_decode_to_the_reconstruction(learned):
     assert features["out"].shape == (8, 4, 4, 8)
 
 
-def test_moving_averages_are_state_and_greyscale_is_one_channel():
+def test_moving_averages_are_state_and_grayscale_is_one_channel():
     config = load("mnist_t10k_revival", 8)
     with config.unlocked():
-        config.model.quantiser.update(size=16, dim=4)
+        config.model.quantizer.update(size=16, dim=4)
         for part in ("encoder", "decoder"):
             config.model[part].update(width=8, block_width=4, stages=1)
     this, state, images = begin(config, 16)
     assert this.couples_batch
-    assert state.params["net"]["quantiser"] == {}
+    assert state.params["net"]["quantizer"] == {}
     loss = jax.jit(this.phases[0].loss)
     (_, (update, logs)), key = loss(state.params, state, {"image": images}, jax.random.key(1)), jax.random.key(1)
     before, after = state.mutable["codebook"], update["codebook"]
@@ -144,6 +145,6 @@ def test_moving_averages_are_state_and_greyscale_is_one_channel():
 
 def test_wrong_networks_are_named():
     with pytest.raises(UserError, match=r"config.model.encoder.name has no 'conv'; valid: residual, vqgan, vit"):
-        tokenizers.build_encoder(dict(name="conv"), 8, "float32")
+        networks.build_encoder(dict(name="conv"), 8, "float32")
     with pytest.raises(UserError, match=r"config.model.decoder \(residual\) has no 'depth'; .*valid: width, stages"):
-        tokenizers.build_decoder(dict(name="residual", depth=2), 3, "float32")
+        networks.build_decoder(dict(name="residual", depth=2), 3, "float32")

@@ -9,23 +9,23 @@ import time
 
 import pytest
 
-from ssl_jax.cli.workdir import claim
 from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.experiment.workdir import lock_workdir
 
 
 def test_an_engine_waits_for_the_end_of_the_start_before(tmp_path, caplog):
-    with claim(tmp_path):
+    with lock_workdir(tmp_path):
         began = time.monotonic()
         with pytest.raises(UserError, match="in use by another process"):
-            claim(tmp_path)
+            lock_workdir(tmp_path)
         assert time.monotonic() - began < 1
         with pytest.raises(UserError, match="in use by another process"):
-            claim(tmp_path, patience=1.0)
+            lock_workdir(tmp_path, patience=1.0)
         assert "waiting up to 1 s" in caplog.text
-    lock = claim(tmp_path)
+    lock = lock_workdir(tmp_path)
     caplog.clear()
     threading.Timer(0.5, lock.close).start()
-    claim(tmp_path, patience=60.0).close()
+    lock_workdir(tmp_path, patience=60.0).close()
     assert caplog.text.count("waiting up to 60 s for its end") == 1
 
 
@@ -43,4 +43,4 @@ def test_a_lock_that_cannot_be_had_is_not_one_that_another_has(tmp_path, monkeyp
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(raised, match=re.escape(f"cannot be locked ({os.strerror(error)})") + ".*" + told):
-        claim(tmp_path, patience=60.0)
+        lock_workdir(tmp_path, patience=60.0)

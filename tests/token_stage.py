@@ -1,4 +1,4 @@
-"""A stage 1 without a network: a token is the nearest of a few colours to the mean of a square of pixels."""
+"""A stage 1 without a network: a token is the nearest of a few colors to the mean of a square of pixels."""
 
 import types
 
@@ -9,8 +9,8 @@ from ssl_jax.augment.pixels import to_input
 from ssl_jax.engine.method import Method, Spec, Stage
 
 PATCH, CODES = 4, 12
-COLOURS = np.random.default_rng(0).uniform(size=(CODES, 3)).astype(np.float32)
-FROZEN = {"tokenizer": {"params": {"net": {"codes": jnp.asarray(COLOURS)}}, "mutable": {}}}
+COLORS = np.random.default_rng(0).uniform(size=(CODES, 3)).astype(np.float32)
+FROZEN = {"tokenizer": {"params": {"net": {"codes": jnp.asarray(COLORS)}}, "mutable": {}}}
 
 
 def tokens(params, mutable, images):
@@ -32,15 +32,15 @@ STAGE = Stage(
     types.SimpleNamespace(views=((),), data=types.SimpleNamespace(image_shape=(16, 16, 3))),
     Method(
         inputs={"image": Spec((16, 16, 3))},
-        init=lambda key, batch, frozen: ({"net": {"codes": jnp.asarray(COLOURS)}}, {}),
+        init=lambda key, batch, frozen: ({"net": {"codes": jnp.asarray(COLORS)}}, {}),
         phases=(),
         encode=lambda params, mutable, images: {},
         fns={"tokens": tokens, "decode": decode, "codebook": codebook},
-        notes={"tokenizer": "colours of squares"},
+        notes={"tokenizer": "colors of squares"},
     ),
 )
 
 
 def of_tokens(tokens):
     """uint8 images [B, 16, 16, 3] that become `tokens` [B, 4, 4]."""
-    return np.round(np.repeat(np.repeat(COLOURS[tokens], PATCH, 1), PATCH, 2) * 255).astype(np.uint8)
+    return np.round(np.repeat(np.repeat(COLORS[tokens], PATCH, 1), PATCH, 2) * 255).astype(np.uint8)

@@ -9,7 +9,7 @@ PADDINGS = ("zero", "edge")
 
 
 def blur_radius(height):
-    """Taps on each side of the centre for an image of `height` pixels: size = height // 10 made odd (224 px: 23
+    """Taps on each side of the center for an image of `height` pixels: size = height // 10 made odd (224 px: 23
     taps)."""
     return height // 10 // 2
 

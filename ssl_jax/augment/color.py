@@ -1,4 +1,4 @@
-"""Colour operations on one float32 image [H, W, 3] in [0, 1]; every one returns values in [0, 1]."""
+"""Color operations on one float32 image [H, W, 3] in [0, 1]; every one returns values in [0, 1]."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 STYLES = ("simclr_v2", "simclr_v1", "torchvision")
 LUMA = (0.2989, 0.5870, 0.1140)  # as TensorFlow, torchvision and PIL; they sum to 0.9999
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the numbers in `order`
-_CHROMA_SIGN, _CHROMA_CENTRE, _CHROMA_OFFSET = (1.0, -1.0, -1.0), (3.0, 2.0, 4.0), (-1.0, 2.0, 2.0)
+_CHROMA_SIGN, _CHROMA_CENTER, _CHROMA_OFFSET = (1.0, -1.0, -1.0), (3.0, 2.0, 4.0), (-1.0, 2.0, 2.0)
 
 
 def _per_channel(values):
@@ -66,7 +66,7 @@ def adjust_colors(image, order, brightness, contrast, saturation, hue, style="si
         )
         sector = sector + 6.0 * hue
         sector = sector - 6.0 * jnp.floor(sector / 6.0)
-        tent = _per_channel(_CHROMA_SIGN) * jnp.abs(sector - _per_channel(_CHROMA_CENTRE))
+        tent = _per_channel(_CHROMA_SIGN) * jnp.abs(sector - _per_channel(_CHROMA_CENTER))
         turned = low + chroma * jnp.clip(tent + _per_channel(_CHROMA_OFFSET), 0.0, 1.0)
 
         return jnp.clip(jnp.where(operation == HUE, turned, blended), 0.0, 1.0), None

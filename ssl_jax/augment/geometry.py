@@ -12,7 +12,7 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 SAMPLINGS = ("torchvision", "simclr", "clamp")
 SIMCLR_MIN_COVERED = 0.1  # min_object_covered of SimCLR's crop, whose "object" is the whole image
 _TRIES = 10
-_PRECISION = jax.lax.Precision.HIGH  # three bfloat16 passes on TPU: one pass would be off by half a grey level
+_PRECISION = jax.lax.Precision.HIGH  # three bfloat16 passes on TPU: one pass would be off by half a gray level
 
 
 def size_pair(size):
@@ -35,14 +35,14 @@ def resize_weights(start, extent, size_in, size_out, interpolation, antialias):
     """Weights [size_out, size_in] that resample the pixels [start, start + extent) of a line to size_out pixels.
 
     Pixels outside the interval have weight 0 and every row sums to 1, so the crop is cut first and resized second, as
-    PIL and torchvision do. Pixel centres lie at half integers (no corner alignment). With `antialias` the kernel is
+    PIL and torchvision do. Pixel centers lie at half integers (no corner alignment). With `antialias` the kernel is
     widened by the shrinking factor; without, it keeps its width of one or two source pixels, however strong the
     shrinking.
     """
     scale = extent / size_out
-    centres = (jnp.arange(size_out, dtype=jnp.float32)[:, None] + 0.5) * scale + start
+    centers = (jnp.arange(size_out, dtype=jnp.float32)[:, None] + 0.5) * scale + start
     pixels = jnp.arange(size_in, dtype=jnp.float32)[None, :]
-    distance = pixels + 0.5 - centres
+    distance = pixels + 0.5 - centers
     if antialias:
         distance = distance / jnp.maximum(scale, 1.0)
     inside = (pixels >= start) & (pixels < start + extent)
@@ -165,7 +165,7 @@ def random_resized_crop(
     """A random crop of image [H, W, 3] resized to `size` (int or (h, w), pixels) -> [h, w, 3]; see `sample_crop`.
 
     antialias=True is PIL and torchvision on uint8; False is TensorFlow 2 (BYOL). TensorFlow 1's legacy bicubic kernel
-    (original SimCLR, no antialiasing either) has other coefficients and pixel centres: it is not offered.
+    (original SimCLR, no antialiasing either) has other coefficients and pixel centers: it is not offered.
     """
     box = sample_crop(key, image.shape[:2], area, ratio, sampling)
     return crop_and_resize(image, box, size, interpolation, antialias)

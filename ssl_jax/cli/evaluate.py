@@ -9,14 +9,14 @@ stdout and, with their protocols, to evaluations.json.
 
 from __future__ import annotations
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import assemble, context, start_jax
-from ssl_jax.cli.evaluations import Evaluations
 from ssl_jax.cli.main import add_workdir
-from ssl_jax.cli.workdir import read_config
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import build_experiment, context, start_jax
+from ssl_jax.experiment.evaluations import Evaluations
+from ssl_jax.experiment.workdir import read_config
 
 
 def add_arguments(sub) -> None:
@@ -31,7 +31,7 @@ def main(args, overrides) -> int:
     if overrides and (config.data, config.evals) != (trained.data, trained.evals):
         config.references = {}  # recorded under the evaluations that the run was trained with
     evals.check(config.evals)
-    this = assemble(config)
+    this = build_experiment(config)
     state = restore(args.workdir, this, args.step)
     evaluations = Evaluations(args.workdir, this.config.evals)
     evaluations.add("trained", int(state.step), context(this, state))

@@ -14,13 +14,13 @@ import json
 import logging
 from pathlib import Path
 
-from ssl_jax.cli.assemble import provenance, start_jax
-from ssl_jax.cli.config import resolve
 from ssl_jax.cli.main import add_workdir
-from ssl_jax.cli.stages import open_stages
-from ssl_jax.cli.workdir import read_config
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.errors import UserError
+from ssl_jax.experiment.build import provenance, start_jax
+from ssl_jax.experiment.config import resolve
+from ssl_jax.experiment.stages import open_stages
+from ssl_jax.experiment.workdir import read_config
 from ssl_jax.export import FORMATS, TOLERANCES, NoTorchLayout, make_source, write
 
 log = logging.getLogger(__name__)

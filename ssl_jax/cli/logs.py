@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ssl_jax.cli import jobs
 from ssl_jax.cli.main import add_workdir, refuse_rest
 from ssl_jax.errors import UserError
+from ssl_jax.launchers import jobs
 
 
 def add_arguments(sub) -> None:

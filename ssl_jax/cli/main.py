@@ -11,8 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from ssl_jax.cli import cluster
 from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.experiment import distributed
 
 VERBS = {
     "train": "train a config in a workdir, or go on where it stopped",
@@ -78,14 +78,14 @@ def main(argv: list[str]) -> int:
         args, overrides = parser().parse_known_args(argv)
         return importlib.import_module(f"ssl_jax.cli.{args.verb}").main(args, overrides)
     except (UserError, MachineFault) as error:
-        cluster.leave(error)
+        distributed.abort(error)
         print(f"error: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:  # whatever it was: of several processes this one ends, of one it goes on with its traceback
-        cluster.leave(error)
+        distributed.abort(error)
         raise
 
 

@@ -14,7 +14,7 @@ arithmetic, memory and network, and the band in which published runs, on TPUs, l
 only. Exit code 1: it does not fit into the memory, of GPUs into the share that JAX takes (75 %, or XLA_CLIENT_MEM_FRACTION). GPUs are
 rehearsed with XLA's attention: with cuDNN's, which needs a GPU, long sequences take less memory than told.
 
---fit tries meshes, batches (half, twice) and rematerialisations, and prints those that fit by predicted images per second. Another
+--fit tries meshes, batches (half, twice) and rematerializations, and prints those that fit by predicted images per second. Another
 batch is another recipe: its rates are the config's, scaled as the config says.
 """
 
@@ -26,19 +26,19 @@ from pathlib import Path
 
 import jax
 
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.abstract import Abstract, assemble_abstract
-from ssl_jax.cli.fit import fit
-from ssl_jax.cli.rehearsal_tables import show, show_fit
 from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.abstract import Abstract, build_abstract
+from ssl_jax.experiment.fit import fit
 from ssl_jax.rehearsal import flops, gpus, memory, roofline
 from ssl_jax.rehearsal.collectives import collectives, table
 from ssl_jax.rehearsal.exhausted import exhausted
 from ssl_jax.rehearsal.largest import largest
 from ssl_jax.rehearsal.topology import EXAMPLES, Slice, open_topology
 from ssl_jax.rehearsal.traffic import traffic
+from ssl_jax.report.rehearsal_tables import show, show_fit
 
-# With less optimisation compilers take seconds instead of minutes. On TPUs, in four programs that were compiled both ways, temporaries
+# With less optimization compilers take seconds instead of minutes. On TPUs, in four programs that were compiled both ways, temporaries
 # and bytes of collectives were within 3 % of each other, and counts of collectives equal.
 QUICK = {"cpu": {"xla_backend_optimization_level": 0}, "tpu": {"exec_time_optimization_effort": -1.0}, "gpu": {}}
 REMEDIES = {
@@ -56,7 +56,7 @@ def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     sub.add_argument("--topology", required=True, help=f"devices to compile for: {EXAMPLES}")
     sub.add_argument("--slices", type=int, default=1, help="how many such slices, joined by the network of their hosts (default: 1)")
-    sub.add_argument("--fit", action="store_true", help="look for a mesh, a batch and a rematerialisation that fit, the fastest first")
+    sub.add_argument("--fit", action="store_true", help="look for a mesh, a batch and a rematerialization that fit, the fastest first")
     sub.add_argument("--effort", choices=("quick", "full"), default="quick", help="of the compiler (default: quick)")
     sub.add_argument(
         "--decode-rate", type=float, default=DECODED, help=f"images that a core of a host reads per second (default: {DECODED:.0f})"
@@ -75,7 +75,7 @@ def main(args, overrides) -> int:
         fits, remedy = bool(told["flags"]), "nothing that was tried fits; use more or larger chips"
         show_fit(told, sys.stdout)
     else:
-        this = assemble_abstract(config, where.devices, where.platform)
+        this = build_abstract(config, where.devices, where.platform)
         told |= rehearse(this, where, options, args.decode_rate)
         fits, remedy = told["fits"], REMEDIES[_remedy(told)]
         show(told, sys.stdout)

@@ -3,7 +3,7 @@
   python launch.py report --workdir=runs/simclr
 
 Writes report.html into the workdir: verdict, table of evaluations with their protocols, curves, augmented views,
-nearest neighbours, settings, versions, warnings. It reads only what the run has written, so it works while the run
+nearest neighbors, settings, versions, warnings. It reads only what the run has written, so it works while the run
 goes on, on another machine, and on a run that has failed: what is missing is named on the page.
 `train` writes it in the end.
 """
@@ -14,11 +14,11 @@ import os
 import time
 from pathlib import Path
 
-from ssl_jax.cli import report_sections as sections
 from ssl_jax.cli.main import add_workdir
-from ssl_jax.cli.report_page import PAGE
-from ssl_jax.cli.report_run import read_run
 from ssl_jax.errors import UserError, not_written
+from ssl_jax.report import sections
+from ssl_jax.report.page import PAGE
+from ssl_jax.report.run import read_run
 
 
 def add_arguments(sub) -> None:

@@ -13,7 +13,7 @@ Writes to WORKDIR/samples/ (or --output):
   reconstruction.png  methods that decode what they encode (tokenizers and autoencoders have this page only): test images above that
   traversal.png       variational autoencoders: a row per latent, which takes values from -3 to 3 in the code of a test image
   completion.png      priors: rows of test images, what is kept of them, and as many pictures as go on from there
-  neighbours.png      a row per sample: the sample, then the training images nearest to it in the features of --extractor
+  neighbors.png      a row per sample: the sample, then the training images nearest to it in the features of --extractor
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.cli.assemble import any_context, assemble, open_eval, start_jax
 from ssl_jax.cli.evaluate import restore
-from ssl_jax.cli.extractors import open_extractor
 from ssl_jax.cli.main import add_workdir
-from ssl_jax.cli.neighbours import fetch_images
-from ssl_jax.cli.samples import Sampler, open_labels, open_sampler
-from ssl_jax.cli.workdir import read_config
-from ssl_jax.engine.method import visible
+from ssl_jax.engine.method import inference_state
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.errors import UserError
-from ssl_jax.evals import rejection
-from ssl_jax.evals.features import extract
-from ssl_jax.evals.knn import neighbours
+from ssl_jax.evals.kinds.knn import neighbors
+from ssl_jax.evals.lib import rejection
+from ssl_jax.evals.lib.features import extract
+from ssl_jax.experiment.build import any_context, build_experiment, open_eval, start_jax
+from ssl_jax.experiment.extractors import open_extractor
+from ssl_jax.experiment.neighbors import fetch_images
+from ssl_jax.experiment.sampler import Sampler, open_labels, open_sampler
+from ssl_jax.experiment.workdir import read_config
 
 STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0.2)}  # of truncation, per row
 ROWS, COLUMNS = 6, 10
@@ -50,7 +50,7 @@ def add_arguments(sub) -> None:
     sub.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
     sub.add_argument("--truncation", type=float, help="of all pictures but those of truncation.png (default: none)")
     sub.add_argument("--acceptance", type=float, default=1.0, help="share of each class that grid.png keeps (default 1: all)")
-    sub.add_argument("--extractor", default="random_conv", help="features of neighbours.png and --acceptance (see config.evals)")
+    sub.add_argument("--extractor", default="random_conv", help="features of neighbors.png and --acceptance (see config.evals)")
     sub.add_argument("--output", type=Path, help="folder (default: WORKDIR/samples)")
 
 
@@ -63,7 +63,7 @@ def main(args, overrides) -> int:
     if args.truncation is not None and args.truncation < 0:
         raise UserError(f"--truncation={args.truncation} must not be negative; leave it out for none")
     rejection.check_rate(args.acceptance, "--acceptance")
-    this = assemble(read_config(args.workdir))
+    this = build_experiment(read_config(args.workdir))
     rejection.check_labels(args.acceptance, "--acceptance", open_labels(this))
     extractor = open_extractor(args.extractor, "legacy", mesh=this.run.mesh)
     state = restore(args.workdir, this, args.step)
@@ -84,7 +84,7 @@ def main(args, overrides) -> int:
         "reconstruction": lambda: reconstructions(this, state),
         "traversal": lambda: traversals(this, state),
         "completion": lambda: completions(this, sampler, args.seed),
-        "neighbours": lambda: nearest(this, sampler, extractor, args.seed, args.truncation),
+        "neighbors": lambda: nearest(this, sampler, extractor, args.seed, args.truncation),
     }
     for name, page in pages.items():
         if sampler is None and name not in OF_IMAGES:
@@ -181,7 +181,7 @@ def reconstructions(this, state) -> np.ndarray | None:
     if not columns:
         raise UserError(f"config.eval_batch_size={len(images)} is too small for three rows of reconstructions")
     images = images[: 3 * columns]
-    again = np.asarray(this.fns["reconstruct"](state.params, visible(state), images))
+    again = np.asarray(this.fns["reconstruct"](state.params, inference_state(state), images))
     pairs = np.stack([images.reshape(3, columns, *images.shape[1:]) / 255, again.reshape(3, columns, *again.shape[1:])], 1)
     return pairs.reshape(6, columns, *images.shape[1:])
 
@@ -191,7 +191,7 @@ def traversals(this, state) -> np.ndarray | None:
     if "traverse" not in this.fns:
         return None
     image = next(iter(open_eval(this.config, "test")))["image"][:1]
-    return np.asarray(this.fns["traverse"](state.params, visible(state), image, np.linspace(-3, 3, COLUMNS, dtype=np.float32)))[0]
+    return np.asarray(this.fns["traverse"](state.params, inference_state(state), image, np.linspace(-3, 3, COLUMNS, dtype=np.float32)))[0]
 
 
 def completions(this, sampler: Sampler, seed: int) -> np.ndarray | None:
@@ -211,11 +211,11 @@ def completions(this, sampler: Sampler, seed: int) -> np.ndarray | None:
 
 
 def nearest(this, sampler: Sampler, extractor, seed: int, truncation: float | None) -> np.ndarray:
-    """[ROWS, COLUMNS, h, w, 3]: has the generator learnt pictures by heart? Cosine similarity of features."""
+    """[ROWS, COLUMNS, h, w, 3]: has the generator learned pictures by heart? Cosine similarity of features."""
     samples = np.round(sampler.pictures(ROWS, seed, truncation) * 255).astype(np.uint8)
     batches = open_eval(this.config, "train", this.run.mesh)
     bank = extract(extractor.encode, batches, "pooled", this.run.mesh).x
     features = np.asarray(extractor.encode(samples)["pooled"])
-    index, _ = neighbours(bank, features, min(COLUMNS - 1, len(bank)), mesh=this.run.mesh)
+    index, _ = neighbors(bank, features, min(COLUMNS - 1, len(bank)), mesh=this.run.mesh)
     found = fetch_images(open_eval(this.config, "train"), index.ravel(), len(bank))
     return np.stack([np.stack([sample, *(found[i] for i in row)]) for sample, row in zip(samples, index.tolist(), strict=True)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssl_jax.cli import jobs
 from ssl_jax.cli.main import add_workdir, refuse_rest
+from ssl_jax.launchers import jobs
 
 
 def add_arguments(sub) -> None:

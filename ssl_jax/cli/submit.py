@@ -10,17 +10,18 @@ With --dry_run nothing is sent, and exactly what would be sent is printed. A con
 sent stands in WORKDIR/job.json, which `launch.py status`, `logs` and `cancel --workdir=...` read; a workdir has one job at a time.
 
 All engines run the same command, start it again when it does not end with 0 (at most --max_restarts times, and not after bad input,
-exit code 2), and it goes on from its workdir. A job that is preempted, cancelled or near the end of its time gets SIGTERM and saves.
+exit code 2), and it goes on from its workdir. A job that is preempted, canceled or near the end of its time gets SIGTERM and saves.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from ssl_jax.cli import jobs, train
+from ssl_jax.cli import train
 from ssl_jax.cli.main import Parser, add_workdir
 from ssl_jax.engine.timing import Trace
 from ssl_jax.errors import UserError
+from ssl_jax.launchers import jobs
 
 
 def add_arguments(sub) -> None:
@@ -60,7 +61,7 @@ def main(args, rest) -> int:
     flags = [*overrides, *([f"--profile={args.profile}"] if args.profile else [])]
     before = jobs.earlier(args.workdir)
     number = before["number"] + 1 if before else 1
-    order = jobs.Order(args.config, flags, args.workdir, args.max_restarts, number, options, left)
+    order = jobs.JobRequest(args.config, flags, args.workdir, args.max_restarts, number, options, left)
     sent = engine.describe(order)
     if args.dry_run:
         print(sent)

@@ -22,27 +22,37 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ssl_jax.cli import cluster, local
-from ssl_jax.cli import config as configs
-from ssl_jax.cli.assemble import Assembly, assemble, context, iterate, open_eval, provenance, raw_pixels, start_jax
-from ssl_jax.cli.evaluations import Evaluations
 from ssl_jax.cli.main import add_workdir
-from ssl_jax.cli.neighbours import save_neighbours
-from ssl_jax.cli.progress import Progress
 from ssl_jax.cli.report import write_report
-from ssl_jax.cli.samples import save_samples
-from ssl_jax.cli.warm_start import warm_start
-from ssl_jax.cli.workdir import PATIENCE, check_shared, claim, record_config
+from ssl_jax.data.pipeline import iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, of_each_process, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
 from ssl_jax.engine.metrics import REST, SPAN, MetricsWriter, goodput, read_metrics, read_starts, record_start
 from ssl_jax.engine.pictures import save_grid
-from ssl_jax.engine.sharding import on_host
+from ssl_jax.engine.sharding import to_host
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment import distributed
+from ssl_jax.experiment.build import (
+    Experiment,
+    build_experiment,
+    context,
+    open_eval,
+    provenance,
+    raw_pixels,
+    start_jax,
+)
+from ssl_jax.experiment.evaluations import Evaluations
+from ssl_jax.experiment.neighbors import save_neighbors
+from ssl_jax.experiment.progress import Progress
+from ssl_jax.experiment.sampler import save_samples
+from ssl_jax.experiment.warm_start import warm_start
+from ssl_jax.experiment.workdir import PATIENCE, check_same_workdir, lock_workdir, record_config
+from ssl_jax.launchers import supervise
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +71,26 @@ def add_arguments(sub) -> None:
 
 def main(args, overrides) -> int:
     processes = 1 if args.processes is None and args.max_restarts else args.processes
-    if processes is not None and cluster.place(os.environ) is None:
-        started = cluster.engine(os.environ)
+    if processes is not None and distributed.launched_process(os.environ) is None:
+        started = distributed.detect_launcher(os.environ)
         if args.processes is None and started:
             raise UserError(f"--max_restarts={args.max_restarts}: {started} has started these processes, and has to start them again")
         flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
         told = ["train", *flags, *overrides]
-        return local.supervise(told, processes, args.workdir, args.max_restarts, args.saved_code)
+        return supervise.supervise(told, processes, args.workdir, args.max_restarts, args.saved_code)
     began = time.time()
     trace = Trace(args.workdir / "profile", args.profile)
     start_jax()
     config = load(args.config, overrides)
-    cluster.agree(configs.plain(config))  # first of all, as what `assemble` does together depends on the mesh
-    with claim(args.workdir, PATIENCE if args.saved_code else 0.0):  # an engine may be faster than the end of the start before
-        check_shared(args.workdir)
-        this = assemble(config)
-        cluster.agree(configs.plain(this.config))
+    distributed.check_same_config(configs.plain(config))  # first of all, as what `assemble` does together depends on the mesh
+    with lock_workdir(args.workdir, PATIENCE if args.saved_code else 0.0):  # an engine may be faster than the end of the start before
+        check_same_workdir(args.workdir)
+        this = build_experiment(config)
+        distributed.check_same_config(configs.plain(this.config))
         record_config(args.workdir, configs.plain(this.config))
         write_json(args.workdir / "provenance.json", provenance())
         record_start(args.workdir, began)
-        restarted = cluster.place(os.environ) is not None or args.saved_code != 0  # by `cli.local`, or by an engine of `submit`
+        restarted = distributed.launched_process(os.environ) is not None or args.saved_code != 0  # by `launchers.supervise`, or by an engine of `submit`
         try:
             with Watchdog(args.workdir / "processes", jax.process_index(), jax.process_count(), restarted) as watchdog:
                 train(this, args.workdir, trace, watchdog)
@@ -112,7 +122,7 @@ def load(path_and_variant: str, overrides):
     return config
 
 
-def train(this: Assembly, workdir: Path, trace: Trace, watchdog: Watchdog) -> None:
+def train(this: Experiment, workdir: Path, trace: Trace, watchdog: Watchdog) -> None:
     """Start or go on; evaluate as the config says; end with a table and a report. `watchdog` is paused but in steps."""
     config, run, total = this.config, this.run, this.durations["total"]
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
@@ -146,7 +156,7 @@ def train(this: Assembly, workdir: Path, trace: Trace, watchdog: Watchdog) -> No
             log.warning("config.best_metric: %r is not measured, so that no checkpoint is the best one; there are %s", best, told)
         if "sample" in this.fns:
             save_samples(this, state, step, workdir)
-            norms = on_host(spectral_norms(state.params), run.mesh)
+            norms = to_host(spectral_norms(state.params), run.mesh)
             return {**scores, **{name: float(x) for name, x in norms.items()}}
         return scores
 
@@ -182,7 +192,7 @@ def train(this: Assembly, workdir: Path, trace: Trace, watchdog: Watchdog) -> No
     except loop.Interrupted:
         raise
     except Exception as error:  # whatever it was: before `finally`, which closes what waits for the other processes
-        cluster.leave(error)
+        distributed.abort(error)
         raise
     finally:
         with watchdog.paused():
@@ -197,13 +207,13 @@ def train(this: Assembly, workdir: Path, trace: Trace, watchdog: Watchdog) -> No
     with watchdog.paused():
         if config.evals:  # the features are there already
             whole = functools.partial(open_eval, config)
-            save_neighbours(last, whole, workdir / "pictures" / "neighbours.png")
-        if cluster.first():
+            save_neighbors(last, whole, workdir / "pictures" / "neighbors.png")
+        if distributed.is_lead():
             evaluations.show(config)
             log.info("report: %s", write_report(workdir))
 
 
-def save_views(this: Assembly, workdir: Path) -> None:
+def save_views(this: Experiment, workdir: Path) -> None:
     """`pictures/views.png`: a row per image, what the first phase sees of it in step 0."""
     if "views" not in this.method.fns:
         return

@@ -4,7 +4,7 @@ Images are data from strangers: the decoded size is bounded, only raster formats
 program), and everything that cannot be shown is one exception, `CorruptImage`, with the reason.
 
 What is kept simple on purpose: EXIF orientation is not applied (torchvision's loader does not either); transparent
-images are laid on white, as a viewer shows them; of an animation the first frame is taken; 16-bit grey is scaled to 8
+images are laid on white, as a viewer shows them; of an animation the first frame is taken; 16-bit gray is scaled to 8
 bits, not clipped.
 """
 
@@ -76,10 +76,10 @@ class Picture:
             raise CorruptImage(reason)
         if data[:2] == b"\xff\xd8":
             try:  # not strict: a warning about the header is no damage; the body is decoded strictly
-                self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-            except (ValueError, KeyError):  # KeyError: a colour space it does not know, or none
-                colours = None
-            if colours in ("YCbCr", "RGB", "Gray"):
+                self.height, self.width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            except (ValueError, KeyError):  # KeyError: a color space it does not know, or none
+                colors = None
+            if colors in ("YCbCr", "RGB", "Gray"):
                 self._check_size()
                 return
         self._image = self._open()
@@ -138,11 +138,11 @@ def _reason(error: Exception) -> str:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
+        gray = np.asarray(image)
+        if gray.min() < 0 or gray.max() > 65535:
             raise ValueError("32-bit integer image with no defined range")
-        grey = ((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        gray = ((gray.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("floating-point image with no defined range")
     if image.has_transparency_data:

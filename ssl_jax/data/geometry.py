@@ -5,10 +5,10 @@ must share one shape.
 
     random_resized_crops(size, crops=2, ...)  -> [crops, size, size, 3]   one decode, many crops
     random_resized_crop(size, ...)            -> [size, size, 3]
-    resize_crop(resize, crop)                 -> [crop, crop, 3]          short side, then centre: evaluation
+    resize_crop(resize, crop)                 -> [crop, crop, 3]          short side, then center: evaluation
 
 Three crop distributions are in use in the literature and differ in their mean area, so they have names:
-  torchvision  area uniform, aspect log-uniform, ten tries, else the largest centre crop (MoCo, SimSiam, MAE, DINO, ...)
+  torchvision  area uniform, aspect log-uniform, ten tries, else the largest center crop (MoCo, SimSiam, MAE, DINO, ...)
   simclr       TensorFlow's sample_distorted_bounding_box as SimCLR calls it: aspect uniform, height uniform between the
                bounds of the area, and at least a tenth of the image
   clamp        area uniform, aspect log-uniform, sides clamped to the image, no second try
@@ -153,7 +153,7 @@ def random_resized_crop(
 def resize_crop(
     picture: Picture, rng: np.random.Generator, *, resize: int, crop: int, interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """The short side resized to `resize`, then the centre: uint8 [crop, crop, 3]. Sizes round as torchvision's do."""
+    """The short side resized to `resize`, then the center: uint8 [crop, crop, 3]. Sizes round as torchvision's do."""
     del rng
     short = min(picture.height, picture.width)
     height, width = (resize * side // short for side in (picture.height, picture.width))

@@ -3,7 +3,7 @@
 Step s of a run with global batch B reads places [s B, (s + 1) B) of one endless sequence: epoch after epoch, each a
 seeded permutation of the source, computed place by place without memory. Processes and workers only divide that range,
 so any number of them, any restart and any resume sees the same examples. A record that cannot be read is replaced by
-its next readable neighbour, which is the same one everywhere; each is named once.
+its next readable neighbor, which is the same one everywhere; each is named once.
 
 Small images are kept decoded: when the images have one shape and fit in `CACHE_BYTES`, every image is decoded at its
 first use and from then on a batch is a NumPy gather.

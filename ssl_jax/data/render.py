@@ -1,12 +1,12 @@
 """Renders the embedded scenes: one object made of parts, small pebbles, a textured ground, light, and a second view.
 
 What decides the class is the part structure alone (how many limbs, holes, rungs or rings, and how they are joined).
-Colour, texture, background, pose, proportions, scale, light, shadow, blur and noise are drawn independently of it.
+Color, texture, background, pose, proportions, scale, light, shadow, blur and noise are drawn independently of it.
 Objects stand roughly upright (within 43 degrees) and the light comes from above, as in photographs, so that rotation
 prediction has a signal. Every scene is a pure function of (seed, index).
 
 A scene is painted once on a canvas larger than the frame, in twice its resolution, and looked at twice. Coordinates: x
-to the right, y down, in pixels of the frame; the centre of pixel (row, column) lies at (x, y) = (column, row).
+to the right, y down, in pixels of the frame; the center of pixel (row, column) lies at (x, y) = (column, row).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ CLASSES = (
     "ring", "star", "cross", "gear", "flower", "ladder", "comb", "chain", "dumbbell", "tree", "zigzag", "spiral"
 )  # fmt: skip
 PEBBLE = "pebble"
-COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")  # hues of 0, 60, ... 300 degrees
+COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta")  # hues of 0, 60, ... 300 degrees
 MAX_PEBBLES = 3
-ANSWERS = ("yes", "no", *(str(n) for n in range(MAX_PEBBLES + 1)), *COLOURS, *CLASSES)
+ANSWERS = ("yes", "no", *(str(n) for n in range(MAX_PEBBLES + 1)), *COLORS, *CLASSES)
 BACKGROUND, OBJECT, PEBBLES = 0, 1, 2  # values of the mask
 
 MAX_ANGLE = 0.75  # of an object: radians from upright, to either side
@@ -37,7 +37,7 @@ MAX_LOG_ZOOM = 0.12
 _FINE = 2  # canvas pixels per frame pixel
 _MARGIN = 13  # frame pixels around the frame: no allowed motion looks further
 _CANVAS = (SIZE + 2 * _MARGIN) * _FINE
-_CENTRE = (SIZE - 1) / 2
+_CENTER = (SIZE - 1) / 2
 _YY, _XX = (np.mgrid[:_CANVAS, :_CANVAS].astype(np.float32) + 0.5) / _FINE - 0.5 - _MARGIN  # frame coordinates
 
 
@@ -58,21 +58,21 @@ class Scene(NamedTuple):
 
 class _Part(NamedTuple):
     points: np.ndarray  # [N, 2] polygon in object coordinates: the object fits in a circle of radius ~1, y down
-    paint: int  # 0 first colour, 1 second colour, -1 a hole
+    paint: int  # 0 first color, 1 second color, -1 a hole
 
 
 def motion_matrix(motion: np.ndarray) -> np.ndarray:
     """[2, 3] matrix that takes (x, y, 1) in `image` to (x, y) of the same scene point in `image2`.
 
-    p2 = c + exp(log_zoom) R(rotation) (p1 - c) + (dx, dy), with c the centre of the frame and R(t) = [[cos t, -sin t],
+    p2 = c + exp(log_zoom) R(rotation) (p1 - c) + (dx, dy), with c the center of the frame and R(t) = [[cos t, -sin t],
     [sin t, cos t]], which with y down turns clockwise on the screen. It relates the two frames alone (T12 = T2 T1^-1
     with T the maps from scene to picture), hence no choice of scene coordinates changes it; the inverse matrix takes
     `image2` to `image`.
     """
     dx, dy, turn, log_zoom = (float(value) for value in motion)
     rotation = np.exp(log_zoom) * _rotation(turn)
-    centre = np.array([_CENTRE, _CENTRE])
-    return np.concatenate([rotation, (centre - rotation @ centre + (dx, dy))[:, None]], axis=1)
+    center = np.array([_CENTER, _CENTER])
+    return np.concatenate([rotation, (center - rotation @ center + (dx, dy))[:, None]], axis=1)
 
 
 def _disc(x: float, y: float, radius: float, corners: int = 28) -> np.ndarray:
@@ -204,23 +204,23 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """[3, 1, 1] float32 in [0, 1] of a colour with hue in degrees."""
+    """[3, 1, 1] float32 in [0, 1] of a color with hue in degrees."""
     sector = (hue / 60.0 + np.array([5, 3, 1])) % 6
     channels = value * (1 - saturation * np.clip(np.minimum(sector, 4 - sector), 0, 1))
     return channels.astype(np.float32)[:, None, None]
 
 
-def _luminance(colour: np.ndarray) -> float:
-    return float(0.299 * colour[0, 0, 0] + 0.587 * colour[1, 0, 0] + 0.114 * colour[2, 0, 0])
+def _luminance(color: np.ndarray) -> float:
+    return float(0.299 * color[0, 0, 0] + 0.587 * color[1, 0, 0] + 0.114 * color[2, 0, 0])
 
 
-def _named_colour(index: int, rng: np.random.Generator) -> np.ndarray:
+def _named_color(index: int, rng: np.random.Generator) -> np.ndarray:
     return _rgb(60 * index + rng.uniform(-14, 14), rng.uniform(0.6, 1), rng.uniform(0.45, 1))
 
 
-def _with_luminance(colour: np.ndarray, target: float) -> np.ndarray:
-    """The colour scaled, then mixed with white if need be, to a luminance in [0, 1]."""
-    scaled = colour * (target / max(_luminance(colour), 1e-3))
+def _with_luminance(color: np.ndarray, target: float) -> np.ndarray:
+    """The color scaled, then mixed with white if need be, to a luminance in [0, 1]."""
+    scaled = color * (target / max(_luminance(color), 1e-3))
     peak = float(scaled.max())
     if peak <= 1:
         return scaled
@@ -230,14 +230,14 @@ def _with_luminance(colour: np.ndarray, target: float) -> np.ndarray:
 
 
 def _blend(picture: np.ndarray, paint: np.ndarray, weight: np.ndarray) -> None:
-    """Moves the picture [3, H, W] in place towards paint, a colour [3, 1, 1] or a picture; weight [H, W] in [0, 1]."""
+    """Moves the picture [3, H, W] in place toward paint, a color [3, 1, 1] or a picture; weight [H, W] in [0, 1]."""
     change = paint - picture
     change *= weight
     picture += change
 
 
-def _plain(colour: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(colour, (3, _CANVAS, _CANVAS)).copy()
+def _plain(color: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(color, (3, _CANVAS, _CANVAS)).copy()
 
 
 def _scatter(count: int, coverage: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
@@ -287,11 +287,11 @@ def _box(region: np.ndarray) -> tuple[float, float, float, float]:
     return rows[0] / SIZE, columns[0] / SIZE, (rows[-1] + 1) / SIZE, (columns[-1] + 1) / SIZE
 
 
-def ask(label: int, colour: int, pebbles: int, rng: np.random.Generator) -> tuple[str, str]:
+def ask(label: int, color: int, pebbles: int, rng: np.random.Generator) -> tuple[str, str]:
     """A question and its answer; knowing the question alone is right in about 27% of the cases."""
     kind = rng.integers(4)
     if kind == 0:
-        return "what colour is the object?", COLOURS[colour]
+        return "what color is the object?", COLORS[color]
     if kind == 1:
         return "what is the object?", CLASSES[label]
     if kind == 2:
@@ -320,11 +320,11 @@ def render(seed: int, index: int) -> Scene:
     rng = np.random.default_rng((seed, index))
     u = rng.uniform
     label = index % len(CLASSES)
-    colour = int(rng.integers(len(COLOURS)))
+    color = int(rng.integers(len(COLORS)))
 
     # Geometry: object coordinates -> frame. Proportions and mirroring first, then the pose.
     radius, angle = u(11, 19), u(-MAX_ANGLE, MAX_ANGLE)
-    place = _CENTRE + u(-1, 1, 2) * (25 - radius)
+    place = _CENTER + u(-1, 1, 2) * (25 - radius)
     stretch = np.exp(u(-0.2, 0.2))
     shape = np.array([[stretch * rng.choice([-1, 1]), u(-0.2, 0.2)], [0, 1 / stretch]])
     to_frame = radius * _rotation(angle) @ shape
@@ -339,14 +339,14 @@ def render(seed: int, index: int) -> Scene:
     for stone, points in zip(stones, pebbles, strict=True):
         _fill(stone, points, 255)
 
-    # Colours: the object is lighter or darker than its ground, so that it survives without colour.
+    # Colors: the object is lighter or darker than its ground, so that it survives without color.
     light_object = rng.random() < 0.5
     bright, dark = u(0.55, 0.85), u(0.12, 0.34)
-    paint = _with_luminance(_named_colour(colour, rng), bright if light_object else dark)
+    paint = _with_luminance(_named_color(color, rng), bright if light_object else dark)
     ground = _with_luminance(_rgb(u(0, 360), u(0, 0.9), 1), dark if light_object else bright)
     other = _with_luminance(_rgb(u(0, 360), u(0, 0.9), 1), _luminance(ground) * u(0.5, 1.5))
 
-    # Ground: two colours in a texture, and a few soft strokes across.
+    # Ground: two colors in a texture, and a few soft strokes across.
     picture = _plain(ground)
     _blend(picture, other, _texture(rng))
     count = int(rng.integers(0, 4))
@@ -394,6 +394,6 @@ def render(seed: int, index: int) -> Scene:
         mask[region] = PEBBLES
         boxes.append(_box(region))
         box_labels.append(PEBBLE)
-    question, answer = ask(label, colour, len(stones), rng)
+    question, answer = ask(label, color, len(stones), rng)
     pose = np.array([angle, *place, radius], np.float32)
     return Scene(image, label, pose, mask[:, :, None], boxes, box_labels, question, answer, image2, motion)

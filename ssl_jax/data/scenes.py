@@ -1,12 +1,12 @@
 """The embedded dataset: `Scenes`, a TFDS builder that needs neither the network nor TensorFlow.
 
-9,000 pictures of 48 x 48 pixels in 12 classes. The class is decided by part structure alone; colour, texture, ground,
+9,000 pictures of 48 x 48 pixels in 12 classes. The class is decided by part structure alone; color, texture, ground,
 pose, proportions, scale and light are nuisances (see `ssl_jax.data.render`). Every class is equally frequent in each
 split, so chance is 8.3%. Training pictures and test pictures are different scenes.
 
 Test accuracy in per cent, config `full`:
 
-    pixels, cosine k-nearest-neighbours (k = 20, temperature 0.07)     26.2
+    pixels, cosine k-nearest-neighbors (k = 20, temperature 0.07)     26.2
     the same after subtracting the mean training picture               32.4
     pixels, linear (L-BFGS / ridge, penalty chosen on held-out train)  9.8 / 10.5
     untrained encoder, kNN / linear (mean of three seeds)              17.6 / 17.3
@@ -54,7 +54,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     Features of one example:
         image     uint8 [48, 48, 3]
         label     int, one of `render.CLASSES`
-        pose      float32 [4]: angle (radians, clockwise on the screen, within 0.75), x and y of the centre (pixels, x
+        pose      float32 [4]: angle (radians, clockwise on the screen, within 0.75), x and y of the center (pixels, x
                   to the right, y down), radius (pixels)
         mask      uint8 [48, 48, 1]: 0 ground, 1 object, 2 pebbles
         objects   sequence of bbox (ymin, xmin, ymax, xmax in [0, 1]) and label (a class or 'pebble'); the object first

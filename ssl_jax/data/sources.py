@@ -250,7 +250,7 @@ class FolderSource(Source):
     """A folder of images of any size and mode, read recursively in sorted order.
 
     Labels are the names of the sub-folders (of the split's folder); images beside sub-folders make the folder
-    unlabelled. Splits: the sub-folders train, val, validation, test where there is a train ('test' also finds val or
+    unlabeled. Splits: the sub-folders train, val, validation, test where there is a train ('test' also finds val or
     validation); otherwise 'train' and 'test' divide the images 90 to 10 by a hash of their path, so that images added
     later move no other. 'all' is everything. Hidden files are ignored; a link is followed only to a file inside the
     folder.

@@ -48,14 +48,14 @@ def _vanished(line: Line) -> bool | None:
     return max(norms[0]) < 1e-3 * max(norms[1])
 
 
-def _memorised(line: Line) -> bool | None:
+def _memorized(line: Line) -> bool | None:
     train, test = _ends(line, "judge/accuracy_train"), _ends(line, "judge/accuracy_test")
     return train[0] - test[0] > 30 if train and test else None
 
 
 SIGNS = (
     Sign(
-        "the discriminator has won: more than 98 % of real and of fake are judged right; regularise it (R1, spectral normalisation), "
+        "the discriminator has won: more than 98 % of real and of fake are judged right; regularize it (R1, spectral normalization), "
         "or lower its rate or config.model.discriminator_steps",
         _all(("/accuracy_real", "/accuracy_fake"), lambda x: x > 0.98),
         1000,
@@ -97,13 +97,13 @@ SIGNS = (
     ),
     Sign(
         "the codebook collapses: fewer than 5 % of the codes occur in a batch; give it unit codes, revival or a smaller size "
-        "(config.model.quantiser)",
+        "(config.model.quantizer)",
         _all(("/usage_of_batch",), lambda x: x < 0.05),
         1000,
     ),
     Sign(
         "the discriminator knows its training images by heart (30 points better on them than on others); stop early, or augment",
-        _memorised,
+        _memorized,
         0,
     ),
     Sign(

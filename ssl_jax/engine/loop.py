@@ -26,7 +26,7 @@ from ssl_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 
-class Run(NamedTuple):
+class CompiledRun(NamedTuple):
     """A compiled run: everything that does not change from step to step."""
 
     mesh: Mesh
@@ -58,7 +58,7 @@ def compile_run(
     skip_nonfinite: bool = False,
     xla: Mapping[str, bool] | None = None,
     abstract: bool = False,
-) -> tuple[Run, Mapping]:
+) -> tuple[CompiledRun, Mapping]:
     """Shapes -> optimizers -> shardings -> jitted init and step. No array of the state exists yet.
 
     Args:
@@ -120,7 +120,7 @@ def compile_run(
 
         return call
 
-    run = Run(
+    run = CompiledRun(
         mesh=mesh,
         abstract=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_shapes, state_shardings
@@ -138,14 +138,14 @@ def _place(x, where: NamedSharding):
     """An array, or the shape of one, on the mesh."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return sharding.place(np.asarray(x), where)
+    return sharding.put_global(np.asarray(x), where)
 
 
 def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[Batch]:
     """Batches of this process as global arrays, `ahead` of them in flight."""
     queue: list[Batch] = []
     for batch in batches:
-        queue.append({k: sharding.spread(x, mesh) for k, x in batch.items()})
+        queue.append({k: sharding.from_local_rows(x, mesh) for k, x in batch.items()})
         if len(queue) >= ahead:
             yield queue.pop(0)
     yield from queue
@@ -197,7 +197,7 @@ def check_finite(method: Method, step: int, metrics: Mapping[str, float]) -> Non
 
 def train(
     method: Method,
-    run: Run,
+    run: CompiledRun,
     state: State,
     batches: Iterable[Mapping[str, np.ndarray]],
     total: int,

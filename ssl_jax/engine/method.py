@@ -38,7 +38,7 @@ class State(NamedTuple):
     step: jax.Array  # int32 scalar, number of steps done
     params: dict[str, Tree]  # {group: tree}; trained; every group is owned by at least one phase
     opt: dict[str, Tree]  # {group: optax state}
-    mutable: dict[str, Tree]  # moves but is not differentiated: batch_stats, ema, queue, codebook, centre, ...
+    mutable: dict[str, Tree]  # moves but is not differentiated: batch_stats, ema, queue, codebook, center, ...
     frozen: dict[str, Tree]  # fixed: stage 1, perceptual nets; an argument of the step, never a jit constant, never saved
 
 
@@ -54,7 +54,7 @@ class Phase(NamedTuple):
     loss: Callable[[dict, State, Batch, jax.Array], tuple[jax.Array | tuple[jax.Array, ...], tuple[dict, Metrics]]]
     # loss(train, state, batch, key) -> (loss, (mutable_update, metrics)); `train` is {group: params} of `trains`
     repeat: int = 1  # n sub-steps, each on 1/n of the batch (discriminator steps)
-    when: Callable[[jax.Array], jax.Array] | None = None  # step -> bool: lazy regularisers, late starts, layer windows
+    when: Callable[[jax.Array], jax.Array] | None = None  # step -> bool: lazy regularizers, late starts, layer windows
 
 
 def every(interval: int) -> Callable[[jax.Array], jax.Array]:
@@ -92,19 +92,19 @@ class Stage(NamedTuple):
     method: Method
 
 
-def visible(state: State) -> dict[str, Tree]:
+def inference_state(state: State) -> dict[str, Tree]:
     """What `encode` and `fns` are given as `mutable`: with the frozen stages by their names."""
     return {**state.mutable, **state.frozen}
 
 
-def players(phase: Phase) -> tuple[tuple[str, ...], ...]:
+def loss_groups(phase: Phase) -> tuple[tuple[str, ...], ...]:
     """The groups of each player of `phase`: one player, except in a simultaneous game."""
     return phase.trains if isinstance(phase.trains[0], tuple) else (phase.trains,)
 
 
 def trained(phase: Phase) -> tuple[str, ...]:
     """All groups that `phase` trains."""
-    return tuple(group for player in players(phase) for group in player)
+    return tuple(group for player in loss_groups(phase) for group in player)
 
 
 def groups(method: Method) -> set[str]:

@@ -12,7 +12,7 @@ import optax
 from ssl_jax.engine.sharding import leaf_names, match
 from ssl_jax.errors import UserError
 
-# Decay (and, under LARS, layer-wise rates) for weights only: biases and normalisation parameters are left alone.
+# Decay (and, under LARS, layer-wise rates) for weights only: biases and normalization parameters are left alone.
 WEIGHTS_ONLY = ((r"(bias|scale)$", 0.0), (r".*", 1.0))
 UNITS = ("steps", "epochs", "examples")
 

@@ -45,7 +45,7 @@ def make_mesh(spec: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def connect(mesh: Mesh) -> None:
+def warm_up_connections(mesh: Mesh) -> None:
     """Of several processes on CPUs: make the connections of all groups of devices now, while all processes are at the same place.
 
     They are made at the first collective of a group, and Gloo gives up when a process comes 30 s after the others: at a first step, the
@@ -62,7 +62,7 @@ def connect(mesh: Mesh) -> None:
 
 
 @functools.cache
-def parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
     """The parts of a batch that devices of this process hold, and how many there are in all: as `BATCH` spreads it.
 
     Not the number of processes: those along 'tensor' hold the same parts, and devices of a host of TPUs need not follow each other.
@@ -72,9 +72,9 @@ def parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
     return own, len(grid)
 
 
-def spread(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+def from_local_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """Rows [b, ...] that each process has read, those of its `parts`, as one array [B, ...] over the devices."""
-    own, count = parts(mesh)
+    own, count = local_parts(mesh)
     assert len(rows) % len(own) == 0, f"{len(rows)} rows are not {len(own)} equal parts"
     size = len(rows) // len(own)
     first = {part * size: i * size for i, part in enumerate(own)}
@@ -87,7 +87,7 @@ def spread(rows: np.ndarray, mesh: Mesh) -> jax.Array:
         return jax.make_array_from_callback((size * count, *rows.shape[1:]), NamedSharding(mesh, BATCH), read)
 
 
-def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put_global(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Host array, equal on all processes, to devices: each device receives its own part only.
 
     `device_put` would compare the arrays of all processes, which brings as many copies of each to every one of them.
@@ -96,7 +96,7 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def on_host(tree, mesh: Mesh):
+def to_host(tree, mesh: Mesh):
     """A tree of arrays as NumPy arrays, whole in every process."""
     return jax.device_get(tree if jax.process_count() == 1 else _gather(mesh)(tree))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.engine.method import Batch, Method, Metrics, Phase, State, groups, players, trained
+from ssl_jax.engine.method import Batch, Method, Metrics, Phase, State, groups, loss_groups, trained
 from ssl_jax.errors import UserError
 
 
@@ -39,13 +39,13 @@ def differentiate(phase: Phase, *args):
     With several players there is one forward pass, and one backward pass for each player, of which its own groups are kept;
     'loss' is the sum, and 'loss/<groups>' that of each player.
     """
-    if len(players(phase)) == 1:
+    if len(loss_groups(phase)) == 1:
         (loss, aux), grads = jax.value_and_grad(phase.loss, has_aux=True)(*args)
         return {"loss": loss}, aux, grads
     train, *others = args
     losses, backward, aux = jax.vjp(lambda train: phase.loss(train, *others), train, has_aux=True)
     grads, told = {}, {}
-    for i, player in enumerate(players(phase)):
+    for i, player in enumerate(loss_groups(phase)):
         (mine,) = backward(tuple(jnp.ones_like(loss) if i == j else jnp.zeros_like(loss) for j, loss in enumerate(losses)))
         grads |= {group: mine[group] for group in player}
         told[f"loss/{'+'.join(player)}"] = losses[i]

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ssl_jax.engine.sharding import place
+from ssl_jax.engine.sharding import put_global
 from ssl_jax.errors import UserError
-from ssl_jax.evals.features import Features, extract, pixel_encode
+from ssl_jax.evals.lib.features import Features, extract, pixel_encode
 
 Split = Literal["train", "test"]
 OpenBatches = Callable[[str], Iterable[Mapping[str, np.ndarray]]]
@@ -36,7 +36,7 @@ class Extractor(NamedTuple):
     resize: str = "none"  # how `encode` brings images to the size of the network
 
 
-class Pictures(NamedTuple):
+class ModelFns(NamedTuple):
     """What evaluations of a model are given beside its features; None where its method does not offer it.
 
     Images are uint8 [B, H, W, 3] or float32 in [0, 1]; pictures float32 [B, h, w, 3] in [0, 1].
@@ -81,7 +81,7 @@ class Context:
         encode_views: Callable | None = None,
         limits: Mapping[str, int] | None = None,
         layers: tuple[str, ...] | None = None,
-        pictures: Pictures | None = None,
+        pictures: ModelFns | None = None,
         notes: Mapping[str, str] | None = None,
     ):
         self.mesh, self.layers, self.pictures, self.notes = mesh, layers, pictures, dict(notes or {})
@@ -112,12 +112,12 @@ class Context:
         """How many examples to use of those that are there, at most `count`; None: all."""
         return min((n for n in (count, self._limits.get(split)) if n is not None), default=None)
 
-    def through(self, encode: Callable, split: Split, layer: str, count: int | None = None, labelled: bool = False) -> Features:
+    def through(self, encode: Callable, split: Split, layer: str, count: int | None = None, labeled: bool = False) -> Features:
         """Features of the images of a split, all of them or the first `count`, by another function than the encoder; not kept.
 
-        `labelled`: `encode` is given (images, labels).
+        `labeled`: `encode` is given (images, labels).
         """
-        return extract(encode, self._open_batches(split), layer, self.mesh, self.limit(split, count), labelled)
+        return extract(encode, self._open_batches(split), layer, self.mesh, self.limit(split, count), labeled)
 
     def keyed(self, function: Callable, seed: int) -> Callable:
         """A function for one use in `through` out of (images, key, ...) -> ...; the key of batch i is fold_in(key(seed), i)."""
@@ -126,7 +126,7 @@ class Context:
             nonlocal batch
             numbers = np.array([seed, batch], np.uint32)
             whole = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-            key = _batch_key(jax.device_put(numbers) if whole is None else place(numbers, whole))
+            key = _batch_key(jax.device_put(numbers) if whole is None else put_global(numbers, whole))
             batch += 1
             return function(images, key, *others)
 
@@ -174,11 +174,11 @@ def pixel_context(
     mesh: Mesh | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> Context:
-    """Raw pixels behind the same interface: layer 'pooled' in [0, 1], 'normalised' without ImageNet mean and std.
+    """Raw pixels behind the same interface: layer 'pooled' in [0, 1], 'normalized' without ImageNet mean and std.
 
     Evaluations of any other layer are given 'pooled', so that the floor can be measured for every config.
     """
-    return Context(pixel_encode, open_batches, split_names, mesh, None, limits, ("pooled", "normalised"))
+    return Context(pixel_encode, open_batches, split_names, mesh, None, limits, ("pooled", "normalized"))
 
 
 def require_labels(bank: Features, what: str) -> None:

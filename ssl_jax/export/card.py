@@ -13,7 +13,7 @@ import jax
 import ssl_jax
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.errors import UserError
-from ssl_jax.export.source import Source, normalisation, plain
+from ssl_jax.export.source import Source, normalization, plain
 
 CARD, SCHEMA = "card.json", 1
 REQUIRED = ("schema", "format", "method", "config", "input", "files")
@@ -26,7 +26,7 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
         features: of the probe images, as this form gives them.
         about: 'step', 'total_steps', 'metrics', 'protocols', 'versions'.
     """
-    mean, std = normalisation(source.config)
+    mean, std = normalization(source.config)
     height, width, _ = source.image_shape
     return {
         "schema": SCHEMA,
@@ -38,12 +38,12 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
         "input": {
             "layout": ["batch", "height", "width", "channel"],
             "dtype": "uint8",
-            "colour_space": "RGB",
+            "color_space": "RGB",
             "range": [0, 255],
             "height": height,
             "width": width,
             "free": ["batch", "height", "width"] if form == "safetensors" else ["batch"],
-            "normalisation": {"scale": "x / 255", "then": "(x - mean) / std", "mean": mean, "std": std,
+            "normalization": {"scale": "x / 255", "then": "(x - mean) / std", "mean": mean, "std": std,
                               "applied_by": "encode"},
         },
         "features": {name: ["b", *value.shape[1:]] for name, value in features.items()},
@@ -51,7 +51,7 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
         "metrics": about["metrics"],
         "protocols": about["protocols"],
         "data": {name: source.config.data.get(name) for name in ("name", "train_split", "test_split")},
-        "licence": None,
+        "license": None,
         "versions": {"ssl_jax": ssl_jax.__version__, **about["versions"]},
         "config": plain(source.config),
     }  # fmt: skip

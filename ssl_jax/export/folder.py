@@ -122,7 +122,7 @@ def check_images(images: Any, expected: Mapping[str, Any]) -> None:
     if len(shape) == 3 and shape[-1] == 3:
         raise UserError(f"{given}; add the batch axis: images[None]")
     if len(shape) == 3 or (len(shape) == 4 and shape[-1] == 1):
-        raise UserError(f"{given}; greyscale becomes RGB by numpy.repeat(images.reshape(B, H, W, 1), 3, axis=-1)")
+        raise UserError(f"{given}; grayscale becomes RGB by numpy.repeat(images.reshape(B, H, W, 1), 3, axis=-1)")
     if len(shape) == 4 and shape[-1] == 4:
         raise UserError(f"{given}; drop the alpha channel: images[..., :3]")
     if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
@@ -131,7 +131,7 @@ def check_images(images: Any, expected: Mapping[str, Any]) -> None:
         raise UserError(f"{given}; give at least one image, channels last")
     if images.dtype != np.uint8:
         scale = "(images * 255).round()" if np.issubdtype(images.dtype, np.floating) else "images"
-        raise UserError(f"{given}; it scales and normalises itself: {scale}.astype('uint8') if they are pixels")
+        raise UserError(f"{given}; it scales and normalizes itself: {scale}.astype('uint8') if they are pixels")
     if ("height" not in free and shape[1] != height) or ("width" not in free and shape[2] != width):
         raise UserError(
             f"{given}; resize them, or load the safetensors form, which takes any size that its encoder takes"

@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
-from ssl_jax.export.source import Source, encoder_function, find_encoder, normalisation
+from ssl_jax.export.source import Source, encoder_function, find_encoder, normalization
+from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
 from ssl_jax.models.common import portable
-from ssl_jax.models.torch_layout import from_torch, to_torch
 
 # 'encode': images -> features; of a tokenizer 'tokens': images -> tokens, and 'decode': tokens -> images
 Functions = Mapping[str, Callable]
@@ -51,7 +51,7 @@ def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
     except UserError as error:
         raise NoTorchLayout(str(error)) from error
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    return {"torch": torch_recipe(spec, *normalisation(source.config), weights)}
+    return {"torch": torch_recipe(spec, *normalization(source.config), weights)}
 
 
 def functions_of(method) -> dict[str, Callable]:

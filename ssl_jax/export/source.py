@@ -17,8 +17,8 @@ from ssl_jax.data.geometry import output_shape
 from ssl_jax.engine.method import Method
 from ssl_jax.errors import UserError
 from ssl_jax.methods import build_method
+from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.common import apply, init_variables
-from ssl_jax.models.encoders import build_encoder
 
 Tree = Any
 
@@ -59,7 +59,7 @@ def input_shape(config) -> tuple[int, int, int]:
     return tuple(int(n) for n in output_shape(config.data.eval_ops) or config.data.image_shape[-3:])
 
 
-def normalisation(config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) per channel of pixels in [0, 1]; the identity for a method that has none."""
     mean, std = (config.model.get(name, default) for name, default in (("mean", (0.0,) * 3), ("std", (1.0,) * 3)))
     return tuple(mean), tuple(std)
@@ -84,7 +84,7 @@ def difference(features: Mapping[str, Any], expected: Mapping[str, Any]) -> floa
 
 def encoder_function(config) -> Callable[[Tree, Tree, Any], dict[str, jax.Array]]:
     """(params, batch_stats, uint8 [B, H, W, 3]) -> features of `config.model.encoder`; equal configs compile once."""
-    recipe = [plain(config)["model"]["encoder"], config.dtype, *normalisation(config)]
+    recipe = [plain(config)["model"]["encoder"], config.dtype, *normalization(config)]
     return functools.partial(_encoder_features, json.dumps(recipe))
 
 
@@ -101,7 +101,7 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
     trees that fits the encoder is tried on the probe images, and the best has to reproduce all features that it shares.
 
     Raises:
-        UserError: none does, because `encode` is more than an encoder on normalised pixels.
+        UserError: none does, because `encode` is more than an encoder on normalized pixels.
     """
     config = source.config
     encoder, run = build_encoder(config.model.encoder, config.dtype), encoder_function(config)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ssl_jax.models.encoders import build_encoder
-from ssl_jax.models.resnet import DEPTHS, ResNet, is_bottleneck
-from ssl_jax.models.vit import ViT, parse_variant
+from ssl_jax.models.backbones.encoders import build_encoder
+from ssl_jax.models.backbones.resnet import DEPTHS, ResNet, is_bottleneck
+from ssl_jax.models.backbones.vit import ViT, parse_variant
 
 _USE = """
 model.load_state_dict(load_file("weights.safetensors"), strict=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ssl_jax.augment.views import make_views, output_size
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
-from ssl_jax.models.autoencoders import ACTIVATIONS, build_decoder, build_encoder, to_channels, to_colour
+from ssl_jax.models.autoencoders import ACTIVATIONS, build_decoder, build_encoder, to_channels, to_color
 from ssl_jax.models.common import create, run
 from ssl_jax.objectives import autoencoding
 
@@ -23,7 +23,7 @@ def build(config, stages) -> Method:
     """`config.model`:
 
     encoder, decoder: networks (see `models.autoencoders`); the decoder 'tied' uses the weights of a perceptron of one layer.
-    channels: 1 for greyscale data (the mean of the three channels), 3 for colours.
+    channels: 1 for grayscale data (the mean of the three channels), 3 for colors.
     code: its size, and its activation ('linear', 'relu', 'sigmoid', 'tanh').
     loss: 'cross_entropy' or 'squared'.
     corruption: name (key of `CORRUPTIONS`), level, and emphasis: the loss's weights on corrupted values and on the rest.
@@ -92,7 +92,7 @@ def build(config, stages) -> Method:
         return {**layers, "code": code, "pooled": code}
 
     def reconstruct(params, mutable, images):
-        return to_colour(to_image(decode(params["net"], encode(params, mutable, images)["code"])))
+        return to_color(to_image(decode(params["net"], encode(params, mutable, images)["code"])))
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},

@@ -15,18 +15,18 @@ import jax.numpy as jnp
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
-from ssl_jax.models.bigan import build_nets
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw, truncated
-from ssl_jax.models.standing import standing
+from ssl_jax.models.gan.bigan import build_nets
+from ssl_jax.models.gan.standing_stats import standing_stats
 from ssl_jax.objectives import adversarial
+from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
 
 def build(config, stages) -> Method:
     """`config.model`:
 
-    generator, encoder, discriminator: networks (see `models.bigan.build_nets`); the generator's shape is [h, w, 3], or [h, w, 1] for
-      greyscale. An encoder that gets larger views than that sees more than the discriminator, which gets them made smaller.
+    generator, encoder, discriminator: networks (see `models.gan.bigan.build_nets`); the generator's shape is [h, w, 3], or [h, w, 1] for
+      grayscale. An encoder that gets larger views than that sees more than the discriminator, which gets them made smaller.
     latent: kind and size.
     mean, std: of what the networks see: 0.5 each for [-1, 1]. Images in this file are in [0, 1].
     """
@@ -36,7 +36,7 @@ def build(config, stages) -> Method:
     views = make_views(config.views)
 
     def latents(key, count):
-        return {"z": draw(latent.kind, key, (count, latent.size))}
+        return {"z": sample_latents(latent.kind, key, (count, latent.size))}
 
     def pictures(images):
         x = to_input(images, 0.0, 1.0)
@@ -89,7 +89,7 @@ def build(config, stages) -> Method:
 
     def reconstruct(params, mutable, images):
         z = encode(params, mutable, images)["latent"]
-        return to_colour(run(generator, params["generator"], mutable["generator"], z, train=False)[0])
+        return to_color(run(generator, params["generator"], mutable["generator"], z, train=False)[0])
 
     def judge_images(params, mutable, images):
         z = encode(params, mutable, images)["latent"]
@@ -97,14 +97,14 @@ def build(config, stages) -> Method:
 
     def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return (truncated(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
+            return (truncate_latents(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
 
-        state = standing(generator, params["generator"], mutable["generator"], batch, key)
+        state = standing_stats(generator, params["generator"], mutable["generator"], batch, key)
         return {"params": params["generator"], "state": state}
 
     def sample(settled, drawn, truncation=None):
-        z = truncated(latent.kind, drawn["z"], truncation)
-        return to_colour(run(generator, settled["params"], settled["state"], z, train=False)[0])
+        z = truncate_latents(latent.kind, drawn["z"], truncation)
+        return to_color(run(generator, settled["params"], settled["state"], z, train=False)[0])
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
@@ -118,7 +118,7 @@ def build(config, stages) -> Method:
     )  # fmt: skip
 
 
-def to_colour(x: jax.Array) -> jax.Array:
+def to_color(x: jax.Array) -> jax.Array:
     """[B, H, W, 1 or 3] -> [B, H, W, 3]."""
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 

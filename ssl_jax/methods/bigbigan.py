@@ -2,7 +2,7 @@
 
 Donahue and Simonyan 2019, "Large scale adversarial representation learning" (arXiv:1907.02544), section 2: n_d steps of the
 discriminator, each score hinged by itself (the hinge of their sum is unstable), then one of encoder and generator. These two
-minimise the same loss, and yet the encoder's gradient comes through the scores of its codes and pairs only, the generator's through
+minimize the same loss, and yet the encoder's gradient comes through the scores of its codes and pairs only, the generator's through
 those of its images and pairs. The encoder draws its code; a deterministic one is not only worse by a point, but in public
 reimplementations gave one and the same code to all generated images. `mean_variance` going to zero is that collapse; `score_z_gap`
 tells how well the discriminator knows codes from latents.
@@ -18,12 +18,12 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.engine.step import split
 from ssl_jax.errors import UserError
-from ssl_jax.models.bigbigan import build_bigbigan_encoder, build_discriminator
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw, truncated
-from ssl_jax.models.players import build_player
-from ssl_jax.models.standing import averaged, standing
+from ssl_jax.models.gan.bigbigan import build_bigbigan_encoder, build_discriminator
+from ssl_jax.models.gan.networks import build_network
+from ssl_jax.models.gan.standing_stats import standing_stats, update_ema
 from ssl_jax.objectives import adversarial
+from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
 
 def build(config, stages) -> Method:
@@ -31,7 +31,7 @@ def build(config, stages) -> Method:
 
     size: of the images that are generated and judged. The encoder sees the views, which may be larger by a whole factor; the
       discriminator gets the means of their blocks.
-    generator: network (see `build_player`). discriminator, encoder: see `models.bigbigan`.
+    generator: network (see `build_player`). discriminator, encoder: see `models.gan.bigbigan`.
     latent: kind and size.
     discriminator_steps: n_d; each takes 1 / n_d of the batch, and so does the step of encoder and generator.
     ema: decay of the averaged generator, which makes the samples, and the step from which it is averaged.
@@ -42,12 +42,12 @@ def build(config, stages) -> Method:
     seen = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
     if seen % model.size:
         raise UserError(f"config.model.size={model.size} must divide the {seen} pixels of the views, which the encoder sees")
-    generator = build_player("generator", model.generator, model.size, 0, config.dtype)
+    generator = build_network("generator", model.generator, model.size, 0, config.dtype)
     encoder = build_bigbigan_encoder(model.encoder, latent.size, config.dtype)
     discriminator = build_discriminator(model.discriminator, model.size, config.dtype)
 
     def latents(key, count):
-        return {"z": draw(latent.kind, key, (count, latent.size))}
+        return {"z": sample_latents(latent.kind, key, (count, latent.size))}
 
     def shrink(images):
         """[B, seen, seen, 3] in [0, 1] -> [B, size, size, 3] in [-1, 1]."""
@@ -99,7 +99,7 @@ def build(config, stages) -> Method:
         return value, (moved, code_metrics(out["mean"], out["deviation"], code))
 
     def after(state):
-        ema = averaged(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
+        ema = update_ema(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
         return {**state.mutable, "ema": ema}
 
     def encode(params, mutable, images):
@@ -119,12 +119,12 @@ def build(config, stages) -> Method:
 
     def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return (truncated(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
+            return (truncate_latents(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
 
-        return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
+        return {"params": mutable["ema"], "state": standing_stats(generator, mutable["ema"], mutable["generator"], batch, key)}
 
     def sample(settled, drawn, truncation=None):
-        z = truncated(latent.kind, drawn["z"], truncation)
+        z = truncate_latents(latent.kind, drawn["z"], truncation)
         x, _ = run(generator, settled["params"], settled["state"], z, train=False)
         return jnp.clip((x + 1) / 2, 0, 1)
 
@@ -145,8 +145,8 @@ def build(config, stages) -> Method:
 def code_metrics(mean: jax.Array, deviation: jax.Array, code: jax.Array) -> dict[str, jax.Array]:
     """Of codes [B, Z], for which 1, 0, 1 and 0 would be the latents': squared norm of the means over Z (with `deviation` squared it
     makes 1), variance of the means over the batch, deviation, and correlation (mean |r| of two dimensions of the drawn codes)."""
-    centred = code - code.mean(0)
-    unit = centred / (jnp.linalg.norm(centred, axis=0) + 1e-12)
+    centered = code - code.mean(0)
+    unit = centered / (jnp.linalg.norm(centered, axis=0) + 1e-12)
     size = code.shape[1]
     return {
         "mean_squared": jnp.mean(mean**2),

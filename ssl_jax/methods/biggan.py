@@ -1,7 +1,7 @@
 """BigGAN: large batches, large networks, class labels for both players, and samples from truncated latents.
 
 Brock et al. 2019, "Large scale GAN training for high fidelity natural image synthesis" (arXiv:1809.11096). The label of an image
-steers the generator's normalisations and is projected on by the discriminator (Miyato and Koyama 2018, arXiv:1802.05637); fakes have
+steers the generator's normalizations and is projected on by the discriminator (Miyato and Koyama 2018, arXiv:1802.05637); fakes have
 labels drawn uniformly. Samples come from an average of the generator's weights, with batch statistics recomputed for it ("standing
 statistics"). The features are those of the discriminator.
 """
@@ -16,14 +16,14 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw, truncated
-from ssl_jax.models.players import PLAYERS, build_player
-from ssl_jax.models.standing import averaged, standing
-from ssl_jax.objectives.adversarial import GAMES, diversity, health, orthogonality
+from ssl_jax.models.gan.networks import NETWORKS, build_network
+from ssl_jax.models.gan.standing_stats import standing_stats, update_ema
+from ssl_jax.objectives.adversarial import GAN_LOSSES, diversity, health, orthogonality
+from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
-GAME = GAMES["hinge"]
+GAME = GAN_LOSSES["hinge"]
 # They judge real and made images at once, and so may have no batch statistics.
-DISCRIMINATORS = {"discriminator": {name: PLAYERS["discriminator"][name] for name in ("sngan", "biggan", "biggan_deep")}}
+DISCRIMINATORS = {"discriminator": {name: NETWORKS["discriminator"][name] for name in ("sngan", "biggan", "biggan_deep")}}
 
 
 def build(config, stages) -> Method:
@@ -33,7 +33,7 @@ def build(config, stages) -> Method:
     latent: kind ('normal' or 'uniform') and size.
     conditional: labels steer both players.
     discriminator_steps: n_d; each takes 1 / n_d of the batch, and so many images does the generator's step make.
-    orthogonal: weight of the generator's orthogonal regularisation; 0 for none.
+    orthogonal: weight of the generator's orthogonal regularization; 0 for none.
     ema: decay of the averaged generator, which makes the samples, and the step from which it is averaged.
     """
     model, latent = config.model, config.model.latent
@@ -42,12 +42,12 @@ def build(config, stages) -> Method:
         raise UserError(f"config.model.conditional needs labels, and {config.data.name!r} has none; set it to False")
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
-    generator = build_player("generator", model.generator, size, classes, config.dtype)
-    discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype, DISCRIMINATORS)
+    generator = build_network("generator", model.generator, size, classes, config.dtype)
+    discriminator = build_network("discriminator", model.discriminator, size, classes, config.dtype, DISCRIMINATORS)
 
     def latents(key, count):
         of_z, of_label = jax.random.split(key)
-        drawn = {"z": draw(latent.kind, of_z, (count, latent.size))}
+        drawn = {"z": sample_latents(latent.kind, of_z, (count, latent.size))}
         return {**drawn, "label": jax.random.randint(of_label, (count,), 0, classes)} if classes else drawn
 
     def inputs(drawn):
@@ -69,8 +69,8 @@ def build(config, stages) -> Method:
         real = to_input(views(batch["image"], of_views)[:, 0], 0.5, 0.5)
         drawn = latents(of_latents, len(real))
         fake, _ = run(generator, state.params["generator"], state.mutable["generator"], *inputs(drawn), train=True)
-        label = by_turns(batch["label"], drawn["label"]) if classes else None
-        (on_both, _), moved = judge(train["discriminator"], state.mutable["discriminator"], by_turns(real, fake), label)
+        label = interleave(batch["label"], drawn["label"]) if classes else None
+        (on_both, _), moved = judge(train["discriminator"], state.mutable["discriminator"], interleave(real, fake), label)
         on_real, on_fake = on_both.reshape(-1, 2).T
         logs = {**health(on_real, on_fake), "diversity": diversity(real, fake)}
         return GAME.discriminator(on_real, on_fake), ({"discriminator": moved}, logs)
@@ -86,7 +86,7 @@ def build(config, stages) -> Method:
         return value, ({"generator": moved, "discriminator": judged}, logs)
 
     def after(state):
-        ema = averaged(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
+        ema = update_ema(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
         return {**state.mutable, "ema": ema}
 
     def encode(params, mutable, images):
@@ -107,13 +107,13 @@ def build(config, stages) -> Method:
         return jax.vmap(logits)(every).mean(0)
 
     def shortened(drawn, truncation):
-        return {**drawn, "z": truncated(latent.kind, drawn["z"], truncation)}
+        return {**drawn, "z": truncate_latents(latent.kind, drawn["z"], truncation)}
 
     def settle(params, mutable, key, truncation=None):
         def batch(key):
             return inputs(shortened(latents(key, config.eval_batch_size), truncation))
 
-        return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
+        return {"params": mutable["ema"], "state": standing_stats(generator, mutable["ema"], mutable["generator"], batch, key)}
 
     def sample(settled, drawn, truncation=None):
         x, _ = run(generator, settled["params"], settled["state"], *inputs(shortened(drawn, truncation)), train=False)
@@ -133,7 +133,7 @@ def build(config, stages) -> Method:
     )
 
 
-def by_turns(a: jax.Array, b: jax.Array) -> jax.Array:
+def interleave(a: jax.Array, b: jax.Array) -> jax.Array:
     """a, b [B, ...] -> [2B, ...], one of each in turn: each device keeps what it has. One behind the other they would move."""
     return jnp.stack([a, b], 1).reshape(2 * len(a), *a.shape[1:])
 

@@ -16,10 +16,10 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw, truncated
-from ssl_jax.models.players import build_player
-from ssl_jax.models.standing import averaged, standing
-from ssl_jax.objectives.adversarial import GAMES, diversity, gradient_penalty, health, r1
+from ssl_jax.models.gan.networks import build_network
+from ssl_jax.models.gan.standing_stats import standing_stats, update_ema
+from ssl_jax.objectives.adversarial import GAN_LOSSES, diversity, gradient_penalty, health, r1
+from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
 PENALTIES = ("none", "gradient_penalty", "r1", "r2")
 
@@ -36,18 +36,18 @@ def build(config, stages) -> Method:
     ema: decay of the averaged generator, which makes the samples, and the step from which it is averaged.
     """
     model, latent = config.model, config.model.latent
-    if model.game not in GAMES:
-        raise UserError(f"config.model.game={model.game!r} is unknown; choose {', '.join(GAMES)}")
+    if model.game not in GAN_LOSSES:
+        raise UserError(f"config.model.game={model.game!r} is unknown; choose {', '.join(GAN_LOSSES)}")
     if model.penalty.name not in PENALTIES:
         raise UserError(f"config.model.penalty.name={model.penalty.name!r} is unknown; choose {', '.join(PENALTIES)}")
-    game = GAMES[model.game]
+    game = GAN_LOSSES[model.game]
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
-    generator = build_player("generator", model.generator, size, 0, config.dtype)
-    discriminator = build_player("discriminator", model.discriminator, size, 0, config.dtype)
+    generator = build_network("generator", model.generator, size, 0, config.dtype)
+    discriminator = build_network("discriminator", model.discriminator, size, 0, config.dtype)
 
     def latents(key, count):
-        return {"z": draw(latent.kind, key, (count, latent.size))}
+        return {"z": sample_latents(latent.kind, key, (count, latent.size))}
 
     def generate(params, state, key, count):
         return run(generator, params, state, latents(key, count)["z"], train=True)
@@ -94,7 +94,7 @@ def build(config, stages) -> Method:
         return game.generator(on_fake), ({"generator": moved, "discriminator": judged}, {})
 
     def after(state):
-        ema = averaged(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
+        ema = update_ema(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
         return {**state.mutable, "ema": ema}
 
     def encode(params, mutable, images):
@@ -106,12 +106,12 @@ def build(config, stages) -> Method:
 
     def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return (truncated(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
+            return (truncate_latents(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
 
-        return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
+        return {"params": mutable["ema"], "state": standing_stats(generator, mutable["ema"], mutable["generator"], batch, key)}
 
     def sample(settled, latents, truncation=None):
-        z = truncated(latent.kind, latents["z"], truncation)
+        z = truncate_latents(latent.kind, latents["z"], truncation)
         x, _ = run(generator, settled["params"], settled["state"], z, train=False)
         return jnp.clip((x + 1) / 2, 0, 1)
 

@@ -17,16 +17,16 @@ from ssl_jax.augment.views import make_views, output_size
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
-from ssl_jax.models.frozen_tokenizer import open_tokenizer
-from ssl_jax.models.prior import MaskedPrior, by_layer
-from ssl_jax.models.sampling import AS_IT_IS, Sharpening, check, draw, gumbel
+from ssl_jax.models.tokenizers.frozen_tokenizer import open_tokenizer
+from ssl_jax.models.tokenizers.prior import MaskedPrior, by_layer
 from ssl_jax.objectives.tokens import SCHEDULES, lowest, masked_counts, masked_mean, random_masks, token_nll
+from ssl_jax.sampling.tokens import AS_IT_IS, SamplingConfig, check, gumbel, sample_token
 
 
 def build(config, stages) -> Method:
     """`config.model`:
 
-    transformer: fields of `models.prior.Trunk` but for codes, length, classes, null and dtype, which follow from the rest.
+    transformer: fields of `models.tokenizers.prior.Trunk` but for codes, length, classes, null and dtype, which follow from the rest.
     conditional: the model is told the class of each image.
     schedule: a key of SCHEDULES; of training and sampling.
     smoothing: of the targets.
@@ -38,7 +38,7 @@ def build(config, stages) -> Method:
     model, sampling, below = config.model, config.model.sampling, stages["tokenizer"].method
     classes = config.data.num_classes if model.conditional else None
     check_model(model, classes, config.data.name)
-    sharpening = check(Sharpening(sampling.temperature, sampling.top_k, sampling.top_p))
+    sharpening = check(SamplingConfig(sampling.temperature, sampling.top_k, sampling.top_p))
     views = make_views(config.views)
     sizes = (output_size(of.views, of.data.image_shape[-3:-1]) for of in (config, stages["tokenizer"].config))
     tokenizer = open_tokenizer(below.fns, *sizes)
@@ -121,7 +121,7 @@ def decode_in_parallel(
     counts: tuple[int, ...],
     keys: jax.Array,
     choice_temperature: float,
-    sharpening: Sharpening = AS_IT_IS,
+    sharpening: SamplingConfig = AS_IT_IS,
 ) -> jax.Array:
     """int32 [B, T] with equally many masks in each row -> [steps, B, T], what is known after each of len(counts) steps.
 
@@ -133,7 +133,7 @@ def decode_in_parallel(
     def step(tokens, now):
         index, left = now
         masked, logits = tokens == mask_id, logits_of(tokens)
-        filled = jnp.where(masked, draw(logits, of_tokens, index, sharpening), tokens)
+        filled = jnp.where(masked, sample_token(logits, of_tokens, index, sharpening), tokens)
         noise = choice_temperature * (1 - (index + 1) / len(counts)) * gumbel(of_choice, index, tokens.shape[1:])
         confidence = jnp.where(masked, noise - token_nll(logits, jnp.where(masked, filled, 0)), jnp.inf)
         tokens = jnp.where(lowest(confidence, left), mask_id, filled)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ssl_jax.augment.views import make_views, output_size
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
-from ssl_jax.models.autoencoders import MLPDecoder, MLPEncoder, to_channels, to_colour
+from ssl_jax.models.autoencoders import MLPDecoder, MLPEncoder, to_channels, to_color
 from ssl_jax.models.common import create, run
 from ssl_jax.objectives import autoencoding, boltzmann
 
@@ -28,7 +28,7 @@ def build(config, stages) -> Method:
     """`config.model`:
 
     widths: of the hidden layers, (1000, 500, 250) in the paper; code_size: of the code.
-    channels: 1 for greyscale data (the mean of the three channels), 3 for colours.
+    channels: 1 for grayscale data (the mean of the three channels), 3 for colors.
     windows: (first step, step after the last) of each machine, len(widths) + 1 of them.
     tuning_start: the step from which the whole is tuned.
     """
@@ -98,7 +98,7 @@ def build(config, stages) -> Method:
         return {**layers, "code": code, "pooled": code}
 
     def reconstruct(params, mutable, images):
-        return to_colour(jax.nn.sigmoid(decode(autoencoder(params), encode(params, mutable, images)["code"])))
+        return to_color(jax.nn.sigmoid(decode(autoencoder(params), encode(params, mutable, images)["code"])))
 
     windows = [during(*window) for window in model.windows]
     machines = (Phase(name, (name,), pretraining(k), when=windows[k]) for k, name in enumerate(names))

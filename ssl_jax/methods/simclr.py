@@ -12,8 +12,8 @@ import jax
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.common import apply, init_variables
-from ssl_jax.models.encoders import build_encoder
 from ssl_jax.models.heads import ProjectionHead
 from ssl_jax.objectives.contrastive import loss_of_views
 

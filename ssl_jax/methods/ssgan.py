@@ -4,7 +4,7 @@ forgetting.
 Chen et al. 2019, "Self-supervised GANs via auxiliary rotation loss" (arXiv:1811.11212). The head for rotations
 learns from real images only, and the generator is rewarded for images whose rotation it sees: the two play against each other about
 what is real, and together about what is upright. With `weights.game` and `weights.generator` 0 the discriminator learns to predict
-rotations and nothing else (RotNet, Gidaris et al. 2018, arXiv:1803.07728). Self-modulated normalisations, an option of the paper, there
+rotations and nothing else (RotNet, Gidaris et al. 2018, arXiv:1803.07728). Self-modulated normalizations, an option of the paper, there
 are with BigGAN's networks.
 """
 
@@ -19,14 +19,14 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import draw, truncated
-from ssl_jax.models.players import build_player
-from ssl_jax.models.spectral import SpectralDense
-from ssl_jax.models.standing import averaged, standing
-from ssl_jax.objectives.adversarial import GAMES, diversity, health
+from ssl_jax.models.gan.networks import build_network
+from ssl_jax.models.gan.spectral import SpectralDense
+from ssl_jax.models.gan.standing_stats import standing_stats, update_ema
+from ssl_jax.objectives.adversarial import GAN_LOSSES, diversity, health
 from ssl_jax.objectives.classification import cross_entropy
+from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
-GAME = GAMES["hinge"]
+GAME = GAN_LOSSES["hinge"]
 
 
 def build(config, stages) -> Method:
@@ -47,12 +47,12 @@ def build(config, stages) -> Method:
         )
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
-    generator = build_player("generator", model.generator, size, 0, config.dtype)
-    discriminator = build_player("discriminator", model.discriminator, size, 0, config.dtype)
+    generator = build_network("generator", model.generator, size, 0, config.dtype)
+    discriminator = build_network("discriminator", model.discriminator, size, 0, config.dtype)
     head = SpectralDense(4)
 
     def latents(key, count):
-        return {"z": draw(latent.kind, key, (count, latent.size))}
+        return {"z": sample_latents(latent.kind, key, (count, latent.size))}
 
     def generate(params, state, key, count):
         return run(generator, params, state, latents(key, count)["z"], train=True)
@@ -107,7 +107,7 @@ def build(config, stages) -> Method:
         return value, ({"generator": moved, "discriminator": judged}, logs)
 
     def after(state):
-        ema = averaged(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
+        ema = update_ema(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
         return {**state.mutable, "ema": ema}
 
     def encode(params, mutable, images):
@@ -119,12 +119,12 @@ def build(config, stages) -> Method:
 
     def settle(params, mutable, key, truncation=None):
         def batch(key):
-            return (truncated(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
+            return (truncate_latents(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
 
-        return {"params": mutable["ema"], "state": standing(generator, mutable["ema"], mutable["generator"], batch, key)}
+        return {"params": mutable["ema"], "state": standing_stats(generator, mutable["ema"], mutable["generator"], batch, key)}
 
     def sample(settled, drawn, truncation=None):
-        z = truncated(latent.kind, drawn["z"], truncation)
+        z = truncate_latents(latent.kind, drawn["z"], truncation)
         x, _ = run(generator, settled["params"], settled["state"], z, train=False)
         return jnp.clip((x + 1) / 2, 0, 1)
 

@@ -1,7 +1,7 @@
-"""StyleGAN 1 and 2: a mapped latent controls each layer of the generator, regularisers run every few steps.
+"""StyleGAN 1 and 2: a mapped latent controls each layer of the generator, regularizers run every few steps.
 
 Karras et al. 2019, "A style-based generator architecture for generative adversarial networks" (arXiv:1812.04948); Karras et al. 2020a,
-"Analyzing and improving the image quality of StyleGAN" (arXiv:1912.04958): path lengths, lazy regularisers, networks without
+"Analyzing and improving the image quality of StyleGAN" (arXiv:1912.04958): path lengths, lazy regularizers, networks without
 progressive growing; Karras et al. 2020b, "Training generative adversarial networks with limited data" (arXiv:2006.06676):
 augmentations in front of the discriminator, with a probability that follows its certainty. The features are those of the
 discriminator.
@@ -15,18 +15,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.augment.adversarial import adapt, augment, check_policy
+from ssl_jax.augment.diffaugment import adapt, augment, check_policy
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec, every
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run, shard_batch
-from ssl_jax.models.latents import lerp, slerp
-from ssl_jax.models.players import STYLE_PLAYERS, build_player
-from ssl_jax.objectives.adversarial import GAMES, diversity, health, path_length, r1
+from ssl_jax.models.gan.networks import STYLE_NETWORKS, build_network
+from ssl_jax.objectives.adversarial import GAN_LOSSES, diversity, health, path_length, r1
+from ssl_jax.sampling.latents import lerp, slerp
 
-GAME = GAMES["non_saturating"]
-W_DECAY = 0.995  # of the running mean of w, the centre of truncation
+GAME = GAN_LOSSES["non_saturating"]
+W_DECAY = 0.995  # of the running mean of w, the center of truncation
 ADAPT_EVERY = 4  # steps over which the discriminator's certainty is averaged
 
 
@@ -35,9 +35,9 @@ def mixed(first: jax.Array, second: jax.Array, crossover: jax.Array | int, layer
     return jnp.where((jnp.arange(layers) < crossover)[:, None], first[:, None], second[:, None])
 
 
-def truncated(ws: jax.Array, centre: jax.Array, psi: jax.Array | float, layers: int) -> jax.Array:
-    """ws [N, L, D], the first `layers` of which are pulled to `centre` [D]: psi 1 leaves them, 0 puts them there."""
-    pulled = centre + psi * (ws - centre)
+def truncated(ws: jax.Array, center: jax.Array, psi: jax.Array | float, layers: int) -> jax.Array:
+    """ws [N, L, D], the first `layers` of which are pulled to `center` [D]: psi 1 leaves them, 0 puts them there."""
+    pulled = center + psi * (ws - center)
     return jnp.where((jnp.arange(ws.shape[1]) < layers)[:, None], pulled, ws)
 
 
@@ -68,8 +68,8 @@ def build(config, stages) -> Method:
     policy, adaptive = check_policy(model.augment.policy), model.augment.target > 0
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
-    generator = build_player("generator", model.generator, size, classes, config.dtype, STYLE_PLAYERS)
-    discriminator = build_player("discriminator", model.discriminator, size, classes, config.dtype, STYLE_PLAYERS)
+    generator = build_network("generator", model.generator, size, classes, config.dtype, STYLE_NETWORKS)
+    discriminator = build_network("discriminator", model.discriminator, size, classes, config.dtype, STYLE_NETWORKS)
     exact = generator.clone(dtype="float32")
 
     def latents(key, count):
@@ -124,9 +124,9 @@ def build(config, stages) -> Method:
         drawn, w, ws = styles(train["generator"], keys[0], len(batch["image"]))
         fake = synthesize(train["generator"], ws, drawn["noise"])
         on_fake = score(state.params["discriminator"], state, fake, drawn.get("label"), keys[1])
-        centre = optax.incremental_update(jnp.mean(w, 0), state.mutable["w_average"], 1 - W_DECAY)
+        center = optax.incremental_update(jnp.mean(w, 0), state.mutable["w_average"], 1 - W_DECAY)
         logs = {"diversity": diversity(to_input(batch["image"], 0.5, 0.5), fake)}
-        return GAME.generator(on_fake), ({"w_average": centre}, logs)
+        return GAME.generator(on_fake), ({"w_average": center}, logs)
 
     def path_length_loss(train, state, batch, key):
         keys = jax.random.split(key)

@@ -13,8 +13,8 @@ from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
+from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.common import apply, init_variables
-from ssl_jax.models.encoders import build_encoder
 from ssl_jax.models.heads import LinearHead, ProjectionHead
 from ssl_jax.objectives.classification import cross_entropy
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from ssl_jax.augment.views import make_views, output_size
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
-from ssl_jax.models.autoencoders import build_decoder, build_encoder, to_channels, to_colour
+from ssl_jax.models.autoencoders import build_decoder, build_encoder, to_channels, to_color
 from ssl_jax.models.common import create, run
-from ssl_jax.models.latents import truncated
 from ssl_jax.objectives import likelihood as objectives
+from ssl_jax.sampling.latents import truncate_latents
 
 ACTIVE = 1e-2  # variance over images of a posterior mean, above which a latent counts as used (Burda et al. 2016, section 5.1)
 TRAVERSED = 10
@@ -28,7 +28,7 @@ def build(config, stages) -> Method:
     """`config.model`:
 
     encoder, decoder: networks (see `models.autoencoders`).
-    channels: 1 models greyscale data (the mean of the three channels), 3 colours.
+    channels: 1 models grayscale data (the mean of the three channels), 3 colors.
     latent_size: Z.
     likelihood: key of `LIKELIHOODS`.
     bound: 'elbo' or 'iwae', of `samples` draws: the mean of k ELBOs, or the importance bound of k.
@@ -57,7 +57,7 @@ def build(config, stages) -> Method:
         return run(decoder, net["decoder"], {}, z, train=False)[0]
 
     def images_of(net, z):
-        return to_colour(likelihood.mean(decode(net, z)))
+        return to_color(likelihood.mean(decode(net, z)))
 
     def draw(net, x, mean, log_variance, key, k):
         """k draws from q(z | x): (log p(x | z) [k, B], log p(x, z) / q(z | x) [k, B])."""
@@ -130,7 +130,7 @@ def build(config, stages) -> Method:
 
     def sample(net, drawn, truncation=None):
         """The means of p(x | z): no pixel's own noise."""
-        return images_of(net, truncated("normal", drawn["z"], truncation))
+        return images_of(net, truncate_latents("normal", drawn["z"], truncation))
 
     fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "reconstruct": reconstruct, "traverse": traverse}
     if model.likelihood != "cross_entropy":

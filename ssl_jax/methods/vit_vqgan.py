@@ -22,12 +22,12 @@ from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views, output_size
 from ssl_jax.engine.method import Method, Phase, Spec, every
 from ssl_jax.errors import UserError
-from ssl_jax.models import vgg
 from ssl_jax.models.common import create, run
-from ssl_jax.models.tokenizers import build_decoder, build_discriminator, build_encoder
+from ssl_jax.models.pretrained import vgg
+from ssl_jax.models.tokenizers.networks import build_decoder, build_discriminator, build_encoder
 from ssl_jax.objectives import likelihood
-from ssl_jax.objectives.adversarial import GAMES, health, r1
-from ssl_jax.objectives.codebooks import build_quantiser
+from ssl_jax.objectives.adversarial import GAN_LOSSES, health, r1
+from ssl_jax.objectives.codebooks import build_quantizer
 from ssl_jax.objectives.perceptual import adaptive_weight, feature_distance, random_features, random_kernels
 
 
@@ -42,22 +42,22 @@ class Perceptual(NamedTuple):
 def build(config, stages) -> Method:
     """`config.model`:
 
-    encoder, decoder, discriminator: networks (see `models.tokenizers`).
-    quantiser: see `objectives.codebooks.build_quantiser`.
+    encoder, decoder, discriminator: networks (see `models.tokenizers.networks`).
+    quantizer: see `objectives.codebooks.build_quantizer`.
     squared, absolute, logit_laplace: weights of the losses of pixels; with the last the decoder gives a mean and a scale of each.
-    perceptual: weight and kind: 'none'; 'vgg_lpips' (path and sha256 of a file, see `models.vgg`); 'random_conv', a fixed random
+    perceptual: weight and kind: 'none'; 'vgg_lpips' (path and sha256 of a file, see `models.pretrained.vgg`); 'random_conv', a fixed random
       network; 'self_encoder', the run that `config.stages.encoder` names.
     adversarial: weight (0: no discriminator), game (key of `GAMES`), start (step of the first update of the discriminator, and of its
       effect), adaptive (the weight is times `adaptive_weight` of the decoder's last layer).
     r1: weight (gamma) and interval in steps; no penalty where the weight is 0.
     """
     model, adversarial = config.model, config.model.adversarial
-    if adversarial.game not in GAMES:
-        raise UserError(f"config.model.adversarial.game={adversarial.game!r} is unknown; choose {', '.join(GAMES)}")
-    game, plays, laplace = GAMES[adversarial.game], adversarial.weight > 0, model.logit_laplace > 0
-    quantiser = build_quantiser(model.quantiser)
+    if adversarial.game not in GAN_LOSSES:
+        raise UserError(f"config.model.adversarial.game={adversarial.game!r} is unknown; choose {', '.join(GAN_LOSSES)}")
+    game, plays, laplace = GAN_LOSSES[adversarial.game], adversarial.weight > 0, model.logit_laplace > 0
+    quantizer = build_quantizer(model.quantizer)
     perceptual = open_perceptual(model.perceptual, stages)
-    encoder = build_encoder(model.encoder, quantiser.dim, config.dtype)
+    encoder = build_encoder(model.encoder, quantizer.dim, config.dtype)
     decoder = build_decoder(model.decoder, 6 if laplace else 3, config.dtype)
     views = make_views(config.views)
     height, width = output_size(config.views, config.data.image_shape[-3:-1])
@@ -89,7 +89,7 @@ def build(config, stages) -> Method:
         x = real_images(batch, keys[0])
         net = {"encoder": create(encoder, keys[1], x)[0]}
         net["decoder"] = create(decoder, keys[2], look(net, x)["out"])[0]
-        net["quantiser"], codebook = quantiser.init(keys[3])
+        net["quantizer"], codebook = quantizer.init(keys[3])
         params, mutable = {"tokenizer": net}, {"codebook": codebook}
         if plays:
             params["discriminator"], mutable["discriminator"] = create(discriminator, keys[4], x)
@@ -111,17 +111,17 @@ def build(config, stages) -> Method:
     def tokenizer_loss(train, state, batch, key):
         of_views, of_codes = jax.random.split(key)
         net, x = train["tokenizer"], real_images(batch, of_views)
-        quantised = quantiser.train(net["quantiser"], state.mutable["codebook"], look(net, x)["out"], of_codes, state.step)
-        out = draw(net, quantised.codes)
+        quantized = quantizer.train(net["quantizer"], state.mutable["codebook"], look(net, x)["out"], of_codes, state.step)
+        out = draw(net, quantized.codes)
         value, logs = reconstruction(state, x, out)
-        logs |= {"quantiser": quantised.loss, **quantised.logs}
+        logs |= {"quantizer": quantized.loss, **quantized.logs}
         if plays:
             scale, logs["adversarial"] = adversarial.weight * (state.step >= adversarial.start), fooled(state, out)
             if adversarial.adaptive:
-                logs["adaptive_weight"] = balance(net, state, x, quantised.codes)
+                logs["adaptive_weight"] = balance(net, state, x, quantized.codes)
                 scale *= logs["adaptive_weight"]
             value += scale * logs["adversarial"]
-        return value + quantised.loss, ({"codebook": quantised.state}, logs)
+        return value + quantized.loss, ({"codebook": quantized.state}, logs)
 
     def fooled(state, out):
         logits, _ = judge(state.params["discriminator"], state.mutable["discriminator"], picture(out))
@@ -157,15 +157,15 @@ def build(config, stages) -> Method:
         return model.r1.interval * model.r1.weight * penalty, ({}, {"penalty": penalty})
 
     def encode(params, mutable, images):
-        """'pooled' [B, W]: the mean of the encoder's output before it is projected; 'out': what is quantised."""
+        """'pooled' [B, W]: the mean of the encoder's output before it is projected; 'out': what is quantized."""
         layers = look(params["tokenizer"], images)
         return {**layers, "pooled": layers["features"].mean((1, 2), dtype=jnp.float32)}
 
     def tokens(params, mutable, images):
-        return quantiser.tokens(params["tokenizer"]["quantiser"], mutable["codebook"], look(params["tokenizer"], images)["out"])
+        return quantizer.tokens(params["tokenizer"]["quantizer"], mutable["codebook"], look(params["tokenizer"], images)["out"])
 
     def embed(params, mutable, tokens):
-        return quantiser.embed(params["tokenizer"]["quantiser"], mutable["codebook"], tokens)
+        return quantizer.embed(params["tokenizer"]["quantizer"], mutable["codebook"], tokens)
 
     def codes_of(params, mutable, images):
         return embed(params, mutable, tokens(params, mutable, images))
@@ -177,7 +177,7 @@ def build(config, stages) -> Method:
         return decode(params, mutable, tokens(params, mutable, images))
 
     def codebook(params, mutable):
-        return quantiser.codebook(params["tokenizer"]["quantiser"], mutable["codebook"])
+        return quantizer.codebook(params["tokenizer"]["quantizer"], mutable["codebook"])
 
     def judge_images(params, mutable, images):
         logits, _ = judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.0, 1.0), train=False)
@@ -200,7 +200,7 @@ def build(config, stages) -> Method:
         encode=encode,
         fns=fns,
         frozen={"perceptual": perceptual.read} if perceptual and perceptual.read else {},
-        couples_batch=plays or quantiser.couples_batch,
+        couples_batch=plays or quantizer.couples_batch,
         notes={"tokenizer": f"trained with perceptual={perceptual.note if perceptual else 'none'}"},
     )
 

@@ -1,8 +1,8 @@
-"""Vector-quantised image modelling: an autoregressive transformer over the tokens of a frozen tokenizer.
+"""Vector-quantized image modeling: an autoregressive transformer over the tokens of a frozen tokenizer.
 
 Yu et al. 2022, "Vector-quantized image modeling with improved VQGAN" (arXiv:2110.04627), sections 4.1 and 4.2: augmented images become
 tokens within the step, the model learns the next token in raster order, of a class or of no class; pictures are sampled tokens,
-decoded. The features of an image are the mean over its tokens of a block's normalised output; those in the middle are the best.
+decoded. The features of an image are the mean over its tokens of a block's normalized output; those in the middle are the best.
 Classes may be left out of training now and then, so that one model knows both distributions and samples can be guided (Ho &
 Salimans 2021).
 """
@@ -18,28 +18,28 @@ from ssl_jax.augment.views import make_views, output_size
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
-from ssl_jax.models.frozen_tokenizer import open_tokenizer
-from ssl_jax.models.prior import CausalPrior, by_layer
-from ssl_jax.models.sampling import Sharpening, autoregress, check, guided
+from ssl_jax.models.tokenizers.frozen_tokenizer import open_tokenizer
+from ssl_jax.models.tokenizers.prior import CausalPrior, by_layer
 from ssl_jax.objectives.tokens import token_nll, unigram_bits
+from ssl_jax.sampling.tokens import SamplingConfig, autoregress, check, guided
 
 
 def build(config, stages) -> Method:
     """`config.model`:
 
-    transformer: fields of `models.prior.Trunk` but for codes, length, classes, null and dtype, which follow from the rest.
+    transformer: fields of `models.tokenizers.prior.Trunk` but for codes, length, classes, null and dtype, which follow from the rest.
     conditional: the model is told the class of each image.
     label_dropout: probability with which it is told none, in training; with 0 it does not know what that is.
     smoothing: of the targets.
     probe_block: whose output 'pooled' is, from 0.
-    sampling: temperature, top_k, top_p (see `models.sampling.Sharpening`), and guidance, 1 for none.
+    sampling: temperature, top_k, top_p (see `sampling.tokens.SamplingConfig`), and guidance, 1 for none.
 
     The tokenizer is `config.stages.tokenizer`.
     """
     model, below = config.model, stages["tokenizer"].method
     classes = config.data.num_classes if model.conditional else None
     check_model(model, classes, config.data.name)
-    sharpening = check(Sharpening(model.sampling.temperature, model.sampling.top_k, model.sampling.top_p))
+    sharpening = check(SamplingConfig(model.sampling.temperature, model.sampling.top_k, model.sampling.top_p))
     guidance, views = model.sampling.guidance, make_views(config.views)
     sizes = (output_size(of.views, of.data.image_shape[-3:-1]) for of in (config, stages["tokenizer"].config))
     tokenizer = open_tokenizer(below.fns, *sizes)
@@ -68,7 +68,7 @@ def build(config, stages) -> Method:
         (logits, _), _ = run(prior, train["net"], {}, tokens, label, of_dropout, train=True)
         logs = {
             "bits_per_token": token_nll(logits, tokens).mean() / math.log(2),
-            "unigram_bits": unigram_bits(tokens, prior.codes),  # of this batch: a model that stays above it has learnt nothing
+            "unigram_bits": unigram_bits(tokens, prior.codes),  # of this batch: a model that stays above it has learned nothing
         }
         return token_nll(logits, tokens, model.smoothing).mean(), ({}, logs)
 
@@ -132,7 +132,7 @@ def build(config, stages) -> Method:
         },
         notes={
             **below.notes,
-            "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=normalised output of block {model.probe_block}, "
+            "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=normalized output of block {model.probe_block}, "
             "mean over places (the start and all tokens but the last)",
             "sampling": " ".join(f"{name}={value:g}" for name, value in model.sampling.items()),
         },

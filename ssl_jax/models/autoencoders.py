@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ssl_jax.errors import UserError
 from ssl_jax.models.build import build, unknown
 from ssl_jax.models.common import Conv, shard_batch
-from ssl_jax.models.dcgan import TransposedConv
+from ssl_jax.models.gan.dcgan import TransposedConv
 
 glorot = nn.initializers.xavier_uniform()
 Dense = functools.partial(nn.Dense, kernel_init=glorot)
@@ -27,12 +27,12 @@ ACTIVATIONS = {"linear": lambda x: x, "relu": nn.relu, "sigmoid": nn.sigmoid, "t
 
 
 def to_channels(images: jax.Array, channels: int) -> jax.Array:
-    """uint8 or float in [0, 1], [B, H, W, 3] -> float32 [B, H, W, channels] in [0, 1]: greyscale data come as three equal channels."""
+    """uint8 or float in [0, 1], [B, H, W, 3] -> float32 [B, H, W, channels] in [0, 1]: grayscale data come as three equal channels."""
     x = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
     return x.mean(-1, keepdims=True) if channels == 1 else x
 
 
-def to_colour(x: jax.Array) -> jax.Array:
+def to_color(x: jax.Array) -> jax.Array:
     """[..., 1 or 3] -> [..., 3]."""
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 

@@ -20,7 +20,7 @@ Tree = Any
 
 BATCH_AXES = ("data", "fsdp")
 
-# The one convolution and the one batch normalisation here. Statistics are always float32 and, because the step
+# The one convolution and the one batch normalization here. Statistics are always float32 and, because the step
 # is one global program, always over the global batch. Decay 0.9 is PyTorch's momentum 0.1; the running variance is the
 # biased one, where PyTorch keeps the unbiased one (it differs by n / (n - 1), n = batch * height * width).
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv)
@@ -91,7 +91,7 @@ def create(module: nn.Module, key: jax.Array, *args, train: bool = True, **kwarg
 def run(module: nn.Module, params: Tree, state: Tree, *args, train: bool, **kwargs) -> tuple[Any, Tree]:
     """Run `module`; returns (its output, its new state).
 
-    With train=True batches are normalised by their own statistics and all state moves; with train=False it is used and comes
+    With train=True batches are normalized by their own statistics and all state moves; with train=False it is used and comes
     back as it was.
     """
     variables = {"params": params, **state}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 class Game(NamedTuple):
-    """What each player minimises."""
+    """What each player minimizes."""
 
     discriminator: Callable[[jax.Array, jax.Array], jax.Array]  # (real, fake) -> scalar
     generator: Callable[[jax.Array], jax.Array]  # fake -> scalar
@@ -27,7 +27,7 @@ def _classify(real: jax.Array, fake: jax.Array) -> jax.Array:
     return _mean(jax.nn.softplus(-real)) + _mean(jax.nn.softplus(fake))
 
 
-GAMES = {
+GAN_LOSSES = {
     # Goodfellow et al. 2014 (arXiv:1406.2661), equation 1; the generator's gradient vanishes where the discriminator is sure.
     "minimax": Game(_classify, lambda fake: -_mean(jax.nn.softplus(fake))),
     # The same paper, section 3; StyleGAN's logistic loss.
@@ -59,7 +59,7 @@ def diversity(real: jax.Array, fake: jax.Array) -> jax.Array:
 def bigan(real: jax.Array, fake: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Donahue et al. 2017 (arXiv:1605.09782), equation 3, as its code trains it: (discriminator, generator and encoder).
 
-    `real` are logits of pairs (x, E(x)), `fake` those of (G(z), z). Generator and encoder minimise the cross-entropy of the swapped
+    `real` are logits of pairs (x, E(x)), `fake` those of (G(z), z). Generator and encoder minimize the cross-entropy of the swapped
     labels, so that both get gradients where the discriminator is sure. Both are halved: ln 2 each at zero.
     """
     return 0.5 * _classify(real, fake), 0.5 * _classify(fake, real)
@@ -74,7 +74,7 @@ def bigbigan(encoded: Sequence[jax.Array], generated: Sequence[jax.Array]) -> tu
 
     Each score is hinged by itself and the three are summed; the released code takes their mean, a third of these values.
     """
-    discriminator = sum(GAMES["hinge"].discriminator(e, g) for e, g in zip(encoded, generated, strict=True))
+    discriminator = sum(GAN_LOSSES["hinge"].discriminator(e, g) for e, g in zip(encoded, generated, strict=True))
     return discriminator, sum(_mean(e) for e in encoded) - sum(_mean(g) for g in generated)
 
 

@@ -17,7 +17,7 @@ def _per_image(x: jax.Array) -> jax.Array:
 
 
 def cross_entropy(x: jax.Array, out: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
-    """Of sigmoid(out) [B, ...] to grey levels x: at its least the entropy of those, not zero."""
+    """Of sigmoid(out) [B, ...] to gray levels x: at its least the entropy of those, not zero."""
     return _per_image(-weights * bernoulli(x, out))
 
 

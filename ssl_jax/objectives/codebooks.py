@@ -1,4 +1,4 @@
-"""Quantisers by the name that a config gives: what a token is, how its code is found, what trains it."""
+"""Quantizers by the name that a config gives: what a token is, how its code is found, what trains it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.objectives import quantisers as q
+from ssl_jax.objectives import quantizers as q
 
 Tree = Any
 
 
-class Quantised(NamedTuple):
+class Quantized(NamedTuple):
     """What a batch becomes in training."""
 
     codes: jax.Array  # float32 [..., D], what the decoder is given; gradients pass
@@ -25,13 +25,13 @@ class Quantised(NamedTuple):
     logs: dict[str, jax.Array]
 
 
-class Quantiser(NamedTuple):
+class Quantizer(NamedTuple):
     """K codes of D numbers. `params` are trained by gradients, `state` by the batches that came by; either may be {}."""
 
     size: int
     dim: int
     init: Callable[[jax.Array], tuple[Tree, Tree]]  # key -> (params, state)
-    train: Callable[..., Quantised]  # (params, state, z [..., D], key, step)
+    train: Callable[..., Quantized]  # (params, state, z [..., D], key, step)
     tokens: Callable[[Tree, Tree, jax.Array], jax.Array]  # (params, state, z) -> int32 [...]
     embed: Callable[[Tree, Tree, jax.Array], jax.Array]  # (params, state, tokens) -> float32 [..., D]
     couples_batch: bool = False  # its loss or state mixes the vectors of a batch
@@ -42,7 +42,7 @@ class Quantiser(NamedTuple):
 
 
 LEARNED = dict(
-    size=512, dim=64, normalise=False, straight_through="plain", update="gradient", decay=0.99, debias=False, commitment=0.25,
+    size=512, dim=64, normalize=False, straight_through="plain", update="gradient", decay=0.99, debias=False, commitment=0.25,
     entropy=0.0, temperature=0.01, revive=0.0, init="normal",
 )  # fmt: skip
 DEFAULTS = {
@@ -53,12 +53,12 @@ DEFAULTS = {
 CHOICES = {"straight_through": tuple(q.STRAIGHT_THROUGH), "update": ("gradient", "average"), "init": ("normal", "uniform", "k_means")}
 
 
-def build_quantiser(spec: Mapping[str, Any]) -> Quantiser:
+def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
     """`spec`: {'name': ..., option: value}; options and their defaults are those of `DEFAULTS`.
 
-    learned: nearest neighbours among `size` codes of `dim` numbers.
-      normalise: vectors and codes are brought to norm 1 first.
-      straight_through: 'plain', 'normalised' (unit codes only) or 'rotation' (see `quantisers`).
+    learned: nearest neighbors among `size` codes of `dim` numbers.
+      normalize: vectors and codes are brought to norm 1 first.
+      straight_through: 'plain', 'normalized' (unit codes only) or 'rotation' (see `quantizers`).
       update: codes follow the 'gradient' of their loss, or are moving averages ('average') of their vectors, with `decay`, and without
         a bias to their start where `debias`.
       commitment: beta. entropy, temperature: weight of the entropy term and tau of its softmax; no such term for 0.
@@ -71,14 +71,14 @@ def build_quantiser(spec: Mapping[str, Any]) -> Quantiser:
     options = dict(spec)
     name = options.pop("name", None)
     if name not in DEFAULTS:
-        raise UserError(f"config.model.quantiser.name={name!r} is unknown; choose {', '.join(DEFAULTS)}")
+        raise UserError(f"config.model.quantizer.name={name!r} is unknown; choose {', '.join(DEFAULTS)}")
     unknown = sorted(set(options) - set(DEFAULTS[name]))
     if unknown:
-        raise UserError(f"config.model.quantiser.{unknown[0]} is no option of {name!r}; options: {', '.join(sorted(DEFAULTS[name]))}")
+        raise UserError(f"config.model.quantizer.{unknown[0]} is no option of {name!r}; options: {', '.join(sorted(DEFAULTS[name]))}")
     options = {**DEFAULTS[name], **options}
     for option, valid in CHOICES.items():
         if options.get(option, valid[0]) not in valid:
-            raise UserError(f"config.model.quantiser.{option}={options[option]!r} is unknown; choose {', '.join(valid)}")
+            raise UserError(f"config.model.quantizer.{option}={options[option]!r} is unknown; choose {', '.join(valid)}")
     return {"learned": _learned, "fsq": _fsq, "lfq": _lfq}[name](**options)
 
 
@@ -88,15 +88,15 @@ def _measures(tokens, size):
 
 
 def _learned(
-    size, dim, normalise, straight_through, update, decay, debias, commitment, entropy, temperature, revive, init
-) -> Quantiser:
-    if straight_through == "normalised" and not normalise:
-        raise UserError("config.model.quantiser.straight_through='normalised' is for unit codes; set normalise=True")
+    size, dim, normalize, straight_through, update, decay, debias, commitment, entropy, temperature, revive, init
+) -> Quantizer:
+    if straight_through == "normalized" and not normalize:
+        raise UserError("config.model.quantizer.straight_through='normalized' is for unit codes; set normalize=True")
     averaged = update == "average"
     moves = not averaged and (revive > 0 or init == "k_means")  # a gradient codebook that jumps: the jumps are state, beside the params
 
     def unit(x):
-        return q.normalised(x) if normalise else x
+        return q.normalized(x) if normalize else x
 
     def raw(params, state):
         return state["codebook"] if averaged else params["codebook"] + (state["offset"] if moves else 0.0)
@@ -152,7 +152,7 @@ def _learned(
             dead = state["count"] < revive * state.get("weight", 1.0)
             state = replaced(params, state, q.drawn(of_dead, target, size), dead)
             logs["revived"] = dead.sum()
-        return Quantised(q.STRAIGHT_THROUGH[straight_through](z, code), tokens, loss, state, logs)
+        return Quantized(q.STRAIGHT_THROUGH[straight_through](z, code), tokens, loss, state, logs)
 
     def find(params, state, z):
         return q.nearest(unit(z.astype(jnp.float32)), unit(raw(params, state)))
@@ -161,34 +161,34 @@ def _learned(
         return q.rows(unit(raw(params, state)), tokens)
 
     coupled = averaged or moves or entropy > 0
-    return Quantiser(size, dim, make, train, find, embed, coupled)
+    return Quantizer(size, dim, make, train, find, embed, coupled)
 
 
-def _fsq(levels) -> Quantiser:
+def _fsq(levels) -> Quantizer:
     levels, size = tuple(levels), math.prod(levels)
 
     def train(params, state, z, key, step):
         codes = q.fsq(z.astype(jnp.float32), levels)
         tokens = q.fsq_tokens(jax.lax.stop_gradient(codes), levels)
-        return Quantised(codes, tokens, jnp.zeros(()), state, _measures(tokens, size))
+        return Quantized(codes, tokens, jnp.zeros(()), state, _measures(tokens, size))
 
     def find(params, state, z):
         return q.fsq_tokens(q.fsq(z.astype(jnp.float32), levels), levels)
 
-    return Quantiser(size, len(levels), lambda key: ({}, {}), train, find, lambda params, state, tokens: q.fsq_codes(tokens, levels))
+    return Quantizer(size, len(levels), lambda key: ({}, {}), train, find, lambda params, state, tokens: q.fsq_codes(tokens, levels))
 
 
-def _lfq(bits, commitment, entropy, temperature) -> Quantiser:
+def _lfq(bits, commitment, entropy, temperature) -> Quantizer:
     def train(params, state, z, key, step):
         z = z.astype(jnp.float32)
         codes, tokens = q.lfq(z), q.lfq_tokens(z)
         logs = {**_measures(tokens, 2**bits), "entropy": q.bit_entropy_loss(z, temperature)}
         loss = commitment * q.commitment_loss(z, codes) + entropy * logs["entropy"]
-        return Quantised(codes, tokens, loss, state, logs)
+        return Quantized(codes, tokens, loss, state, logs)
 
     def find(params, state, z):
         return q.lfq_tokens(z.astype(jnp.float32))
 
-    return Quantiser(
+    return Quantizer(
         2**bits, bits, lambda key: ({}, {}), train, find, lambda params, state, tokens: q.lfq_codes(tokens, bits), entropy > 0
     )

@@ -39,7 +39,7 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
 
 
 def nt_xent(z: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Normalised temperature-scaled cross-entropy of two views (Chen et al. 2020, SimCLR, eq. 1 and algorithm 1).
+    """Normalized temperature-scaled cross-entropy of two views (Chen et al. 2020, SimCLR, eq. 1 and algorithm 1).
 
     Every other view in the global batch is a negative, and gradients flow through all of them: under one jit the similarities
     of a batch that is spread over devices are those of the whole batch.
@@ -55,8 +55,8 @@ def nt_xent(z: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.A
     z = unit(z)
     positive = jnp.repeat(jnp.sum(z[:, 0] * z[:, 1], -1) / temperature, 2)
     rows = z.reshape(-1, z.shape[-1])  # both views of an image lie side by side, and on one device
-    normaliser, rival = others(rows / temperature, rows, way, group=2)
-    return jnp.mean(jnp.logaddexp(normaliser, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
+    normalizer, rival = others(rows / temperature, rows, way, group=2)
+    return jnp.mean(jnp.logaddexp(normalizer, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
 
 
 def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -67,8 +67,8 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way =
     """
     queries, keys = unit(queries) / temperature, unit(keys)
     positive = jnp.sum(queries * keys, -1)
-    normaliser, rival = others(queries, keys, way)
-    return jnp.mean(jnp.logaddexp(normaliser, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
+    normalizer, rival = others(queries, keys, way)
+    return jnp.mean(jnp.logaddexp(normalizer, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
 
 
 def clip(images: jax.Array, texts: jax.Array, scale: jax.Array | float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -144,9 +144,9 @@ def _chunked(queries, keys, group: int):
 
         return _finish(jax.lax.scan(step, _start(queries), (keys.reshape(count // size, size, -1), columns))[0])
 
-    def backward(queries, keys, normaliser, weight):
+    def backward(queries, keys, normalizer, weight):
         def step(of_queries, chunk):
-            more, of_keys = _gradients(queries, chunk[0], normaliser, weight, _similarities(queries, chunk[0], 0, chunk[1], group))
+            more, of_keys = _gradients(queries, chunk[0], normalizer, weight, _similarities(queries, chunk[0], 0, chunk[1], group))
             return of_queries + more, of_keys
 
         chunks = keys.reshape(count // size, size, -1), columns
@@ -174,11 +174,11 @@ def _around(queries, keys, devices: int, group: int):
         start = jax.tree.map(lambda x: jax.lax.pcast(x, ROWS, to="varying"), _start(queries))
         return _finish(jax.lax.scan(step, (start, keys), jnp.arange(devices))[0][0])
 
-    def backward(queries, keys, normaliser, weight):
+    def backward(queries, keys, normalizer, weight):
         def step(carry, turn):
             of_queries, of_keys, keys = carry
             sent = jax.lax.ppermute(keys, ROWS, to_next)
-            more, here = _gradients(queries, keys, normaliser, weight, similarities(queries, keys, turn))
+            more, here = _gradients(queries, keys, normalizer, weight, similarities(queries, keys, turn))
             return (of_queries + more, jax.lax.ppermute(of_keys + here, ROWS, to_next), sent), None
 
         start = jnp.zeros_like(queries), jnp.zeros_like(keys), keys
@@ -207,9 +207,9 @@ def _block(found, similarities):
     return now, total
 
 
-def _gradients(queries, keys, normaliser, weight, similarities):
-    """Of the sum of weight * normaliser: what a block adds to those of its queries and of its keys."""
-    by = jnp.where(jnp.isneginf(normaliser), 0.0, normaliser)
+def _gradients(queries, keys, normalizer, weight, similarities):
+    """Of the sum of weight * normalizer: what a block adds to those of its queries and of its keys."""
+    by = jnp.where(jnp.isneginf(normalizer), 0.0, normalizer)
     shares = jnp.exp(similarities - by[:, None]) * weight[:, None]
     return shares @ keys, shares.T @ queries
 

@@ -28,7 +28,7 @@ def gaussian(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
     return -0.5 * (((x - mean) * jnp.exp(-log_std)) ** 2 + math.log(2 * math.pi)) - log_std
 
 
-def discretised_logistic(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
+def discretized_logistic(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
     """Log-probability of the one of 256 levels that x in {0, 1/255, ..., 1} is: the mass of a logistic distribution around it.
 
     Level i reaches from (i - 1/2) / 255 to (i + 1/2) / 255; the first and the last take the tails, so that the levels sum to one
@@ -66,7 +66,7 @@ class Likelihood(NamedTuple):
     """p(x | z) of a decoder that gives `outputs` numbers a value, side by side in the last axis: [..., outputs * C] for x [..., C]."""
 
     outputs: int
-    data: Callable[[jax.Array, jax.Array], jax.Array]  # (key, x in [0, 1]) -> what is modelled: drawn anew at each call, or x
+    data: Callable[[jax.Array, jax.Array], jax.Array]  # (key, x in [0, 1]) -> what is modeled: drawn anew at each call, or x
     log_prob: Callable[[jax.Array, jax.Array], jax.Array]  # (data, decoder's output) -> nats a value
     mean: Callable[[jax.Array], jax.Array]  # decoder's output -> values in [0, 1]
     note: str  # for protocols: what was measured
@@ -76,12 +76,12 @@ def _as_it_is(key, x):
     return x
 
 
-def _binarised(key, x):
-    """Each value is 1 with the probability that is its grey level."""
+def _binarized(key, x):
+    """Each value is 1 with the probability that is its gray level."""
     return jax.random.bernoulli(key, x).astype(jnp.float32)
 
 
-def _dequantised(key, x):
+def _dequantized(key, x):
     """The level plus uniform noise, over 256, in [0, 1): its density times 256^-D is a lower bound of the probability of the levels."""
     return ((LEVELS - 1) * x + jax.random.uniform(key, x.shape)) / LEVELS
 
@@ -93,7 +93,7 @@ def _gaussian(x, out):
 
 def _logistic(x, out):
     mean, log_scale = jnp.split(out, 2, -1)
-    return discretised_logistic(x, 0.5 + mean, _scale(log_scale))
+    return discretized_logistic(x, 0.5 + mean, _scale(log_scale))
 
 
 def _scale(out):
@@ -102,13 +102,13 @@ def _scale(out):
 
 
 LIKELIHOODS = {
-    "bernoulli": Likelihood(1, _binarised, bernoulli, jax.nn.sigmoid, "bernoulli, binarised anew at each draw"),
-    "cross_entropy": Likelihood(1, _as_it_is, bernoulli, jax.nn.sigmoid, "cross-entropy of grey values, not a likelihood"),
+    "bernoulli": Likelihood(1, _binarized, bernoulli, jax.nn.sigmoid, "bernoulli, binarized anew at each draw"),
+    "cross_entropy": Likelihood(1, _as_it_is, bernoulli, jax.nn.sigmoid, "cross-entropy of gray values, not a likelihood"),
     "gaussian": Likelihood(
-        2, _dequantised, _gaussian, lambda out: jax.nn.sigmoid(jnp.split(out, 2, -1)[0]), "gaussian, uniformly dequantised, 256 levels"
+        2, _dequantized, _gaussian, lambda out: jax.nn.sigmoid(jnp.split(out, 2, -1)[0]), "gaussian, uniformly dequantized, 256 levels"
     ),
-    "discretised_logistic": Likelihood(
-        2, _as_it_is, _logistic, lambda out: jnp.clip(0.5 + jnp.split(out, 2, -1)[0], 0, 1), "discretised logistic, 256 levels"
+    "discretized_logistic": Likelihood(
+        2, _as_it_is, _logistic, lambda out: jnp.clip(0.5 + jnp.split(out, 2, -1)[0], 0, 1), "discretized logistic, 256 levels"
     ),
 }
 

@@ -1,7 +1,7 @@
 """How far a reconstruction is from its image in the features of a fixed network, and how much a second loss may weigh beside the first.
 
 Zhang et al. 2018, "The unreasonable effectiveness of deep features as a perceptual metric" (arXiv:1801.03924), equation 1: LPIPS is
-this distance in a network trained with labels, with channel weights fitted to human judgements. In any other network it is not LPIPS.
+this distance in a network trained with labels, with channel weights fitted to human judgments. In any other network it is not LPIPS.
 """
 
 from __future__ import annotations

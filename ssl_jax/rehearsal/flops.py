@@ -18,7 +18,7 @@ CUDNN_ATTENTION = {"dot_product_attention_fwd_wrapper": (2, 0), "dot_product_att
 
 
 class Count(NamedTuple):
-    """`flops` of a program, `repeated` of them by rematerialisation; `endless`: loops of unknown length, whose bodies count once."""
+    """`flops` of a program, `repeated` of them by rematerialization; `endless`: loops of unknown length, whose bodies count once."""
 
     flops: int = 0
     repeated: int = 0
@@ -29,7 +29,7 @@ class Count(NamedTuple):
 
 
 def count(program: ClosedJaxpr) -> Count:
-    """FLOPs of one run of `program`. What no output needs is not counted; what rematerialisation computes again is.
+    """FLOPs of one run of `program`. What no output needs is not counted; what rematerialization computes again is.
 
     Of the branches of a conditional the dearest counts. A convolution is counted for each place of its output and each element of its
     kernel, padding included, as published counts are; the zeros between the elements of a dilated input are left out.

@@ -1,0 +1,26 @@
+"""What a model that was trained on labels says of the test split by itself: no probe is fitted."""
+
+from __future__ import annotations
+
+import jax
+
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context, Result, require_labels
+from ssl_jax.evals.lib.features import hits
+
+NEEDS = None  # a model, but nothing beside its features
+
+
+def prepare(context: Context, layer: str = "logits", **_) -> None:
+    """UserError where the model has no such scores."""
+    offered = jax.eval_shape(context.encode, context.images())
+    if layer not in offered:
+        raise UserError(f"classifier needs a model with {layer!r}; this has {', '.join(sorted(offered))}")
+
+
+def evaluate(context: Context, *, layer: str = "logits") -> Result:
+    """top1, top5: percent of the test split whose label is the largest, or among the five largest, of the scores in `layer` [N, C]."""
+    scores = context.features("test", layer)
+    require_labels(scores, "classifier")
+    metrics = {f"top{k}": 100 * float(hits(scores.x, scores.y, k).mean()) for k in (1, 5)}
+    return Result(metrics, f"classifier layer={layer} of {context.name('test')}, nothing fitted")

@@ -1,0 +1,107 @@
+"""Which of its codes a tokenizer uses. A codebook that has collapsed shows here and may not show in the squared error.
+
+"Usage" has three definitions in papers, which differ on the same tokenizer; each has its own name here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.stats import binom
+
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context, Result
+from ssl_jax.evals.kinds.reconstruction import side_by_side
+from ssl_jax.evals.lib.features import chunks
+
+NEEDS = "tokens"
+BATCH = 256  # images of a batch of `usage_batch`
+RECENT = 65536  # tokens of `usage_recent`
+
+
+def check_options(examples: int | None = None, **_) -> None:
+    """UserError for no examples."""
+    if examples is not None and examples < 1:
+        raise UserError(f"codebook examples={examples} must be at least 1")
+
+
+def evaluate(context: Context, *, examples: int | None = None) -> Result:
+    """The test split, or its first `examples`.
+
+    usage_batch: percent of the codes that occur in 256 images, mean over whole batches (Yu et al. 2022, arXiv:2110.04627).
+    usage_recent: percent that occur among the last 65,536 tokens (as the code of LlamaGen logs it), or all where there are fewer.
+    usage: percent that occur in the split.
+    entropy: of the codes' frequencies, in bits. perplexity: 2^entropy, between 1 and the number of codes.
+    perplexity_share: percent of the perplexity that as many uniform draws would have: 100 for uniform use at any size of the sample.
+    """
+    check_options(examples)
+    tokens, codes = tokens_of(context, "test", examples), context.pictures.codes
+    counts = histogram(tokens, codes)
+    whole = max(len(tokens) // BATCH, 1) * BATCH
+    batches = [used(tokens[start:stop], codes) for start, stop in chunks(min(whole, len(tokens)), BATCH)]
+    bits = entropy(counts)
+    metrics = {
+        "usage_batch": np.mean(batches),
+        "usage_recent": used(tokens.ravel()[-RECENT:], codes),
+        "usage": used(tokens, codes),
+        "entropy": bits,
+        "perplexity": 2**bits,
+        "perplexity_share": 100 * 2**bits / uniform_perplexity(tokens.size, codes),
+    }
+    protocol = (
+        f"codebook of {codes} codes, {tokens.shape[1]} tokens an image, {context.named('test', len(tokens))};"
+        f" usage_batch of {len(batches)} x {min(BATCH, len(tokens))} images, usage_recent of {min(RECENT, tokens.size)} tokens"
+    )
+    return Result({name: float(value) for name, value in metrics.items()}, protocol, draw(counts))
+
+
+def tokens_of(context: Context, split: str, count: int | None = None) -> np.ndarray:
+    """Tokens [N, T] int64 of the images of a split, row after row of each."""
+    rows = context.through(lambda images: {"tokens": side_by_side(context.pictures.tokens(images))}, split, "tokens", count).x
+    return rows.astype(np.int64)  # float32 holds whole numbers up to 2^24
+
+
+def histogram(tokens: np.ndarray, codes: int) -> np.ndarray:
+    """[codes]: how often each code occurs."""
+    return np.bincount(np.ravel(tokens), minlength=codes)
+
+
+def draw(counts: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: each code as a square in the order of the codebook, gray where it never occurs, and how often the codes occur,
+    the most frequent one first, beside uniform use.
+    """
+    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    squares, curve = figure.subplots(1, 2)
+    side = int(np.ceil(np.sqrt(len(counts))))
+    cells = np.full(side * side, np.nan)
+    cells[: len(counts)] = counts
+    shown = squares.imshow(np.ma.masked_less(np.ma.masked_invalid(cells.reshape(side, side)), 1), norm="log", vmin=1)
+    squares.set(title=f"{np.count_nonzero(counts):,} of {len(counts):,} codes occur", xticks=[], yticks=[], facecolor="lightgrey")
+    figure.colorbar(shown, ax=squares, label="times")
+    curve.plot(np.arange(1, len(counts) + 1), np.sort(counts)[::-1], label="codes")
+    curve.axhline(counts.mean(), color="gray", linestyle="--", label="uniform")
+    curve.set(xlabel="codes, the most frequent first", ylabel="times", yscale="symlog", ylim=(0, None))
+    curve.legend()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def used(tokens: np.ndarray, codes: int) -> float:
+    """Percent of the codes that occur."""
+    return 100 * np.count_nonzero(histogram(tokens, codes)) / codes
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Of the frequencies counts / sum(counts), in bits."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
+def uniform_perplexity(draws: int, codes: int) -> float:
+    """2 to the expected entropy of the frequencies in so many uniform draws: below `codes`, 941 for 1024 draws of 8192."""
+    low, high = binom.ppf((1e-12, 1 - 1e-12), draws, 1 / codes)
+    times = np.arange(max(low, 1), high + 1)
+    expected = codes * np.sum(binom.pmf(times, draws, 1 / codes) * times * np.log2(times)) / draws
+    return float(2 ** (np.log2(draws) - expected))

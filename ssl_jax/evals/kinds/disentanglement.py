@@ -1,0 +1,87 @@
+"""Disentanglement of a code, measured on factors that the data name, beside the same of factors that belong to other examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context, Result, Split
+from ssl_jax.evals.lib import factors as measures
+
+NEEDS = "factors"
+
+
+def check_options(examples: int = 10000, factors: Sequence[str] = ("label",), **_) -> None:
+    """UserError for a value out of range."""
+    if examples < 2 or not factors:
+        raise UserError(f"disentanglement examples={examples} must be at least 2, and factors={factors} must name features of the data")
+
+
+def prepare(context: Context, factors: Sequence[str] = ("label", "pose"), **_) -> None:
+    """UserError for factors that the data do not have."""
+    first = next(iter(context.pictures.factors("train", tuple(factors))))
+    missing = [name for name in factors if name not in first]
+    if missing:  # labels are left out of batches where there are none
+        raise UserError(f"the data have no {', '.join(missing)}; choose other factors")
+
+
+def evaluate(
+    context: Context,
+    *,
+    layer: str = "code",
+    factors: Sequence[str] = ("label", "pose"),
+    model: Literal["lasso", "trees"] = "lasso",
+    examples: int = 10000,
+    seed: int = 0,
+) -> Result:
+    """At most the first `examples` of train, to fit and for the MIG, and the first half as many of test, to be predicted.
+
+    mig, disentanglement, completeness, informativeness, factorvae: as defined in `factors`, of 'layer' and the features `factors`
+        of the data, a vector's entries one by one. Importance for the middle three is that of a `model`: 'trees' takes minutes.
+    <metric>_shuffled: with factors of other examples: what a code that knows nothing has.
+    """
+    check_options(examples, factors)
+    train, test = context.features("train", layer), context.features("test", layer)
+    limits = {"train": examples, "test": max(1, examples // 2)}
+    code = {split: f.x[: limits[split]].astype(np.float64) for split, f in (("train", train), ("test", test))}
+    told = {split: values(context, split, factors, len(code[split])) for split in code}
+    names = [name for name in told["train"] if len(np.unique(told["train"][name])) > 1]
+    if not names:
+        raise UserError(f"factors {', '.join(factors)} are the same in all training examples; choose others")
+    metrics = {}
+    for suffix, shuffled in (("", False), ("_shuffled", True)):
+        generator = np.random.default_rng(seed)
+        order = {split: generator.permutation(len(x)) if shuffled else np.arange(len(x)) for split, x in code.items()}
+        found = [measures.factor(*(told[split][name][order[split]] for split in ("train", "test"))) for name in names]
+        each = {"mig": measures.mutual_information_gap(code["train"], [factor.train for factor in found])}
+        each |= measures.dci(code["train"], code["test"], found, model == "trees", seed)
+        each["factorvae"] = measures.factorvae(code["train"], code["test"], found, seed)
+        metrics |= {name + suffix: value for name, value in each.items()}
+    used = ", ".join(f"{name} ({factor.count}{' bins' if factor.ordered else ''})" for name, factor in zip(names, found, strict=True))
+    protocol = (
+        f"disentanglement layer={layer} D={code['train'].shape[1]} factors {used}; importance of {model} seed={seed}"
+        f" train={context.named('train', len(code['train']))} test={context.named('test', len(code['test']))}"
+    )
+    return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+def values(context: Context, split: Split, names: Sequence[str], count: int) -> dict[str, np.ndarray]:
+    """{factor: [N]} of the first `count` examples of a split; vectors are taken apart: 'pose' -> 'pose[0]', 'pose[1]', ..."""
+    columns, read = {name: [] for name in names}, 0
+    for batch in context.pictures.factors(split, tuple(names)):
+        keep = batch["mask"].astype(bool)
+        read += int(keep.sum())
+        for name in names:
+            columns[name].append(batch[name][keep])
+        if read >= count:
+            break
+    found = {}
+    for name, parts in columns.items():
+        column = np.concatenate(parts)[:count]
+        if column.dtype.kind not in "biuf" or column.ndim > 2:
+            raise UserError(f"feature {name!r} of the data is no number and no vector of numbers; choose other factors")
+        found |= {name: column} if column.ndim == 1 else {f"{name}[{i}]": x for i, x in enumerate(column.T)}
+    return found

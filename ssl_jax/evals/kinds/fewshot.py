@@ -1,0 +1,83 @@
+"""Few-shot linear regression on frozen features: `fewshot_lsr` of big_vision (Kolesnikov et al. 2020, BiT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context, Result, require_labels
+from ssl_jax.evals.lib.features import Features, chunks, hits
+
+BIAS = 100.0  # the constant feature: so large that the ridge hardly shrinks the intercept
+
+
+def check_options(shots: Sequence[int] = (1,), seeds: Sequence[int] = (0,), l2: float = 1024.0, **_) -> None:
+    """UserError for empty lists, shots below 1 or a ridge that is not positive."""
+    if not len(shots) or not len(seeds) or min(shots) < 1:
+        raise UserError("few-shot evaluation needs at least one seed and shots >= 1, such as shots=(1, 5, 10, 25)")
+    if not l2 > 0:
+        raise UserError(f"few-shot l2={l2} must be positive")
+
+
+def evaluate(
+    context: Context,
+    *,
+    shots: Sequence[int] = (1, 5, 10, 25),
+    seeds: Sequence[int] = (0, 1, 2),
+    l2: float = 1024.0,
+    layer: str = "pooled",
+) -> Result:
+    """'5shot_top1' and '5shot_top1_std', mean and population std over seeds in percent, for each of `shots`."""
+    check_options(shots, seeds, l2)
+    bank, query = context.features("train", layer), context.features("test", layer)
+    require_labels(bank, "few-shot evaluation")
+    metrics = {}
+    for count in shots:
+        accuracy = [_accuracy(bank, query, support(bank.y, count, seed), l2) for seed in seeds]
+        metrics[f"{count}shot_top1"] = float(np.mean(accuracy))
+        metrics[f"{count}shot_top1_std"] = float(np.std(accuracy))
+    protocol = (
+        f"few-shot ridge l2={l2:g} whitened by the support shots={','.join(map(str, shots))}"
+        f" seeds={','.join(map(str, seeds))} layer={layer} support from {context.name('train')}"
+        f" query={context.name('test')}"
+    )
+    return Result(metrics, protocol)
+
+
+def support(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Bank rows of the support set: per class, ascending, the first `shots` of a permutation from one seeded generator.
+
+    Supports are nested: the 5 shots of a seed contain its 1 shot. A class with fewer examples gives all it has.
+    """
+    generator = np.random.default_rng(seed)
+    return np.concatenate([generator.permutation(np.flatnonzero(labels == c))[:shots] for c in np.unique(labels)])
+
+
+def ridge(x: np.ndarray, targets: np.ndarray, l2: float, dual: bool | None = None) -> np.ndarray:
+    """argmin_W |x W - targets|^2 + l2 |W|^2 in float64; x [N, D], targets [N, C] -> W [D, C].
+
+    Solves the D x D (primal) or the N x N (dual) system, by default the smaller one: the answer is the same.
+    """
+    x, targets = np.asarray(x, np.float64), np.asarray(targets, np.float64)
+    if len(x) < x.shape[1] if dual is None else dual:
+        return x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), targets)
+    return np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ targets)
+
+
+def whiten(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """(x - mean) / (std + 1e-5) with the constant feature appended: [N, D] -> [N, D + 1] float64."""
+    white = (x - mean) / (std + 1e-5)
+    return np.concatenate([white, np.full((len(x), 1), BIAS)], 1)
+
+
+def _accuracy(bank: Features, query: Features, rows: np.ndarray, l2: float) -> float:
+    x, y = bank.x[rows].astype(np.float64), bank.y[rows]
+    mean, std = x.mean(0), x.std(0)
+    targets = 2.0 * (y[:, None] == np.arange(y.max() + 1)) - 1
+    weights = ridge(whiten(x, mean, std), targets, l2)
+    correct = 0
+    for start, stop in chunks(len(query.y), 8192):
+        correct += hits(whiten(query.x[start:stop], mean, std) @ weights, query.y[start:stop], 1).sum()
+    return 100 * correct / len(query.y)

@@ -1,0 +1,202 @@
+"""Weighted k-nearest-neighbor classification of frozen features, exact, in bounded device memory.
+
+Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4:
+score_c = sum over the k nearest of [y_i = c] exp(s_i / T).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssl_jax.engine.sharding import put_global
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Context, Result, require_labels
+from ssl_jax.evals.lib.features import Features, chunks, flat_mesh, hits, moments, padded
+
+BANK_CHUNK = 65536  # bank rows on all devices together at a time
+QUERY_CHUNK = 1024  # similarities held at a time: QUERY_CHUNK x BANK_CHUNK / devices float32 per device
+
+Metric = Literal["cosine", "euclidean"]
+Normalization = Literal["none", "center", "standardize"]
+
+
+def check_options(k: int = 20, temperature: float = 0.07, **_) -> None:
+    """UserError unless k >= 1 and T >= 0."""
+    if k < 1:
+        raise UserError(f"kNN k={k} must be at least 1")
+    if not temperature >= 0:
+        raise UserError(f"kNN temperature={temperature} must be positive, or 0 for unweighted votes")
+
+
+def evaluate(
+    context: Context,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    metric: Metric = "cosine",
+    normalization: Normalization = "none",
+    layer: str = "pooled",
+) -> Result:
+    """Classify the test split with the train split as bank: top1 and top5 in percent.
+
+    temperature=0 stands for unweighted votes, as scikit-learn's default.
+    `normalization` uses the statistics of the bank, before the l2 norm.
+    """
+    check_options(k, temperature)
+    bank, query = context.features("train", layer), context.features("test", layer)
+    require_labels(bank, "kNN")
+    index, similarity = neighbors(bank.x, query.x, k, metric, normalization, context.mesh)
+    metrics = vote(index, similarity, bank, query.y, temperature)
+    rows = "l2-normalized" if metric == "cosine" else "unscaled"
+    votes = f"T={temperature:g}" if temperature else "unweighted"
+    protocol = (
+        f"kNN k={k} {votes} {metric} {rows} normalization={normalization} layer={layer}"
+        f" bank={context.name('train')} query={context.name('test')}"
+    )
+    return Result(metrics, protocol)
+
+
+def vote(index: np.ndarray, similarity: np.ndarray, bank: Features, labels: np.ndarray, temperature: float) -> dict:
+    """Neighbors [Q, k] -> {'top1', 'top5'} in percent, against labels [Q].
+
+    Weights are exp((s - max s) / T): the same ratios as exp(s / T), and no overflow at any T; T = 0: all weights 1.
+    A class without a neighbor is never a hit, not even in the top 5.
+    """
+    classes = int(bank.y.max()) + 1
+    correct = np.zeros(2)
+    for start, stop in chunks(len(index), 4096):
+        s = similarity[start:stop].astype(np.float64)
+        weight = np.exp((s - s.max(1, keepdims=True)) / temperature) if temperature else np.ones_like(s)
+        cell = np.arange(stop - start)[:, None] * classes + bank.y[index[start:stop]]
+        cells = (stop - start) * classes
+        scores = np.bincount(cell.ravel(), weight.ravel(), cells).reshape(-1, classes)
+        voted = np.bincount(cell.ravel(), minlength=cells).reshape(-1, classes) > 0
+        scores = np.where(voted, scores, -np.inf)
+        correct += [hits(scores, labels[start:stop], n).sum() for n in (1, 5)]
+    top1, top5 = 100 * correct / len(labels)
+    return {"top1": float(top1), "top5": float(top5)}
+
+
+def neighbors(
+    bank: np.ndarray,
+    query: np.ndarray,
+    k: int,
+    metric: Metric = "cosine",
+    normalization: Normalization = "none",
+    mesh: Mesh | None = None,
+    bank_chunk: int = BANK_CHUNK,
+    query_chunk: int = QUERY_CHUNK,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest bank rows of each query, best first, equal ones by index.
+
+    bank [N, D], query [Q, D] -> indices int32 [Q, k], similarities float32 [Q, k] (cosine, or minus the distance).
+    The bank passes by once, `bank_chunk` rows at a time, split over the devices of `mesh`; each device keeps its own
+    running best k and they are merged at the end.
+    Raises UserError when the bank has fewer than k rows.
+    """
+    if k > len(bank):
+        raise UserError(f"kNN k={k} needs a bank of at least {k} examples, it has {len(bank)}; lower k")
+    mesh = flat_mesh(mesh)
+    rows, group = _chunk_shape(min(bank_chunk, len(bank)), mesh.size, k)
+    query_chunk = min(query_chunk, len(query))
+    split, whole = NamedSharding(mesh, PartitionSpec("shard")), NamedSharding(mesh, PartitionSpec())
+    mean, std = (put_global(statistic, whole) for statistic in _statistics(bank, normalization))
+    best = [_start(query_chunk, k, mesh) for _ in chunks(len(query), query_chunk)]
+    for start, stop in chunks(len(bank), rows * mesh.size):
+        part = put_global(padded(bank[start:stop], rows * mesh.size), split)
+        part = _prepare(part, mean, std, metric)
+        jax.block_until_ready(best)  # else the host would run ahead and place the whole bank; two chunks at a time overlap
+        span = put_global(np.array([start, stop], np.int32), whole)
+        for i, (first, last) in enumerate(chunks(len(query), query_chunk)):
+            q = _prepare(put_global(padded(query[first:last], query_chunk), whole), mean, std, metric)
+            best[i] = _search(*best[i], part, q, span, metric=metric, group=group, mesh=mesh)
+    merged = jax.device_get([_finish(*pair, metric=metric, mesh=mesh) for pair in best])
+    index, similarity = (np.concatenate(parts)[: len(query)] for parts in zip(*merged, strict=True))
+    return index, similarity
+
+
+def _chunk_shape(bank_chunk, devices, k):
+    """(bank rows per device, group size): the best k of n are found among n/g group maxima, then among k*g members."""
+    rows = math.ceil(bank_chunk / devices)
+    group = 2 ** max(0, int(math.log2(max(1.0, rows / k)) / 2))
+    return math.ceil(rows / group) * group, group
+
+
+def _statistics(bank, normalization):
+    if normalization == "none":
+        return np.zeros(bank.shape[1], np.float32), np.ones(bank.shape[1], np.float32)
+    mean, std = moments(bank)
+    return mean, std if normalization == "standardize" else np.ones_like(std)
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _prepare(x, mean, std, metric):
+    x = (x.astype(jnp.float32) - mean) / std
+    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-24) if metric == "cosine" else x
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _start(queries, k, mesh):
+    shape, sharding = (mesh.size, queries, k), NamedSharding(mesh, PartitionSpec("shard"))
+    value, index = jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32)
+    return jax.lax.with_sharding_constraint((value, index), sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("metric", "group", "mesh"))
+def _search(value, index, bank, query, span, *, metric, group, mesh):
+    """Merge one bank chunk [rows * devices, D] into the running best [devices, Q, k], each device on its own rows."""
+    sharded, whole = PartitionSpec("shard"), PartitionSpec()
+
+    def local(value, index, bank, query, span):
+        rows, k = len(bank), value.shape[-1]
+        row = span[0] + jax.lax.axis_index("shard") * rows + jnp.arange(rows, dtype=jnp.int32)
+        s = jnp.matmul(query, bank.T, precision=jax.lax.Precision.HIGHEST)  # the default is bfloat16 or TF32 elsewhere
+        if metric == "euclidean":  # minus the squared distance
+            s = 2 * s - jnp.sum(bank * bank, -1) - jnp.sum(query * query, -1)[:, None]
+        s = jnp.where(row < span[1], s, -jnp.inf)
+        new_value, place_in_chunk = _grouped_top_k(s, min(k, rows), group)
+        both_value = jnp.concatenate([value[0], new_value], -1)  # earlier rows first: ties keep the smaller index
+        both_index = jnp.concatenate([index[0], row[place_in_chunk]], -1)
+        top, at = jax.lax.top_k(both_value, k)
+        return top[None], jnp.take_along_axis(both_index, at, -1)[None]
+
+    step = jax.shard_map(
+        local, mesh=mesh, in_specs=(sharded, sharded, sharded, whole, whole), out_specs=(sharded, sharded)
+    )
+    return step(value, index, bank, query, span)
+
+
+def _grouped_top_k(s, k, group):
+    """lax.top_k of s [Q, n], exact and in the same order, from much shorter lists.
+
+    The k best lie in the k groups with the largest maxima. With contiguous groups visited in ascending order, equal
+    values keep their order too.
+    """
+    queries, n = s.shape
+    if group == 1 or n // group <= k:
+        return jax.lax.top_k(s, k)
+    grouped = s.reshape(queries, n // group, group)
+    _, best = jax.lax.top_k(grouped.max(-1), k)
+    best = jnp.sort(best, -1)
+    member = jnp.take_along_axis(grouped, best[..., None], 1).reshape(queries, k * group)
+    value, at = jax.lax.top_k(member, k)
+    return value, jnp.take_along_axis(best, at // group, -1) * group + at % group
+
+
+@functools.partial(jax.jit, static_argnames=("metric", "mesh"))
+def _finish(value, index, *, metric, mesh):
+    """Best of the devices' bests: ([devices, Q, k], [devices, Q, k]) -> indices [Q, k], similarities [Q, k]."""
+    k = value.shape[-1]
+    worst_first, index = (jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1) for a in (-value, index))
+    worst_first, index = jax.lax.sort((worst_first, index), dimension=-1, num_keys=2)
+    similarity = -worst_first[:, :k]
+    if metric == "euclidean":
+        similarity = -jnp.sqrt(jnp.maximum(-similarity, 0))
+    return jax.lax.with_sharding_constraint((index[:, :k], similarity), NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,89 @@
+"""`pictures/neighbors.png`: test images beside the training images that the features hold for the most similar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ssl_jax.engine.pictures import grid
+from ssl_jax.evals.context import Context, OpenBatches
+from ssl_jax.evals.kinds.knn import neighbors
+
+SIZE, BORDER, STRIP = 112, 4, 18  # pixels: longer side of a picture, its frame, the line of text below it
+QUERY, SAME, OTHER, UNKNOWN = (30, 30, 30), (38, 140, 70), (200, 50, 45), (150, 150, 150)
+
+
+def save_neighbors(context: Context, open_batches: OpenBatches, path: Path, queries: int = 8, k: int = 6) -> None:
+    """Write a row per query: the test image, then its `k` nearest training images (cosine of 'pooled'), best first.
+
+    The queries lie evenly over the test split. Below a neighbor stands its similarity; its frame is green and the text
+    says 'same' where it shares the label of the query, red and 'other' where not, gray where the data has no labels.
+
+    `open_batches` opens the splits of `context` again, unaugmented and as one process sees them whole: with several
+    processes each one calls this, and the first one reads the pictures and writes.
+    """
+    bank, query = context.features("train"), context.features("test")
+    rows = np.unique(np.linspace(0, len(query.x) - 1, min(queries, len(query.x))).round().astype(int))
+    index, similarity = neighbors(bank.x, query.x[rows], min(k, len(bank.x)), mesh=context.mesh)
+    if jax.process_index() != 0:
+        return
+    asked = fetch_images(open_batches("test"), rows, len(query.x))
+    found = fetch_images(open_batches("train"), index.ravel(), len(bank.x))
+    labeled = bank.y.min() >= 0 and len(np.unique(bank.y)) > 1
+    tiles = []
+    for row, places, values in zip(rows, index, similarity, strict=True):
+        tiles.append(_tile(asked[row], "query", QUERY))
+        for place, value in zip(places, values, strict=True):
+            same = bank.y[place] == query.y[row]
+            color, told = ((SAME, " same") if same else (OTHER, " other")) if labeled else (UNKNOWN, "")
+            tiles.append(_tile(found[place], f"{value:.3f}{told}", color))
+    tiles = np.stack(tiles).reshape(len(rows), 1 + index.shape[1], *tiles[0].shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid(tiles, gap=3)).save(path, optimize=True)
+
+
+def fetch_images(batches: Iterable[Mapping[str, np.ndarray]], rows: np.ndarray, count: int) -> dict[int, np.ndarray]:
+    """{row: uint8 [H, W, 3]} for rows of features, of which the split gave `count`.
+
+    A row of features is an example whose mask is 1. Where the batches can be indexed and every example gave a row, only
+    the batches that hold wanted rows are read; otherwise they are read in order, up to the last wanted row.
+    """
+    wanted = np.unique(rows)
+    if getattr(batches, "num_examples", None) == count:
+        size = batches.batch_size
+        stream = ((number * size, batches[number]) for number in np.unique(wanted // size).tolist())
+    else:
+        stream = _counted(batches)
+    images = {}
+    for first, batch in stream:
+        pictures = batch["image"][np.asarray(batch["mask"], bool)]
+        for row in wanted[(wanted >= first) & (wanted < first + len(pictures))].tolist():
+            images[row] = np.array(pictures[row - first])
+        if len(images) == len(wanted):
+            return images
+    raise ValueError(f"the split ended before row {wanted[-1]}; open_batches must open what the features were made of")
+
+
+def _counted(batches):
+    """(features before this batch, batch) of each batch."""
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += int(np.sum(np.asarray(batch["mask"], bool)))
+
+
+def _tile(image: np.ndarray, text: str, color: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [SIZE + 2 BORDER + STRIP, SIZE + 2 BORDER, 3]: framed, with a line of text below."""
+    scale = SIZE / max(image.shape[:2])
+    size = tuple(max(1, round(n * scale)) for n in (image.shape[1], image.shape[0]))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (SIZE + 2 * BORDER, SIZE + 2 * BORDER + STRIP), "white")
+    canvas.paste(color, (0, 0, SIZE + 2 * BORDER, SIZE + 2 * BORDER))
+    canvas.paste(picture, (BORDER + (SIZE - size[0]) // 2, BORDER + (SIZE - size[1]) // 2))
+    place, font = (canvas.width // 2, canvas.height - STRIP // 2), ImageFont.load_default(13)
+    ImageDraw.Draw(canvas).text(place, text, fill=color, font=font, anchor="mm")
+    return np.asarray(canvas)

@@ -1,0 +1,78 @@
+"""Start from another run's weights, by explicit rules, and say what was taken and what was not."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ssl_jax.engine.checkpoint import Checkpoints
+from ssl_jax.engine.method import State
+from ssl_jax.engine.sharding import leaf_names, put_global
+from ssl_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def warm_start(state: State, workdir: str, rules: Sequence[tuple[str, str]]) -> State:
+    """Copy leaves of the newest checkpoint of `workdir` into `state`.
+
+    A leaf is named 'group/module/leaf', in `params` and in each mutable tree ('batch_stats' follows the same rules with
+    'net/' left out). The first rule whose regex matches gives the name in the new state.
+
+    Raises:
+        UserError: a rule that takes nothing, or a leaf whose shapes differ.
+    """
+    saved = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
+    steps = saved.agreed_steps()
+    if not steps:
+        raise UserError(f"config.warm_start.workdir={workdir} has no checkpoint; give the directory of a run that saved one")
+    source = saved.read(steps[-1])
+    saved.close()
+    used: set[str] = set()
+    params, taken = _copy(state.params, source["params"], rules, used, "")
+    stats, taken_stats = _copy(
+        state.mutable.get("batch_stats", {}), source["mutable"].get("batch_stats", {}), rules, used, "net/"
+    )
+    idle = [pattern for pattern, _ in rules if pattern not in used]
+    if idle:
+        raise UserError(f"config.warm_start.rules: {idle[0]!r} takes nothing from {workdir}; names there are like "
+                        f"{leaf_names(source['params'])[0]!r}")  # fmt: skip
+    fresh = sorted(set(leaf_names(state.params)) - set(taken))
+    log.info(
+        "warm start from %s step %d: %d parameters and %d statistics taken; %d stay fresh%s",
+        workdir, steps[-1], len(taken), len(taken_stats), len(fresh), f" ({', '.join(fresh[:4])}, ...)" if fresh else "",
+    )  # fmt: skip
+    mutable = {**state.mutable, "batch_stats": stats} if "batch_stats" in state.mutable else state.mutable
+    return state._replace(params=params, mutable=mutable)
+
+
+def _copy(tree, source, rules, used, prefix):
+    """(`tree` with leaves of `source` put in place, the names that were taken)"""
+    values = dict(zip(leaf_names(source), jax.tree.leaves(source), strict=True))
+    moved, here = {}, set(leaf_names(tree))
+    for name, value in values.items():
+        for pattern, replacement in rules:
+            new, hits = re.subn(pattern, replacement, prefix + name, count=1)
+            if hits:
+                moved[new.removeprefix(prefix)] = value
+                if new.removeprefix(prefix) in here:
+                    used.add(pattern)
+                break
+    names, leaves = leaf_names(tree), jax.tree.leaves(tree)
+    out, taken = [], []
+    for name, leaf in zip(names, leaves, strict=True):
+        if name in moved:
+            if moved[name].shape != leaf.shape:
+                raise UserError(
+                    f"warm start: {prefix}{name} has shape {leaf.shape} here and {moved[name].shape} there; "
+                    "use the same model fields, or a rule that leaves it out"
+                )
+            taken.append(prefix + name)
+            leaf = put_global(np.asarray(moved[name]), leaf.sharding)
+        out.append(leaf)
+    return jax.tree.unflatten(jax.tree.structure(tree), out), taken

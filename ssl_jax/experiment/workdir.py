@@ -1,0 +1,127 @@
+"""The directory of a run: one process at a time, one config, and a log beside the metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import time
+import uuid
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.experiment.config import differences, from_plain
+
+PATIENCE = 100.0  # seconds that an engine's start waits for the end of the one before; of a dead host NFS keeps the locks for 90
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)
+LAG = 5.0  # seconds after which a file that one host has made is seen by all
+
+log = logging.getLogger(__name__)
+
+
+def lock_workdir(workdir: Path, patience: float = 0.0):
+    """Create `workdir` and hold it until the returned file is closed or the process ends; of several processes the first one does.
+
+    Raises:
+        UserError: it cannot be written or locked, or another process trains in it, still after `patience` seconds.
+        MachineFault: its disk fails.
+    """
+    if jax.process_index() != 0:
+        return contextlib.nullcontext()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a")  # noqa: SIM115  held for the life of the process
+        handler = logging.FileHandler(workdir / "log.txt")
+    except OSError as error:
+        if error.errno in BAD_PATH:
+            raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
+        raise MachineFault(f"--workdir={workdir} cannot be written ({error.strerror}); mend its disk, and start again") from None
+    _lock(lock, workdir, patience)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("ssl_jax").addHandler(handler)
+    return lock
+
+
+def _lock(file, workdir: Path, patience: float) -> None:
+    deadline, told = time.monotonic() + patience, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"--workdir={workdir} is in use by another process; wait for it or choose another directory"
+                ) from None
+        except OSError as error:
+            failed = f"--workdir={workdir} cannot be locked ({error.strerror})"
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+                raise UserError(f"{failed}: its file system has no locks; mount it with them or choose another directory") from None
+            raise MachineFault(f"{failed}; see that its file system's locks work, and start again") from None
+        if not told:
+            told = True
+            log.warning("--workdir=%s is in use by another process; waiting up to %.0f s for its end", workdir, patience)
+        time.sleep(1.0)
+
+
+def check_same_workdir(workdir: Path) -> None:
+    """To be called by every process of a run, after `claim`.
+
+    Raises:
+        UserError: in every process, where not all of them see the same directory.
+    """
+    if jax.process_count() == 1:
+        return
+    nonce = multihost_utils.broadcast_one_to_all(np.frombuffer(uuid.uuid4().bytes, np.uint8))
+    path = workdir / f".{bytes(nonce).hex()}"  # a name of its own for each start, which no host remembers not to be there
+    if jax.process_index() == 0:
+        path.touch()
+    multihost_utils.sync_global_devices("workdir")
+    deadline = time.monotonic() + LAG
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seen = multihost_utils.process_allgather(np.array(path.exists()))
+    if jax.process_index() == 0:
+        path.unlink()
+    blind = np.flatnonzero(~seen)
+    if len(blind):
+        told = ", ".join(map(str, blind))
+        raise UserError(
+            f"--workdir={workdir} of process {told} is not that of process 0; give a directory that all hosts share, such as one on NFS"
+        )
+
+
+def record_config(workdir: Path, config: dict) -> None:
+    """Write the resolved config, or check it against the one that this workdir was started with.
+
+    Raises:
+        UserError: the workdir belongs to another config, naming what differs.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = differences(before, config)
+        if changed:
+            steps = {f"stages.{name}.step": stage.get("step") for name, stage in before.get("stages", {}).items()}
+            flags = "".join(f" (--config.{key}={step})" for key, step in steps.items() if any(key in line for line in changed))
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UserError(
+                f"--workdir={workdir} was started with another config ({'; '.join(changed[:3])}{more}); "
+                "use another --workdir, or the config it was started with" + flags
+            )
+    write_json(path, config)
+
+
+def read_config(workdir: Path):
+    """The locked config of a run. Raises UserError if there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"--workdir={workdir} holds no run (no config.json); give the directory of one")
+    return from_plain(json.loads(path.read_text()))

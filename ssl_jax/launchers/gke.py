@@ -1,0 +1,163 @@
+"""`submit --to=gke`: a JobSet of slices of TPUs on Google Kubernetes Engine, by kubectl; a pod is a host, and a process of the run.
+
+GKE tells the pods of a slice, and the slices, of each other (TPU_WORKER_HOSTNAMES, MEGASCALE_COORDINATOR_ADDRESS), and JAX joins
+them. A pod that does not end with 0 ends its Job, and the JobSet starts all Jobs again; with 2 (bad input) it ends the JobSet. A pod
+that is to go has two minutes to save, less on a node that is preempted.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from ssl_jax.errors import UserError
+from ssl_jax.launchers import jobs, tpu_slices
+
+GRACE = 120  # seconds between SIGTERM and SIGKILL
+CONTAINER, JOB = "train", "slice"
+
+
+def add_arguments(group) -> None:
+    group.add_argument("--topology", required=True, help=f"of a slice: {tpu_slices.EXAMPLES}")
+    group.add_argument("--slices", type=int, default=1, help="default: 1")
+    group.add_argument("--image", required=True, help="with this repository as its working directory, and jax[tpu]")
+    group.add_argument(
+        "--claim", required=True, help="PersistentVolumeClaim of a volume that all pods write to, for the workdir"
+    )
+    group.add_argument(
+        "--mount",
+        default="/mnt/runs",
+        help="where it is mounted (default: /mnt/runs); a relative --workdir is below it",
+    )
+    group.add_argument("--namespace", default="default", help="default: default")
+
+
+def manifest(order: jobs.JobRequest) -> dict:
+    """The JobSet.
+
+    Raises:
+        UserError: an unknown topology, an impossible number of slices, or a workdir outside the mount.
+    """
+    options = order.options
+    where = tpu_slices.parse(options.topology)
+    if options.slices < 1:
+        raise UserError(f"--slices={options.slices} must be at least 1")
+    if options.slices > 1 and where.hosts == 1:
+        raise UserError(
+            f"--slices={options.slices}: {options.topology} has one host, and only slices of several can be joined"
+        )
+    mount = PurePosixPath(options.mount)
+    workdir = mount / order.workdir.as_posix()  # itself, if absolute
+    if not mount.is_absolute() or not workdir.is_relative_to(mount) or ".." in workdir.parts:
+        raise UserError(
+            f"--workdir={order.workdir} is not below --mount={options.mount}, and a pod's own disk is lost with it"
+        )
+    container = {
+        "name": CONTAINER,
+        "image": options.image,
+        "command": ["python", "launch.py", *order.arguments(Path(workdir))],
+        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # of libtpu, and of the coordinator of slices
+        "resources": {kind: {"google.com/tpu": where.chips_of_host} for kind in ("requests", "limits")},
+        "volumeMounts": [{"name": "runs", "mountPath": options.mount}, {"name": "shm", "mountPath": "/dev/shm"}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": where.kind.gke,
+            "cloud.google.com/gke-tpu-topology": where.shape,
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "runs", "persistentVolumeClaim": {"claimName": options.claim}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},  # batches of worker processes: a container has 64 MiB otherwise
+        ],
+    }
+    bad_input = {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [2]}}
+    job = {
+        "completionMode": "Indexed",
+        "completions": where.hosts,
+        "parallelism": where.hosts,
+        "backoffLimit": 0,  # one pod alone cannot go on: the JobSet starts all again
+        "podFailurePolicy": {"rules": [bad_input]},
+        "template": {"spec": pod},
+    }
+    name = _name(order)
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": name,
+            "namespace": options.namespace,
+            # each Job has a slice to itself
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "network": {"enableDNSHostnames": True, "subdomain": name},
+            "failurePolicy": {
+                "maxRestarts": order.max_restarts,
+                "rules": [{"name": "badInput", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            },
+            "replicatedJobs": [{"name": JOB, "replicas": options.slices, "template": {"spec": job}}],
+        },
+    }
+
+
+def describe(order: jobs.JobRequest) -> str:
+    return f"# {shlex.join(_command(order))}\n{_text(order)}"
+
+
+def submit(order: jobs.JobRequest) -> dict:
+    jobs.need("kubectl", "--to=gke sends with it")
+    jobs.call(_command(order), stdin=_text(order))
+    return {"id": _name(order), "namespace": order.options.namespace}
+
+
+def state(job: dict, workdir: Path) -> jobs.JobState:
+    jobs.need("kubectl", f"the job of --workdir={workdir} is on GKE")
+    shown = jobs.call(["kubectl", "get", "jobset", job["id"], *_where(job), "--output=json", "--ignore-not-found"])
+    if not shown.strip():
+        return jobs.JobState(False, "no longer there")
+    status = json.loads(shown).get("status", {})
+    end = status.get("terminalState", "")
+    pods = [f"{row['ready']} slices ready, {row['failed']} failed" for row in status.get("replicatedJobsStatus", [])]
+    parts = [end.lower() or "alive", *pods, f"started again {status.get('restarts', 0)} times"]
+    return jobs.JobState(not end, ", ".join(parts))
+
+
+def cancel(job: dict, workdir: Path) -> None:
+    jobs.call(["kubectl", "delete", "jobset", job["id"], *_where(job), "--wait=false"])
+
+
+def logs(job: dict, workdir: Path, lines: int, follow: bool) -> None:
+    """Of the first process."""
+    jobs.need("kubectl", f"the job of --workdir={workdir} is on GKE")
+    labels = {
+        "jobset.sigs.k8s.io/jobset-name": job["id"],
+        "jobset.sigs.k8s.io/job-index": 0,
+        "batch.kubernetes.io/job-completion-index": 0,
+    }
+    chosen = ",".join(f"{label}={value}" for label, value in labels.items())
+    jobs.show(
+        ["kubectl", "logs", f"--selector={chosen}", *_where(job), f"--tail={lines}", *(["--follow"] if follow else [])]
+    )
+
+
+def _command(order: jobs.JobRequest) -> list[str]:
+    # Not `apply`, which would change the JobSet of somebody whose workdir has the same name.
+    return ["kubectl", "create", f"--namespace={order.options.namespace}", "--filename=-"]
+
+
+def _text(order: jobs.JobRequest) -> str:
+    return yaml.safe_dump(manifest(order), sort_keys=False, width=1000)
+
+
+def _name(order: jobs.JobRequest) -> str:
+    return f"{jobs.slug(order.workdir)}-{order.number}"
+
+
+def _where(job: dict) -> list[str]:
+    return [f"--namespace={job['namespace']}"]

@@ -1,0 +1,120 @@
+"""`launch.py train --processes=N`: the processes of a run on this machine, watched and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.experiment.distributed import COORDINATOR, PROCESS, PROCESSES
+
+log = logging.getLogger(__name__)
+
+GRACE = 5.0  # seconds that the others are given to end by themselves once one has failed
+LAST = 300.0  # and once one has ended well: process 0 writes the report when the others have nothing to do any more
+KILL = 5.0  # seconds between SIGTERM and SIGKILL
+LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
+
+
+def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts: int, saved_code: int = 0) -> int:
+    """Run `launch.py ARGUMENTS` as `processes` processes of one run until all have ended well; the exit code.
+
+    Process 0 writes to this terminal, process i to WORKDIR/processes/<i>.txt. If one fails, or ends before the others, the rest are
+    ended too, and all are started again, at most `max_restarts` times; a mistake of the user (exit code 2) is not tried again. SIGTERM
+    is passed on, so that all save, and the exit code is `saved_code`, as it is when one of the processes got it from elsewhere; Ctrl-C
+    too, with exit code 130. Saving may take its time: a second signal ends what has not ended by then.
+
+    Raises:
+        UserError: no processes, or a negative number of restarts.
+    """
+    if processes < 1 or max_restarts < 0:
+        raise UserError(f"--processes={processes} must be at least 1 and --max_restarts={max_restarts} not negative")
+    asked: list[int] = []
+    before = {s: signal.signal(s, lambda signum, _: asked.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for attempt in range(max_restarts + 1):
+            code, told = _once([*arguments, f"--saved_code={saved_code}"], processes, workdir, asked, (0, saved_code))
+            if asked:
+                return saved_code if code in (0, saved_code) and asked[0] == signal.SIGTERM else 128 + asked[0]
+            if code in (0, saved_code, UserError.code):
+                return code
+            last = attempt == max_restarts
+            log.error("%s; %s", told, "giving up" if last else f"starting all again ({attempt + 1} of {max_restarts})")
+        return code
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _once(arguments, processes, workdir, asked, well) -> tuple[int, str]:
+    """(exit code, what happened) of one start of all processes; exit codes in `well` are no failures."""
+    with contextlib.ExitStack() as files:
+        running = _start(arguments, processes, workdir, files)
+        ended: dict[int, int] = {}  # {process: exit code}, in the order in which they ended
+        deadline, passed_on = math.inf, False
+        while len(ended) < processes:
+            time.sleep(0.1)
+            for i, process in enumerate(running):
+                if i not in ended and process.poll() is not None:
+                    ended[i] = process.returncode
+                    deadline = min(deadline, time.monotonic() + (LAST if process.returncode in well else GRACE))
+            if asked and not passed_on:
+                passed_on = True
+                _signal(running, signal.SIGTERM)
+            if time.monotonic() > deadline or len(asked) > 1:
+                break
+        silent = [i for i in range(processes) if i not in ended]
+        _end(running)
+    if not silent and set(ended.values()) <= set(well):
+        return next((code for code in ended.values() if code), 0), ""
+    causes = [f"process {i} ended with {_named(code)}" for i, code in ended.items() if code not in (*well, -signal.SIGABRT)]
+    causes += [f"process {i} did not answer and was killed" for i in silent]
+    causes = causes or [f"process {i} ended with {_named(code)}" for i, code in ended.items()]
+    return next((code for code in (UserError.code, MachineFault.code) if code in ended.values()), 1), ", ".join(causes)
+
+
+def _start(arguments, processes, workdir, files) -> list[subprocess.Popen]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    folder = workdir / "processes"
+    folder.mkdir(parents=True, exist_ok=True)
+    running = []
+    for i in range(processes):
+        environment = {**os.environ, COORDINATOR: coordinator, PROCESSES: str(processes), PROCESS: str(i)}
+        output = None if i == 0 else files.enter_context((folder / f"{i}.txt").open("a"))
+        running.append(
+            subprocess.Popen(
+                [sys.executable, str(LAUNCHER), *arguments], env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+        )
+    return running
+
+
+def _signal(running, signum) -> None:
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(signum)
+
+
+def _end(running) -> None:
+    """SIGTERM, and SIGKILL for those that do not heed it (a stopped process can not)."""
+    _signal(running, signal.SIGTERM)
+    deadline = time.monotonic() + KILL
+    while time.monotonic() < deadline and any(process.poll() is None for process in running):
+        time.sleep(0.1)
+    _signal(running, signal.SIGKILL)
+    for process in running:
+        process.wait()
+
+
+def _named(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,0 +1,280 @@
+"""Vision Transformers with pre-normalization.
+
+Sources: Dosovitskiy et al. 2021 (arXiv:2010.11929); sizes H from there and g from Zhai et al. 2022 (arXiv:2106.04560);
+registers from Darcet et al. 2024 (arXiv:2309.16588); fixed positions in the layout of MAE and MoCo v3.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax.errors import UserError
+from ssl_jax.models.common import Conv, attention, shard_batch
+
+
+class Size(NamedTuple):
+    width: int
+    depth: int
+    heads: int
+    hidden: int  # of the MLP
+
+
+SIZES = {
+    "mu": Size(32, 1, 2, 128),  # for tests
+    "Ti": Size(192, 12, 3, 768),
+    "S": Size(384, 12, 6, 1536),
+    "B": Size(768, 12, 12, 3072),
+    "L": Size(1024, 24, 16, 4096),
+    "H": Size(1280, 32, 16, 5120),
+    "g": Size(1408, 40, 16, 6144),
+}
+POOLS = ("cls", "gap")
+POSITIONS = ("learned", "sincos2d")
+REMATS = {  # what the backward pass keeps of each block
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Heads and MLP channels are split over 'tensor', the other side of each matrix over 'fsdp'; nothing else is split over 'tensor'.
+# A rule counts dimensions from the last one, so that it holds for blocks that are stacked, too.
+TENSOR_RULES = (
+    (r"block(s|\d+)/attention/qkv/kernel", ("fsdp", "tensor")),
+    (r"block(s|\d+)/attention/qkv/bias", ("tensor",)),
+    (r"block(s|\d+)/attention/proj/kernel", ("tensor", "fsdp")),
+    (r"block(s|\d+)/mlp/fc1/kernel", ("fsdp", "tensor")),
+    (r"block(s|\d+)/mlp/fc1/bias", ("tensor",)),
+    (r"block(s|\d+)/mlp/fc2/kernel", ("tensor", "fsdp")),
+)
+
+_xavier = nn.initializers.xavier_uniform()
+_normal = nn.initializers.normal(0.02)
+
+
+def parse_variant(variant: str) -> tuple[Size, int]:
+    """'S/16' -> (its Size, patch size 16). Raises UserError for anything else."""
+    match = re.fullmatch(r"(\w+)/([1-9]\d*)", str(variant))
+    if not match or match[1] not in SIZES:
+        raise UserError(f"vit has no variant {variant!r}; write SIZE/PATCH like 'S/16', sizes are {', '.join(SIZES)}")
+    return SIZES[match[1]], int(match[2])
+
+
+class ViT(nn.Module):
+    """Images to tokens.
+
+    Fields:
+      variant: 'SIZE/PATCH', a key of SIZES and the patch side in pixels.
+      pool: 'cls' prepends a class token and returns it; 'gap' has none and averages the patch tokens.
+      registers: number of extra tokens that are thrown away. With registers, positions are added to patches only.
+      position: 'learned', for the patches of the image that parameters are made with, resized bicubically for others;
+        or 'sincos2d', fixed.
+      remat: a key of REMATS: memory for recomputation.
+      scan: the blocks are one loop: they compile as fast as a single one, and their parameters are 'blocks/...' with a leading axis of
+        depth (`stack`, `unstack`) instead of 'block0/...'. A rule of an optimizer for each array, like LARS's trust, is then one
+        for all blocks. Without `remat` a loop keeps more for the backward pass than separate blocks do.
+      dtype: of the computation; parameters are float32.
+
+    Raises UserError for impossible fields and for images that patches do not tile.
+    """
+
+    variant: str = "S/16"
+    pool: str = "cls"
+    registers: int = 0
+    position: str = "learned"
+    remat: str = "none"
+    scan: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        parse_variant(self.variant)
+        for field, value, valid in (
+            ("pool", self.pool, POOLS),
+            ("position", self.position, POSITIONS),
+            ("remat", self.remat, tuple(REMATS)),
+        ):
+            if value not in valid:
+                raise UserError(f"vit has no {field} {value!r}; choose one of {', '.join(valid)}")
+        if self.registers < 0:
+            raise UserError(f"vit registers {self.registers} is negative; choose 0 or more")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """[B, H, W, 3] -> features; there is nothing random and no statistics, so `train` changes nothing.
+
+        'block0' .. : [B, N, D] outputs of the blocks, N = [class] + registers + patches, in this order;
+        'tokens': [B, N, D] after the final normalization; 'patches': [B, h, w, D], its patch tokens on their grid;
+        'pooled': [B, D] float32.
+        """
+        size, patch = parse_variant(self.variant)
+        batch, height, width, _ = images.shape
+        if height % patch or width % patch:
+            raise UserError(f"vit {self.variant} cannot tile {height}x{width} images; use multiples of {patch} pixels")
+        grid = (height // patch, width // patch)
+
+        x = Conv(
+            size.width,
+            (patch, patch),
+            strides=patch,
+            padding="VALID",
+            kernel_init=_patch_init,
+            dtype=self.dtype,
+            name="patch_embed",
+        )(images.astype(self.dtype))
+        x = x.reshape(batch, grid[0] * grid[1], size.width)
+
+        prefix = [("cls_token", 1)] * (self.pool == "cls") + [("registers", self.registers)] * (self.registers > 0)
+        tokens = [
+            jnp.broadcast_to(
+                self.param(name, _normal, (1, count, size.width)).astype(self.dtype), (batch, count, size.width)
+            )
+            for name, count in prefix
+        ]
+        positions = self._positions(grid, size.width).astype(self.dtype)
+        x = jnp.concatenate([*tokens, x + positions], axis=1) if self.registers else jnp.concatenate([*tokens, x], axis=1) + positions
+        x = shard_batch(x)
+
+        x, outputs = self._blocks(x, size)
+        out = {f"block{index}": outputs[index] for index in range(size.depth)}
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        patches = x[:, -grid[0] * grid[1] :]
+        out["tokens"] = x
+        out["patches"] = patches.reshape(batch, *grid, size.width)
+        out["pooled"] = x[:, 0].astype(jnp.float32) if self.pool == "cls" else patches.mean(axis=1, dtype=jnp.float32)
+        return out
+
+    def _blocks(self, x, size):
+        """[B, N, D] -> (the same, outputs of the blocks: a list, or [depth, B, N, D])."""
+        block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat], prevent_cse=not self.scan)
+        if not self.scan:
+            outputs = []
+            for index in range(size.depth):
+                x = shard_batch(block(size.heads, size.hidden, self.dtype, name=f"block{index}")(x))
+                outputs.append(x)
+            return x, outputs
+
+        def step(block, x, _):
+            x = shard_batch(block(x))
+            return x, x
+
+        looped = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=size.depth)
+        return looped(block(size.heads, size.hidden, self.dtype, name="blocks"), x, None)
+
+    def _positions(self, grid, width):
+        """[1, N, D] with a row for the class token if there is one and there are no registers."""
+        prefix = 1 if self.pool == "cls" and not self.registers else 0
+        if self.position == "sincos2d":
+            return jnp.asarray(np.pad(sincos2d(grid, width), ((prefix, 0), (0, 0)))[None])
+        rows = prefix + grid[0] * grid[1]
+        if self.is_initializing():
+            return self.param("pos_embed", _normal, (1, rows, width))
+        table = self.get_variable("params", "pos_embed")
+        if table.shape[1] == rows:
+            return table
+        return jnp.concatenate([table[:, :prefix], _resize_positions(table[:, prefix:], grid)], axis=1)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    heads: int
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, D] -> [B, N, D]."""
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
+        x = x + Attention(self.heads, self.dtype, name="attention")(y)
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
+        return x + Mlp(self.hidden, self.dtype, name="mlp")(y)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. The columns of the joint projection are ordered (head, q|k|v, channel).
+
+    So a split of the columns over 'tensor' is a split of the heads, and no token moves between devices.
+    """
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, D] -> [B, N, D]."""
+        batch, length, width = x.shape
+        qkv = nn.Dense(3 * width, kernel_init=_qkv_init, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(batch, length, self.heads, 3, width // self.heads)
+        x = attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
+        x = x.reshape(batch, length, width)
+        return nn.Dense(width, kernel_init=_xavier, dtype=self.dtype, name="proj")(x)
+
+
+class Mlp(nn.Module):
+    """Two layers with the exact GELU between them."""
+
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, D] -> [B, N, D]."""
+        y = nn.Dense(self.hidden, kernel_init=_xavier, dtype=self.dtype, name="fc1")(x)
+        y = nn.gelu(y, approximate=False)
+        return nn.Dense(x.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="fc2")(y)
+
+
+def unstack(params: dict) -> dict:
+    """Parameters of a ViT with scan=True as those of one without: 'blocks/...' [depth, ...] -> 'block0/...', 'block1/...'."""
+    rest, blocks = {name: tree for name, tree in params.items() if name != "blocks"}, params["blocks"]
+    depth = len(jax.tree.leaves(blocks)[0])
+    return rest | {f"block{index}": jax.tree.map(lambda x, index=index: x[index], blocks) for index in range(depth)}
+
+
+def stack(params: dict) -> dict:
+    """The inverse of `unstack`, in NumPy."""
+    names = sorted((name for name in params if re.fullmatch(r"block\d+", name)), key=lambda name: int(name.removeprefix("block")))
+    blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *(params[name] for name in names))
+    return {name: tree for name, tree in params.items() if name not in names} | {"blocks": blocks}
+
+
+def sincos2d(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed positions [rows * columns, width] float32: (sin column, cos column, sin row, cos row), a quarter each.
+
+    Frequency k is 10000^(-k / (width / 4)), as in MAE and MoCo v3; big_vision divides by width / 4 - 1 instead.
+    Raises UserError if 4 does not divide the width.
+    """
+    if width % 4:
+        raise UserError(f"sincos2d positions need a width that 4 divides, not {width}")
+    frequency = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    angles = [position.reshape(-1, 1) * frequency for position in (column, row)]
+    return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+def _resize_positions(table, grid):
+    """[1, n, D] learned on a square grid -> [1, rows * columns, D], bicubic with antialiasing."""
+    side = math.isqrt(table.shape[1])
+    if side * side != table.shape[1]:
+        raise UserError(f"{table.shape[1]} learned positions form no square; use the image size they were trained with")
+    table = table.reshape(1, side, side, -1)
+    table = jax.image.resize(table, (1, *grid, table.shape[-1]), "cubic")
+    return table.reshape(1, grid[0] * grid[1], -1)
+
+
+def _patch_init(key, shape, dtype=jnp.float32):
+    """Xavier over the flattened patch: fan-in is its pixels, fan-out the width."""
+    return _xavier(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
+
+
+def _qkv_init(key, shape, dtype=jnp.float32):
+    """Xavier for three square matrices, not for one wide one."""
+    bound = math.sqrt(6 / (shape[0] + shape[1] // 3))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,0 +1,91 @@
+"""Spectral normalization (Miyato et al. 2018, arXiv:1802.05957) with its power iteration as explicit state.
+
+The state is the collection 'spectral', apart from batch statistics, which are recomputed and averaged by other rules. It depends on
+kernels and the former state alone, so it is the same on every device and is never averaged over them.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.models.common import Conv
+
+EPSILON = 1e-12  # under the norms of power iteration, which is float32 whatever the computation is
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / (jnp.linalg.norm(x) + EPSILON)
+
+
+def power_step(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One iteration on kernel [..., C_out] as a matrix [-1, C_out]: (estimate of its largest singular value, new u [C_out]).
+
+    The vectors carry no gradient, the estimate does: u_left^T W u. It never exceeds the true value.
+    """
+    w = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
+    left = _unit(jax.lax.stop_gradient(w) @ u)
+    right = _unit(left @ jax.lax.stop_gradient(w))
+    return left @ w @ right, right
+
+
+class _Spectral(nn.Module):
+    """Divides the kernel of a layer by its spectral norm; a subclass says which layer.
+
+    With train=True each call advances the iteration by one step. With train=False the step is taken and forgotten, so that averaged
+    weights are divided by their own norm; the estimate is then half a step ahead of the last one in training.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.orthogonal()
+    dtype: jnp.dtype = jnp.float32
+
+    def _normalized(self, shape: tuple[int, ...], train: bool, name: str = "kernel") -> jax.Array:
+        kernel = self.param(name, self.kernel_init, shape, jnp.float32)
+        u = self.variable("spectral", "u", lambda: _unit(jax.random.normal(self.make_rng("params"), (shape[-1],))))
+        sigma, new = power_step(kernel, u.value)
+        if train and not self.is_initializing():
+            u.value = new
+        return (kernel / sigma).astype(self.dtype)
+
+    def _with_bias(self, x: jax.Array) -> jax.Array:
+        if not self.use_bias:
+            return x
+        return x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+
+
+class SpectralDense(_Spectral):
+    """x [..., C] -> [..., features]."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return self._with_bias(x.astype(self.dtype) @ self._normalized((x.shape[-1], self.features), train))
+
+
+class SpectralEmbed(_Spectral):
+    """Integer labels [...] -> rows [..., features] of a table of `classes`, which is normalized as a matrix."""
+
+    classes: int = 1
+
+    @nn.compact
+    def __call__(self, labels: jax.Array, train: bool) -> jax.Array:
+        return self._normalized((self.classes, self.features), train, "embedding")[labels]
+
+
+class SpectralConv(_Spectral):
+    """x [B, H, W, C] -> [B, H / stride, W / stride, features], 'SAME' padding.
+
+    The norm is that of the kernel as a [kernel * kernel * C, features] matrix, as published: up to `kernel` times smaller than that of
+    the convolution as an operator.
+    """
+
+    kernel: int = 3
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        w = self._normalized((self.kernel, self.kernel, x.shape[-1], self.features), train)
+        conv = Conv(self.features, (self.kernel, self.kernel), strides=self.stride, use_bias=False, dtype=self.dtype, parent=None)
+        return self._with_bias(conv.apply({"params": {"kernel": w}}, x))

@@ -1,0 +1,134 @@
+"""StyleGAN (Karras et al. 2019, arXiv:1812.04948) at one fixed resolution.
+
+Progressive growing is left out: it needs one program and fresh Adam moments for each resolution, and StyleGAN2 trains better without.
+So the image heads of the lower resolutions, which the published parameter counts include, do not exist. Written from the paper and
+published facts; no code of the authors' is used. Channels as in `stylegan`; 16384 and 512 is the network of the paper.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.errors import UserError
+from ssl_jax.models.common import shard_batch
+from ssl_jax.models.gan.stylegan import StyleGAN2
+from ssl_jax.models.gan.stylegan_layers import (
+    BLUR,
+    EPSILON,
+    ROOT2,
+    EqualConv,
+    EqualDense,
+    leaky_relu,
+    levels,
+    minibatch_deviation,
+    nearest,
+    noises,
+    smooth,
+)
+
+
+def instance_norm(x: jax.Array) -> jax.Array:
+    """x [B, H, W, C] with mean 0 and variance 1 over the places of each channel of each example; computed in float32."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=(1, 2), keepdims=True)
+    return (y * jax.lax.rsqrt(jnp.mean(y**2, axis=(1, 2), keepdims=True) + EPSILON)).astype(x.dtype)
+
+
+class AdaptiveLayer(nn.Module):
+    """What follows each convolution: noise with one weight per channel (0 at first), bias, leaky ReLU, and the adaptive instance norm
+    (equation 1 of the paper), whose scale is 1 + s(w)."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, w: jax.Array, noise: jax.Array | None) -> jax.Array:
+        """x [B, H, W, C], w [B, D], noise [B, H, W, 1] or None -> [B, H, W, C]."""
+        channels = x.shape[-1]
+        strength = self.param("noise_strength", nn.initializers.zeros, (channels,), jnp.float32)
+        if noise is not None:
+            x = x + (strength * noise).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        x = instance_norm(leaky_relu(x + bias.astype(self.dtype), gain=1))
+        style = EqualDense(2 * channels, name="style")(w)[:, None, None].astype(self.dtype)
+        return x * (1 + style[..., :channels]) + style[..., channels:]
+
+
+class Synthesis(nn.Module):
+    """Styles to images: a constant that starts as ones, then two layers for each resolution."""
+
+    size: int
+    channel_base: int = 16384
+    channel_max: int = 512
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ws: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """ws [B, layers, D], keys [B] -> float32 [B, R, R, 3]."""
+        noise = noises(keys, [r for r in levels(self.size) for _ in range(2)])
+
+        def adapt(x, index):
+            return AdaptiveLayer(dtype=self.dtype, name=f"adapt{index}")(x, ws[:, index], noise[index])
+
+        for number, r in enumerate(levels(self.size)):
+            channels = min(self.channel_base // r, self.channel_max)
+            if r == 4:
+                x = self.param("constant", nn.initializers.ones, (4, 4, channels), jnp.float32)
+                x = jnp.broadcast_to(x.astype(self.dtype), (len(ws), *x.shape))
+            else:
+                x = EqualConv(channels, gain=ROOT2, use_bias=False, dtype=self.dtype, name=f"block{r}_up")(nearest(x))
+                x = smooth(x, BLUR, (1, 1))
+            x = adapt(x, 2 * number)
+            x = EqualConv(channels, gain=ROOT2, use_bias=False, dtype=self.dtype, name=f"block{r}")(x)
+            x = shard_batch(adapt(x, 2 * number + 1))
+        return EqualConv(3, 1, dtype=self.dtype, name="rgb")(x).astype(jnp.float32)
+
+
+class StyleGAN1(StyleGAN2):
+    """The generator, with the fields and methods of StyleGAN2."""
+
+    channel_base: int = 16384
+
+    synthesis_network = Synthesis
+
+
+class StyleGAN1Discriminator(nn.Module):
+    """Images to logits, as the discriminator of StyleGAN2 but without shortcuts, with its blur and 2x2 averages for downsampling.
+
+    Fields: those of StyleGAN2Discriminator that apply.
+    """
+
+    size: int
+    channel_base: int = 16384
+    channel_max: int = 512
+    group: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, label: jax.Array | None = None, *, train: bool, score: bool = True
+    ) -> tuple[jax.Array | None, dict]:
+        """[B, R, R, 3] -> (logits [B], {'layer1' .. [B, h, w, C], 'pooled' [B, C]}); see StyleGAN2Discriminator."""
+        if images.shape[1:3] != (self.size,) * 2:
+            raise UserError(f"the discriminator is made for {self.size} pixels, the images have {images.shape[1:3]}")
+        width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
+
+        def conv(features, size, name, dtype=self.dtype):
+            return EqualConv(features, size, gain=ROOT2, dtype=dtype, name=name)
+
+        x = leaky_relu(conv(width[self.size], 1, "rgb")(images), gain=1)
+        out = {}
+        for number, r in enumerate(reversed(levels(self.size)[1:]), start=1):
+            x = smooth(leaky_relu(conv(width[r], 3, f"block{r}")(x), gain=1), BLUR, (1, 1))
+            x = nn.avg_pool(conv(width[r // 2], 3, f"block{r}_down")(x), (2, 2), (2, 2))
+            x = shard_batch(leaky_relu(x, gain=1))
+            out[f"layer{number}"] = x
+        x = x.astype(jnp.float32)
+        out["pooled"] = jnp.mean(x, axis=(1, 2))
+        if not score:
+            return None, out
+        x = minibatch_deviation(x, self.group)
+        x = leaky_relu(conv(width[4], 3, "last", jnp.float32)(x), gain=1)
+        x = leaky_relu(EqualDense(width[4], gain=ROOT2, name="dense")(x.reshape(len(x), -1)), gain=1)
+        return EqualDense(1, name="logits")(x)[:, 0], out

@@ -1,0 +1,37 @@
+"""Encoders and decoders of tokens, and the discriminators of their reconstructions, by the names that a config gives."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from ssl_jax.models.build import build
+from ssl_jax.models.gan.stylegan import StyleGAN2Discriminator
+from ssl_jax.models.tokenizers.vit_vqgan import ViTDecoder, ViTEncoder
+from ssl_jax.models.tokenizers.vqgan import PatchDiscriminator, VQGANDecoder, VQGANEncoder
+from ssl_jax.models.tokenizers.vqvae import ResidualDecoder, ResidualEncoder
+
+ENCODERS = {"residual": ResidualEncoder, "vqgan": VQGANEncoder, "vit": ViTEncoder}
+DECODERS = {"residual": ResidualDecoder, "vqgan": VQGANDecoder, "vit": ViTDecoder}
+DISCRIMINATORS = {
+    "stylegan2": functools.partial(StyleGAN2Discriminator, group=1),  # no minibatch deviation, where nothing else is said
+    "patch": PatchDiscriminator,
+}
+
+
+def build_encoder(spec: Mapping[str, Any], dim: int, dtype: str) -> nn.Module:
+    """The encoder of dict(name='vit', field=value, ...) to vectors of `dim`. Raises UserError for an unknown name or field."""
+    return build(ENCODERS, "encoder", spec, dim=dim, dtype=dtype)
+
+
+def build_decoder(spec: Mapping[str, Any], channels: int, dtype: str) -> nn.Module:
+    """The decoder of such a dict to images of `channels`. Raises UserError for an unknown name or field."""
+    return build(DECODERS, "decoder", spec, channels=channels, dtype=dtype)
+
+
+def build_discriminator(spec: Mapping[str, Any], size: int, dtype: str) -> nn.Module:
+    """Both kinds map [B, size, size, 3] of about [-1, 1] to (logits [B] or [B, h, w], features)."""
+    return build(DISCRIMINATORS, "discriminator", spec, size=size, resolution=size, dtype=dtype)

@@ -1,0 +1,165 @@
+"""Reads what a run has left in its workdir; an absent or damaged file is told, never an error."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssl_jax.engine.metrics import read_metrics, read_starts
+from ssl_jax.engine.optim import duration
+from ssl_jax.errors import UserError
+
+LOGGED = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) (.*)")
+EXPECTED = {
+    "views": "the run has not started, or its method has no augmented views",
+    "neighbors": "they are drawn after the last step, where the data has labels",
+}  # pictures of every run, and why one may be missing
+
+
+class ReportEntry(NamedTuple):
+    """One evaluation of evaluations.json."""
+
+    subject: str  # 'raw pixels', 'untrained', 'trained'
+    step: int
+    metrics: dict[str, float]
+    protocols: dict[str, str]  # {label: protocol}; metrics are called '<label>/...'
+
+
+class RunRecord(NamedTuple):
+    """What a workdir tells; an absent or unreadable file is an empty value and a line in `missing`."""
+
+    workdir: Path
+    config: dict
+    provenance: dict
+    lines: list[dict[str, float]]  # of metrics.jsonl, finite numbers only
+    starts: list[dict[str, float]]  # of starts.jsonl, likewise
+    entries: list[ReportEntry]  # in ascending order of steps
+    pictures: dict[str, bytes]  # {name: PNG}
+    warnings: dict[str, int]  # {line of log.txt: how often}
+    missing: list[str]
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """`setting('data.name')`; `default` where the config does not have it or holds null."""
+        at: Any = self.config
+        for part in name.split("."):
+            at = at.get(part) if isinstance(at, Mapping) else None
+        return default if at is None else at
+
+    def count(self, name: str) -> int | None:
+        """A setting that is a positive integer."""
+        value = self.setting(name)
+        return value if type(value) is int and value > 0 else None
+
+    @property
+    def title(self) -> str:
+        return f"{self.setting('method', 'unknown method')} on {self.setting('data.name', 'unknown data')}"
+
+    @property
+    def step(self) -> int:
+        """The last logged one, 0 before."""
+        return int(self.lines[-1]["step"]) if self.lines else 0
+
+    @property
+    def total(self) -> int | None:
+        """Steps of the whole run, where the config tells."""
+        try:
+            return duration(self.config, "total", self.count("batch_size"), self.count("data.examples"))
+        except (UserError, TypeError, ValueError, OverflowError):  # none, several, or no number
+            return None
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in steps: the mean of a logged line stands for the steps since the line before."""
+        before, total = 0.0, 0.0
+        for line in self.lines:
+            total += (line["step"] - before) * line.get("time/seconds_per_step", 0.0)
+            before = line["step"]
+        return total
+
+    @property
+    def latest(self) -> dict[str, ReportEntry]:
+        """{subject: its last entry}: 'trained' first, then what it has to beat, 'untrained' before 'raw pixels'."""
+        last = {entry.subject: entry for entry in self.entries}
+        newest_first = list(last.items())[::-1]
+        return dict(sorted(newest_first, key=lambda item: item[0] != "trained"))
+
+    @property
+    def references(self) -> dict[str, dict[str, float]]:
+        """{'quoted: ' + name: {metric: value}} of config.references."""
+        told = self.setting("references")
+        return {f"quoted: {k}": finite(metrics) for k, metrics in told.items()} if isinstance(told, Mapping) else {}
+
+
+def read_run(workdir: Path) -> RunRecord:
+    """Read everything a report is made of."""
+    missing: list[str] = []
+    config = _load(workdir / "config.json", dict, missing)
+    provenance = _load(workdir / "provenance.json", dict, missing)
+    told = _load(workdir / "evaluations.json", list, missing)
+    entries = [entry for entry in map(_entry, told) if entry is not None]
+    if len(entries) < len(told):
+        missing.append(f"evaluations.json: {len(told) - len(entries)} of {len(told)} entries are not understood")
+    lines = [line for line in map(finite, read_metrics(workdir)) if "step" in line]
+    if not lines:
+        missing.append("metrics.jsonl has no line: no step has been logged")
+    pictures = _pictures(workdir / "pictures", missing)
+    entries.sort(key=lambda entry: entry.step)
+    starts = [finite(start) for start in read_starts(workdir)]
+    return RunRecord(workdir, config, provenance, lines, starts, entries, pictures, _warnings(workdir / "log.txt"), missing)
+
+
+def finite(told: Any) -> dict[str, float]:
+    """The entries of a mapping that are finite numbers."""
+    items = told.items() if isinstance(told, Mapping) else ()
+    return {k: v for k, v in items if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)}
+
+
+def _load(path: Path, kind: type, missing: list[str]):
+    if not path.is_file():
+        missing.append(f"{path.name} does not exist")
+        return kind()
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        missing.append(f"{path.name} cannot be read: {error}")
+        return kind()
+    if not isinstance(value, kind):
+        missing.append(f"{path.name} holds a {type(value).__name__} where a {kind.__name__} should be")
+        return kind()
+    return value
+
+
+def _entry(told: Any) -> ReportEntry | None:
+    if not isinstance(told, Mapping) or type(told.get("step")) is not int:
+        return None
+    if not isinstance(told.get("metrics"), Mapping):
+        return None
+    protocols = told.get("protocols")
+    protocols = {name: str(value) for name, value in protocols.items()} if isinstance(protocols, Mapping) else {}
+    return ReportEntry(str(told.get("subject", "unnamed")), told["step"], finite(told["metrics"]), protocols)
+
+
+def _pictures(folder: Path, missing: list[str]) -> dict[str, bytes]:
+    pictures = {}
+    for path in sorted(folder.glob("**/*.png")):
+        content, name = path.read_bytes(), path.relative_to(folder).with_suffix("").as_posix()
+        if content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82"):
+            pictures[name] = content
+        else:
+            missing.append(f"pictures/{name}.png is not a complete PNG")
+    missing += [f"pictures/{name}.png does not exist: {why}" for name, why in EXPECTED.items() if name not in pictures]
+    return pictures
+
+
+def _warnings(path: Path) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as log:
+            for match in filter(None, map(LOGGED.match, log)):
+                told = " ".join(match.groups())
+                counts[told] = counts.get(told, 0) + 1
+    return counts

@@ -1,0 +1,369 @@
+"""The sections of a report as HTML. All text comes through `text`, which escapes it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import statistics
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+from ssl_jax.engine.metrics import REST, SPAN, goodput
+from ssl_jax.experiment.evaluations import OF_THE_FEATURES, comparable
+from ssl_jax.report.charts import PERCENT, chart, number
+from ssl_jax.report.run import EXPECTED, ReportEntry, RunRecord
+
+ACCURACY = re.compile(r"top\d+|accuracy")  # evaluations give accuracies in percent
+SHARES = {
+    "time/input_wait": "input",
+    "time/device_wait": "devices",
+    "time/host": "host",
+    "time/slowest_input_wait": "input of the slowest process",
+}
+UNSEEN = {"step", "time/seconds_per_step", "time/clock", "time/slowest_input_process"}
+FROM_ZERO = ("images per second", "where the time of a step goes")  # charts whose small changes mean little
+MAX_WARNINGS = 30
+FRAMES, FRAME = 8, 200  # of a film strip: how many at most, and their longer side in pixels
+CAPTIONS = {
+    "views": (
+        "Augmented views",
+        "A row per image: the image (where it has the size of a view), then its views as the first step saw them.",
+    ),
+    "samples": (
+        "Samples",
+        "What the averaged generator makes of the same latents at every evaluation.",
+    ),
+    "codebook": (
+        "Use of the codebook",
+        "Left: a square per code, gray where it never occurs in the test images. Right: how often the codes occur.",
+    ),
+    "neighbors": (
+        "Nearest neighbors",
+        "A row per test image: the image, then the training images whose features are most similar, best first, with "
+        "the cosine similarity. Green, 'same': it has the label of the test image. Red, 'other': it has not. Gray: the "
+        "data has no labels.",
+    ),
+}
+
+
+def text(value: Any) -> str:
+    return escape(str(value))
+
+
+def header(run: RunRecord) -> str:
+    """Name, state of the run, verdict, facts."""
+    banner = ""
+    if not run.lines:
+        banner = '<p class="banner">No step has been logged yet; this page tells what there is.</p>'
+    elif run.total and run.step < run.total:
+        banner = f'<p class="banner">Unfinished: step {run.step:,} of {run.total:,}.</p>'
+    told = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in _facts(run).items())
+    return (
+        f'<h1>{text(run.title)}</h1><p class="soft">{text(run.workdir.resolve().name)}</p>{banner}'
+        f'<div class="card">{_verdict(run)}<dl class="facts">{told}</dl></div>'
+    )
+
+
+def _facts(run: RunRecord) -> dict[str, str]:
+    batch, examples, encoder = run.count("batch_size"), run.count("data.examples"), run.setting("model.encoder")
+    facts = {"Steps": f"{run.step:,}" + (f" of {run.total:,}" if run.total else "")}
+    if batch:
+        seen = run.step * batch
+        facts["Images seen"] = f"{seen:,}" + (f" ({seen / examples:.3g} epochs)" if examples else "")
+        facts["Batch size"] = f"{batch:,}"
+    if isinstance(encoder, Mapping) and "name" in encoder:
+        details = [f"{k} {v}" for k, v in encoder.items() if k != "name" and isinstance(v, int | float | str)]
+        facts["Encoder"] = " ".join([str(encoder["name"]), *details])
+    facts["Machine"] = run.provenance.get("devices", "unknown")
+    facts["Computed in"] = run.setting("dtype", "unknown")
+    speeds = [line["time/images_per_second"] for line in run.lines if "time/images_per_second" in line]
+    if speeds:
+        facts["Images per second"] = f"{statistics.median(speeds):,.0f} (median)"
+        facts["Time in steps"] = _span(run.seconds)
+    share = goodput(run.lines, run.starts)
+    if share is not None:
+        facts["Goodput"] = f"{100 * share:.0f} % {SPAN}; the rest is {REST}"
+    return facts
+
+
+def alike(run: RunRecord, name: str) -> Mapping[str, ReportEntry]:
+    """The newest entries of all subjects, without those that measured `name` under another protocol than 'trained'."""
+    trained = run.latest.get("trained")
+    return {
+        subject: entry for subject, entry in run.latest.items()
+        if trained is None or comparable(entry._asdict(), trained._asdict(), name)
+    }  # fmt: skip
+
+
+def _verdict(run: RunRecord) -> str:
+    """One sentence on the metric that the run is judged by, and the same as bars."""
+    names = [name for entry in run.latest.values() for name in entry.metrics]
+    best = str(run.setting("best_metric")).removeprefix("-")
+    name = best if best in names else next(filter(ACCURACY.search, names), next(iter(names), None))
+    if name is None:
+        return '<p class="verdict">Not evaluated yet.</p>'
+    values = {subject: entry.metrics[name] for subject, entry in alike(run, name).items() if name in entry.metrics}
+    trained = values.pop("trained", None)
+    against = " and ".join(f"{_value(name, value)} {text(subject)}" for subject, value in values.items())
+    if trained is None:
+        sentence = f"{_pretty(name)} is not measured after training yet ({against})"
+    elif not values or not _unit(name):
+        sentence = f"{_pretty(name)} <b>{_value(name, trained)}</b>" + (f" against {against}" if values else "")
+    elif trained > max(values.values()):
+        sentence = f'{_pretty(name)} <b class="good">{_value(name, trained)}</b> against {against}'
+    else:
+        sentence = f'{_pretty(name)} <b class="bad">{_value(name, trained)}</b>: no better than a baseline ({against})'
+    return f'<p class="verdict">{sentence}</p>' + (_bars(run, name, values, trained) if _unit(name) else "")
+
+
+def _bars(run: RunRecord, name: str, baselines: Mapping[str, float], trained: float | None) -> str:
+    bars = [(subject, value, "") for subject, value in reversed(baselines.items())]
+    classes = run.count("data.num_classes")
+    if classes and name.endswith("/top1"):
+        bars.insert(0, (f"chance, {classes} classes", 100 / classes, ""))
+    if trained is not None:
+        bars.append((_column(run, "trained"), trained, " ours"))
+    bars += [(told, metrics[name], "") for told, metrics in run.references.items() if name in metrics]
+    rows = [
+        f'<span class="name">{text(told)}</span><span class="bar{kind}">'
+        f'<i style="width:{min(100, max(0, value)):.2f}%"></i></span><span class="value">{_value(name, value)}</span>'
+        for told, value, kind in bars
+    ]
+    return f'<div class="bars">{"".join(rows)}</div>'
+
+
+def evaluations(run: RunRecord) -> str:
+    """The table: a group of rows per evaluation under its protocol, a column per subject and per reference."""
+    latest = run.latest
+    if not latest:
+        return _section("Evaluations", _missing("the run has not been evaluated."))
+    columns = {_column(run, subject): entry.metrics for subject, entry in latest.items()}
+    heads = [*columns]
+    gain = {"untrained", "trained"} <= set(latest)
+    if gain:
+        heads.insert(1, "over untrained")
+    columns |= run.references
+    heads += run.references
+    names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
+    rows = []
+    for label in dict.fromkeys(map(_label, names)):
+        told = f'{_pretty(label)}<div class="note">{_protocol(run, label)}</div>'
+        rows.append(f'<tr class="group"><th colspan="{1 + len(heads)}">{told}</th></tr>')
+        for name in (name for name in names if _label(name) == label):
+            cells = {head: _value(name, metrics[name]) for head, metrics in columns.items() if name in metrics}
+            same = alike(run, name) if gain else {}
+            if all(subject in same and name in same[subject].metrics for subject in ("trained", "untrained")):
+                before, after = (latest[subject].metrics[name] for subject in ("untrained", "trained"))
+                cells["over untrained"] = f"{after - before:+.2f}" if _unit(name) else f"{after - before:+.3g}"
+            ours = _column(run, "trained") if "trained" in latest else None
+            told = "".join(f'<td class="value{" ours" if h == ours else ""}">{cells.get(h, "–")}</td>' for h in heads)
+            rows.append(f'<tr><td class="indent">{text(name.partition("/")[2] or name)}</td>{told}</tr>')
+    head = "".join(f'<th class="value">{text(head)}</th>' for head in heads)
+    table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    quoted = "Quoted numbers stand in config.references, under the protocols of their sources."
+    quoted = f'<p class="note">{quoted}</p>' if run.references else ""
+    return _section("Evaluations", f'<div class="card"><div class="scroll"><table>{table}</table></div>{quoted}</div>')
+
+
+def _protocol(run: RunRecord, label: str) -> str:
+    """The protocol that all subjects were measured under, and what each chose; or whose is which."""
+    protocols = {subject: entry.protocols[label] for subject, entry in run.latest.items() if label in entry.protocols}
+    if len({OF_THE_FEATURES.sub("", protocol) for protocol in protocols.values()}) > 1:
+        told = "<br>".join(text(f"{subject}: {protocol}") for subject, protocol in protocols.items())
+        return f'<b class="bad">Measured under different protocols; these numbers may not compare:</b><br>{told}'
+    protocol = next(iter(protocols.values()), "")
+    own = {subject: OF_THE_FEATURES.findall(told) for subject, told in protocols.items() if told != protocol}
+    return text(protocol) + "".join(text(f"; {subject}: {''.join(parts).strip()}") for subject, parts in own.items())
+
+
+def curves(run: RunRecord) -> str:
+    """Evaluations against the baselines, then everything that was logged."""
+    trained = [entry for entry in run.entries if entry.subject == "trained"]
+    baselines = {subject: entry.metrics for subject, entry in run.latest.items() if subject != "trained"}
+    until = max(run.total or 0, run.step)
+    names = dict.fromkeys(name for entry in run.entries for name in entry.metrics)
+    figures = []
+    for name in sorted(names, key=lambda name: not _unit(name)):
+        points = [(entry.step, entry.metrics[name]) for entry in trained if name in entry.metrics]
+        levels = {subject: metrics[name] for subject, metrics in baselines.items() if name in metrics}
+        if points:
+            figures.append(chart(_label_of(name), {"trained": points}, levels, until, _unit(name)))
+    evaluated = _charts(figures, "no evaluation after training yet.")
+    groups: dict[str, dict[str, list]] = {}
+    others = {name for line in run.lines for name in line} - UNSEEN - {*names}
+    for name in sorted(others, key=_rank):
+        title, told, factor = _place(name)
+        points = [(line["step"], factor * line[name]) for line in run.lines if name in line]
+        groups.setdefault(title, {})[told] = points
+    figures = [
+        chart(title, lines, until=until, unit=PERCENT if "input" in lines else "", from_zero=title in FROM_ZERO)
+        for title, lines in groups.items()
+    ]
+    training = _charts(figures, "no step is logged yet.")
+    return _section("Evaluations over steps", evaluated) + _section("Training", training)
+
+
+def _charts(figures: list[str], otherwise: str) -> str:
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else _missing(otherwise)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Losses first, then what else the phases tell, gradients, learning rates, the clock."""
+    order = (r".*/loss$", r"(?!lr/|time/|.*/grad_norm/)", r".*/grad_norm/", r"lr/", r"")
+    return next(i for i, pattern in enumerate(order) if re.match(pattern, name)), name
+
+
+def _place(name: str) -> tuple[str, str, float]:
+    """(title of the chart, name of the line, factor) of a metric: gradient norms share a chart, learning rates too."""
+    first, _, rest = name.partition("/")
+    if first == "lr":
+        return "learning rate", rest, 1
+    if rest.startswith("grad_norm/"):
+        return "gradient norm", f"{first}: {rest.partition('/')[2]}", 1
+    if name in SHARES:
+        return "where the time of a step goes", SHARES[name], 100
+    return rest.replace("_", " ") if first == "time" else name, "last", 1
+
+
+def pictures(run: RunRecord) -> str:
+    """Views and neighbors, then all others; of a numbered series (samples_000100) the newest, and all of it as a film strip."""
+    series: dict[str, list[str]] = {stem: [] for stem in EXPECTED}
+    for name in run.pictures:
+        series.setdefault(re.sub(r"[_-]?\d+$", "", name) or name, []).append(name)
+    parts = []
+    for stem, members in series.items():
+        heading, caption = CAPTIONS.get(stem, (stem.replace("_", " ").capitalize(), ""))
+        if not members:
+            parts.append(_section(heading, _missing(f"pictures/{stem}.png does not exist; {EXPECTED[stem]}.")))
+            continue
+        newest = max(members, key=lambda name: (len(name), name))
+        if len(members) > 1:
+            caption = f"{caption} {newest}, the newest of {len(members)} in pictures/.".strip()
+        data = base64.b64encode(run.pictures[newest]).decode()
+        image = f'<img alt="{text(heading)}" src="data:image/png;base64,{data}">'
+        caption = f'<figcaption class="note">{text(caption)}</figcaption>'
+        film = _film(run, members) if len(members) > 1 else ""
+        figure = f'<figure class="picture card {text(stem)}"><div class="scroll">{image}</div>{caption}{film}</figure>'
+        parts.append(_section(heading, figure))
+    return "\n".join(parts)
+
+
+def _film(run: RunRecord, members: list[str]) -> str:
+    """A numbered series in small, in order: at most FRAMES of them, the first and the last included."""
+    members = sorted(members, key=lambda name: (len(name), name))
+    count = min(FRAMES, len(members))
+    frames = []
+    for name in dict.fromkeys(members[round(i * (len(members) - 1) / (count - 1))] for i in range(count)):
+        picture = Image.open(io.BytesIO(run.pictures[name])).convert("RGB")
+        picture.thumbnail((FRAME, FRAME))
+        small = io.BytesIO()
+        picture.save(small, "PNG", optimize=True)
+        data, step = base64.b64encode(small.getvalue()).decode(), int(re.search(r"\d+$", name)[0])
+        image = f'<img alt="step {step}" src="data:image/png;base64,{data}">'
+        frames.append(f"<figure>{image}<figcaption>step {step:,}</figcaption></figure>")
+    return f'<div class="film scroll">{"".join(frames)}</div>'
+
+
+def warnings(run: RunRecord) -> str:
+    """What was skipped, what the log warns of, which files are missing."""
+    lines = [told + (f" (x {count:,})" if count > 1 else "") for told, count in run.warnings.items()]
+    if len(lines) > MAX_WARNINGS:
+        lines[MAX_WARNINGS:] = [f"and {len(lines) - MAX_WARNINGS:,} more in log.txt"]
+    skipped = sum(any(k.endswith("/skipped") and v > 0 for k, v in line.items()) for line in run.lines)
+    if skipped:
+        lines.insert(0, f"{skipped:,} of {len(run.lines):,} logged steps left an update out (not finite)")
+    told = "".join(f"<li>{text(line)}</li>" for line in lines + run.missing)
+    body = f'<ul class="card">{told}</ul>' if told else '<p class="soft">Nothing.</p>'
+    return _section("Skipped, warned of, missing", body)
+
+
+def settings(run: RunRecord) -> str:
+    """The resolved config, by the names that --config.NAME=VALUE overrides."""
+    if not run.config:
+        return _section("Settings", _missing("config.json."))
+    flat = sorted(_flat(run.config), key=lambda item: "." in item[0])  # stable: general settings first
+    summary = f"<summary>Resolved config, {len(flat)} values</summary>"
+    return _section("Settings", f'<details class="card">{summary}{_settings_table(flat)}</details>')
+
+
+def provenance(run: RunRecord) -> str:
+    """Commit, machine, versions."""
+    flat = list(_flat(run.provenance))
+    body = f'<div class="card">{_settings_table(flat)}</div>' if flat else _missing("provenance.json.")
+    return _section("Versions and machine", body)
+
+
+def _settings_table(items: list[tuple[str, str]]) -> str:
+    rows = "".join(f"<tr><td>{text(name)}</td><td><pre>{text(value)}</pre></td></tr>" for name, value in items)
+    return f'<div class="scroll"><table class="settings"><tbody>{rows}</tbody></table></div>'
+
+
+def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _setting(value)
+
+
+def _setting(value: Any) -> str:
+    """A value as text: a recipe of operators takes a line per operator, several recipes have a blank line between."""
+    if _is_recipe(value):
+        return "\n".join(f"{op}({', '.join(f'{k}={json.dumps(v)}' for k, v in args.items())})" for op, args in value)
+    if isinstance(value, list) and value and all(map(_is_recipe, value)):
+        return "\n\n".join(map(_setting, value))
+    if isinstance(value, str):
+        return value or "''"
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _is_recipe(value: Any) -> bool:
+    """[[name, {argument: value}], ...]"""
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(op, list) and len(op) == 2 and isinstance(op[0], str) and isinstance(op[1], Mapping) for op in value
+    )  # fmt: skip
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section><h2>{text(heading)}</h2>{body}</section>"
+
+
+def _missing(what: str) -> str:
+    return f'<p class="soft">Missing: {text(what)}</p>'
+
+
+def _column(run: RunRecord, subject: str) -> str:
+    return f"trained, step {run.latest['trained'].step:,}" if subject == "trained" else subject
+
+
+def _label(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _label_of(name: str) -> str:
+    """'knn/top1' -> 'kNN top1', as plain text."""
+    return re.sub("^knn", "kNN", name).replace("/", " ", 1)
+
+
+def _pretty(name: str) -> str:
+    """'knn/top1' -> 'kNN', other metrics by their names; escaped."""
+    return text(_label_of(name).removesuffix(" top1"))
+
+
+def _unit(name: str) -> str:
+    return PERCENT if ACCURACY.search(name) else ""
+
+
+def _value(name: str, value: float) -> str:
+    return number(value, _unit(name))
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
