@@ -7,7 +7,7 @@ import pytest
 from torch_reference import require_torch
 
 from ssl_jax.engine.method import Phase, State
-from ssl_jax.engine.step import differentiate, make_step
+from ssl_jax.engine.step import loss_and_grads, make_step
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, ModelFns
 from ssl_jax.evals.kinds import reconstruction
@@ -150,21 +150,21 @@ def small_game():
     return losses, state, batch
 
 
-PLAYERS = (("discriminator",), ("generator", "encoder"))
+LOSS_GROUPS = (("discriminator",), ("generator", "encoder"))
 
 
 def together(losses):
-    return Phase("game", PLAYERS, lambda train, state, batch, key: (losses(train, batch, key), ({}, {})))
+    return Phase("game", LOSS_GROUPS, lambda train, state, batch, key: (losses(train, batch, key), ({}, {})))
 
 
-def test_one_forward_pass_gives_each_player_the_gradient_of_its_own_loss():
+def test_simultaneous_game_gives_each_group_the_gradient_of_its_own_loss():
     losses, state, batch = small_game()
     key = jax.random.key(0)
-    told, _, grads = jax.jit(lambda *args: differentiate(together(losses), *args))(state.params, state, batch, key)
+    terms, _, _, grads = jax.jit(lambda *args: loss_and_grads(together(losses), *args))(state.params, state, batch, key)
     d, ge = losses(state.params, batch, key)
-    np.testing.assert_allclose([told["loss/discriminator"], told["loss/generator+encoder"]], [d, ge], rtol=1e-6)
+    np.testing.assert_allclose([terms["loss/discriminator"], terms["loss/generator+encoder"]], [d, ge], rtol=1e-6)
     assert set(grads) == {"generator", "encoder", "discriminator"}
-    for i, groups in enumerate(PLAYERS):
+    for i, groups in enumerate(LOSS_GROUPS):
         alone = jax.grad(lambda train, i=i: losses(train, batch, key)[i])(state.params)
         for group in groups:
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[group], alone[group])
@@ -172,7 +172,7 @@ def test_one_forward_pass_gives_each_player_the_gradient_of_its_own_loss():
     assert np.abs(grads["encoder"] - other["encoder"]).max() > 1e-2
 
 
-def test_a_player_does_not_feel_the_other_players_loss():
+def test_simultaneous_game_ignores_the_loss_of_the_other_groups():
     losses, state, batch = small_game()
     key = jax.random.key(0)
 
@@ -180,8 +180,8 @@ def test_a_player_does_not_feel_the_other_players_loss():
         d, ge = losses(train, batch, key)
         return d, 7 * ge + jnp.sum(train["discriminator"]["o"] ** 2)  # also of the discriminator's weights
 
-    _, _, before = differentiate(together(losses), state.params, state, batch, key)
-    _, _, after = differentiate(together(changed), state.params, state, batch, key)
+    *_, before = loss_and_grads(together(losses), state.params, state, batch, key)
+    *_, after = loss_and_grads(together(changed), state.params, state, batch, key)
     jax.tree.map(np.testing.assert_array_equal, before["discriminator"], after["discriminator"])
     np.testing.assert_allclose(after["encoder"], 7 * before["encoder"], rtol=1e-5, atol=1e-7)
 

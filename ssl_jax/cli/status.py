@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ssl_jax.cli.main import add_workdir, refuse_rest
+from ssl_jax.engine.metrics import read_metrics
 from ssl_jax.launchers import jobs
 
 
@@ -13,5 +16,11 @@ def add_arguments(sub) -> None:
 def main(args, rest) -> int:
     refuse_rest(rest)
     job, engine = jobs.read(args.workdir)
-    print(f"{job['engine']} job {job['id']}: {engine.state(job, args.workdir).told}{jobs.progress(args.workdir)}")
+    print(f"{job['engine']} job {job['id']}: {engine.state(job, args.workdir).told}{progress(args.workdir)}")
     return 0
+
+
+def progress(workdir: Path) -> str:
+    """'; step 12' of what has been logged, where the metrics can be seen from here."""
+    last = max((line["step"] for line in read_metrics(workdir)), default=None)
+    return "" if last is None else f"; step {last} is the last one logged"

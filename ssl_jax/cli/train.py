@@ -36,7 +36,7 @@ from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment import distributed
+from ssl_jax.experiment import distributed, launch_environment
 from ssl_jax.experiment.build import (
     Experiment,
     build_experiment,
@@ -71,8 +71,8 @@ def add_arguments(sub) -> None:
 
 def main(args, overrides) -> int:
     processes = 1 if args.processes is None and args.max_restarts else args.processes
-    if processes is not None and distributed.launched_process(os.environ) is None:
-        started = distributed.detect_launcher(os.environ)
+    if processes is not None and launch_environment.launched_process(os.environ) is None:
+        started = launch_environment.detect_launcher(os.environ)
         if args.processes is None and started:
             raise UserError(f"--max_restarts={args.max_restarts}: {started} has started these processes, and has to start them again")
         flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
@@ -90,7 +90,7 @@ def main(args, overrides) -> int:
         record_config(args.workdir, configs.plain(this.config))
         write_json(args.workdir / "provenance.json", provenance())
         record_start(args.workdir, began)
-        restarted = distributed.launched_process(os.environ) is not None or args.saved_code != 0  # by `launchers.supervise`, or by an engine of `submit`
+        restarted = launch_environment.launched_process(os.environ) is not None or args.saved_code != 0  # by `launchers.supervise`, or by an engine of `submit`
         try:
             with Watchdog(args.workdir / "processes", jax.process_index(), jax.process_count(), restarted) as watchdog:
                 train(this, args.workdir, trace, watchdog)

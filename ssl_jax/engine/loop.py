@@ -105,29 +105,28 @@ def compile_run(
         compiler_options=dict(xla or {}),
     )
 
-    def split_off(function):
-        """What is frozen is an argument of its own: it is not donated, and no step copies it."""
-        return lambda state, batch, root: function(state._replace(frozen={}), state.frozen, batch, root)
-
+    # The frozen arrays are an argument of their own: they are not donated, and no step copies them.
     def run_step(state, batch, root):
-        moving, metrics = split_off(jitted_step)(state, batch, root)
+        with jax.set_mesh(mesh):  # models pin activations to the ambient mesh
+            moving, metrics = jitted_step(state._replace(frozen={}), state.frozen, batch, root)
         return moving._replace(frozen=state.frozen), metrics
 
-    def in_mesh(function):
-        def call(*args):
-            with jax.set_mesh(mesh):  # models pin activations to the ambient mesh
-                return function(*args)
+    def trace_step(state, batch, root):
+        with jax.set_mesh(mesh):
+            return jitted_step.trace(state._replace(frozen={}), state.frozen, batch, root)
 
-        return call
+    def run_init():
+        with jax.set_mesh(mesh):
+            return jitted_init(root, zeros, frozen)._replace(frozen=frozen)
 
     run = CompiledRun(
         mesh=mesh,
         abstract=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_shapes, state_shardings
         )._replace(frozen=frozen),
-        init=in_mesh(lambda: jitted_init(root, zeros, frozen)._replace(frozen=frozen)),
-        step=in_mesh(run_step),
-        trace=in_mesh(split_off(jitted_step.trace)),
+        init=run_init,
+        step=run_step,
+        trace=trace_step,
         traces=jitted_step._cache_size,
         root=_place(root, replicated) if abstract else jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)(),
     )

@@ -1,9 +1,9 @@
-"""The one train step: run the phases of a method in order, then its teachers, then the clock."""
+"""The one train step: run the phases of a method in order, then its teachers, then advance the step."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,27 +29,100 @@ def check_groups(method: Method, params: Mapping, optimizers: Mapping) -> None:
     """
     named = {"phases": groups(method), "init": set(params), "config.optim": set(optimizers)}
     if len({frozenset(names) for names in named.values()}) > 1:
-        told = ", ".join(f"{where} {sorted(names)}" for where, names in named.items())
-        raise UserError(f"parameter groups differ: {told}; give every group one optimizer in config.optim")
+        listed = ", ".join(f"{where} {sorted(names)}" for where, names in named.items())
+        raise UserError(f"parameter groups differ: {listed}; give every group one optimizer in config.optim")
 
 
-def differentiate(phase: Phase, *args):
-    """({'loss': ...}, aux, gradients) of `phase.loss(*args)` with respect to its first argument.
+class StepOptions(NamedTuple):
+    """What stays the same in every phase of a step; see `make_step`."""
 
-    With several players there is one forward pass, and one backward pass for each player, of which its own groups are kept;
-    'loss' is the sum, and 'loss/<groups>' that of each player.
+    optimizers: Mapping[str, optax.GradientTransformation]
+    accumulate: int
+    skip_nonfinite: bool
+    unroll: bool
+
+
+def loss_and_grads(phase: Phase, train: dict, state: State, batch: Batch, key: jax.Array):
+    """One forward and backward pass of `phase` with respect to `train`, {group: parameters}.
+
+    Returns:
+        ({'loss': scalar, ...}, mutable with the updates of the loss, metrics of the loss, {group: gradients}).
+
+    In a simultaneous game (several loss groups) there is one forward pass and one backward pass per loss. A parameter group keeps the
+    gradient of its own loss. 'loss' is then the sum, and 'loss/<groups>' are the parts.
     """
     if len(loss_groups(phase)) == 1:
-        (loss, aux), grads = jax.value_and_grad(phase.loss, has_aux=True)(*args)
-        return {"loss": loss}, aux, grads
-    train, *others = args
-    losses, backward, aux = jax.vjp(lambda train: phase.loss(train, *others), train, has_aux=True)
-    grads, told = {}, {}
-    for i, player in enumerate(loss_groups(phase)):
-        (mine,) = backward(tuple(jnp.ones_like(loss) if i == j else jnp.zeros_like(loss) for j, loss in enumerate(losses)))
-        grads |= {group: mine[group] for group in player}
-        told[f"loss/{'+'.join(player)}"] = losses[i]
-    return {"loss": sum(losses), **told}, aux, grads
+        (loss, (update, metrics)), grads = jax.value_and_grad(phase.loss, has_aux=True)(train, state, batch, key)
+        losses = {"loss": loss}
+    else:
+        parts, backward, (update, metrics) = jax.vjp(lambda train: phase.loss(train, state, batch, key), train, has_aux=True)
+        grads, losses = {}, {"loss": sum(parts)}
+        for i, groups_of_loss in enumerate(loss_groups(phase)):
+            (of_loss,) = backward(tuple(jnp.ones_like(part) if i == j else jnp.zeros_like(part) for j, part in enumerate(parts)))
+            grads |= {group: of_loss[group] for group in groups_of_loss}
+            losses[f"loss/{'+'.join(groups_of_loss)}"] = parts[i]
+    unknown = set(update) - set(state.mutable)
+    assert not unknown, f"phase {phase.name!r} writes mutable {sorted(unknown)} that init did not create"
+    return losses, {**state.mutable, **update}, metrics, grads
+
+
+def scan_parts(body: Callable, carry, batch: Batch, n: int, unroll: bool):
+    """`body(carry, (i, part i)) -> (carry, output)` for the n interleaved parts of a batch, one after the other."""
+    return jax.lax.scan(body, carry, (jnp.arange(n), split(batch, n)), unroll=n if unroll else 1)
+
+
+def accumulate(phase: Phase, train: dict, state: State, batch: Batch, key: jax.Array, n: int, unroll: bool):
+    """`loss_and_grads` averaged over n parts of the batch; mutable collections move with each part."""
+
+    def one(mutable, part, key):
+        losses, mutable, metrics, grads = loss_and_grads(phase, train, state._replace(mutable=mutable), part, key)
+        return mutable, (grads, losses, metrics)
+
+    def add(carry, numbered_part):
+        (mutable, total), (i, part) = carry, numbered_part
+        mutable, outputs = one(mutable, part, jax.random.fold_in(key, i))
+        return (mutable, jax.tree.map(jnp.add, total, outputs)), None
+
+    first = {name: x[: x.shape[0] // n] for name, x in batch.items()}
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, state.mutable, first, key)[1])
+    (mutable, total), _ = scan_parts(add, (state.mutable, zeros), batch, n, unroll)
+    grads, losses, metrics = jax.tree.map(lambda x: x / n, total)
+    return losses, mutable, metrics, grads
+
+
+def update_groups(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
+    """Differentiate the loss of `phase` and update the groups that it trains."""
+    train = {group: state.params[group] for group in trained(phase)}
+    if options.accumulate == 1:
+        losses, mutable, metrics, grads = loss_and_grads(phase, train, state, batch, key)
+    else:
+        losses, mutable, metrics, grads = accumulate(phase, train, state, batch, key, options.accumulate, options.unroll)
+    metrics = {**metrics, **losses}
+    norms = {f"grad_norm/{group}": optax.global_norm(grads[group]) for group in trained(phase)}
+    params, opt = dict(state.params), dict(state.opt)
+    for group in trained(phase):
+        updates, opt[group] = options.optimizers[group].update(grads[group], opt[group], params[group], step=state.step)
+        params[group] = optax.apply_updates(params[group], updates)
+    new = state._replace(params=params, opt=opt, mutable=mutable)
+    if options.skip_nonfinite:
+        finite = jnp.isfinite(metrics["loss"]) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        metrics = {**metrics, "skipped": 1.0 - finite}
+    return new, {f"{phase.name}/{name}": jnp.asarray(x, jnp.float32) for name, x in {**metrics, **norms}.items()}
+
+
+def run_phase(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
+    """One sub-step of `phase`; where `phase.when` is false the state stays and the metrics are NaN."""
+    if phase.when is None:
+        return update_groups(phase, state, batch, key, options)
+
+    def run(state):
+        return update_groups(phase, state, batch, key, options)
+
+    def idle(state):
+        return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(run, state)[1])
+
+    return jax.lax.cond(phase.when(state.step), run, idle, state)
 
 
 def make_step(
@@ -66,12 +139,12 @@ def make_step(
         optimizers: one optax transformation per parameter group.
         accumulate: average the gradient over this many parts of the batch before each update.
         skip_nonfinite: leave the state as it was where a loss or gradient is not finite (counted in `<phase>/skipped`).
-        unroll: write the sub-steps of a phase and the parts of a batch out, one behind the other, instead of looping over them. The
-            program is as many times larger, and longer compiled; but XLA's loops on CPUs are slow (WGAN-GP's step by half).
+        unroll: write the sub-steps of a phase and the parts of a batch out instead of looping over them. The program grows and
+            compiles for longer, but XLA's loops on CPUs are slow (the step of WGAN-GP takes half as long again).
 
-    Metrics are float32 scalars: what the phases report, prefixed with the phase's name, with `loss` and a gradient norm for
-    each group; of a phase's sub-steps the last one's, and of `skipped` the count. In a step in which `phase.when` is false its
-    metrics are NaN (no value), which the writer leaves out.
+    Metrics are float32 scalars: what the phases return, prefixed with the name of the phase, with `loss` and a gradient norm for
+    each group. Of a phase's sub-steps they are the last one's, and `skipped` is their sum. A phase whose `when` is false in a step
+    has NaN there, which the writer leaves out.
 
     Raises:
         UserError: `accumulate` > 1 for a method whose loss mixes the examples of a batch.
@@ -81,71 +154,29 @@ def make_step(
             "config.accumulate > 1, but this method's loss mixes the examples of a batch (its gradient would be another one); "
             "set config.accumulate=1 and use more devices or config.model.encoder.remat"
         )
-
-    def each(body, carry, batch: Batch, n: int):
-        """`body(carry, (i, part i)) -> (carry, _)` for the n parts of a batch in turn."""
-        return jax.lax.scan(body, carry, (jnp.arange(n), split(batch, n)), unroll=n if unroll else 1)
-
-    def gradient(phase: Phase, state: State, batch: Batch, key: jax.Array):
-        train = {group: state.params[group] for group in trained(phase)}
-
-        def of(mutable, batch, key):
-            losses, (update, logs), grads = differentiate(phase, train, state._replace(mutable=mutable), batch, key)
-            unknown = set(update) - set(mutable)
-            assert not unknown, f"phase {phase.name!r} writes mutable {sorted(unknown)} that init did not create"
-            return {**mutable, **update}, (grads, {**logs, **losses})
-
-        def add(carry, given):
-            (mutable, total), (i, part) = carry, given
-            mutable, this = of(mutable, part, jax.random.fold_in(key, i))
-            return (mutable, jax.tree.map(jnp.add, total, this)), None
-
-        if accumulate == 1:
-            mutable, (grads, logs) = of(state.mutable, batch, key)
-            return grads, mutable, logs
-        part = {name: x[: x.shape[0] // accumulate] for name, x in batch.items()}
-        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, state.mutable, part, key)[1])
-        (mutable, total), _ = each(add, (state.mutable, nothing), batch, accumulate)
-        grads, logs = jax.tree.map(lambda x: x / accumulate, total)
-        return grads, mutable, logs
-
-    def run_phase(phase: Phase, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-        grads, mutable, logs = gradient(phase, state, batch, key)
-        norms = {f"grad_norm/{group}": optax.global_norm(grads[group]) for group in trained(phase)}
-        params, opt = dict(state.params), dict(state.opt)
-        for group in trained(phase):
-            updates, opt[group] = optimizers[group].update(grads[group], opt[group], params[group], step=state.step)
-            params[group] = optax.apply_updates(params[group], updates)
-        new = state._replace(params=params, opt=opt, mutable=mutable)
-        if skip_nonfinite:
-            finite = jnp.isfinite(logs["loss"]) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
-            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-            logs = {**logs, "skipped": 1.0 - finite}
-        metrics = {f"{phase.name}/{name}": jnp.asarray(x, jnp.float32) for name, x in {**logs, **norms}.items()}
-        return new, metrics
-
-    def sub_step(phase: Phase, key: jax.Array, state: State, given: tuple[int, Batch]) -> tuple[State, Metrics]:
-        r, part = given
-
-        def run(state):
-            return run_phase(phase, state, part, jax.random.fold_in(key, r))
-
-        def idle(state):
-            return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(run, state)[1])
-
-        return run(state) if phase.when is None else jax.lax.cond(phase.when(state.step), run, idle, state)
+    options = StepOptions(optimizers, accumulate, skip_nonfinite, unroll)
 
     def step(state: State, batch: Batch, root: jax.Array) -> tuple[State, Metrics]:
-        key, metrics = jax.random.fold_in(root, state.step), {}
+        step_key, metrics = jax.random.fold_in(root, state.step), {}
         for i, phase in enumerate(method.phases):
-            this = functools.partial(sub_step, phase, jax.random.fold_in(key, i))
+            phase_key = jax.random.fold_in(step_key, i)
             if phase.repeat == 1:
-                state, told = this(state, (0, batch))
+                state, outputs = run_phase(phase, state, batch, jax.random.fold_in(phase_key, 0), options)
             else:
-                state, told = each(this, state, batch, phase.repeat)
-                told = {name: jnp.sum(x) if name.endswith("/skipped") else x[-1] for name, x in told.items()}
-            metrics |= told
+                state, outputs = run_sub_steps(phase, state, batch, phase_key, options)
+            metrics |= outputs
         state = state._replace(mutable=method.after(state))
         return state._replace(step=state.step + 1), metrics
 
     return step
+
+
+def run_sub_steps(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
+    """`phase.repeat` sub-steps, each on its own part of the batch."""
+
+    def sub_step(state, numbered_part):
+        r, part = numbered_part
+        return run_phase(phase, state, part, jax.random.fold_in(key, r), options)
+
+    state, outputs = scan_parts(sub_step, state, batch, phase.repeat, options.unroll)
+    return state, {name: jnp.sum(x) if name.endswith("/skipped") else x[-1] for name, x in outputs.items()}

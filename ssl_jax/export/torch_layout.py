@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from ssl_jax.models.common import flatten_dict, unflatten_dict
 
 from ssl_jax.errors import UserError
 from ssl_jax.models import common

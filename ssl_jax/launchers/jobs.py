@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
@@ -13,12 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ssl_jax.engine.metrics import read_metrics
 from ssl_jax.errors import UserError
 
-ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "local"}
+ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "detached"}
 SAVED = 75  # exit code of a training that SIGTERM ended: not done, to be started again
 
 
@@ -30,7 +28,7 @@ class JobRequest(NamedTuple):
     workdir: Path
     max_restarts: int
     number: int  # of this submission from its workdir, from 1
-    options: argparse.Namespace  # the flags of the engine
+    options: Any  # the flags of the engine, as attributes
     rest: Sequence[str]  # what else was said, for an engine that passes it on
 
     def arguments(self, workdir: Path | None = None) -> list[str]:
@@ -74,12 +72,6 @@ def record(order: JobRequest, name: str, sent: str, told: dict) -> dict:
     temporary.write_text(json.dumps(job, indent=1) + "\n")
     os.replace(temporary, order.workdir / "job.json")
     return job
-
-
-def progress(workdir: Path) -> str:
-    """'; step 12' of what has been logged, where the metrics can be seen from here."""
-    last = max((line["step"] for line in read_metrics(workdir)), default=None)
-    return "" if last is None else f"; step {last} is the last one logged"
 
 
 def slug(workdir: Path) -> str:

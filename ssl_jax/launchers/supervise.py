@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from ssl_jax.errors import MachineFault, UserError
-from ssl_jax.experiment.distributed import COORDINATOR, PROCESS, PROCESSES
+from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSES
 
 log = logging.getLogger(__name__)
 

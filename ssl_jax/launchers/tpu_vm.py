@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path, PurePosixPath
 
 from ssl_jax.errors import UserError
-from ssl_jax.experiment.distributed import TPU_VM
+from ssl_jax.experiment.launch_environment import TPU_VM
 from ssl_jax.launchers import jobs, tpu_slices
 
 SENT = ("launch.py", "ssl_jax", "configs", "requirements.txt")

@@ -1,4 +1,4 @@
-"""What every module shares, and the two calls through which the floors above run a module without knowing Flax."""
+"""What every module shares, and the two calls through which the layers above run a module without importing Flax."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: F401  for layers that do not import Flax
 from jax.sharding import PartitionSpec
 
 from ssl_jax.models.conv import conv

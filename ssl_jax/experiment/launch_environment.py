@@ -1,0 +1,36 @@
+"""How a process learns that it is one of several: environment variables of this project's launchers and of other ones. Imports no JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+COORDINATOR, PROCESSES, PROCESS = "SSL_JAX_COORDINATOR", "SSL_JAX_PROCESSES", "SSL_JAX_PROCESS"  # set by `launchers.supervise`
+TPU_VM = "SSL_JAX_TPU_VM"  # set by `launchers.tpu_vm`: on those hosts no variable of Google's tells of the others, only metadata
+
+
+class LaunchedProcess(NamedTuple):
+    """Of this process, as the one that started it told."""
+
+    coordinator: str
+    processes: int
+    process: int
+
+
+def launched_process(environment: Mapping[str, str]) -> LaunchedProcess | None:
+    """What `launchers.supervise` told; None where it did not start this process."""
+    if COORDINATOR not in environment:
+        return None
+    return LaunchedProcess(environment[COORDINATOR], int(environment[PROCESSES]), int(environment[PROCESS]))
+
+
+def detect_launcher(environment: Mapping[str, str]) -> str | None:
+    """What started this process as one of several, judged by its environment; None for a process of its own."""
+    several = {
+        "Slurm": "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1,
+        "Open MPI": int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1,
+        "GKE": "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment,
+        "Cloud TPU": TPU_VM in environment,
+        "JAX_COORDINATOR_ADDRESS": "JAX_COORDINATOR_ADDRESS" in environment,
+    }
+    return next((name for name, found in several.items() if found), None)

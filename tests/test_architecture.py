@@ -1,0 +1,44 @@
+"""The shape of the code itself: how deep a loss lies below the command line, and what may import what."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+
+import launch
+from ssl_jax.methods import simclr
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_FRAMES = 12  # of this project, from launch.py to the loss of a method; frames of libraries are not counted
+
+
+class FoundLossError(Exception):
+    """Raised by the stand-in for the loss, so that nothing is compiled."""
+
+
+def test_at_most_12_project_frames_from_launch_to_the_loss(tmp_path, monkeypatch):
+    frames = []
+
+    def loss_of_views(*_):
+        def loss(z):
+            frames.extend(frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(ROOT / "ssl_jax"))
+            raise FoundLossError
+
+        return loss
+
+    monkeypatch.setattr(simclr, "loss_of_views", loss_of_views)
+    flags = ["--config=configs/simclr.py:smoke", f"--workdir={tmp_path}", "--config.baselines=()", "--config.evals={}", "--config.best_metric="]
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(FoundLossError):
+        launch.main(["train", *flags])
+    walk = [f"{Path(frame.filename).relative_to(ROOT)}:{frame.name}" for frame in frames]
+    assert walk[0].endswith("main.py:main")
+    assert walk[-1].endswith("simclr.py:loss"), "the loss of the method is the last frame but the stand-in"
+    assert 1 + len(walk) <= MOST_FRAMES, "\n".join(["launch.py", *walk])
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_only_launch_is_used_to_run_a_verb(folder):
+    """Tests and benchmarks drive verbs as a user does, through `launch.main`, and test a layer where it is."""
+    found = [path.name for path in (ROOT / folder).glob("*.py") if "ssl_jax.cli" in path.read_text() and path.name != Path(__file__).name]
+    assert found == []
