@@ -34,6 +34,10 @@ def base(method: str) -> ml_collections.ConfigDict:
         test_split="test",
         ops=(),  # host geometry: () for images of one size, which are cropped on the device
         eval_ops=(),
+        features={},  # {name in the batch: feature of the dataset}: {'boxes': 'objects/bbox'}; others keep their names
+        kinds={},  # {name in the batch: kind} where the dataset does not say it, see ssl_jax/data/features.py: {'landmarks': 'points'}
+        vocabulary={},  # texts that become token ids: {name in the batch: None}; the number of words is filled in
+        specs={},  # of features that no catalog knows, to rehearse without the data: {'motion': ((4,), 'float32')}
         workers=0,  # decoding processes; 0 decodes in threads
         image_shape=(),  # filled in from the data, like the two below
         num_classes=config_dict.placeholder(int),
@@ -91,7 +95,7 @@ def stage(recipe) -> dict:
 def generation(config) -> None:
     """Evaluations of a model that samples: its samples, and its features. Kept is the checkpoint with the nearest samples."""
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
-    config.evals.judge = dict(kind="judge")
+    config.evals.judge = dict(kind="discriminator_memorization")
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.best_metric = "-generation/frechet"
     config.baselines = ("untrained",)

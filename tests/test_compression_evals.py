@@ -222,19 +222,11 @@ def test_disentanglement_reads_factors_and_reports_what_a_code_without_knowledge
     told = {split: cloud(n, seed) for split, n, seed in (("train", 900, 0), ("test", 400, 1))}
     images = {split: np.stack(list(values.values()), 1)[:, None, None].astype(np.float32) for split, values in told.items()}
 
-    def factors(split, names):
-        columns = {"shape": told[split]["shape"], "pose": np.stack([told[split][name] for name in ("x", "y")], 1).astype(np.float32)}
-        for start in range(0, len(columns["shape"]), 130):
-            rows = {name: columns[name][start : start + 128] for name in names}
-            mask = np.ones(len(rows["shape"]))
-            extra = {name: columns[name][start + 128 : start + 130] for name in names}  # two at a time are no examples
-            yield {name: np.concatenate([rows[name], extra[name]]) for name in names} | {
-                "mask": np.concatenate([mask, np.zeros(len(extra["shape"]))])
-            }
-
-    keep = {split: np.arange(len(x)) % 130 < 128 for split, x in images.items()}
+    columns = {
+        split: {"shape": x["shape"], "pose": np.stack([x["x"], x["y"]], 1).astype(np.float32)} for split, x in told.items()
+    }
     encode = jax.jit(lambda x: {"code": x.reshape(len(x), -1)})
-    given = made(images["train"][keep["train"]], images["test"][keep["test"]], encode, factors=factors)
+    given = made(images["train"], images["test"], encode, columns=columns)
     disentanglement.prepare(given, factors=("shape", "pose"))
     metrics, protocol, _ = disentanglement.evaluate(given, factors=("shape", "pose"), examples=600)
     assert metrics["mig"] > 0.85 and metrics["disentanglement"] > 0.9 and metrics["factorvae"] > 0.97
@@ -288,8 +280,8 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
     )  # fmt: skip
     encode = jax.jit(lambda x: {"code": x[:, 0, 0] / 255.0, "layer1": x[:, 0, 0] / 255.0})
     spec = {
-        "reconstruction": dict(kind="reconstruction"), "reduction": dict(kind="reduction"), "codebook": dict(kind="codebook"),
-        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="prior"), "depth": dict(kind="depth", solver="ridge"),
+        "reconstruction": dict(kind="reconstruction"), "reduction": dict(kind="pca_baseline"), "codebook": dict(kind="codebook"),
+        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="token_likelihood"), "depth": dict(kind="linear_by_layer", solver="ridge"),
     }  # fmt: skip
     results = []
     for devices in (1, 8):
@@ -308,12 +300,12 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
         (dict(kind="likelihood", k=0), "k=0"),
         (dict(kind="denoising", sigma=0.0), "sigma=0.0 must be positive"),
         (dict(kind="codebook", examples=0), "examples=0"),
-        (dict(kind="prior", examples=1), "examples=1"),
-        (dict(kind="reduction", examples=10), "examples=10 must be above 10"),
-        (dict(kind="depth", layers="("), "no regular expression"),
-        (dict(kind="depth", solver="adam"), "'adam'.*choose one of"),
+        (dict(kind="token_likelihood", examples=1), "examples=1"),
+        (dict(kind="pca_baseline", examples=10), "examples=10 must be above 10"),
+        (dict(kind="linear_by_layer", layers="("), "no regular expression"),
+        (dict(kind="linear_by_layer", solver="adam"), "'adam'.*choose one of"),
         (dict(kind="disentanglement", factors=()), "must name features"),
-        (dict(kind="classified", examples=0), "examples=0"),
+        (dict(kind="sample_class_accuracy", examples=0), "examples=0"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(entry, message):
@@ -328,9 +320,9 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
         with pytest.raises(UserError, match=f"evals.one: kind='{kind}' needs a method that gives "):
             evals.check_needs({"one": dict(kind=kind)}, made(images))
     with pytest.raises(UserError, match="no layer fits"):
-        evals.check_needs({"one": dict(kind="depth")}, made(images))
+        evals.check_needs({"one": dict(kind="linear_by_layer")}, made(images))
     with pytest.raises(UserError, match="the code 'code' does not exist; the encoder has pooled"):
-        evals.check_needs({"one": dict(kind="reduction")}, made(images, reconstruct=to_floats))
+        evals.check_needs({"one": dict(kind="pca_baseline")}, made(images, reconstruct=to_floats))
     with pytest.raises(UserError, match=r"has 108 numbers, no fewer than a picture of 6x6"):
         pca_baseline.prepare(made(images, reconstruct=to_floats), layer="pooled")
     with pytest.raises(UserError, match=r"at most 20 numbers; leave it out"):
@@ -338,7 +330,7 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
     with pytest.raises(UserError, match=r"of the size of images, \(6, 6\), and they are \(3, 6\)"):
         denoising.prepare(made(images, reconstruct=jax.jit(lambda x: x[:, :3] / 255.0)))
     floor = Context(jax.jit(lambda x: {"pooled": x[:, 0, 0]}), lambda split: iter(()))
-    assert evals.run({"a": dict(kind="depth"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
+    assert evals.run({"a": dict(kind="linear_by_layer"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
 
 
 # --- bound by the command line
@@ -351,15 +343,14 @@ def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
     opened = context(this, this.run.abstract)  # nothing is computed here
     told = disentanglement.values(opened, "test", ("label", "pose"), 70)
     assert list(told) == ["label", "pose[0]", "pose[1]", "pose[2]", "pose[3]"]
-    np.testing.assert_array_equal(told["label"], np.concatenate([b["label"][b["mask"]] for b in open_eval(config, "test")]))
+    np.testing.assert_array_equal(told["label"], np.concatenate([b["label"][b["_valid"]] for b in open_eval(config, "test")]))
     assert told["pose[3]"].dtype == np.float32 and len(told["pose[3]"]) == 70
     with pytest.raises(UserError, match="has no feature 'color'"):
         disentanglement.prepare(opened, factors=("color",))
-    unlabeled = made(smooth(0, 4), factors=lambda split, names: iter([{"image": None}]))
-    with pytest.raises(UserError, match="the data have no label; choose other factors"):
-        disentanglement.prepare(unlabeled, factors=("label",))
+    with pytest.raises(UserError, match="the data have no shape; choose other factors"):
+        disentanglement.prepare(made(smooth(0, 4)), factors=("shape",))
     with pytest.raises(UserError, match="'question' of the data is no number"):
-        disentanglement.values(opened, "test", ("question",), 70)
+        disentanglement.prepare(opened, factors=("question",))
     assert jax.eval_shape(opened.pictures.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
     assert opened.pictures.log_prob is opened.pictures.tokens is opened.pictures.codes is opened.pictures.sampled_labels is None
 
