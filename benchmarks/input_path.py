@@ -108,7 +108,7 @@ def write_picture(images, path, interpolation):
     flag = getattr(Image.Resampling, interpolation.upper())
     rows = []
     for i, data in enumerate(images[:8]):
-        ours = geometry.random_resized_crops(Picture(data), np.random.default_rng(i), **op)
+        ours = geometry.apply_host_ops([("random_resized_crops", op)], Picture(data), np.random.default_rng(i))
         image = Image.open(io.BytesIO(data)).convert("RGB")
         rng = np.random.default_rng(i)
         boxes = [geometry.torchvision_box(rng, image.height, image.width, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in "12"]

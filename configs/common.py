@@ -34,6 +34,10 @@ def base(method: str) -> ml_collections.ConfigDict:
         test_split="test",
         ops=(),  # host geometry: () for images of one size, which are cropped on the device
         eval_ops=(),
+        features={},  # {name in the batch: feature of the dataset}: {'boxes': 'objects/bbox'}; others keep their names
+        kinds={},  # {name in the batch: kind} where the dataset does not say it, see ssl_jax/data/features.py: {'landmarks': 'points'}
+        vocabulary={},  # texts that become token ids: {name in the batch: None}; the number of words is filled in
+        specs={},  # of features that no catalog knows, to rehearse without the data: {'motion': ((4,), 'float32')}
         workers=0,  # decoding processes; 0 decodes in threads
         image_shape=(),  # filled in from the data, like the two below
         num_classes=config_dict.placeholder(int),

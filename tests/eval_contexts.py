@@ -18,13 +18,14 @@ def smooth(seed, count, size=12, gray=False):
     return np.clip(np.round(np.repeat(x[..., :1], 3, -1) if gray else x), 0, 255).astype(np.uint8)
 
 
-def made(train, test=None, encode=None, labels=None, size=16, mesh=None, **offered):
+def made(train, test=None, encode=None, labels=None, size=16, mesh=None, columns=None, **offered):
     """A context of images whose last batch is padded with loud rubbish; passes over the data are counted in `opened`."""
     images, labels = {"train": train, "test": train if test is None else test}, labels or {}
     opened = []
 
-    def open_batches(split):
+    def open_batches(split, names=()):
         opened.append(split)
+        extra = {name: columns[split][name] for name in names if name in (columns or {}).get(split, ())}
         for start in range(0, len(images[split]), size):
             part = images[split][start : start + size]
             fill = size - len(part)
@@ -32,7 +33,8 @@ def made(train, test=None, encode=None, labels=None, size=16, mesh=None, **offer
             yield {
                 "image": np.concatenate([part, np.full((fill, *part.shape[1:]), 255, part.dtype)]),
                 "label": np.concatenate([own, np.full(fill, 7)]).astype(np.int32),
-                "mask": np.arange(size) < len(part),
+                "_valid": np.arange(size) < len(part),
+                **{name: np.resize(x[start : start + size], (size, *x.shape[1:])) for name, x in extra.items()},
             }
 
     encode = encode or jax.jit(lambda x: {"pooled": x.reshape(len(x), -1).astype(jnp.float32)})

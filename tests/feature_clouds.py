@@ -32,6 +32,6 @@ def fake_context(by_split, **options):
     """A context whose 'images' are features already."""
 
     def open_batches(split):
-        yield {"image": by_split[split].x, "label": by_split[split].y, "mask": np.ones(len(by_split[split].y))}
+        yield {"image": by_split[split].x, "label": by_split[split].y, "_valid": np.ones(len(by_split[split].y))}
 
     return Context(lambda x: {"pooled": x}, open_batches, **options)

@@ -21,13 +21,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 
 from ssl_jax.cli.main import main
-from ssl_jax.data.pipeline import TrainBatches, _Reader
+from ssl_jax.data.pipeline import TrainBatches
+from ssl_jax.data.reader import Reader
 from ssl_jax.engine.loop import Signals
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.launchers import supervise
 
 supervise.LAUNCHER = pathlib.Path(__file__).resolve()
-read_step, read_rows, this_thread = TrainBatches.__getitem__, _Reader.batch, threading.local()
+read_step, read_rows, this_thread = TrainBatches.__getitem__, Reader.batch, threading.local()
 stop, beat, clock = Signals.stop, Watchdog.beat, time.time
 
 
@@ -69,7 +70,7 @@ def odd_stop(self, step):
 
 
 if __name__ == "__main__":
-    TrainBatches.__getitem__, _Reader.batch, Signals.stop = odd_step, counted_rows, odd_stop
+    TrainBatches.__getitem__, Reader.batch, Signals.stop = odd_step, counted_rows, odd_stop
     Watchdog.beat = late_step
     if (skew := odd("SKEW")) is not None:
         time.time = lambda: clock() + skew

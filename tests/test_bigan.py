@@ -302,8 +302,8 @@ def test_reconstruction_is_measured_against_the_other_images_too():
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
 
     def open_batches(split):  # the last batch is padded
-        yield {"image": images[:8], "mask": np.ones(8)}
-        yield {"image": np.concatenate([images[8:], images[:4]]), "mask": np.arange(8) < 4}
+        yield {"image": images[:8], "_valid": np.ones(8)}
+        yield {"image": np.concatenate([images[8:], images[:4]]), "_valid": np.arange(8) < 4}
 
     def measured(reconstruct, **options):
         context = Context(lambda x: x, open_batches, pictures=ModelFns(None, None, None, {}, jax.jit(reconstruct)))

@@ -11,7 +11,7 @@ from ssl_jax.evals.kinds import classifier
 
 def test_a_classifier_is_right_where_its_largest_score_is():
     scores, labels = np.random.default_rng(0).standard_normal((40, 7)), np.random.default_rng(1).integers(0, 7, 40)
-    batch = {"image": scores[:, None, None].astype(np.float32), "label": labels, "mask": np.ones(40, bool)}
+    batch = {"image": scores[:, None, None].astype(np.float32), "label": labels, "_valid": np.ones(40, bool)}
     context = Context(jax.jit(lambda x: {"logits": x[:, 0, 0], "pooled": -x[:, 0, 0]}), lambda split: iter([batch]))
     metrics, protocol, _ = classifier.evaluate(context)
     ranks = np.array([(row > row[label]).sum() for row, label in zip(scores, labels, strict=True)])

@@ -222,19 +222,11 @@ def test_disentanglement_reads_factors_and_reports_what_a_code_without_knowledge
     told = {split: cloud(n, seed) for split, n, seed in (("train", 900, 0), ("test", 400, 1))}
     images = {split: np.stack(list(values.values()), 1)[:, None, None].astype(np.float32) for split, values in told.items()}
 
-    def factors(split, names):
-        columns = {"shape": told[split]["shape"], "pose": np.stack([told[split][name] for name in ("x", "y")], 1).astype(np.float32)}
-        for start in range(0, len(columns["shape"]), 130):
-            rows = {name: columns[name][start : start + 128] for name in names}
-            mask = np.ones(len(rows["shape"]))
-            extra = {name: columns[name][start + 128 : start + 130] for name in names}  # two at a time are no examples
-            yield {name: np.concatenate([rows[name], extra[name]]) for name in names} | {
-                "mask": np.concatenate([mask, np.zeros(len(extra["shape"]))])
-            }
-
-    keep = {split: np.arange(len(x)) % 130 < 128 for split, x in images.items()}
+    columns = {
+        split: {"shape": x["shape"], "pose": np.stack([x["x"], x["y"]], 1).astype(np.float32)} for split, x in told.items()
+    }
     encode = jax.jit(lambda x: {"code": x.reshape(len(x), -1)})
-    given = made(images["train"][keep["train"]], images["test"][keep["test"]], encode, factors=factors)
+    given = made(images["train"], images["test"], encode, columns=columns)
     disentanglement.prepare(given, factors=("shape", "pose"))
     metrics, protocol, _ = disentanglement.evaluate(given, factors=("shape", "pose"), examples=600)
     assert metrics["mig"] > 0.85 and metrics["disentanglement"] > 0.9 and metrics["factorvae"] > 0.97
@@ -351,15 +343,14 @@ def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
     opened = context(this, this.run.abstract)  # nothing is computed here
     told = disentanglement.values(opened, "test", ("label", "pose"), 70)
     assert list(told) == ["label", "pose[0]", "pose[1]", "pose[2]", "pose[3]"]
-    np.testing.assert_array_equal(told["label"], np.concatenate([b["label"][b["mask"]] for b in open_eval(config, "test")]))
+    np.testing.assert_array_equal(told["label"], np.concatenate([b["label"][b["_valid"]] for b in open_eval(config, "test")]))
     assert told["pose[3]"].dtype == np.float32 and len(told["pose[3]"]) == 70
     with pytest.raises(UserError, match="has no feature 'color'"):
         disentanglement.prepare(opened, factors=("color",))
-    unlabeled = made(smooth(0, 4), factors=lambda split, names: iter([{"image": None}]))
-    with pytest.raises(UserError, match="the data have no label; choose other factors"):
-        disentanglement.prepare(unlabeled, factors=("label",))
+    with pytest.raises(UserError, match="the data have no shape; choose other factors"):
+        disentanglement.prepare(made(smooth(0, 4)), factors=("shape",))
     with pytest.raises(UserError, match="'question' of the data is no number"):
-        disentanglement.values(opened, "test", ("question",), 70)
+        disentanglement.prepare(opened, factors=("question",))
     assert jax.eval_shape(opened.pictures.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
     assert opened.pictures.log_prob is opened.pictures.tokens is opened.pictures.codes is opened.pictures.sampled_labels is None
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.data.pipeline import element_spec
+from ssl_jax.data.reader import element_spec
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.method import groups, inference_state, loss_groups, trained
@@ -123,7 +123,7 @@ def begin(name, this):
 
 def steps(this, n, state, start=0):
     told = []
-    batches = ({k: v for k, v in this.batches[s].items() if k != "skipped"} for s in range(start, start + n))
+    batches = ({k: v for k, v in this.batches[s].items() if k != "_skipped"} for s in range(start, start + n))
     for batch in loop.to_device(batches, this.run.mesh, ahead=1):
         state, metrics = this.run.step(state, batch, this.run.root)
         told.append({k: float(v) for k, v in jax.device_get(metrics).items()})
@@ -169,9 +169,8 @@ def test_every_variant_locks_and_builds_abstractly(name):
 @every_config
 def test_data_fits_the_method(name):
     this = made(name, 8, 2)
-    spec = element_spec(this.batches.source, this.config.data.ops)
-    for feature, (shape, _) in this.method.inputs.items():
-        assert tuple(spec[feature][0]) == tuple(shape)
+    spec = element_spec(this.batches.source, this.config.data.ops, this.method.inputs)
+    assert spec == {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in this.method.inputs.items()}
 
 
 @pytest.mark.slow
@@ -258,7 +257,7 @@ def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
     if len(this.method.phases) == 1:
         return
     optimizers, _ = make_optimizers(this.config.optim, first.params, this.durations["total"], this.config.batch_size, 1000)
-    batch = {k: v for k, v in this.batches[0].items() if k != "skipped"}
+    batch = {k: v for k, v in this.batches[0].items() if k != "_skipped"}
     for phase in this.method.phases:
         step = jax.jit(make_step(this.method._replace(phases=(phase,)), optimizers))
         state = first._replace(step=np.int32(1 if phase.when is None else next(i for i in range(1, 1000) if phase.when(i))))
@@ -273,7 +272,7 @@ def test_sub_steps_and_parts_in_loops_keep_shapes_and_types(name):
     first = this.run.abstract
     optimizers, _ = make_optimizers(this.config.optim, first.params, this.durations["total"], this.config.batch_size, 1000)
     step = make_step(this.method, optimizers, accumulate=1 if this.method.couples_batch else 2)
-    batch = {k: v for k, v in this.batches[0].items() if k != "skipped"}
+    batch = {k: v for k, v in this.batches[0].items() if k != "_skipped"}
     after, _ = jax.eval_shape(step, first, batch, this.run.root)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
 
@@ -337,7 +336,7 @@ def test_loss_falls_on_one_batch(name):
     this = made(name, 8, 2)
     if len(this.method.phases) > 1 or len(loss_groups(this.method.phases[0])) > 1:
         pytest.skip("a game between several players: no loss has to fall")
-    batch = {k: v for k, v in this.batches[0].items() if k != "skipped"}
+    batch = {k: v for k, v in this.batches[0].items() if k != "_skipped"}
     batch = next(loop.to_device([batch], this.run.mesh))
     state, told = begin(name, this), []
     for _ in range(30):
@@ -379,7 +378,7 @@ def test_collectives_of_simclr_are_those_that_the_method_needs():
     counted = {}
     for fsdp in (1, 2):
         this = made("simclr", 8, fsdp)
-        batch = next(loop.to_device([{k: v for k, v in this.batches[0].items() if k != "skipped"}], this.run.mesh))
+        batch = next(loop.to_device([{k: v for k, v in this.batches[0].items() if k != "_skipped"}], this.run.mesh))
         state = this.run.abstract
         counted[fsdp] = collectives(this.run.trace(state, batch, this.run.root).lower().compile().as_text())
     assert counted == {1: {"all-reduce": 24, "all-gather": 1}, 2: {"all-reduce": 30, "all-gather": 23}}

@@ -13,7 +13,8 @@ import pytest
 from pictures import encode, photo
 from PIL import Image
 
-from ssl_jax.data.pipeline import EvalBatches, TrainBatches, element_spec, eval_batches, iterate
+from ssl_jax.data.pipeline import EvalBatches, TrainBatches, eval_batches, iterate
+from ssl_jax.data.reader import element_spec
 from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
 
@@ -98,10 +99,10 @@ def test_folder_splits(tmp_path):
     for i in range(3):
         (flat / f"{i}.png").write_bytes(encode(photo(8, 8), "PNG"))
     source = open_source(str(flat), "train")
-    assert (source.num_classes, source.features, len(source)) == (None, ("image",), 2)
+    assert (source.num_classes, tuple(source.features), len(source)) == (None, ("image",), 2)
     assert "label" not in TrainBatches(source, [], 2, seed=0)[0]
     with pytest.raises(UserError, match="has no feature 'pose'; it has image"):
-        TrainBatches(source, [], 2, seed=0, keys=("image", "pose"))
+        TrainBatches(source, [], 2, seed=0, inputs=("image", "pose"))
 
 
 def test_errors_of_missing_data_are_one_line(tmp_path):
@@ -183,14 +184,14 @@ def test_tfds_by_name_by_path_and_in_splits(tfds_dir, monkeypatch):
 
 
 def test_tfds_other_features_reach_the_batch(tfds_dir):
-    source = open_source("dots", "test", str(tfds_dir))
-    keys = {"image": "image", "label": "label", "segments": "mask", "point": "point", "name": "name"}
+    source = open_source("dots", "test", str(tfds_dir), {"segments": "mask"})
+    keys = ("image", "label", "segments", "point", "name")
     spec = element_spec(source, [], keys)
     assert spec == {
         "image": ((12, 10, 3), np.uint8), "label": ((), np.int32), "segments": ((12, 10, 1), np.uint8),
         "point": ((2,), np.float32), "name": ((), np.dtype(object)),
     }  # fmt: skip
-    (batch,) = eval_batches(source, [], 9, keys=keys)
+    (batch,) = eval_batches(source, [], 9, inputs=keys)
     order = [int(name) for name in batch["name"]]
     assert sorted(order) == list(range(9))
     for key, value in batch.items():
@@ -200,10 +201,12 @@ def test_tfds_other_features_reach_the_batch(tfds_dir):
     np.testing.assert_array_equal(batch["segments"][:, 3, 4, 0], order)
     np.testing.assert_array_equal(batch["point"], np.stack([order, np.negative(order)], -1))
     np.testing.assert_array_equal(batch["label"], np.mod(order, 2))
-    with pytest.raises(UserError, match="feature 'mask' needs another name"):
-        element_spec(source, [], ("image", "mask"))
-    with pytest.raises(UserError, match="'boxes' is no array"):
+    with pytest.raises(UserError, match="names that begin with _ are reserved"):
+        element_spec(open_source("dots", "test", str(tfds_dir), {"_valid": "mask"}), [], ("image", "_valid"))
+    with pytest.raises(UserError, match=r"no feature 'boxes'; it has boxes/bbox float32 \(\?, 4\), image uint8"):
         element_spec(source, [], ("image", "boxes"))
+    with pytest.raises(UserError, match=r"'boxes/bbox' of data 'dots' is a list \(float32 \(\?, 4\)\); ask for a length"):
+        element_spec(source, [], ("image", "boxes/bbox"))
 
 
 def test_tfds_damage_is_a_user_error(tfds_dir, tmp_path):
@@ -338,18 +341,18 @@ def test_evaluation_counts_exactly(photos, folder):
             assert len(batches) == 3
             for batch in batches:
                 assert batch["image"].shape == (8 // count, 24, 32, 3)
-                assert batch["mask"].shape == batch["index"].shape == batch["label"].shape == (8 // count,)
-                assert (batch["image"][~batch["mask"]] == 0).all()
-                seen += batch["index"][batch["mask"]].tolist()
-                labels += batch["label"][batch["mask"]].tolist()
+                assert batch["_valid"].shape == batch["_index"].shape == batch["label"].shape == (8 // count,)
+                assert (batch["image"][~batch["_valid"]] == 0).all()
+                seen += batch["_index"][batch["_valid"]].tolist()
+                labels += batch["label"][batch["_valid"]].tolist()
         assert sorted(seen) == list(range(21))
         assert labels == [int(source[i]["label"]) for i in seen]
     batches = EvalBatches(open_source(photos, "all"), [("resize_crop", {"resize": 20, "crop": 16})], 5)
-    mask, index = (np.concatenate([batch[key] for batch in batches]) for key in ("mask", "index"))
+    mask, index = (np.concatenate([batch[key] for batch in batches]) for key in ("_valid", "_index"))
     assert index[mask].tolist() == [0, 1, 2, 5, 6, 7, 9, 10, 11]
     assert sorted(batches.skipped) == [3, 4, 8]
     spaced = eval_batches(source, [], 4, limit=6)
-    assert np.concatenate([b["index"][b["mask"]] for b in spaced]).tolist() == [0, 3, 7, 10, 14, 17]
+    assert np.concatenate([b["_index"][b["_valid"]] for b in spaced]).tolist() == [0, 3, 7, 10, 14, 17]
     assert len(eval_batches(source, [], 4, limit=100)) == 6
 
 
@@ -380,12 +383,12 @@ def test_small_images_stay_decoded_and_are_not_changed_by_it(folder, monkeypatch
     first = list(iterate(batches, 0, 3))
     assert batches.reader.cache.ready.all()
     first[0]["image"][:] = 77  # what a caller does to its batch stays there
-    monkeypatch.setattr("ssl_jax.data.pipeline.Picture", None)  # nothing is decoded again
+    monkeypatch.setattr("ssl_jax.data.reader.Picture", None)  # nothing is decoded again
     again = list(iterate(batches, 0, 3))
     equal(first[1:], again[1:])
     assert not (again[0]["image"] == 77).all()
     monkeypatch.undo()
-    monkeypatch.setattr("ssl_jax.data.pipeline.CACHE_BYTES", 0)
+    monkeypatch.setattr("ssl_jax.data.reader.CACHE_BYTES", 0)
     uncached = TrainBatches(open_source(folder, "all"), [], 7, seed=0)
     assert uncached.reader.cache is None
     equal(again, list(iterate(uncached, 0, 3)))

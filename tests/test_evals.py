@@ -247,7 +247,7 @@ def image_batches(count=37, size=16, seed=0):
         yield {
             "image": np.concatenate([part, np.full((fill, 4, 4, 3), 255, np.uint8)]),
             "label": np.concatenate([part[:, 0, 0, 0] % 3, np.full(fill, 77)]).astype(np.int32),
-            "mask": np.concatenate([np.ones(len(part)), np.zeros(fill)]).astype(np.float32),
+            "_valid": np.concatenate([np.ones(len(part)), np.zeros(fill)]).astype(np.float32),
         }
 
 

@@ -40,7 +40,7 @@ def batches_of(images, size=64):
     for start in range(0, len(images), size):
         part = images[start : start + size]
         mask = np.arange(size) < len(part)
-        yield {"image": np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)]), "mask": mask}
+        yield {"image": np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)]), "_valid": mask}
 
 
 def pictured(real, fake, mesh=None, known=None, extractor=open_extractor, **options):

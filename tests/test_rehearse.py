@@ -143,8 +143,8 @@ def test_the_catalog_is_that_of_the_data():
     for split in ("train", "train[:512]", "train[10%:]+test"):
         source = open_source("scenes", split)
         data = load("simclr.py:smoke", f"--config.data.train_split={split}").data
-        assert catalog.facts(data) == ({"image": source.image_shape, "label": ()}, source.num_classes, len(source))
-    assert catalog.facts(load("supervised.py:imagenet").data)[1:] == (1000, 1_281_167)
+        assert catalog.facts(data) == catalog.read_facts(data, source, {})
+    assert catalog.facts(load("supervised.py:imagenet").data)[1:] == (1000, 1_281_167, {})
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -278,7 +278,7 @@ class Batches:
         self.read.append(number)
         part = slice(number * self.batch_size, (number + 1) * self.batch_size)
         missing = self.batch_size - len(self.images[part])
-        values = {"image": self.images[part], "label": self.labels[part], "mask": self.mask[part]}
+        values = {"image": self.images[part], "label": self.labels[part], "_valid": self.mask[part]}
         return {k: np.concatenate([v, np.zeros((missing, *v.shape[1:]), v.dtype)]) for k, v in values.items()}
 
     def __iter__(self):

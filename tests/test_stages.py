@@ -54,7 +54,7 @@ def test_a_stage_becomes_part_of_the_config_and_of_the_frozen_state(stage):
     state = this.run.init()
     host = jax.device_get(state.frozen["teacher"]["params"])
     jax.tree.map(np.testing.assert_array_equal, host, jax.device_get(saved.params))
-    batches = [{k: v for k, v in this.batches[0].items() if k != "skipped"}]
+    batches = [{k: v for k, v in this.batches[0].items() if k != "_skipped"}]
     for batch in loop.to_device(batches, this.run.mesh, ahead=1):
         after, _ = this.run.step(state, batch, this.run.root)
     assert after.frozen is state.frozen  # neither donated nor copied

@@ -3,6 +3,8 @@
 A recipe is a sequence of (operation name, keyword arguments) pairs; a method gets one recipe per view:
 
     (("random_resized_crop", {"size": 32}), ("flip", {}), ("color_jitter", {"hue": 0.1}), ("grayscale", {}))
+
+Views of several sizes come in groups of one size each, {'global': (recipe, recipe), 'local': (recipe,) * 6}.
 """
 
 import difflib
@@ -27,6 +29,12 @@ OPERATIONS = {
         blur.blur,
         color.solarize,
     )
+}
+
+# How an operation changes the size: (height, width), arguments -> (height, width). Those that are not here keep it.
+SIZES = {
+    "random_resized_crop": lambda hw, size, **_: geometry.size_pair(size),
+    "random_crop": lambda hw, size, **_: geometry.size_pair(size),
 }
 
 
@@ -136,27 +144,42 @@ def check_recipes(recipes):
 
 
 def output_size(recipes, input_hw):
-    """(height, width) in pixels of the views made from images of input_hw = (H, W).
+    """(height, width) in pixels of the views made from images of input_hw = (H, W); of groups, {name: (height, width)}.
 
-    Raises UserError where a window is larger than the (padded) image, or where views would differ in size.
+    Raises UserError where a window is larger than the (padded) image, or where views of a group would differ in size.
     """
+    if _is_groups(recipes):
+        return {name: output_size(group, input_hw) for name, group in _sorted(recipes)}
     sizes = []
     for view, recipe in enumerate(check_recipes(recipes)):
         size = tuple(input_hw)
         for position, (name, arguments) in enumerate(recipe):
+            height, width = size
             if name == "random_crop":
                 pad, wanted = arguments.get("pad", 0), geometry.size_pair(arguments["size"])
-                if wanted[0] > size[0] + 2 * pad or wanted[1] > size[1] + 2 * pad:
+                if wanted[0] > height + 2 * pad or wanted[1] > width + 2 * pad:
                     raise UserError(
                         f"views[{view}][{position}] random_crop: size={arguments['size']!r} does not fit an image of "
-                        f"{size[0]} x {size[1]} pixels with pad={pad}; use a smaller size, more pad or larger images"
+                        f"{height} x {width} pixels with pad={pad}; use a smaller size, more pad or larger images"
                     )
-            if "size" in arguments:
-                size = geometry.size_pair(arguments["size"])
+            size = SIZES[name](size, **arguments) if name in SIZES else size
         sizes.append(size)
     if len(set(sizes)) > 1:
-        raise UserError(f"views: outputs differ in size (height, width): {sizes}; give every view the same size")
+        raise UserError(
+            f"views: outputs differ in size (height, width): {sizes}; give every view the same size, or make groups of one size each"
+        )
     return sizes[0]
+
+
+def _is_groups(recipes):
+    return hasattr(recipes, "items")  # a dict or a ConfigDict
+
+
+def _sorted(groups):
+    """Groups in the order of their names, which a config that was written to a file and read again keeps."""
+    if not list(groups):
+        raise UserError("views={}: give at least one group of recipes, {'global': (recipe, recipe), ...}")
+    return sorted(groups.items())
 
 
 def _apply_recipe(recipe, image, key):
@@ -171,9 +194,35 @@ def make_views(recipes):
     images: uint8 [B, H, W, 3], all views from one image, or uint8 [B, V, H, W, 3], one crop per view; the index in B is
     the index in the global batch. Randomness is fold_in(key, example), then fold_in(., view), then fold_in(., position
     in the recipe): it depends neither on the number of devices nor on that of views. Equal recipes are traced once.
+
+    For groups {name: V recipes of one size} the function returns {name: [B, V, h, w, 3]}; views are then numbered through
+    all groups in the order of their names, and images are [B, H, W, 3].
     Raises UserError for a wrong recipe; the returned function raises ValueError for wrong images.
     """
-    recipes = check_recipes(recipes)
+    if _is_groups(recipes):
+        made, first = {}, 0
+        for name, group in _sorted(recipes):
+            made[name] = _views_from(_checked_group(name, group), first)
+            first += len(list(group))
+
+        def groups(images, key):
+            if images.ndim != 4:
+                raise ValueError(f"views in groups need images [B, H, W, 3], not {images.shape}")
+            return {name: views(images, key) for name, views in made.items()}
+
+        return groups
+    return _views_from(check_recipes(recipes), 0)
+
+
+def _checked_group(name, group):
+    try:
+        return check_recipes(group)
+    except UserError as error:
+        raise UserError(f"group {name!r}: {error}") from error
+
+
+def _views_from(recipes, first):
+    """`make_views` of recipes that are checked; the first of them is view number `first`."""
     count = len(recipes)
 
     def views(images, key):
@@ -185,7 +234,7 @@ def make_views(recipes):
         def views_of_example(index, image):
             image = image.astype(jnp.float32) / 255.0
             example_key = jax.random.fold_in(key, index)
-            keys = jax.vmap(lambda view: jax.random.fold_in(example_key, view))(jnp.arange(count))
+            keys = jax.vmap(lambda view: jax.random.fold_in(example_key, view))(jnp.arange(first, first + count))
             if all(recipe == recipes[0] for recipe in recipes):
                 axis = 0 if images.ndim == 5 else None
                 return jax.vmap(lambda pixels, view_key: _apply_recipe(recipes[0], pixels, view_key), (axis, 0))(

@@ -31,7 +31,7 @@ def main(args, overrides) -> int:
     if overrides and (config.data, config.evals) != (trained.data, trained.evals):
         config.references = {}  # recorded under the evaluations that the run was trained with
     evals.check(config.evals)
-    this = build_experiment(config)
+    this = build_experiment(config, workdir=args.workdir)
     state = restore(args.workdir, this, args.step)
     evaluations = Evaluations(args.workdir, this.config.evals)
     evaluations.add("trained", int(state.step), context(this, state))

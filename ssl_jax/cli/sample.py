@@ -63,7 +63,7 @@ def main(args, overrides) -> int:
     if args.truncation is not None and args.truncation < 0:
         raise UserError(f"--truncation={args.truncation} must not be negative; leave it out for none")
     rejection.check_rate(args.acceptance, "--acceptance")
-    this = build_experiment(read_config(args.workdir))
+    this = build_experiment(read_config(args.workdir), workdir=args.workdir)
     rejection.check_labels(args.acceptance, "--acceptance", open_labels(this))
     extractor = open_extractor(args.extractor, "legacy", mesh=this.run.mesh)
     state = restore(args.workdir, this, args.step)

@@ -5,8 +5,8 @@
 
 The same command on the same workdir goes on from the last checkpoint that can be trusted, to the same numbers as a run that
 was never stopped. SIGTERM saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came
-after the last checkpoint. The workdir holds config.json, metrics.jsonl, log.txt, checkpoints/, pictures/, evaluations.json,
-report.html.
+after the last checkpoint. The workdir holds config.json, vocabulary.json (of texts), metrics.jsonl, log.txt, checkpoints/, pictures/,
+evaluations.json, report.html.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -85,7 +86,7 @@ def main(args, overrides) -> int:
     distributed.check_same_config(configs.plain(config))  # first of all, as what `assemble` does together depends on the mesh
     with lock_workdir(args.workdir, PATIENCE if args.saved_code else 0.0):  # an engine may be faster than the end of the start before
         check_same_workdir(args.workdir)
-        this = build_experiment(config)
+        this = build_experiment(config, workdir=args.workdir)
         distributed.check_same_config(configs.plain(this.config))
         record_config(args.workdir, configs.plain(this.config))
         write_json(args.workdir / "provenance.json", provenance())
@@ -223,8 +224,11 @@ def save_views(this: Experiment, workdir: Path) -> None:
     for _ in ("step", "phase", "part"):  # as `engine.step` does; the method may draw more of it
         key = jax.random.fold_in(key, 0)
     views = jax.jit(this.method.fns["views"])(images, key)
+    rows = [np.asarray(group) for group in (views.values() if isinstance(views, Mapping) else (views,))]
     originals = images if images.ndim == 4 else images[:, 0]
-    rows = [np.asarray(views)]
-    if originals.shape[1:] == views.shape[2:]:
+    if any(originals.shape[1:] == group.shape[2:] for group in rows):
         rows.insert(0, originals[:, None] / 255)
-    save_grid(np.concatenate(rows, 1), workdir / "pictures" / "views.png")
+    height, width = (max(group.shape[axis] for group in rows) for axis in (2, 3))  # smaller views on white
+    fill = [((0, 0), (0, 0), (0, height - group.shape[2]), (0, width - group.shape[3]), (0, 0)) for group in rows]
+    padded = [np.pad(group, each, constant_values=1) for group, each in zip(rows, fill, strict=True)]
+    save_grid(np.concatenate(padded, 1), workdir / "pictures" / "views.png")

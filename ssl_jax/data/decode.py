@@ -130,6 +130,22 @@ class Picture:
             raise CorruptImage(_reason(error)) from error
 
 
+def mask_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 [H, W, 1] of an encoded mask: its values as they are stored, of a palette the indices.
+
+    Raises:
+      CorruptImage: no image of one channel of 8 bits.
+    """
+    picture = Picture(data, max_pixels)
+    image = picture._image or picture._open()
+    if image.mode not in ("L", "P", "1"):
+        raise CorruptImage(f"a mask has one channel of 8 bits, and this image is {image.mode}")
+    try:
+        return np.array(image, np.uint8)[:, :, None]
+    except _PILLOW_ERRORS as error:
+        raise CorruptImage(_reason(error)) from error
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"

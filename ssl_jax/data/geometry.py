@@ -1,7 +1,14 @@
-"""Host-side geometry: from one decoded picture to uint8 of a fixed shape. Everything photometric runs on the device.
+"""Host-side geometry: from one example to images of a fixed shape. Everything photometric runs on the device.
+
+An op draws its windows once for an example. Every image and mask of the example is cut by the same windows, and boxes
+and points move with them, so all must lie in one frame: images of one example have one size, or are refused. A second
+image of another camera is cut alike, too. Poses and motions would not be those of the crops, so random ops refuse them
+(`ssl_jax.data.features` says which features those are); resize_crop leaves them in pixels of the whole image.
 
 A recipe is a sequence of (op name, arguments) with at most one op; the empty recipe takes images as they are, so they
 must share one shape.
+
+Each op takes flip=P, which mirrors with that probability.
 
     random_resized_crops(size, crops=2, ...)  -> [crops, size, size, 3]   one decode, many crops
     random_resized_crop(size, ...)            -> [size, size, 3]
@@ -19,6 +26,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -100,8 +108,19 @@ def _log_between(u: float, bounds) -> float:
 SAMPLINGS = {"torchvision": torchvision_box, "simclr": simclr_box, "clamp": clamp_box}
 
 
+class Window(NamedTuple):
+    """What one result shows: `box` of the image (None: all of it) is resized to `size`, then `part` of that is cut out and mirrored."""
+
+    box: Box | None
+    size: tuple[int, int]  # (height, width) in pixels
+    part: Box  # of the resized image
+    mirror: bool
+    interpolation: str
+
+
 def random_resized_crops(
-    picture: Picture,
+    height: int,
+    width: int,
     rng: np.random.Generator,
     *,
     size: int,
@@ -110,8 +129,9 @@ def random_resized_crops(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
     sampling: str = "torchvision",
-) -> np.ndarray:
-    """Independent random crops of one picture, each resized: uint8 [crops, size, size, 3].
+    flip: float = 0.0,
+) -> list[Window]:
+    """Independent random crops of one picture, each resized: [crops, size, size, 3].
 
     The picture is decoded once, at the smallest scale that still has a pixel for every pixel of every crop.
 
@@ -120,22 +140,19 @@ def random_resized_crops(
       crops: how many.
       area: bounds of the crop's share of the image, 0 < low <= high <= 1.
       ratio: bounds of width / height.
-      interpolation: 'bilinear' or 'bicubic'; antialiased when shrinking.
+      interpolation: 'bilinear' or 'bicubic'; antialiased when shrinking. Masks take the nearest pixel.
       sampling: 'torchvision', 'simclr' or 'clamp', see the module's text.
+      flip: probability that a crop is mirrored left to right.
     """
     sample = SAMPLINGS[sampling]
-    boxes = [sample(rng, picture.height, picture.width, area, ratio) for _ in range(crops)]
-    pixels, factor = picture.pixels_and_factor(max(1.0, min(min(h, w) for _, _, h, w in boxes) / size))
-    out = np.empty((crops, size, size, 3), np.uint8)
-    for i, (top, left, h, w) in enumerate(boxes):
-        rows = slice(round(top / factor), round((top + h) / factor))
-        columns = slice(round(left / factor), round((left + w) / factor))
-        out[i] = resize(pixels[rows, columns], size, size, interpolation)
-    return out
+    boxes = [sample(rng, height, width, area, ratio) for _ in range(crops)]
+    mirrored = _mirrored(rng, crops, flip)
+    return [Window(box, (size, size), (0, 0, size, size), m, interpolation) for box, m in zip(boxes, mirrored, strict=True)]
 
 
 def random_resized_crop(
-    picture: Picture,
+    height: int,
+    width: int,
     rng: np.random.Generator,
     *,
     size: int,
@@ -143,35 +160,40 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
     sampling: str = "torchvision",
-) -> np.ndarray:
-    """One random crop without the axis of crops: uint8 [size, size, 3]. Arguments as `random_resized_crops`."""
+    flip: float = 0.0,
+) -> list[Window]:
+    """One random crop without the axis of crops: [size, size, 3]. Arguments as `random_resized_crops`."""
     return random_resized_crops(
-        picture, rng, size=size, crops=1, area=area, ratio=ratio, interpolation=interpolation, sampling=sampling
-    )[0]
+        height, width, rng, size=size, crops=1, area=area, ratio=ratio, interpolation=interpolation, sampling=sampling, flip=flip
+    )
 
 
 def resize_crop(
-    picture: Picture, rng: np.random.Generator, *, resize: int, crop: int, interpolation: str = "bicubic"
-) -> np.ndarray:
-    """The short side resized to `resize`, then the center: uint8 [crop, crop, 3]. Sizes round as torchvision's do."""
-    del rng
-    short = min(picture.height, picture.width)
-    height, width = (resize * side // short for side in (picture.height, picture.width))
-    pixels, _ = picture.pixels_and_factor(max(1.0, short / resize))
-    pixels = _resize(pixels, height, width, interpolation)
-    top, left = round((height - crop) / 2), round((width - crop) / 2)
-    return np.ascontiguousarray(pixels[top : top + crop, left : left + crop])
+    height: int, width: int, rng: np.random.Generator, *, resize: int, crop: int, interpolation: str = "bicubic", flip: float = 0.0
+) -> list[Window]:
+    """The short side resized to `resize`, then the center: [crop, crop, 3]. Sizes round as torchvision's do."""
+    short = min(height, width)
+    size = resize * height // short, resize * width // short
+    part = round((size[0] - crop) / 2), round((size[1] - crop) / 2), crop, crop
+    return [Window(None, size, part, _mirrored(rng, 1, flip)[0], interpolation)]
 
 
-_resize = resize  # `resize_crop` has an argument of that name
+def _mirrored(rng, count, flip) -> list[bool]:
+    return (rng.random(count) < flip).tolist() if flip else [False] * count  # nothing is drawn without flips
 
-OPS: dict[str, tuple[Callable, Callable]] = {  # name: (op, arguments -> shape of its result)
-    "random_resized_crops": (
-        random_resized_crops,
-        lambda size, crops=2, **_: (crops, size, size, 3),
-    ),
-    "random_resized_crop": (random_resized_crop, lambda size, **_: (size, size, 3)),
-    "resize_crop": (resize_crop, lambda crop, **_: (crop, crop, 3)),
+
+class Op(NamedTuple):
+    """A host operation."""
+
+    windows: Callable  # (height, width, rng, **arguments) -> [Window]: one draw for all features of an example
+    shape: Callable  # arguments -> shape of an image after it
+    random: Callable  # arguments -> whether examples differ in their windows
+
+
+OPS = {
+    "random_resized_crops": Op(random_resized_crops, lambda size, crops=2, **_: (crops, size, size, 3), lambda **_: True),
+    "random_resized_crop": Op(random_resized_crop, lambda size, **_: (size, size, 3), lambda **_: True),
+    "resize_crop": Op(resize_crop, lambda crop, **_: (crop, crop, 3), lambda flip=0.0, **_: flip > 0),
 }
 
 
@@ -189,7 +211,7 @@ def check_host_ops(ops: Recipe) -> None:
         name, arguments = entry
         if name not in OPS:
             raise UserError(f"unknown host op '{name}'; valid: {', '.join(OPS)}")
-        parameters = dict(list(inspect.signature(OPS[name][0]).parameters.items())[2:])
+        parameters = dict(list(inspect.signature(OPS[name].windows).parameters.items())[3:])
         for argument, value in arguments.items():
             if argument not in parameters:
                 raise UserError(f"host op {name}: unknown argument '{argument}'; valid: {', '.join(parameters)}")
@@ -208,6 +230,9 @@ def _check_value(name, argument, value):
     if argument in ("size", "crops", "resize", "crop"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             fail("a positive whole number")
+    elif argument == "flip":
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            fail("a probability from 0 to 1")
     elif argument in ("area", "ratio"):
         upper = 1.0 if argument == "area" else math.inf
         if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
@@ -221,12 +246,102 @@ def _check_value(name, argument, value):
 
 
 def output_shape(ops: Recipe) -> tuple[int, ...] | None:
-    """Shape of one example after the recipe; None for the empty recipe, which keeps the image's own."""
-    return OPS[ops[0][0]][1](**ops[0][1]) if ops else None
+    """Shape of one image after the recipe; None for the empty recipe, which keeps the image's own."""
+    return OPS[ops[0][0]].shape(**ops[0][1]) if ops else None
+
+
+def is_random(ops: Recipe) -> bool:
+    """Do examples differ in what the recipe shows of them?"""
+    return bool(ops) and OPS[ops[0][0]].random(**ops[0][1])
+
+
+def draw_windows(ops: Recipe, height: int, width: int, rng: np.random.Generator | None) -> list[Window]:
+    """The windows of a checked recipe of one op on an image of `height` x `width` pixels: the only place that draws."""
+    name, arguments = ops[0]
+    return OPS[name].windows(height, width, rng, **arguments)
 
 
 def apply_host_ops(ops: Recipe, picture: Picture, rng: np.random.Generator | None) -> np.ndarray:
     """Run a checked recipe on one picture: uint8 of `output_shape(ops)`, or the full image [H, W, 3]."""
-    for name, arguments in ops:
-        return OPS[name][0](picture, rng, **arguments)
-    return picture.pixels()
+    if not ops:
+        return picture.pixels()
+    return of_crops(ops, cut_image(picture, draw_windows(ops, picture.height, picture.width, rng)))
+
+
+def of_crops(ops: Recipe, values: np.ndarray) -> np.ndarray:
+    """[crops, ...] -> [crops, ...], or [...] where the recipe has no axis of crops."""
+    return values if len(output_shape(ops)) == 4 else values[0]
+
+
+# ---------------------------------------------------------------------------------------------------- one window, any feature
+
+
+def cut_image(picture: Picture, windows: Sequence[Window]) -> np.ndarray:
+    """uint8 [windows, h, w, 3]."""
+    shrink = 1e9
+    for box, (h, w), *_ in windows:
+        _, _, height, width = box or (0, 0, picture.height, picture.width)
+        shrink = min(shrink, height / h, width / w)
+    pixels, factor = picture.pixels_and_factor(max(1.0, shrink))
+    out = np.empty((len(windows), *windows[0].part[2:], 3), np.uint8)
+    for i, (box, size, (top, left, h, w), mirror, interpolation) in enumerate(windows):
+        shown = pixels
+        if box is not None:
+            rows = slice(round(box[0] / factor), round((box[0] + box[2]) / factor))
+            columns = slice(round(box[1] / factor), round((box[1] + box[3]) / factor))
+            shown = pixels[rows, columns]
+        resized = resize(shown, *size, interpolation)[top : top + h, left : left + w]
+        out[i] = resized[:, ::-1] if mirror else resized
+    return out
+
+
+def cut_mask(mask: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
+    """[H, W, C] -> [windows, h, w, C]: the pixel that lies nearest to the center of each new one; no new values."""
+    out = []
+    for window in windows:
+        top, left, height, width = _shown(window, *mask.shape[:2])
+        h, w = window.part[2:]
+        rows = np.clip(np.floor(top + (np.arange(h) + 0.5) * height / h), 0, mask.shape[0] - 1).astype(int)
+        columns = np.clip(np.floor(left + (np.arange(w) + 0.5) * width / w), 0, mask.shape[1] - 1).astype(int)
+        out.append(mask[rows[:, None], columns[None, ::-1] if window.mirror else columns[None]])
+    return np.stack(out)
+
+
+def move_points(
+    points: np.ndarray, valid: np.ndarray, size: tuple[int, int], windows: Sequence[Window]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points [N, 2] as (y, x) of an image of `size`, in [0, 1] -> those of each window [windows, N, 2], and whether they lie in it."""
+    moved, inside = [], []
+    for window in windows:
+        top, left, height, width = _shown(window, *size)
+        at = (points * np.asarray(size) - (top, left)) / (height, width)
+        if window.mirror:
+            at[:, 1] = 1 - at[:, 1]
+        moved.append(np.where(valid[:, None], at, 0))
+        inside.append(valid & ((at >= 0) & (at <= 1)).all(1))
+    return np.stack(moved).astype(np.float32), np.stack(inside)
+
+
+def move_boxes(
+    boxes: np.ndarray, valid: np.ndarray, size: tuple[int, int], windows: Sequence[Window]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [N, 4] as (ymin, xmin, ymax, xmax) in [0, 1] -> those of each window [windows, N, 4], clipped to it.
+
+    A box stays valid where its center lies in the window (SSD, Liu et al. 2016, section 2.2); the others become 0.
+    """
+    _, inside = move_points((boxes[:, :2] + boxes[:, 2:]) / 2, valid, size, windows)
+    moved = []
+    for window in windows:
+        top, left, height, width = _shown(window, *size)
+        at = (boxes * np.tile(size, 2) - (top, left, top, left)) / (height, width, height, width)
+        if window.mirror:
+            at = np.stack([at[:, 0], 1 - at[:, 3], at[:, 2], 1 - at[:, 1]], 1)
+        moved.append(np.clip(at, 0, 1))
+    return np.where(inside[..., None], np.stack(moved), 0).astype(np.float32), inside
+
+
+def _shown(window: Window, height: int, width: int) -> tuple[float, float, float, float]:
+    """(top, left, height, width) of what a window shows, in pixels of the image, not rounded."""
+    top, left, h, w = window.box or (0, 0, height, width)
+    rows, columns = h / window.size[0], w / window.size[1]
+    return top + window.part[0] * rows, left + window.part[1] * columns, window.part[2] * rows, window.part[3] * columns

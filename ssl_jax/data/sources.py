@@ -14,12 +14,14 @@ import os
 import re
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from ssl_jax.data.decode import MAGIC_BYTES, CorruptImage, sniff
+from ssl_jax.data.features import Feature, listing, named, of_tfds
 from ssl_jax.errors import UserError
 
 log = logging.getLogger("ssl_jax.data")
@@ -34,7 +36,7 @@ class Source(abc.ABC):
 
     Attributes:
       name, split: as asked for.
-      features: names that `source[i]` has.
+      features: {name: feature} that `source[i]` has, see `ssl_jax.data.features`; nested ones by path, 'objects/bbox'.
       num_classes, label_names: of the feature 'label'; None when there is none.
       image_shape: (H, W, 3) after decoding when the dataset declares one shape for all, else None.
       fingerprint: 16 hex digits over what is read (files, sizes, split); equal wherever the data are the same.
@@ -43,7 +45,7 @@ class Source(abc.ABC):
 
     name: str
     split: str
-    features: tuple[str, ...]
+    features: dict[str, Feature]
     num_classes: int | None
     label_names: tuple[str, ...] | None
     image_shape: tuple[int, int, int] | None
@@ -67,7 +69,9 @@ class Source(abc.ABC):
         return {**self.__dict__, "caches": {}}
 
 
-def open_source(name: str, split: str, data_dir: str = "") -> Source:
+def open_source(
+    name: str, split: str, data_dir: str = "", names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}
+) -> Source:
     """Open a split of a dataset.
 
     Args:
@@ -76,23 +80,25 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         images.
       split: TFDS syntax ('train', 'train[:90%]', 'train+test') for TFDS; 'all', 'train' or 'test' for folders.
       data_dir: TFDS data directory; '' is $TFDS_DATA_DIR, else TFDS's own default (for 'scenes': a cache directory).
+      names: {name in the batch: feature of the dataset}; other features keep their own names.
+      kinds: {name in the batch: kind}, where the type of the feature does not say it; see `ssl_jax.data.features`.
 
     Raises:
-      UserError: nothing there, no such split, an interrupted preparation, or no image.
+      UserError: nothing there, no such feature, no such split, an interrupted preparation, or no image.
     """
     if name.partition("/")[0] == EMBEDDED:
         from ssl_jax.data import scenes  # brings a renderer that nobody else needs
 
-        return TfdsSource(scenes.prepare(data_dir, name.partition("/")[2] or "full").data_dir, split, name)
+        return TfdsSource(scenes.prepare(data_dir, name.partition("/")[2] or "full").data_dir, split, name, names, kinds)
     data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     path_like = name.startswith(("/", ".", "~")) or "://" in name
     directory = None if path_like else _find_prepared(data_dir, name)
     if directory is None:
         directory = _directory_of(os.path.expanduser(name))
     if directory is not None:
-        return TfdsSource(directory, split, name)
+        return TfdsSource(directory, split, name, names, kinds)
     if os.path.isdir(os.path.expanduser(name)):
-        return FolderSource(os.path.expanduser(name), split)
+        return FolderSource(os.path.expanduser(name), split, names, kinds)
     if path_like:
         raise UserError(f"data '{name}': no such folder; give a folder of images or a prepared TFDS directory")
     raise UserError(
@@ -159,23 +165,33 @@ def _find_prepared(data_dir, name):
 
 
 class TfdsSource(Source):
-    """A split of a prepared TFDS directory in ArrayRecord. Images are bytes, other features as TFDS decodes them."""
+    """A split of a prepared TFDS directory in ArrayRecord.
 
-    def __init__(self, directory, split: str, name: str = ""):
+    Images and masks are bytes (lists of them, and maps that are not uint8, arrays), other features as TFDS decodes them.
+    """
+
+    def __init__(
+        self, directory, split: str, name: str = "", names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}
+    ):
         super().__init__()
         self.directory, self.split, self.name = os.fspath(directory), split, name or os.fspath(directory)
         self._keys = None
         builder = self._open()
-        features = builder.info.features
+        own = of_tfds(builder.info.features)
+        by_path = {"/".join(path): path for path in own}
+        paths, features = named({"/".join(path): each for path, each in own.items()}, names, kinds, self.name)
         if "image" not in features:
             raise UserError(
-                f"data '{self.name}' has no feature 'image' but {', '.join(features)}; choose another dataset"
+                f"data '{self.name}' has no feature 'image' but {listing(features)}; say which one it is: "
+                "--config.data.features.image=NAME"
             )
-        self.features = tuple(sorted(features))  # TFDS gives them in another order in every process
+        self.features = features  # sorted: TFDS gives them in another order in every process
+        self._paths = {name: by_path[path] for name, path in paths.items()}
         shape = features["image"].shape
-        self.image_shape = None if None in shape else (*shape[:2], 3)
-        self.num_classes = getattr(features["label"], "num_classes", None) if "label" in features else None
-        self.label_names = tuple(features["label"].names) if self.num_classes is not None else None
+        self.image_shape = None if None in shape else shape
+        label = _at(builder.info.features, self._paths["label"]) if "label" in features else None
+        self.num_classes = getattr(label, "num_classes", None)
+        self.label_names = tuple(label.names) if self.num_classes is not None else None
         files = [(i.basename(), i.skip, i.take, i.examples_in_shard) for i in self._instructions]
         self.fingerprint = _digest([builder.info.name, str(builder.info.version), builder.info.dataset_size, files])
 
@@ -214,9 +230,10 @@ class TfdsSource(Source):
             ) from error
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"data '{self.name}': a shard is damaged ({_line(error)}); prepare it again") from error
-        keys = self._keys or tuple(builder.info.features)
-        self._features = tfds.features.FeaturesDict({key: builder.info.features[key] for key in keys})
-        self._decoders = {"image": tfds.decode.SkipDecoding()} if "image" in keys else None
+        keys, of = self._keys or tuple(builder.info.features), builder.info.features
+        self._features = tfds.features.FeaturesDict({key: of[key] for key in keys})
+        encoded = [key for key in keys if isinstance(of[key], tfds.features.Image) and np.dtype(of[key].np_dtype) == np.uint8]
+        self._decoders = {key: tfds.decode.SkipDecoding() for key in encoded}
         return builder
 
     def __len__(self):
@@ -225,13 +242,15 @@ class TfdsSource(Source):
     def __getitem__(self, index):
         try:
             record = self._records[index]
-            return self._features.deserialize_example_np(record, decoders=self._decoders)
+            example = self._features.deserialize_example_np(record, decoders=self._decoders)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise CorruptImage(f"record cannot be read: {_line(error)}") from error
+        return {name: _at(example, self._paths[name]) for name in self.features}
 
     def select(self, features):
         other = self.__class__.__new__(self.__class__)
-        other.__setstate__({**self.__getstate__(), "features": tuple(features), "_keys": tuple(features)})
+        keys = tuple(dict.fromkeys(self._paths[name][0] for name in features))
+        other.__setstate__({**self.__getstate__(), "features": {n: self.features[n] for n in features}, "_keys": keys})
         return other
 
     def __getstate__(self):
@@ -241,6 +260,12 @@ class TfdsSource(Source):
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._open()
+
+
+def _at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
 
 
 # ---------------------------------------------------------------------------------------------------- folders
@@ -259,15 +284,15 @@ class FolderSource(Source):
       rejected: {path: reason} of what is no image by its first bytes; named once, when the folder is opened.
     """
 
-    def __init__(self, root: str, split: str):
+    def __init__(self, root: str, split: str, names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}):
         super().__init__()
         self.root, self.split = os.path.abspath(root), split
-        self.name, self.features, self.image_shape = os.path.basename(self.root), ("image", "label"), None
+        self.name, self.image_shape = os.path.basename(self.root), None
         paths, self.rejected = _scan(self.root)
         if self.rejected:
-            kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(self.rejected.values()).most_common())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(self.rejected.values()).most_common())
             some = ", ".join(sorted(self.rejected)[:5])
-            log.warning("%s: %d files left out (%s): %s", self.root, len(self.rejected), kinds, some)
+            log.warning("%s: %d files left out (%s): %s", self.root, len(self.rejected), reasons, some)
         if not paths:
             why = f" ({len(self.rejected)} files are no images)" if self.rejected else ""
             raise UserError(
@@ -288,11 +313,12 @@ class FolderSource(Source):
         classes = [path.split("/")[depth] if path.count("/") > depth else None for path in paths]
         self.label_names = None if None in classes else tuple(sorted(set(classes)))
         self.num_classes = None if self.label_names is None else len(self.label_names)
-        if self.label_names is None:
-            self.features, self.labels = ("image",), None
-        else:
+        own, self.labels = {"image": Feature((None, None, 3), "uint8", "image")}, None
+        if self.label_names is not None:
+            own["label"] = Feature((), "int32")
             number = {label: i for i, label in enumerate(self.label_names)}
             self.labels = np.array([number[path.split("/")[depth]] for path in self.paths], np.int32)
+        self._own, self.features = named(own, names, kinds, self.name)
         sizes = [os.path.getsize(os.path.join(self.root, path)) for path in self.paths]
         self.fingerprint = _digest([self.paths, sizes])
 
@@ -323,14 +349,11 @@ class FolderSource(Source):
             data = Path(self.root, self.paths[index]).read_bytes()
         except (FileNotFoundError, PermissionError) as error:
             raise CorruptImage(f"file cannot be read: {_line(error)}") from error
-        example = {"image": data}
-        if "label" in self.features:
-            example["label"] = self.labels[index]
-        return example
+        return {name: data if self._own[name] == "image" else self.labels[index] for name in self.features}
 
     def select(self, features):
         other = self.__class__.__new__(self.__class__)
-        other.__dict__.update({**self.__getstate__(), "features": tuple(features)})
+        other.__dict__.update({**self.__getstate__(), "features": {name: self.features[name] for name in features}})
         return other
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -14,7 +15,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.lib.features import Features, extract, pixel_encode
 
 Split = Literal["train", "test"]
-OpenBatches = Callable[[str], Iterable[Mapping[str, np.ndarray]]]
+OpenBatches = Callable[..., Iterable[Mapping[str, np.ndarray]]]  # (split) or (split, names of features) -> batches
 
 
 class Result(NamedTuple):
@@ -55,14 +56,14 @@ class ModelFns(NamedTuple):
     traverse: Callable | None = None  # (images [N, ...], values [V]) -> pictures [N, Z, V, h, w, 3]
     sampled_labels: Callable | None = None  # (count, seed) -> int32 [count]: the classes that `samples` were made for
     between: Callable | None = None  # (space, seed, place [N]) -> float32 batches [B, H, W, 3] of about [0, 1], on the ways of latents
-    factors: Callable | None = None  # (split, names of features) -> batches with them and 'mask', of every example, on each process
 
 
 class Context:
     """Cached features of one frozen encoder.
 
     encode: jitted and bound to its parameters, images uint8 [B, H, W, 3] -> {layer: array}.
-    open_batches: 'train' (bank) or 'test' (query) -> batches with 'image', 'label', 'mask', without augmentation.
+    open_batches: 'train' (bank) or 'test' (query) -> batches with 'image', 'label' (where there are some) and '_valid', without
+        augmentation; with names of features as second argument, batches with those and '_valid'.
     split_names: {'train': ..., 'test': ...} as the data calls them, for the protocol.
     limits: {'train': n, 'test': n} uses the first n examples only, and the protocol says so; the data must come in an
         order that does not follow the classes then.
@@ -95,7 +96,7 @@ class Context:
     def features(self, split: Split, layer: str = "pooled") -> Features:
         """x [N, D], y [N] of a split; the first call encodes, later ones are free."""
         if (split, layer) not in self._features:
-            batches = self._open_batches(split)
+            batches = self.batches(split)
             self._features[split, layer] = extract(self.encode, batches, layer, self.mesh, self.limit(split))
         return self._features[split, layer]
 
@@ -112,12 +113,41 @@ class Context:
         """How many examples to use of those that are there, at most `count`; None: all."""
         return min((n for n in (count, self._limits.get(split)) if n is not None), default=None)
 
-    def through(self, encode: Callable, split: Split, layer: str, count: int | None = None, labeled: bool = False) -> Features:
+    def batches(self, split: Split, names: Sequence[str] | None = None) -> Iterable[Mapping[str, np.ndarray]]:
+        """Batches of this process with the features `names` of the data (None: images and labels) and '_valid' [B].
+
+        Lists are as long as the method declares them; `NAME_valid` says which rows are there, as for methods.
+
+        Raises:
+          UserError: the data have no such feature; the line lists what they have.
+        """
+        return self._open_batches(split) if names is None else self._open_batches(split, tuple(names))
+
+    def through(
+        self, encode: Callable, split: Split, layer: str, count: int | None = None, names: Sequence[str] = ()
+    ) -> Features:
         """Features of the images of a split, all of them or the first `count`, by another function than the encoder; not kept.
 
-        `labeled`: `encode` is given (images, labels).
+        `names`: features of the data that `encode` is given after the images, such as ("label",).
         """
-        return extract(encode, self._open_batches(split), layer, self.mesh, self.limit(split, count), labeled)
+        asked = None if set(names) <= {"label"} else ("image", *names)
+        return extract(encode, self.batches(split, asked), layer, self.mesh, self.limit(split, count), names)
+
+    def columns(self, split: Split, names: Sequence[str], count: int) -> dict[str, np.ndarray]:
+        """{name: [N, ...]} of numbers of the data, of the first `count` examples, on every process; whole numbers below 2**24."""
+        first = next(iter(self.batches(split, ("image", *names))))
+        sizes = [int(np.prod(first[name].shape[1:])) for name in names]
+
+        @jax.jit
+        def side_by_side(images, *columns):
+            return {"all": jnp.concatenate([x.reshape(len(x), -1).astype(jnp.float32) for x in columns], 1)}
+
+        rows = self.through(side_by_side, split, "all", count, names).x
+        parts = np.split(rows, np.cumsum(sizes)[:-1], axis=1)
+        return {
+            name: part.reshape(len(part), *first[name].shape[1:]).astype(first[name].dtype)
+            for name, part in zip(names, parts, strict=True)
+        }
 
     def keyed(self, function: Callable, seed: int) -> Callable:
         """A function for one use in `through` out of (images, key, ...) -> ...; the key of batch i is fold_in(key(seed), i)."""
@@ -136,7 +166,7 @@ class Context:
     def images(self) -> jax.ShapeDtypeStruct:
         """Shape and type of a batch of images, for `jax.eval_shape`."""
         if self._images is None:
-            images = next(iter(self._open_batches("test")))["image"]
+            images = next(iter(self.batches("test")))["image"]
             self._images = jax.ShapeDtypeStruct(images.shape, images.dtype)
         return self._images
 
@@ -159,7 +189,7 @@ class Context:
             return {"views": views.reshape(len(views), -1)}
 
         shape = []
-        flat = extract(self.keyed(rows, seed), self._open_batches("test"), "views", self.mesh, examples).x
+        flat = extract(self.keyed(rows, seed), self.batches("test"), "views", self.mesh, examples).x
         return flat.reshape(len(flat), *shape[0])
 
 

@@ -41,7 +41,7 @@ def build_abstract(config, devices, platform: str) -> Abstract:
     config, frozen = abstract_stages(config, platform)
     method = build_method(config)
     frozen |= {name: jax.eval_shape(read) for name, read in method.frozen.items()}
-    check_inputs(config, method, known.shapes, mesh)
+    check_inputs(config, method, known, mesh)
     check_size(config.batch_size, config.data.name, config.data.train_split, known.examples)
     run, _, example = make_run(config, method, mesh, total, frozen, abstract=True)
     return Abstract(config, method, run, example, total)

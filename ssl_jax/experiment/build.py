@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ssl_jax.augment.views import output_size
-from ssl_jax.data.catalog import DatasetFacts
-from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches
-from ssl_jax.data.sources import open_source
+from ssl_jax.data.catalog import DatasetFacts, open_data, read_facts
+from ssl_jax.data.features import mismatch
+from ssl_jax.data.pipeline import TrainBatches, eval_batches
+from ssl_jax.data.reader import DEFAULT
+from ssl_jax.data.vocabulary import Vocabulary, build_vocabulary, from_json, to_json
 from ssl_jax.engine import loop, optim, sharding
+from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.method import Method, State, inference_state
 from ssl_jax.engine.xla_options import xla_options
 from ssl_jax.errors import UserError
@@ -48,6 +53,7 @@ class Experiment(NamedTuple):
     encode_views: Callable | None  # jitted, for alignment
     fns: Mapping[str, Callable]  # method.fns, jitted
     known: dict  # what evaluations found out about the real images, which do not change within the run
+    vocabulary: Mapping[str, Vocabulary]  # of the texts that become token ids
 
 
 def start_jax() -> None:
@@ -63,9 +69,11 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
     """A copy of `config` with what only the data and the machine know. `platform`: 'cpu', 'tpu', ...; None is the one at hand."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.data.image_shape = tuple(int(n) for n in facts.shapes["image"])
+        config.data.image_shape = tuple(int(n) for n in facts.features["image"].shape)
         config.data.num_classes = facts.num_classes
         config.data.examples = facts.examples
+        if facts.vocabulary:
+            config.data.vocabulary = facts.vocabulary
         if config.dtype == "auto":
             config.dtype = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     if config.dtype not in ("float32", "bfloat16"):
@@ -77,16 +85,13 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
     return config
 
 
-def check_inputs(config, method: Method, shapes: Mapping, mesh) -> None:
+def check_inputs(config, method: Method, facts: DatasetFacts, mesh) -> None:
     """Raises UserError unless the data have what `method` needs and the batches divide over `mesh` and the parts of a step."""
     if "views" in config:
         output_size(config.views, config.data.image_shape[-3:-1])
-    for name, (shape, _) in method.inputs.items():
-        if shapes.get(name) != shape:
-            raise UserError(
-                f"method {config.method!r} needs input {name!r} of shape {shape}; {config.data.name!r} with config.data.ops "
-                f"gives {shapes.get(name, 'no such feature')} (it has {', '.join(shapes)})"
-            )
+    if reason := mismatch(method.inputs, facts.features, config.data.ops):
+        given = f" with config.data.ops {config.data.ops[0][0]}" if config.data.ops else ""
+        raise UserError(f"method {config.method!r} on {config.data.name!r}{given}: {reason}")
     if config.accumulate < 1:
         raise UserError(f"config.accumulate={config.accumulate} must be at least 1")
     for phase in method.phases:
@@ -119,24 +124,29 @@ def make_run(config, method: Method, mesh, total: int, frozen: Mapping, abstract
     return run, schedules, example
 
 
-def build_experiment(config, devices=None) -> Experiment:
+def build_experiment(config, devices=None, workdir: Path | None = None) -> Experiment:
     """Check everything that can be checked before compiling, then describe the run (nothing is compiled yet).
+
+    Args:
+        workdir: of the run, where the vocabulary of its texts is kept; None builds it from the train split.
 
     Raises:
         UserError: with one line for each kind of mistake.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.warm_up_connections(mesh)
-    train = open_source(config.data.name, config.data.train_split, config.data.data_dir)
-    shapes = {name: tuple(shape) for name, (shape, _) in element_spec(train, config.data.ops).items()}
-    config = fill_in(config, DatasetFacts(shapes, train.num_classes, len(train)))
+    train = open_data(config.data, config.data.train_split)
+    vocabulary = open_vocabulary(config, train, workdir)
+    facts = read_facts(config.data, train, vocabulary)
+    config = fill_in(config, facts)
     durations = resolve(config, len(train))
     config, frozen = open_stages(config)
     method = build_method(config)
     frozen |= {name: read() for name, read in method.frozen.items()}
-    check_inputs(config, method, shapes, mesh)
+    check_inputs(config, method, facts, mesh)
+    check_lengths(method, vocabulary)
     batches = TrainBatches(
-        train, config.data.ops, config.batch_size, config.seed, *sharding.local_parts(mesh), keys=tuple(method.inputs)
+        train, config.data.ops, config.batch_size, config.seed, *sharding.local_parts(mesh), inputs=method.inputs, vocabulary=vocabulary
     )
     run, schedules, _ = make_run(config, method, mesh, durations["total"], frozen)
 
@@ -152,15 +162,56 @@ def build_experiment(config, devices=None) -> Experiment:
 
     encode_views = jitted(_encode_views(method)) if "views" in method.fns else None
     fns = {name: jitted(f, STATIC.get(name)) for name, f in method.fns.items()}
-    return Experiment(config, method, batches, run, schedules, durations, jitted(method.encode), encode_views, fns, {})
+    return Experiment(config, method, batches, run, schedules, durations, jitted(method.encode), encode_views, fns, {}, vocabulary)
 
 
-def open_eval(config, split: str, mesh=None, keys=("image", "label")):
-    """Unaugmented batches of 'train' (the bank) or 'test' (the queries): this process's parts of them, or whole without a mesh."""
-    name = {"train": config.data.train_split, "test": config.data.test_split}[split]
-    source = open_source(config.data.name, name, config.data.data_dir)
+def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary]:
+    """The vocabulary of each text in `config.data.vocabulary`: that of the run, or that of the train split, written into `workdir`.
+
+    Raises:
+        UserError: it has another number of words than the run was started with.
+    """
+    sizes, path = dict(config.data.get("vocabulary", {})), workdir and workdir / "vocabulary.json"
+    if not sizes:
+        return {}
+    if path and path.is_file():
+        found = from_json(json.loads(path.read_text()))
+    else:
+        found = build_vocabulary(train, list(sizes))
+        if path:
+            write_json(path, to_json(found))
+    for name, size in sizes.items():
+        if name not in found or size not in (None, len(found[name].tokens)):
+            there = f"{len(found[name].tokens)} words" if name in found else "no words"
+            raise UserError(f"config.data.vocabulary.{name}={size}, but {path or 'the train split'} has {there}; leave the number out")
+    return found
+
+
+def check_lengths(method: Method, vocabulary: Mapping[str, Vocabulary]) -> None:
+    """Raises UserError where a text of the train split does not fit the length that `method` declares."""
+    for name, (shape, _) in method.inputs.items():
+        if name in vocabulary and shape[-1] < vocabulary[name].longest:
+            raise UserError(f"input {name!r} has {shape[-1]} tokens; the longest text has {vocabulary[name].longest}")
+
+
+def open_eval(config, split: str, mesh=None, inputs=DEFAULT, vocabulary: Mapping[str, Vocabulary] = {}):
+    """Unaugmented batches of 'train' (the bank) or 'test' (the queries): this process's parts of them, or whole without a mesh.
+
+    `inputs`: names of features, or {name: Spec}, which says how long lists are.
+    """
+    source = open_data(config.data, {"train": config.data.train_split, "test": config.data.test_split}[split])
     share = (0, 1) if mesh is None else sharding.local_parts(mesh)
-    return eval_batches(source, config.data.eval_ops, config.eval_batch_size, *share, keys=keys)
+    return eval_batches(source, config.data.eval_ops, config.eval_batch_size, *share, inputs=inputs, vocabulary=vocabulary)
+
+
+def eval_opener(this: Experiment) -> Callable:
+    """(split, names of features) -> batches of this process; lists are as long as the method declares them."""
+
+    def open_batches(split, names=DEFAULT):
+        inputs = {name: this.method.inputs.get(name) if name not in DEFAULT else None for name in names}
+        return open_eval(this.config, split, this.run.mesh, inputs, this.vocabulary)
+
+    return open_batches
 
 
 def context(this: Experiment, state: State) -> Context:
@@ -183,7 +234,7 @@ def any_context(this: Experiment, state: State) -> Context:
     codes = jax.eval_shape(offered["codebook"]).shape[0] if "codebook" in offered else None
     return Context(
         bind(this.encode),
-        functools.partial(open_eval, config, mesh=this.run.mesh),
+        eval_opener(this),
         split_names(config),
         this.run.mesh,
         bind(this.encode_views) if this.encode_views else None,
@@ -197,7 +248,6 @@ def any_context(this: Experiment, state: State) -> Context:
             codes=codes,
             sampled_labels=open_labels(this),
             between=open_between(this, state),
-            factors=lambda split, names: open_eval(config, split, keys=("image", *names)),
         ),
         notes=this.method.notes,
     )
@@ -208,8 +258,11 @@ def _encode_views(method: Method):
 
     def encode_views(params, mutable, images, key):
         views = method.fns["views"](images, key)
-        pooled = method.encode(params, mutable, views.reshape(-1, *views.shape[2:]))["pooled"]
-        return pooled.reshape(*views.shape[:2], -1)
+        pooled = []
+        for group in views.values() if isinstance(views, Mapping) else (views,):  # one size each
+            features = method.encode(params, mutable, group.reshape(-1, *group.shape[2:]))["pooled"]
+            pooled.append(features.reshape(*group.shape[:2], -1))
+        return jnp.concatenate(pooled, 1)
 
     return encode_views
 
@@ -222,6 +275,7 @@ def raw_pixels(config, mesh) -> Context:
 def split_names(config) -> dict[str, str]:
     """{'train': 'scenes:train+resize_crop-32-32', 'test': ...}: what a protocol has to say of the data and how they are prepared."""
     ops = [f"+{name}-{'-'.join(map(str, arguments.values()))}".replace(" ", "") for name, arguments in config.data.eval_ops]
+    ops += [f"+{name}={feature}" for name, feature in sorted(config.data.get("features", {}).items())]
     splits = {"train": config.data.train_split, "test": config.data.test_split}
     return {split: f"{config.data.name}:{name}{''.join(ops)}" for split, name in splits.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
 import json
@@ -24,6 +25,7 @@ MAY_CHANGE = (
     "mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "best_metric", "evals",
     "eval_batch_size", "workdir",
 )  # fmt: skip
+OPEN = ("data.features", "data.kinds", "data.vocabulary", "data.specs")  # whose keys are names of features, so that any may be added
 STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")
 
 
@@ -53,11 +55,19 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     """Apply `--config.a.b=value` arguments with the types of the values they replace."""
+    typed = []
     for argument in overrides:
-        name, equals, _ = argument.removeprefix("--config.").partition("=")
+        name, equals, value = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config.") or not equals:
             raise UserError(f"argument {argument!r} is not understood; overrides look like --config.optim.net.lr=0.1")
+        where, _, key = name.rpartition(".")
+        if where in OPEN and where.removeprefix("data.") in config.data:
+            with config.unlocked():
+                config.data[where.removeprefix("data.")][key] = _literal(value)
+            continue
         _check_key(config, name)
+        typed.append(argument)
+    overrides = typed
     if not overrides:
         return config
     values = flags.FlagValues()
@@ -67,6 +77,13 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"override: {str(error).splitlines()[0]}") from error
     return values.config
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # a plain string
+        return text
 
 
 def _check_key(config: Mapping, name: str) -> None:

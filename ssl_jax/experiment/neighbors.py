@@ -49,7 +49,7 @@ def save_neighbors(context: Context, open_batches: OpenBatches, path: Path, quer
 def fetch_images(batches: Iterable[Mapping[str, np.ndarray]], rows: np.ndarray, count: int) -> dict[int, np.ndarray]:
     """{row: uint8 [H, W, 3]} for rows of features, of which the split gave `count`.
 
-    A row of features is an example whose mask is 1. Where the batches can be indexed and every example gave a row, only
+    A row of features is an example that is valid. Where the batches can be indexed and every example gave a row, only
     the batches that hold wanted rows are read; otherwise they are read in order, up to the last wanted row.
     """
     wanted = np.unique(rows)
@@ -60,7 +60,7 @@ def fetch_images(batches: Iterable[Mapping[str, np.ndarray]], rows: np.ndarray, 
         stream = _counted(batches)
     images = {}
     for first, batch in stream:
-        pictures = batch["image"][np.asarray(batch["mask"], bool)]
+        pictures = batch["image"][np.asarray(batch["_valid"], bool)]
         for row in wanted[(wanted >= first) & (wanted < first + len(pictures))].tolist():
             images[row] = np.array(pictures[row - first])
         if len(images) == len(wanted):
@@ -73,7 +73,7 @@ def _counted(batches):
     first = 0
     for batch in batches:
         yield first, batch
-        first += int(np.sum(np.asarray(batch["mask"], bool)))
+        first += int(np.sum(np.asarray(batch["_valid"], bool)))
 
 
 def _tile(image: np.ndarray, text: str, color: tuple[int, int, int]) -> np.ndarray:

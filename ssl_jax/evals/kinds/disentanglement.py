@@ -11,7 +11,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result, Split
 from ssl_jax.evals.lib import factors as measures
 
-NEEDS = "factors"
+NEEDS = None  # a model, and features of the data
 
 
 def check_options(examples: int = 10000, factors: Sequence[str] = ("label",), **_) -> None:
@@ -22,10 +22,13 @@ def check_options(examples: int = 10000, factors: Sequence[str] = ("label",), **
 
 def prepare(context: Context, factors: Sequence[str] = ("label", "pose"), **_) -> None:
     """UserError for factors that the data do not have."""
-    first = next(iter(context.pictures.factors("train", tuple(factors))))
+    first = next(iter(context.batches("train", ("image", *factors))))
     missing = [name for name in factors if name not in first]
     if missing:  # labels are left out of batches where there are none
         raise UserError(f"the data have no {', '.join(missing)}; choose other factors")
+    for name in factors:
+        if first[name].dtype.kind not in "biuf" or first[name].ndim > 2:
+            raise UserError(f"feature {name!r} of the data is no number and no vector of numbers; choose other factors")
 
 
 def evaluate(
@@ -70,18 +73,7 @@ def evaluate(
 
 def values(context: Context, split: Split, names: Sequence[str], count: int) -> dict[str, np.ndarray]:
     """{factor: [N]} of the first `count` examples of a split; vectors are taken apart: 'pose' -> 'pose[0]', 'pose[1]', ..."""
-    columns, read = {name: [] for name in names}, 0
-    for batch in context.pictures.factors(split, tuple(names)):
-        keep = batch["mask"].astype(bool)
-        read += int(keep.sum())
-        for name in names:
-            columns[name].append(batch[name][keep])
-        if read >= count:
-            break
     found = {}
-    for name, parts in columns.items():
-        column = np.concatenate(parts)[:count]
-        if column.dtype.kind not in "biuf" or column.ndim > 2:
-            raise UserError(f"feature {name!r} of the data is no number and no vector of numbers; choose other factors")
+    for name, column in context.columns(split, names, count).items():
         found |= {name: column} if column.ndim == 1 else {f"{name}[{i}]": x for i, x in enumerate(column.T)}
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,15 +32,15 @@ def extract(
     layer: str = "pooled",
     mesh: Mesh | None = None,
     limit: int | None = None,
-    labeled: bool = False,
+    names: Sequence[str] = (),
 ) -> Features:
-    """Encode every example with mask 1 and bring one layer to the host.
+    """Encode every example with `_valid` 1 and bring one layer to the host.
 
     `encode` is jitted and bound to its parameters: images uint8 [B, H, W, 3] -> {layer: array}. Maps [B, h, w, C] and
-    tokens [B, N, C] are averaged over space. A batch has 'image', 'label' [B] (absent: -1) and 'mask' [B] (0 = padding, dropped).
+    tokens [B, N, C] are averaged over space. A batch has 'image', 'label' [B] (absent: -1) and '_valid' [B] (0 = padding, dropped).
     With a `mesh` the batch is split over ('data', 'fsdp'); with several processes each one passes the rows of its
     `parts` and all of them end up with all features. Only the features leave the device, one batch behind the encoder.
-    `limit` stops after that many examples. `labeled`: encode is given (images, labels int [B]).
+    `limit` stops after that many examples. `names`: features of the batch that encode is given after the images.
     Raises UserError for an unknown layer, an empty split or features that are not finite.
     """
     put = jax.device_put if mesh is None else functools.partial(from_local_rows, mesh=mesh)
@@ -57,10 +57,9 @@ def extract(
 
     pending = None
     for batch in batches:
-        unlabeled = np.full(len(batch["mask"]), -1, np.int32)
-        host = (batch["image"], batch.get("label", unlabeled), batch["mask"])
-        images, labels, mask = (put(np.asarray(x)) for x in host)
-        outputs = encode(images, labels) if labeled else encode(images)
+        batch = {"label": np.full(len(batch["_valid"]), -1, np.int32), **batch}
+        images, labels, mask = (put(np.asarray(batch[name])) for name in ("image", "label", "_valid"))
+        outputs = encode(images, *(labels if name == "label" else put(np.asarray(batch[name])) for name in names))
         if layer not in outputs:
             raise UserError(f"evaluation layer {layer!r} does not exist; the encoder has {', '.join(sorted(outputs))}")
         current = to_rows(outputs[layer], labels, mask)

@@ -49,7 +49,7 @@ def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context, lab
     for images in itertools.chain([first], rest):
         if images.dtype != np.uint8:
             raise TypeError(f"samples must be uint8, not {images.dtype}")
-        batch = {"image": padded(images, size)[share], "mask": (np.arange(size) < len(images))[share]}
+        batch = {"image": padded(images, size)[share], "_valid": (np.arange(size) < len(images))[share]}
         if labels is not None:
             batch["label"] = padded(labels[start : start + len(images)].astype(np.int32), size)[share]
         start += len(images)

@@ -55,7 +55,7 @@ def preferred(
     def score(images, labels):
         return {"score": log_odds(on_devices, network.encode(images)["pooled"], labels)[:, None]}
 
-    scores = extract(score, sampled(first, batches, context, asked), "score", context.mesh, labeled=True).x[:, 0]
+    scores = extract(score, sampled(first, batches, context, asked), "score", context.mesh, names=("label",)).x[:, 0]
     kept = places(asked, -scores) < np.bincount(labels)[asked]
     real = context.named("train", len(known))
     told = f" acceptance={acceptance:g} of each class by a linear probe lbfgs on extractor={network.name} of {real}"

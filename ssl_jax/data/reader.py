@@ -1,0 +1,271 @@
+"""Examples by index: decoding, host geometry on every feature that is asked for, and a cache of what is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.data.decode import CorruptImage, Picture, mask_pixels
+from ssl_jax.data.features import VALID, Feature, after_host, at_length, dtype_of, listing, padded_to, refusal
+from ssl_jax.data.geometry import (
+    Recipe,
+    check_host_ops,
+    cut_image,
+    cut_mask,
+    draw_windows,
+    move_boxes,
+    move_points,
+    of_crops,
+)
+from ssl_jax.data.sources import Source
+from ssl_jax.data.vocabulary import Tokenizer, Vocabulary
+from ssl_jax.errors import UserError
+
+CACHE_BYTES = 1 << 30  # decoded images kept per source and process
+MAX_WALK = 1000  # unreadable records in a row after which the data, not the record, is at fault
+Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+Skipped = list[tuple[int, str]]  # (index in the source, reason)
+# Names of features, or {name: an object with `shape` and `dtype`, or None}: the shape says how long lists are.
+Inputs = Sequence[str] | Mapping[str, Any]
+DEFAULT = ("image", "label")
+
+
+def element_spec(source: Source, ops: Recipe, inputs: Inputs = DEFAULT, vocabulary: Mapping[str, Vocabulary] = {}) -> Spec:
+    """{name: (shape, dtype)} of one example; decodes at most the first readable image, and seldom that."""
+    return Reader(source, ops, inputs, vocabulary).spec
+
+
+def describe(source: Source, ops: Recipe, vocabulary: Mapping[str, Any] = {}) -> dict[str, Feature]:
+    """All that `source` can give after the host recipe; lists have None for their length.
+
+    Without a recipe images are as large as the first readable one, where the dataset does not declare one size for all.
+    """
+    check_host_ops(ops)
+    features = dict(source.features)
+    unknown = [name for name, each in features.items() if each.kind in ("image", "mask") and None in each.shape[-3:-1]]
+    if unknown and not ops:
+        spec = Reader(source, ops, [name for name in unknown if len(features[name].shape) == 3]).spec
+        features |= {name: features[name]._replace(shape=shape) for name, (shape, _) in spec.items()}
+    return after_host(features, ops, vocabulary)
+
+
+class _Cache:
+    """Decoded columns of a source, filled at first use. Two threads may fill the same row: with the same content."""
+
+    def __init__(self, size: int, spec: Spec):
+        self.columns = {key: np.empty((size, *shape), dtype) for key, (shape, dtype) in spec.items()}
+        self.ready = np.zeros(size, bool)
+
+
+class Reader:
+    """Reads examples by index: decoding, geometry, replacement of unreadable ones."""
+
+    def __init__(self, source: Source, ops: Recipe, inputs: Inputs, vocabulary: Mapping[str, Vocabulary] = {}):
+        check_host_ops(ops)
+        self.ops = tuple((name, dict(arguments)) for name, arguments in ops)
+        self.inputs = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(inputs)
+        if self.inputs.get("label", 0) is None and "label" not in source.features:
+            del self.inputs["label"]  # asked for by name alone: labels are read where there are some
+        self.vocabulary = {name: vocabulary[name] for name in self.inputs if name in vocabulary}
+        there = after_host(source.features, (), self.vocabulary)
+        self._check(source, there)
+        self.features = {name: at_length(there[name], asked) for name, asked in self.inputs.items()}
+        self.kinds = {name: each.kind for name, each in self.features.items()}
+        self.tokenizers = {name: Tokenizer(each) for name, each in self.vocabulary.items()}
+        # The list that each NAME_valid is about, and the feature whose size is that of the frame.
+        self.lists = {name: name.removesuffix(VALID) for name in self.inputs if name not in source.features}
+        self.frame = next((name for name, kind in self.kinds.items() if kind in ("image", "mask")), None)
+        self.source = source.select(tuple(dict.fromkeys(self.lists.get(name, name) for name in self.inputs)))
+        self.bad: dict[int, str] = {}  # index -> reason
+        self.features = self._sizes()
+        self.raw_spec = {name: (each.shape, np.dtype(each.dtype)) for name, each in self.features.items()}
+        if any(None in shape for shape, _ in self.raw_spec.values()):
+            self.raw_spec = None
+        after = self.features | after_host({n: each for n, each in self.features.items() if n not in self.lists}, self.ops)
+        self.spec = {name: (after[name].shape, np.dtype(after[name].dtype)) for name in self.inputs}
+        self.cache = self._find_cache(source)
+
+    def _check(self, source, there):
+        """Raises UserError for what cannot be read."""
+        for name, asked in self.inputs.items():
+            if name.startswith("_"):
+                raise UserError(f"feature '{name}': names that begin with _ are reserved; give it another in config.data.features")
+            if name not in there:
+                raise UserError(f"data '{source.name}' has no feature '{name}'; it has {listing(source.features)}")
+            shape, _, kind = at_length(there[name], asked)
+            if kind not in ("image", "mask") and None in shape:
+                raise UserError(f"'{name}' of data '{source.name}' is a list ({there[name]}); ask for a length, by a Spec")
+            if reason := refusal(name, there, self.inputs, self.ops):
+                raise UserError(f"'{name}' of data '{source.name}': {reason}")
+
+    def _sizes(self) -> dict[str, Feature]:
+        """`features` with the sizes of images that no op makes equal: those of the first readable example."""
+        found = dict(self.features)
+        unknown = [name for name, each in found.items() if None in each.shape]
+        if unknown and not self.ops:
+            first = self._first()
+            found |= {name: found[name]._replace(shape=first[name].shape) for name in unknown}
+        return found
+
+    def _find_cache(self, source) -> _Cache | None:
+        if self.raw_spec is None or any(dtype.hasobject for _, dtype in self.raw_spec.values()):
+            return None
+        bytes_each = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.raw_spec.values())
+        if bytes_each * len(source) > CACHE_BYTES:
+            return None
+        key = tuple((name, shape, dtype.str) for name, (shape, dtype) in self.raw_spec.items())
+        return source.caches.setdefault(key, _Cache(len(source), self.raw_spec))
+
+    def _first(self) -> dict:
+        """The first readable example, decoded."""
+        for index in range(min(len(self.source), MAX_WALK)):
+            try:
+                return self._pixels(self._values(index))
+            except CorruptImage as error:
+                self.bad[index] = str(error)
+        raise self._all_bad(0)
+
+    def _all_bad(self, index):
+        count = min(len(self.source), MAX_WALK)
+        return UserError(
+            f"data '{self.source.name}': {count} images in a row cannot be read (first: number {index}, "
+            f"{self.bad[index]}); check the files, or prepare the dataset again"
+        )
+
+    def _values(self, index: int) -> dict:
+        """The example as arrays of `features`, except that single images are a `Picture` each, not decoded yet."""
+        example, values = self.source[index], {}
+        for name, feature in self.features.items():
+            if name in self.lists:
+                there = example[self.lists[name]]
+                values[name] = np.arange(feature.shape[0]) < len(there) if feature.shape else np.array(True)
+            else:
+                values[name] = self._value(name, feature, example[name], index)
+        return values
+
+    def _value(self, name, feature, value, index):
+        if feature.kind == "image":
+            return Picture(value) if len(feature.shape) == 3 else np.asarray(value)
+        if feature.kind == "mask":
+            return mask_pixels(value) if isinstance(value, bytes) else _converted(value)
+        where = f"data '{self.source.name}', example {index}"
+        if name in self.tokenizers:
+            tokens = self.tokenizers[name]
+            if len(feature.shape) == 1:
+                return tokens(value, feature.shape[0])
+            return padded_to([tokens(text, feature.shape[1]) for text in value], feature, name, where)
+        if feature.shape and self.source.features[name].shape[:1] == (None,):
+            return padded_to(value, feature, name, where)
+        return _converted(value)
+
+    def _pixels(self, values: dict) -> dict:
+        return {name: value.pixels() if isinstance(value, Picture) else value for name, value in values.items()}
+
+    def _check_shapes(self, index, values, spec):
+        for key, value in values.items():
+            if value.shape != spec[key][0]:
+                remedy = (
+                    "give config.data.ops an op that makes one size, e.g. [('resize_crop', dict(resize=256, crop=224))]"
+                    if self.kinds[key] in ("image", "mask")
+                    else "leave it out of keys and read it from the source"
+                )
+                raise UserError(
+                    f"data '{self.source.name}': '{key}' of example {index} has shape {value.shape}, others "
+                    f"{spec[key][0]}; {remedy}"
+                )
+
+    def _fill(self, index: int):
+        values = self._pixels(self._values(index))
+        self._check_shapes(index, values, self.raw_spec)
+        for key, value in values.items():
+            self.cache.columns[key][index] = value
+        self.cache.ready[index] = True
+
+    def read(self, index: int, seed: tuple[int, int]) -> dict:
+        """One example of `spec`, its random numbers drawn from `seed`; raises CorruptImage, the same way each time."""
+        if index in self.bad:
+            raise CorruptImage(self.bad[index])
+        try:
+            if self.cache is not None:
+                if not self.cache.ready[index]:
+                    self._fill(index)
+                values = {key: column[index] for key, column in self.cache.columns.items()}
+            else:
+                values = self._values(index)
+            values = self._cut(values, index, np.random.default_rng(seed)) if self.ops else self._pixels(values)
+        except CorruptImage as error:
+            self.bad[index] = str(error)
+            raise
+        self._check_shapes(index, values, self.spec)
+        return values
+
+    def _cut(self, values: dict, index: int, rng: np.random.Generator) -> dict:
+        """Every feature after the host recipe; the windows are drawn once, on the size of the first image."""
+        if self.frame is None:
+            return values
+        size = _size(values[self.frame])
+        windows, out = draw_windows(self.ops, *size, rng), dict(values)
+        for name, value in values.items():
+            kind = self.kinds[name]
+            if kind in ("image", "mask"):
+                if _size(value) != size:
+                    raise UserError(
+                        f"data '{self.source.name}': '{name}' of example {index} has {_size(value)} pixels and '{self.frame}' {size}; "
+                        "config.data.ops cut both alike, so make them equal or leave one out"
+                    )
+                out[name] = self._cut_map(kind, value, windows)
+            elif kind in ("boxes", "points"):
+                move, valid = move_boxes if kind == "boxes" else move_points, values[name + VALID]
+                moved, inside = move(value.reshape(-1, value.shape[-1]), valid.ravel(), size, windows)
+                out[name] = of_crops(self.ops, moved.reshape(len(windows), *value.shape))
+                out[name + VALID] = of_crops(self.ops, inside.reshape(len(windows), *valid.shape))
+        return out
+
+    def _cut_map(self, kind, value, windows):
+        if getattr(value, "ndim", 3) == 4:
+            return np.stack([self._cut_map(kind, each, windows) for each in value])
+        if kind == "mask":
+            return of_crops(self.ops, cut_mask(value, windows))
+        return of_crops(self.ops, cut_image(value if isinstance(value, Picture) else Picture(value), windows))
+
+    def read_or_next(self, index: int, seed: tuple[int, int], skipped: Skipped) -> dict:
+        """The example, or the next readable one after it; what was passed over is appended to `skipped`."""
+        for offset in range(min(len(self.source), MAX_WALK)):
+            candidate = (index + offset) % len(self.source)
+            try:
+                return self.read(candidate, seed)
+            except CorruptImage as error:
+                skipped.append((candidate, str(error)))
+        raise self._all_bad(index)
+
+    def batch(self, indices: Sequence[int], seeds: Sequence[tuple[int, int]]) -> tuple[dict, Skipped]:
+        """Examples stacked [len(indices), ...]; `seeds` are what each example's random generator starts from."""
+        skipped: Skipped = []
+        indices = np.asarray(indices, np.int64)
+        if self.cache is not None and not self.ops:
+            for index in indices[~self.cache.ready[indices]].tolist():
+                if index not in self.bad and not self.cache.ready[index]:
+                    try:
+                        self._fill(index)
+                    except CorruptImage as error:
+                        self.bad[index] = str(error)
+            if self.cache.ready[indices].all():
+                return {key: self.cache.columns[key][indices] for key in self.inputs}, skipped
+        out = {key: np.empty((len(indices), *shape), dtype) for key, (shape, dtype) in self.spec.items()}
+        for row, (index, seed) in enumerate(zip(indices.tolist(), seeds, strict=True)):
+            values = self.read_or_next(index, seed, skipped)
+            for key in self.inputs:
+                out[key][row] = values[key]
+        return out, skipped
+
+
+def _size(value) -> tuple[int, int]:
+    return (value.height, value.width) if isinstance(value, Picture) else value.shape[-3:-1]
+
+
+def _converted(value) -> np.ndarray:
+    """Feature values as the device takes them: int32, float32, bool; text stays an object."""
+    value = np.asarray(value)
+    return value.astype(dtype_of(value.dtype), copy=False)
