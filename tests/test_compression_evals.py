@@ -71,7 +71,7 @@ def test_a_codebook_is_measured_by_three_definitions_of_usage(monkeypatch):
     assert 0 < metrics["perplexity"] < metrics["usage"] * 0.32 + 1e-9
     assert protocol == "codebook of 32 codes, 4 tokens an image, test(21); usage_batch of 2 x 8 images, usage_recent of 12 tokens"
     uniform = np.random.default_rng(1).integers(0, 32, (500, 2, 2))
-    even = made(np.repeat(uniform[..., None], 3, -1).astype(np.uint8), tokens=given.pictures.tokens, codes=32)
+    even = made(np.repeat(uniform[..., None], 3, -1).astype(np.uint8), tokens=given.pictures.fns.tokens, codes=32)
     assert codebook.evaluate(even).metrics["perplexity_share"] == pytest.approx(100, abs=1)
 
 
@@ -288,8 +288,8 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
     )  # fmt: skip
     encode = jax.jit(lambda x: {"code": x[:, 0, 0] / 255.0, "layer1": x[:, 0, 0] / 255.0})
     spec = {
-        "reconstruction": dict(kind="reconstruction"), "reduction": dict(kind="reduction"), "codebook": dict(kind="codebook"),
-        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="prior"), "depth": dict(kind="depth", solver="ridge"),
+        "reconstruction": dict(kind="reconstruction"), "reduction": dict(kind="pca_baseline"), "codebook": dict(kind="codebook"),
+        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="token_likelihood"), "depth": dict(kind="linear_by_layer", solver="ridge"),
     }  # fmt: skip
     results = []
     for devices in (1, 8):
@@ -308,12 +308,12 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
         (dict(kind="likelihood", k=0), "k=0"),
         (dict(kind="denoising", sigma=0.0), "sigma=0.0 must be positive"),
         (dict(kind="codebook", examples=0), "examples=0"),
-        (dict(kind="prior", examples=1), "examples=1"),
-        (dict(kind="reduction", examples=10), "examples=10 must be above 10"),
-        (dict(kind="depth", layers="("), "no regular expression"),
-        (dict(kind="depth", solver="adam"), "'adam'.*choose one of"),
+        (dict(kind="token_likelihood", examples=1), "examples=1"),
+        (dict(kind="pca_baseline", examples=10), "examples=10 must be above 10"),
+        (dict(kind="linear_by_layer", layers="("), "no regular expression"),
+        (dict(kind="linear_by_layer", solver="adam"), "'adam'.*choose one of"),
         (dict(kind="disentanglement", factors=()), "must name features"),
-        (dict(kind="classified", examples=0), "examples=0"),
+        (dict(kind="sample_class_accuracy", examples=0), "examples=0"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(entry, message):
@@ -328,9 +328,9 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
         with pytest.raises(UserError, match=f"evals.one: kind='{kind}' needs a method that gives "):
             evals.check_needs({"one": dict(kind=kind)}, made(images))
     with pytest.raises(UserError, match="no layer fits"):
-        evals.check_needs({"one": dict(kind="depth")}, made(images))
+        evals.check_needs({"one": dict(kind="linear_by_layer")}, made(images))
     with pytest.raises(UserError, match="the code 'code' does not exist; the encoder has pooled"):
-        evals.check_needs({"one": dict(kind="reduction")}, made(images, reconstruct=to_floats))
+        evals.check_needs({"one": dict(kind="pca_baseline")}, made(images, reconstruct=to_floats))
     with pytest.raises(UserError, match=r"has 108 numbers, no fewer than a picture of 6x6"):
         pca_baseline.prepare(made(images, reconstruct=to_floats), layer="pooled")
     with pytest.raises(UserError, match=r"at most 20 numbers; leave it out"):
@@ -338,7 +338,7 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
     with pytest.raises(UserError, match=r"of the size of images, \(6, 6\), and they are \(3, 6\)"):
         denoising.prepare(made(images, reconstruct=jax.jit(lambda x: x[:, :3] / 255.0)))
     floor = Context(jax.jit(lambda x: {"pooled": x[:, 0, 0]}), lambda split: iter(()))
-    assert evals.run({"a": dict(kind="depth"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
+    assert evals.run({"a": dict(kind="linear_by_layer"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
 
 
 # --- bound by the command line
@@ -360,14 +360,14 @@ def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
         disentanglement.prepare(unlabeled, factors=("label",))
     with pytest.raises(UserError, match="'question' of the data is no number"):
         disentanglement.values(opened, "test", ("question",), 70)
-    assert jax.eval_shape(opened.pictures.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
-    assert opened.pictures.log_prob is opened.pictures.tokens is opened.pictures.codes is opened.pictures.sampled_labels is None
+    assert jax.eval_shape(opened.pictures.fns.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
+    assert opened.pictures.fns.log_prob is opened.pictures.fns.tokens is opened.pictures.codes is opened.pictures.sampled_labels is None
 
 
 def test_labels_of_samples_are_those_of_their_latents():
     config = configs.load(f"{ROOT}/configs/biggan.py:smoke", ("--config.eval_batch_size=32",))
     this = build_experiment(config)
     labels = open_labels(this)(70, 5)
-    each = [np.asarray(this.method.fns["latents"](jax.random.key(5 + (i << 20)), 32)["label"]) for i in range(3)]
+    each = [np.asarray(this.method.sampler.latents(jax.random.key(5 + (i << 20)), 32)["label"]) for i in range(3)]
     np.testing.assert_array_equal(labels, np.concatenate(each)[:70])
     assert len(np.unique(labels)) > 3

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import ssl_jax.evals
+import ssl_jax.evals.kinds
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
 
@@ -58,14 +58,14 @@ def check(evals: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def check_needs(evals: Mapping[str, Mapping[str, Any]], context: Context) -> None:
-    """UserError for an evaluation of a model (its module names in NEEDS a field of `Pictures`, or None where features are enough) that
-    the method offers nothing for, or that needs a file which is not there; before anything is trained.
+    """UserError for an evaluation of a model (its module names in NEEDS a field of `Pictures` or of its `fns`, or None where features
+    are enough) that the method offers nothing for, or that needs a file which is not there; before anything is trained.
     """
     for label, entry in evals.items():
         module = _evaluator(label, entry)
         if not hasattr(module, "NEEDS") or context.pictures is None:
             continue
-        if module.NEEDS is not None and getattr(context.pictures, module.NEEDS) is None:
+        if module.NEEDS is not None and context.pictures.offered(module.NEEDS) is None:
             kind = entry["kind"]
             raise UserError(f"evals.{label}: kind={kind!r} needs a method that gives {module.NEEDS}, and this does not; leave it out")
         if hasattr(module, "prepare"):
@@ -74,7 +74,7 @@ def check_needs(evals: Mapping[str, Mapping[str, Any]], context: Context) -> Non
 
 def kinds() -> list[str]:
     """Names of all evaluators."""
-    names = (module.name for module in pkgutil.iter_modules(ssl_jax.evals.__path__))
+    names = (module.name for module in pkgutil.iter_modules(ssl_jax.evals.kinds.__path__))
     return sorted(name for name in names if hasattr(_import(name), "evaluate"))
 
 
@@ -87,7 +87,7 @@ def _evaluator(label: str, entry: Mapping[str, Any]) -> ModuleType:
 
 
 def _import(name: str) -> ModuleType:
-    return importlib.import_module(f"ssl_jax.evals.{name}")
+    return importlib.import_module(f"ssl_jax.evals.kinds.{name}")
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import inspect
 import logging
 import os
 import platform
@@ -19,11 +20,11 @@ from ssl_jax.data.catalog import DatasetFacts
 from ssl_jax.data.pipeline import TrainBatches, element_spec, eval_batches
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import loop, optim, sharding
-from ssl_jax.engine.method import Method, State, inference_state
+from ssl_jax.engine.method import Method, ModelFns, Sampler, State, inference_state
 from ssl_jax.engine.xla_options import xla_options
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.evals.context import Context, ModelFns, pixel_context
+from ssl_jax.evals.context import Context, EvaluatedModel, pixel_context
 from ssl_jax.experiment import distributed
 from ssl_jax.experiment.config import resolve
 from ssl_jax.experiment.extractors import open_extractor
@@ -31,7 +32,6 @@ from ssl_jax.experiment.stages import open_stages
 from ssl_jax.methods import build_method
 
 log = logging.getLogger(__name__)
-STATIC = {"latents": 1, "log_prob": 4}  # arguments of a method's functions that are counts
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -46,7 +46,8 @@ class Experiment(NamedTuple):
     durations: Mapping[str, int]  # steps: 'total', 'evaluate', 'checkpoint'
     encode: Callable  # jitted method.encode
     encode_views: Callable | None  # jitted, for alignment
-    fns: Mapping[str, Callable]  # method.fns, jitted
+    fns: ModelFns  # method.fns, jitted
+    sampler: Sampler | None  # method.sampler, jitted
     known: dict  # what evaluations found out about the real images, which do not change within the run
 
 
@@ -140,7 +141,7 @@ def build_experiment(config, devices=None) -> Experiment:
     )
     run, schedules, _ = make_run(config, method, mesh, durations["total"], frozen)
 
-    def jitted(function, static_argnums=None):
+    def jitted(function):
         """Compiled for the mesh, as the step is: without one every device computes the whole batch of sharded parameters."""
 
         @functools.wraps(function)
@@ -148,11 +149,12 @@ def build_experiment(config, devices=None) -> Experiment:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return function(*args)
 
-        return jax.jit(in_mesh, static_argnums=static_argnums)
+        counts = [name for name in inspect.signature(function).parameters if name == "count"]
+        return jax.jit(in_mesh, static_argnames=counts)
 
-    encode_views = jitted(_encode_views(method)) if "views" in method.fns else None
-    fns = {name: jitted(f, STATIC.get(name)) for name, f in method.fns.items()}
-    return Experiment(config, method, batches, run, schedules, durations, jitted(method.encode), encode_views, fns, {})
+    encode_views = jitted(_encode_views(method)) if method.views else None
+    fns, sampler = jax.tree.map(jitted, (method.fns, method.sampler))
+    return Experiment(config, method, batches, run, schedules, durations, jitted(method.encode), encode_views, fns, sampler, {})
 
 
 def open_eval(config, split: str, mesh=None, keys=("image", "label")):
@@ -179,22 +181,19 @@ def any_context(this: Experiment, state: State) -> Context:
     from ssl_jax.experiment.sampler import open_between, open_labels, open_samples  # which are about an Assembly
 
     config, bind = this.config, lambda function: functools.partial(function, state.params, inference_state(state))
-    offered = {name: bind(function) for name, function in this.fns.items()}
-    codes = jax.eval_shape(offered["codebook"]).shape[0] if "codebook" in offered else None
+    fns = jax.tree.map(bind, this.fns)
     return Context(
         bind(this.encode),
         functools.partial(open_eval, config, mesh=this.run.mesh),
         split_names(config),
         this.run.mesh,
         bind(this.encode_views) if this.encode_views else None,
-        pictures=ModelFns(
-            open_samples(this, state),
-            offered.get("judge"),
+        pictures=EvaluatedModel(
             functools.partial(open_extractor, mesh=this.run.mesh),
             this.known,
-            offered.get("reconstruct"),
-            **{name: offered.get(name) for name in ("log_prob", "tokens", "decode", "token_nll", "traverse")},
-            codes=codes,
+            fns,
+            codes=jax.eval_shape(fns.codebook).shape[0] if fns.codebook else None,
+            samples=open_samples(this, state),
             sampled_labels=open_labels(this),
             between=open_between(this, state),
             factors=lambda split, names: open_eval(config, split, keys=("image", *names)),
@@ -207,7 +206,7 @@ def _encode_views(method: Method):
     """(params, mutable, images uint8 [B, H, W, 3], key) -> pooled features of the views, [B, V, D]."""
 
     def encode_views(params, mutable, images, key):
-        views = method.fns["views"](images, key)
+        views = method.views(images, key)
         pooled = method.encode(params, mutable, views.reshape(-1, *views.shape[2:]))["pooled"]
         return pooled.reshape(*views.shape[:2], -1)
 
