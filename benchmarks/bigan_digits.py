@@ -47,7 +47,7 @@ def make():
 
 
 def ratio(method, state, images):
-    again = np.asarray(method.fns["reconstruct"](state.params, state.mutable, images))
+    again = np.asarray(method.fns.reconstruct(state.params, state.mutable, images))
     real = images / np.float32(255)
     own, other = (np.linalg.norm((x - again).reshape(len(x), -1), axis=1).mean() for x in (real, np.roll(real, 1, 0)))
     return own / other

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.evals.context import Context, Extractor, ModelFns
+from ssl_jax.engine.method import ModelFns
+from ssl_jax.evals.context import Context, EvaluatedModel, Extractor
 
-NONE = ModelFns(None, None, None, {})
+NONE = EvaluatedModel(None, {})
 
 
 def smooth(seed, count, size=12, gray=False):
@@ -37,8 +38,9 @@ def made(train, test=None, encode=None, labels=None, size=16, mesh=None, columns
                 **{name: np.resize(x[start : start + size], (size, *x.shape[1:])) for name, x in extra.items()},
             }
 
+    fns = {name: offered.pop(name) for name in ModelFns._fields if name in offered}
     encode = encode or jax.jit(lambda x: {"pooled": x.reshape(len(x), -1).astype(jnp.float32)})
-    found = Context(encode, open_batches, None, mesh, pictures=NONE._replace(known={}, **offered))
+    found = Context(encode, open_batches, None, mesh, pictures=NONE._replace(known={}, fns=ModelFns(**fns), **offered))
     found.opened = opened
     return found
 

@@ -53,7 +53,7 @@ def test_published_sizes(variant, size):
     images = jax.ShapeDtypeStruct((2, 28, 28, 3), np.uint8)
     params, mutable = jax.eval_shape(this.init, jax.random.key(0), {"image": images}, {})
     assert sum(x.size for x in jax.tree.leaves(params)) == size
-    again = jax.eval_shape(this.fns["reconstruct"], params, mutable, images)
+    again = jax.eval_shape(this.fns.reconstruct, params, mutable, images)
     assert (again.shape, again.dtype) == ((2, 28, 28, 3), jnp.float32)
 
 
@@ -63,7 +63,7 @@ def spy(config, images):
     key = jax.random.key(5)
     loss, (_, logs) = jax.jit(this.phases[0].loss)(state.params, state, {"image": images}, key)
     of_views, of_noise = jax.random.split(key)
-    x = models.to_channels(this.fns["views"](images, of_views)[:, 0], config.model.channels)
+    x = models.to_channels(this.views(images, of_views)[:, 0], config.model.channels)
     corruption = config.model.corruption
     return this, state, loss, logs, x, autoencoding.CORRUPTIONS[corruption.name](of_noise, x, corruption.level)
 
@@ -111,7 +111,7 @@ def test_codes_layers_and_pictures(colors):
     np.testing.assert_array_equal(features["pooled"], features["code"])
     assert features["code"].min() > 0  # sigmoid
     assert (features["layer1"].shape, features["layer2"].shape, features["layer3"].shape) == ((6, 8, 8, 8), (6, 4, 4, 16), (6, 32))
-    reconstruct = jax.jit(this.fns["reconstruct"])
+    reconstruct = jax.jit(this.fns.reconstruct)
     again = reconstruct(state.params, {}, COLORS)
     assert again.shape == (6, 16, 16, 3)
     assert again.min() >= 0
@@ -122,7 +122,7 @@ def test_codes_layers_and_pictures(colors):
 def test_grayscale_pictures_have_three_equal_channels_and_codes_see_their_mean():
     config = load("mnist_t10k_deep", 28, encoder=dict(widths=(16, 8)), decoder=dict(widths=(8, 16)), code=dict(size=4))
     this, state = begin(config, DIGITS)
-    encode, reconstruct = jax.jit(this.encode), jax.jit(this.fns["reconstruct"])
+    encode, reconstruct = jax.jit(this.encode), jax.jit(this.fns.reconstruct)
     again = reconstruct(state.params, {}, DIGITS)
     np.testing.assert_array_equal(again[..., 0], again[..., 2])
     colored = np.stack([DIGITS[..., 0] * 0, DIGITS[..., 0], DIGITS[..., 0]], -1) / np.float32(255) * 1.5  # the same mean

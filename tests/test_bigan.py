@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from torch_reference import require_torch
 
-from ssl_jax.engine.method import Phase, State
+from ssl_jax.engine.method import ModelFns, Phase, State
 from ssl_jax.engine.step import loss_and_grads, make_step
 from ssl_jax.errors import UserError
-from ssl_jax.evals.context import Context, ModelFns
+from ssl_jax.evals.context import Context, EvaluatedModel
 from ssl_jax.evals.kinds import reconstruction
 from ssl_jax.experiment import config as configs
 from ssl_jax.methods import bigan as method
@@ -201,9 +201,9 @@ def begin(config, batch=16, seed=0):
     shape = (batch, *config.data.image_shape)
     images = {"image": np.random.default_rng(seed).integers(0, 256, shape, np.uint8)}
     params, mutable = jax.jit(this.init)(jax.random.key(seed), images, {})
-    fns = {name: jax.jit(f, static_argnums=(1,) if name == "latents" else ()) for name, f in this.fns.items()}
+    fns, sampler = jax.tree.map(jax.jit, (this.fns, this.sampler._replace(latents=None)))
     state = State(jnp.zeros((), jnp.int32), params, dict.fromkeys(params), mutable, {})
-    return this._replace(encode=jax.jit(this.encode), fns=fns), state, images
+    return this._replace(encode=jax.jit(this.encode), fns=fns, sampler=sampler._replace(latents=this.sampler.latents)), state, images
 
 
 @pytest.mark.parametrize("variant", ["smoke", "mnist"])
@@ -234,7 +234,7 @@ def test_the_method_plays_the_papers_game():
 
     generator, encoder, discriminator = models.build_nets(config.model, "float32")
     p, s = state.params, state.mutable
-    z = this.fns["latents"](jax.random.split(key)[1], 16)["z"]
+    z = this.sampler.latents(jax.random.split(key)[1], 16)["z"]
     assert z.shape == (16, 8)
     assert -1 <= z.min() < -0.8 < 0.8 < z.max() <= 1
     x = batch["image"] / np.float32(127.5) - 1
@@ -254,7 +254,7 @@ def test_reconstructions_and_samples_are_images_and_the_encoder_infers_one_by_on
     config = load("smoke")
     this, state, batch = begin(config)
     images = batch["image"]
-    again = this.fns["reconstruct"](state.params, state.mutable, images)
+    again = this.fns.reconstruct(state.params, state.mutable, images)
     assert again.shape == (16, 32, 32, 3)
     assert again.min() >= 0
     assert again.max() <= 1
@@ -262,21 +262,21 @@ def test_reconstructions_and_samples_are_images_and_the_encoder_infers_one_by_on
     one = this.encode(state.params, state.mutable, images[:1])
     np.testing.assert_allclose(one["latent"], features["latent"][:1], rtol=1e-4, atol=1e-6)
     z = {"z": features["latent"]}
-    settled = {"params": state.params["generator"], "state": state.mutable["generator"]}
-    np.testing.assert_allclose(this.fns["sample"](settled, z), again, atol=1e-6)  # G(E(x))
-    settled = this.fns["settle"](state.params, state.mutable, jax.random.key(0))
-    made = this.fns["sample"](settled, this.fns["latents"](jax.random.key(1), 4))
+    prepared = {"params": state.params["generator"], "state": state.mutable["generator"]}
+    np.testing.assert_allclose(this.sampler.sample(prepared, z), again, atol=1e-6)  # G(E(x))
+    prepared = this.sampler.prepare(state.params, state.mutable, jax.random.key(0))
+    made = this.sampler.sample(prepared, this.sampler.latents(jax.random.key(1), 4))
     assert made.shape == (4, 32, 32, 3)
     assert np.isfinite(made).all()
-    assert this.fns["judge"](state.params, state.mutable, images).shape == (16,)
+    assert this.fns.discriminate(state.params, state.mutable, images).shape == (16,)
     with pytest.raises(UserError, match="only normal latents can be truncated"):
-        this.fns["sample"](settled, z, 0.5)
+        this.sampler.sample(prepared, z, 0.5)
 
 
 def test_grayscale_and_a_generator_smaller_than_the_views():
     config = load("mnist", generator=dict(widths=(16, 16)), encoder=dict(widths=(16, 16)), discriminator=dict(widths=(16, 16)))
     this, state, batch = begin(config)
-    again = this.fns["reconstruct"](state.params, state.mutable, batch["image"])
+    again = this.fns.reconstruct(state.params, state.mutable, batch["image"])
     assert again.shape == (16, 28, 28, 3)
     np.testing.assert_array_equal(again[..., 0], again[..., 2])
     colorless = np.repeat(batch["image"].mean(-1, keepdims=True).astype(np.float32) / 255, 3, -1)
@@ -288,8 +288,8 @@ def test_grayscale_and_a_generator_smaller_than_the_views():
         config.views = ((("random_crop", dict(size=48)),),)
     this, state, batch = begin(config, batch=8)
     assert this.encode(state.params, state.mutable, batch["image"])["layer1"].shape == (8, 24, 24, 8)
-    assert this.fns["reconstruct"](state.params, state.mutable, batch["image"]).shape == (8, 32, 32, 3)
-    assert this.fns["judge"](state.params, state.mutable, batch["image"]).shape == (8,)
+    assert this.fns.reconstruct(state.params, state.mutable, batch["image"]).shape == (8, 32, 32, 3)
+    assert this.fns.discriminate(state.params, state.mutable, batch["image"]).shape == (8,)
 
 
 def test_distance_is_the_norm_over_all_pixels():
@@ -306,7 +306,7 @@ def test_reconstruction_is_measured_against_the_other_images_too():
         yield {"image": np.concatenate([images[8:], images[:4]]), "_valid": np.arange(8) < 4}
 
     def measured(reconstruct, **options):
-        context = Context(lambda x: x, open_batches, pictures=ModelFns(None, None, None, {}, jax.jit(reconstruct)))
+        context = Context(lambda x: x, open_batches, pictures=EvaluatedModel(None, {}, ModelFns(reconstruct=jax.jit(reconstruct))))
         return reconstruction.evaluate(context, **options)
 
     exact = measured(lambda x: x / 255.0)

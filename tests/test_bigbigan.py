@@ -147,14 +147,14 @@ def test_features_reconstructions_and_samples(begun):
     stats = state.mutable["encoder"]["batch_stats"]["crelu"]
     unit = (pooled - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     np.testing.assert_allclose(crelu, np.concatenate([np.maximum(unit, 0), np.maximum(-unit, 0)], -1), rtol=1e-6, atol=1e-5)
-    again = jax.jit(this.fns["reconstruct"])(state.params, state.mutable, batch["image"])
-    settled = jax.jit(this.fns["settle"])(state.params, state.mutable, jax.random.key(0))
-    made = jax.jit(this.fns["sample"])(settled, {"z": out["mean"]})
+    again = jax.jit(this.fns.reconstruct)(state.params, state.mutable, batch["image"])
+    prepared = jax.jit(this.sampler.prepare)(state.params, state.mutable, jax.random.key(0))
+    made = jax.jit(this.sampler.sample)(prepared, {"z": out["mean"]})
     for images in (again, made):
         assert images.shape == (16, 32, 32, 3)
         assert images.min() >= 0
         assert images.max() <= 1
-    assert jax.jit(this.fns["judge"])(state.params, state.mutable, batch["image"]).shape == (16,)
+    assert jax.jit(this.fns.discriminate)(state.params, state.mutable, batch["image"]).shape == (16,)
 
 
 def test_the_average_begins_with_the_weights_of_its_start(begun):
@@ -173,8 +173,8 @@ def test_encoders_see_more_pixels_than_discriminators():
     params, mutable = jax.eval_shape(this.init, jax.random.key(0), batch, {})
     out = jax.eval_shape(this.encode, params, mutable, batch["image"])
     assert out["layer1"].shape[1:3] == (32, 32)
-    assert jax.eval_shape(this.fns["reconstruct"], params, mutable, batch["image"]).shape == (8, 32, 32, 3)
-    assert jax.eval_shape(this.fns["judge"], params, mutable, batch["image"]).shape == (8,)
+    assert jax.eval_shape(this.fns.reconstruct, params, mutable, batch["image"]).shape == (8, 32, 32, 3)
+    assert jax.eval_shape(this.fns.discriminate, params, mutable, batch["image"]).shape == (8,)
     with config.unlocked():
         config.model.size = 48
     with pytest.raises(UserError, match=r"config.model.size=48 must divide the 64 pixels"):

@@ -282,19 +282,19 @@ def game():
 
 def test_labels_are_those_of_real_images_and_uniform_for_fakes(game):
     method, state, batch = game
-    drawn = method.fns["latents"](jax.random.key(0), 30_000)
+    drawn = method.sampler.latents(jax.random.key(0), 30_000)
     np.testing.assert_allclose(np.bincount(drawn["label"]), 10_000, rtol=0.03)
     assert drawn["z"].shape == (30_000, 12)
     assert set(method.inputs) == {"image", "label"}
     _, unconditional = smoke(conditional=False)
     assert set(unconditional.inputs) == {"image"}
-    assert set(unconditional.fns["latents"](jax.random.key(0), 2)) == {"z"}
+    assert set(unconditional.sampler.latents(jax.random.key(0), 2)) == {"z"}
     train = {"discriminator": state.params["discriminator"]}
     value = jax.jit(lambda batch: method.phases[0].loss(train, state, batch, jax.random.key(1))[0])
     other = {**batch, "label": (batch["label"] + 1) % 3}
     assert abs(value(batch) - value(other)) > 1e-4
-    logits = [method.fns["judge"](state.params, state.mutable, batch["image"], jnp.full(16, n)) for n in range(3)]
-    whole = method.fns["judge"](state.params, state.mutable, batch["image"])
+    logits = [method.fns.discriminate(state.params, state.mutable, batch["image"], jnp.full(16, n)) for n in range(3)]
+    whole = method.fns.discriminate(state.params, state.mutable, batch["image"])
     np.testing.assert_allclose(whole, np.mean(logits, 0), rtol=1e-4, atol=1e-5)
 
 
@@ -306,7 +306,7 @@ def test_real_and_made_images_are_judged_at_once_each_with_its_label(game):
     params, mutable = state.params, state.mutable
 
     def apart(key):
-        drawn = method.fns["latents"](jax.random.split(key)[1], 16)
+        drawn = method.sampler.latents(jax.random.split(key)[1], 16)
         fake, _ = run(generator, params["generator"], mutable["generator"], drawn["z"], drawn["label"], train=True)
         judged = [
             run(discriminator, params["discriminator"], mutable["discriminator"], x, label, train=True)
@@ -355,11 +355,11 @@ def test_the_average_starts_late_and_samples_are_settled_and_truncated(game):
     for step, share in ((0, 1.0), (1, 1.0), (2, 0.1), (50, 0.1)):
         ema = method.after(moved._replace(step=jnp.int32(step)))["ema"]
         jax.tree.map(lambda a, b, s=share: np.testing.assert_allclose(a - b, s, rtol=1e-3), ema, state.mutable["ema"])
-    settled = jax.jit(method.fns["settle"])(state.params, state.mutable, jax.random.key(0))
-    drawn = method.fns["latents"](jax.random.key(1), 16)
+    prepared = jax.jit(method.sampler.prepare)(state.params, state.mutable, jax.random.key(0))
+    drawn = method.sampler.latents(jax.random.key(1), 16)
     drawn["label"] = jnp.zeros_like(drawn["label"])
-    sample = jax.jit(method.fns["sample"])
-    images = {tau: sample(settled, drawn, tau) for tau in (0.0, 1e9, 0.3)}
+    sample = jax.jit(method.sampler.sample)
+    images = {tau: sample(prepared, drawn, tau) for tau in (0.0, 1e9, 0.3)}
     assert images[0.0].shape == (16, 32, 32, 3)
     assert 0 <= images[0.0].min() < images[0.0].max() <= 1
     np.testing.assert_allclose(images[1e9], images[0.0], atol=1e-4)

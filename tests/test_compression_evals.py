@@ -71,7 +71,7 @@ def test_a_codebook_is_measured_by_three_definitions_of_usage(monkeypatch):
     assert 0 < metrics["perplexity"] < metrics["usage"] * 0.32 + 1e-9
     assert protocol == "codebook of 32 codes, 4 tokens an image, test(21); usage_batch of 2 x 8 images, usage_recent of 12 tokens"
     uniform = np.random.default_rng(1).integers(0, 32, (500, 2, 2))
-    even = made(np.repeat(uniform[..., None], 3, -1).astype(np.uint8), tokens=given.pictures.tokens, codes=32)
+    even = made(np.repeat(uniform[..., None], 3, -1).astype(np.uint8), tokens=given.pictures.fns.tokens, codes=32)
     assert codebook.evaluate(even).metrics["perplexity_share"] == pytest.approx(100, abs=1)
 
 
@@ -351,14 +351,14 @@ def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
         disentanglement.prepare(made(smooth(0, 4)), factors=("shape",))
     with pytest.raises(UserError, match="'question' of the data is no number"):
         disentanglement.prepare(opened, factors=("question",))
-    assert jax.eval_shape(opened.pictures.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
-    assert opened.pictures.log_prob is opened.pictures.tokens is opened.pictures.codes is opened.pictures.sampled_labels is None
+    assert jax.eval_shape(opened.pictures.fns.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
+    assert opened.pictures.fns.log_prob is opened.pictures.fns.tokens is opened.pictures.codes is opened.pictures.sampled_labels is None
 
 
 def test_labels_of_samples_are_those_of_their_latents():
     config = configs.load(f"{ROOT}/configs/biggan.py:smoke", ("--config.eval_batch_size=32",))
     this = build_experiment(config)
     labels = open_labels(this)(70, 5)
-    each = [np.asarray(this.method.fns["latents"](jax.random.key(5 + (i << 20)), 32)["label"]) for i in range(3)]
+    each = [np.asarray(this.method.sampler.latents(jax.random.key(5 + (i << 20)), 32)["label"]) for i in range(3)]
     np.testing.assert_array_equal(labels, np.concatenate(each)[:70])
     assert len(np.unique(labels)) > 3

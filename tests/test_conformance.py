@@ -18,7 +18,7 @@ import pytest
 from ssl_jax.data.reader import element_spec
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
-from ssl_jax.engine.method import groups, inference_state, loss_groups, trained
+from ssl_jax.engine.method import encoder_statistics, encoder_weights, groups, inference_state, loss_groups, trained
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import make_step
 from ssl_jax.errors import UserError
@@ -310,6 +310,103 @@ def test_encode_gives_finite_features(name):
     assert all(np.isfinite(x).all() and len(x) == 4 for x in features.values())
     one = jax.jit(this.method.encode)(state.params, inference_state(state), images[:1])
     np.testing.assert_allclose(one["pooled"], features["pooled"][:1], rtol=2e-4, atol=2e-5)  # inference mode: no batch statistics
+
+
+@every_config
+def test_functions_that_a_method_offers_have_their_documented_shapes_and_types(name):
+    """Each function of `ModelFns`, traced with shapes; images may be uint8 or float32."""
+    this, n = made(name, 8, 2), 4
+    fns, shape = this.method.fns, this.config.data.image_shape[-3:]
+    weights = this.run.abstract.params, inference_state(this.run.abstract)
+
+    def given(images):
+        """{name: (arguments after the weights, what is documented)}; None is any size."""
+        row, pictures = ((n,), "float32"), ((n, None, None, 3), "float32")
+        labels, values = (jax.ShapeDtypeStruct((size,), kind) for size, kind in ((n, "int32"), (3, "float32")))
+        tokens = jax.eval_shape(fns.tokens, *weights, images) if fns.tokens else None
+        return {
+            "reconstruct": ((images,), pictures),
+            "traverse": ((images, values), ((n, None, 3, None, None, 3), "float32")),
+            "log_prob": ((images, jax.random.key(0), 2), {"elbo": row, "iwae": row, "dimensions": ((), "float32")}),
+            "token_nll": ((images, labels), {"nll": row, "tokens": ((n, None), "int32")}),
+            "discriminate": ((images,), row),
+            "tokens": ((images,), ((n, None, None), "int32")),
+            "decode": ((tokens,), pictures),
+            "codebook": ((), ((None, None), "float32")),
+        }
+
+    assert len({fns.tokens is None, fns.decode is None, fns.codebook is None}) == 1, "a tokenizer has all three"
+    for kind in ("uint8", "float32"):
+        described = given(jax.ShapeDtypeStruct((n, *shape), kind))
+        assert set(described) == set(fns._fields)
+        for field, (args, documented) in described.items():
+            if getattr(fns, field):
+                check_shapes(field, abstract(getattr(this.fns, field), *weights, *args), documented)
+
+
+@every_config
+def test_samplers_and_views_have_their_documented_shapes_and_types(name):
+    this, n, key = made(name, 8, 2), 4, jax.random.key(0)
+    images = jax.ShapeDtypeStruct((n, *this.config.data.image_shape), "uint8")
+    if this.method.views:
+        for group in jax.tree.leaves(jax.eval_shape(this.method.views, images, key)):
+            check_shapes("views", group, ((n, None, None, None, 3), "float32"))
+    sampler = this.sampler
+    if sampler is None:
+        return
+    pictures, truncation = ((n, None, None, 3), "float32"), jnp.float32(0.7)
+    latents = abstract(sampler.latents, key, n)
+    assert all(len(x) == n for x in latents.values())
+    check_shapes("latents", {k: x for k, x in latents.items() if k in ("z", "label")},
+                 {"z": ((n, None), "float32"), "label": ((n,), "int32")}, some=True)  # fmt: skip
+    weights = this.run.abstract.params, inference_state(this.run.abstract)
+    prepared = abstract(sampler.prepare, *weights, key)
+    check_shapes("sample", abstract(sampler.sample, prepared, latents), pictures)
+    try:
+        truncated = abstract(sampler.sample, prepared, latents, truncation)
+    except UserError:  # latents that have no middle
+        truncated = None
+    if truncated:
+        check_shapes("truncated sample", truncated, pictures)
+        assert abstract(sampler.prepare, *weights, key, truncation) == prepared
+    if sampler.mix:
+        for more in ((), (truncation,)):
+            check_shapes("mix", abstract(sampler.mix, prepared, latents, latents, jnp.int32(2), *more), pictures)
+    if sampler.complete:
+        test_images = jax.ShapeDtypeStruct((n, *this.config.data.image_shape[-3:]), "uint8")
+        check_shapes("complete", abstract(sampler.complete, prepared, latents, test_images), pictures)
+    for space, between in sampler.between.items():
+        check_shapes(f"between {space}", abstract(between, prepared, latents, latents, jnp.zeros(n)), pictures)
+
+
+def abstract(function, *args):
+    """Shapes and types of what a jitted function gives; `jax.eval_shape` alone would make its static arguments arrays."""
+    return function.eval_shape(*args)
+
+
+def check_shapes(what, found, documented, some=False):
+    """`found`, a tree of arrays, has the shapes (None: any size) and types of `documented`; `some`: of those that are there."""
+    if isinstance(documented, dict):
+        assert set(found) <= set(documented) if some else set(found) == set(documented), what
+        for name in found:
+            check_shapes(f"{what} {name}", found[name], documented[name])
+        return
+    shape, kind = documented
+    assert found.dtype == kind and len(found.shape) == len(shape), (what, found)
+    assert all(size is None or size == there for size, there in zip(shape, found.shape, strict=True)), (what, found)
+
+
+@every_config
+def test_the_declared_encoder_is_among_the_parameters(name):
+    this = made(name, 8, 2)
+    method, state = this.method, this.run.abstract
+    if method.encoder is None:
+        assert "name" not in this.config.model.get("encoder", {}), "a network of config.model.encoder has a place"
+        return
+    assert method.encoder[0] in (*state.params, *state.mutable)
+    assert jax.tree.leaves(encoder_weights(method, state.params, state.mutable))
+    if "batch_stats" in (*state.mutable, *state.mutable.get(method.encoder[0], ())):
+        assert jax.tree.leaves(encoder_statistics(method, state.mutable))
 
 
 def test_evaluations_are_laid_out_as_steps_are():

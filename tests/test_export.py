@@ -18,7 +18,7 @@ import ssl_jax
 from ssl_jax import export
 from ssl_jax.cli import export as verb
 from ssl_jax.engine.checkpoint import Checkpoints
-from ssl_jax.engine.method import State
+from ssl_jax.engine.method import Method, State
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.export import card as cards
@@ -229,7 +229,7 @@ def test_a_diverged_checkpoint_is_refused():
         export.make_source(config, *diverged)
 
 
-def test_the_encoder_is_found_where_encode_reads_it():
+def test_safetensors_export_reads_the_encoder_where_the_method_declares_it():
     """A method that encodes with a moving average exports that one, not the network under training."""
     config = smoke_config()
     init = functools.partial(init_variables, build_encoder(RESNET))
@@ -242,8 +242,16 @@ def test_the_encoder_is_found_where_encode_reads_it():
         features = export.source.encoder_function(config)(*teacher, images(2))
         return jax.device_get({**features, "pooled": features["pooled"] * scale})
 
-    source = export.Source(config, None, params, mutable, (SIZE, SIZE, 3), images(2), encode(scale=1.0))
+    method = Method({}, None, (), None, encoder=("ema", "encoder"), encoder_stats=("stats", "teacher"))
+    source = export.Source(config, method, params, mutable, (SIZE, SIZE, 3), images(2), encode(scale=1.0))
     jax.tree.map(np.testing.assert_array_equal, find_encoder(source), teacher)
+    online = method._replace(encoder=("student", "encoder"), encoder_stats=("stats", "student"))
+    with pytest.raises(UserError, match=r"not those of config.model.encoder alone"):
+        find_encoder(source._replace(method=online))
+    with pytest.raises(UserError, match=r"'simclr' has no encoder by itself; export with --format=orbax or"):
+        find_encoder(source._replace(method=method._replace(encoder=None)))
+    with pytest.raises(KeyError, match="nowhere"):  # a wrong path is a mistake of the method
+        find_encoder(source._replace(method=method._replace(encoder=("ema", "nowhere"))))
     with pytest.raises(UserError, match=r"not those of config.model.encoder alone.* --format=orbax or"):
         find_encoder(source._replace(expected=encode(scale=1.5)))
     assert difference({"a": np.ones(2)}, {"a": np.full(2, 2.0)}) == 0.5

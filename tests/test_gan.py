@@ -5,13 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl_jax.augment.views import make_views
 from ssl_jax.data.catalog import facts
+from ssl_jax.engine.method import ModelFns
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import fill_in
 from ssl_jax.methods import build_method
+from ssl_jax.models.build import construct
 from ssl_jax.models.common import create, run
 from ssl_jax.models.gan.networks import build_network
+from ssl_jax.models.heads import ProjectionHead
 from ssl_jax.objectives import adversarial
 
 
@@ -113,12 +117,34 @@ def test_a_field_of_the_config_is_one_line_and_a_bug_keeps_its_traceback(monkeyp
     config = fill_in(config, facts(config.data))
     with config.unlocked():
         del config.model["latent"]
-    with pytest.raises(UserError, match=r"config of 'gan': .*latent"):
+    with pytest.raises(UserError, match=r"config.model has no 'latent', which method 'gan' needs; there are discriminator, .*penalty"):
         build_method(config)
-    for bug in (lambda config, stages: None.loss, lambda config, stages: 1 + "1"):
+    with config.unlocked():
+        config.model.latent = dict(kind="normal", siz=8)
+    with pytest.raises(UserError, match=r"config.model.latent has no 'size', which method 'gan' needs; did you mean 'siz'"):
+        build_method(config)
+    bugs = {
+        "make_views.. got an unexpected keyword argument 'vews'": lambda config, stages: make_views(vews=config.views),
+        "missing 1 required positional argument": lambda config, stages: make_views(),
+        "unexpected keyword argument 'judge'": lambda config, stages: ModelFns(judge=None),
+        "no attribute 'loss'": lambda config, stages: None.loss,
+        "unsupported operand": lambda config, stages: 1 + "1",
+    }
+    for message, bug in bugs.items():
         monkeypatch.setattr("ssl_jax.methods.gan.build", bug)
-        with pytest.raises((AttributeError, TypeError)):
+        with pytest.raises((AttributeError, TypeError), match=message):
             build_method(config)
+
+
+def test_projection_head_fields_are_checked_against_its_signature():
+    with pytest.raises(UserError, match=r"config.model.head has no 'width'; did you mean 'widths'"):
+        construct(ProjectionHead, "head", dict(width=(8, 8)), dtype="float32")
+    with pytest.raises(UserError, match=r"config.model.head has no 'dtype'"):  # which is not the config's to set
+        construct(ProjectionHead, "head", dict(dtype="float32"), dtype="float32")
+    with pytest.raises(UserError, match=r"config.model.part needs 'a'"):
+        construct(lambda a, b=1: a, "part", {})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):  # of the code, not of the config
+        construct(lambda a: ProjectionHead(nonsense=a), "part", dict(a=1))
 
 
 def smoke(*overrides):
@@ -188,18 +214,18 @@ def test_penalties_are_added_with_their_weight(name):
 
 def test_samples_repeat_and_truncation_brings_them_together(made):
     _, method, params, mutable, _ = made
-    settled = jax.jit(method.fns["settle"])(params, mutable, jax.random.key(0))
-    latents = method.fns["latents"](jax.random.key(1), 32)
-    free, again = (method.fns["sample"](settled, latents) for _ in range(2))
+    prepared = jax.jit(method.sampler.prepare)(params, mutable, jax.random.key(0))
+    latents = method.sampler.latents(jax.random.key(1), 32)
+    free, again = (method.sampler.sample(prepared, latents) for _ in range(2))
     np.testing.assert_array_equal(free, again)
     assert 0 <= free.min() < free.max() <= 1
-    shortened = jax.jit(method.fns["settle"])(params, mutable, jax.random.key(0), 0.2)  # its statistics are those of such latents
-    statistics = [np.concatenate([x.ravel() for x in jax.tree.leaves(tree["state"]["batch_stats"])]) for tree in (settled, shortened)]
+    shortened = jax.jit(method.sampler.prepare)(params, mutable, jax.random.key(0), 0.2)  # its statistics are those of such latents
+    statistics = [np.concatenate([x.ravel() for x in jax.tree.leaves(tree["state"]["batch_stats"])]) for tree in (prepared, shortened)]
     assert np.abs(statistics[1] - statistics[0]).max() > 0.1 * np.abs(statistics[0]).max()
-    near = method.fns["sample"](settled, latents, 0.2)
+    near = method.sampler.sample(prepared, latents, 0.2)
     assert adversarial.diversity(free, near) < 0.6
     with pytest.raises(UserError, match="only normal latents can be truncated"):
-        smoke("--config.model.latent.kind=uniform")[1].fns["sample"](settled, latents, 0.5)
+        smoke("--config.model.latent.kind=uniform")[1].sampler.sample(prepared, latents, 0.5)
 
 
 def test_mistakes_are_one_line():

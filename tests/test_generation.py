@@ -10,9 +10,10 @@ import pytest
 from feature_clouds import mesh_of
 
 from ssl_jax import export
+from ssl_jax.engine.method import ModelFns
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.evals.context import Context, Extractor, ModelFns, pixel_context
+from ssl_jax.evals.context import Context, EvaluatedModel, Extractor, pixel_context
 from ssl_jax.evals.kinds import discriminator_memorization, generation
 from ssl_jax.evals.lib import distances
 from ssl_jax.evals.lib.resize import to_size
@@ -57,7 +58,9 @@ def pictured(real, fake, mesh=None, known=None, extractor=open_extractor, **opti
             yield fake[start : min(start + 48, count)]
 
     known = {} if known is None else known
-    pictures = ModelFns(samples, options.pop("judge", None), lambda spec, mode: extractor(spec, mode, mesh), known)
+    pictures = EvaluatedModel(
+        lambda spec, mode: extractor(spec, mode, mesh), known, ModelFns(discriminate=options.pop("judge", None)), samples=samples
+    )
     made = Context(lambda x: {"pooled": x}, open_batches, None, mesh, pictures=pictures, **options)
     made.opened = opened
     return made
@@ -164,10 +167,10 @@ def test_what_cannot_be_measured_is_said_in_one_line():
     real, fake = scene(0, 40), scene(1, 40)
     entries = {"generation": dict(kind="generation", examples=40, subsets=1), "judge": dict(kind="discriminator_memorization")}
     assert evals.run(entries, pixel_context(lambda split: batches_of(real))) == {}  # the floor has neither
-    neither = Context(lambda x: x, batches_of, pictures=ModelFns(None, None, open_extractor, {}))
+    neither = Context(lambda x: x, batches_of, pictures=EvaluatedModel(open_extractor, {}))
     with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples, and this does not"):
         evals.run(entries, neither)
-    with pytest.raises(UserError, match=r"evals\.judge: kind='discriminator_memorization' needs a method that gives judge"):
+    with pytest.raises(UserError, match=r"evals\.judge: kind='discriminator_memorization' needs a method that gives discriminate"):
         evals.run({"judge": entries["judge"]}, neither)
     for wrong, message in (
         (dict(k=0), "k=0 of at least 1"),
@@ -246,7 +249,7 @@ def test_a_run_offers_its_samples_and_its_discriminator(run):
 
 def test_a_method_that_does_not_sample_and_a_missing_file_are_told_before_training(run):
     this, state = run
-    without = this._replace(fns={name: function for name, function in this.fns.items() if name != "sample"})
+    without = this._replace(sampler=None)
     with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples"):
         context(without, state)
     with this.config.unlocked():

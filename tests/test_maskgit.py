@@ -37,9 +37,9 @@ def made():
 
 
 @pytest.fixture(scope="module")
-def settled(made):
+def prepared(made):
     this, state = made
-    return this.fns["settle"](state.params, inference_state(state), None)
+    return this.sampler.prepare(state.params, inference_state(state), None)
 
 
 # ---------------------------------------------------------------- parallel decoding
@@ -136,21 +136,21 @@ def test_features_are_of_each_block_and_of_no_other_image(made):
     np.testing.assert_allclose(again[::-1], features["pooled"], atol=1e-6)
 
 
-def test_samples_depend_on_their_own_seed_and_class(made, settled):
+def test_samples_depend_on_their_own_seed_and_class(made, prepared):
     this, _ = made
-    drawn, sample = this.fns["latents"](jax.random.key(4), 8), jax.jit(this.fns["sample"])
-    pictures = sample(settled, drawn)
+    drawn, sample = this.sampler.latents(jax.random.key(4), 8), jax.jit(this.sampler.sample)
+    pictures = sample(prepared, drawn)
     assert pictures.shape == (8, 16, 16, 3)
-    np.testing.assert_array_equal(sample(settled, {k: v[::-1] for k, v in drawn.items()}), pictures[::-1])
-    assert (sample(settled, {**drawn, "label": (drawn["label"] + 1) % 3}) != pictures).any()
+    np.testing.assert_array_equal(sample(prepared, {k: v[::-1] for k, v in drawn.items()}), pictures[::-1])
+    assert (sample(prepared, {**drawn, "label": (drawn["label"] + 1) % 3}) != pictures).any()
     assert len(np.unique(np.asarray(pictures).reshape(8, -1), axis=0)) == 8
     with pytest.raises(UserError, match="no truncation"):
-        this.fns["sample"](settled, drawn, 0.5)
+        this.sampler.sample(prepared, drawn, 0.5)
 
 
-def test_completions_keep_the_upper_half(made, settled):
+def test_completions_keep_the_upper_half(made, prepared):
     this, _ = made
-    completed = jax.jit(this.fns["complete"])(settled, this.fns["latents"](jax.random.key(4), 8), BATCH["image"])
+    completed = jax.jit(this.sampler.complete)(prepared, this.sampler.latents(jax.random.key(4), 8), BATCH["image"])
     again = np.asarray(tokens(*FROZEN["tokenizer"].values(), completed))
     np.testing.assert_array_equal(again[:, :2], GRID[:, :2])
     assert (again[:, 2:] != GRID[:, 2:]).any((1, 2)).all()
@@ -160,7 +160,7 @@ def test_protocols_name_tokenizer_block_and_sampling(made):
     this, _ = made
     assert this.notes["tokenizer"] == "colors of squares"
     assert this.notes["sampling"].startswith("schedule=cosine choice_temperature=4.5 steps=3")
-    assert "token_nll" not in this.fns  # masked tokens have no likelihood of an image
+    assert this.fns.token_nll is None  # masked tokens have no likelihood of an image
     assert set(build(conditional=False).inputs) == {"image"}
 
 

@@ -184,7 +184,7 @@ def test_tuning_begins_at_the_unrolled_machines_and_descends_as_on_copies_of_the
     features = this.encode(start, {}, IMAGES)
     np.testing.assert_allclose(features["code"], run(encoder, net["encoder"], {}, x, train=False)[0]["out"], rtol=1e-4, atol=1e-5)
     after = states[6].params
-    assert np.abs(this.fns["reconstruct"](after, {}, IMAGES) - this.fns["reconstruct"](start, {}, IMAGES)).max() > 1e-5
+    assert np.abs(this.fns.reconstruct(after, {}, IMAGES) - this.fns.reconstruct(start, {}, IMAGES)).max() > 1e-5
 
 
 def test_a_window_for_each_machine():

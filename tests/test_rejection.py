@@ -155,7 +155,7 @@ def test_a_run_makes_its_candidates_twice_of_the_latents_that_its_sampler_has():
         shade = jax.nn.sigmoid(latents["z"][:, :12]) + latents["label"][:, None] / 9
         return shade.reshape(-1, 2, 2, 3) / 2
 
-    this = this._replace(fns={**this.fns, "settle": lambda *_: None, "sample": sample})  # a generator that takes no time
+    this = this._replace(sampler=this.sampler._replace(prepare=lambda *_: None, sample=sample))  # a generator that takes no time
     opened = context(this, this.run.abstract)
     labels = opened.pictures.sampled_labels(30, 4)
     batches, classes, _ = rejection.preferred(opened, means(), labels, 4, None, 0.4)
@@ -163,7 +163,7 @@ def test_a_run_makes_its_candidates_twice_of_the_latents_that_its_sampler_has():
     asked, pictures = rejection.candidates(labels, 0.4), []
     for i, start in enumerate(range(0, len(asked), 32)):
         part = asked[start : start + 32]
-        latents = {**this.fns["latents"](jax.random.key(4 + (i << 20)), 32), "label": np.resize(part, 32)}
+        latents = {**this.sampler.latents(jax.random.key(4 + (i << 20)), 32), "label": np.resize(part, 32)}
         pictures.append(np.round(np.asarray(sample(None, latents, None)) * 255)[: len(part)].astype(np.uint8))
     pictures = np.concatenate(pictures)
     x = pictures.astype(np.float64).mean((1, 2))

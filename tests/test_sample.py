@@ -12,7 +12,7 @@ from ssl_jax.cli import sample
 from ssl_jax.cli.main import main
 from ssl_jax.engine.metrics import read_metrics
 from ssl_jax.experiment.config import load
-from ssl_jax.experiment.sampler import Sampler
+from ssl_jax.experiment.sampler import OpenSampler
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_grid_has_a_row_for_each_class(classes, count, shape):
     def pictures(latents, truncation):
         return np.broadcast_to(np.asarray(latents.get("label", latents["z"]))[:, None, None, None], (len(latents["z"]), 2, 2, 3))
 
-    page = sample.grid(Sampler(None, latents, pictures, {}), classes, count, 0, None)
+    page = sample.grid(OpenSampler(None, latents, pictures, None), classes, count, 0, None)
     assert page.shape == (*shape, 2, 2, 3)
     if len(shape) == 2:
         np.testing.assert_array_equal(page[:, :, 0, 0, 0], np.broadcast_to(np.arange(classes)[:, None], shape))

@@ -66,8 +66,8 @@ def test_decay_of_the_average_by_half_lives_in_images():
 
 def test_samples_follow_psi_and_mixes_their_latents():
     method, params, mutable = made()
-    sample, mix, generator = jax.jit(method.fns["sample"]), jax.jit(method.fns["mix"]), method.fns["settle"](params, mutable, None)
-    a, b = (method.fns["latents"](jax.random.key(i), 4) for i in (1, 2))
+    sample, mix, generator = jax.jit(method.sampler.sample), jax.jit(method.sampler.mix), method.sampler.prepare(params, mutable, None)
+    a, b = (method.sampler.latents(jax.random.key(i), 4) for i in (1, 2))
     plain = sample(generator, a, 1.0)
     assert plain.shape == (4, 8, 8, 3)
     assert plain.min() >= 0
@@ -149,9 +149,9 @@ def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
 
 def test_mixes_are_truncated_as_samples_are():
     method, params, mutable = made()
-    generator, drawn = method.fns["settle"](params, mutable, None), method.fns["latents"](jax.random.key(1), 4)
-    mix = jax.jit(method.fns["mix"])
-    np.testing.assert_allclose(mix(generator, drawn, drawn, 2, 0.3), method.fns["sample"](generator, drawn, 0.3), atol=1e-6)
+    generator, drawn = method.sampler.prepare(params, mutable, None), method.sampler.latents(jax.random.key(1), 4)
+    mix = jax.jit(method.sampler.mix)
+    np.testing.assert_allclose(mix(generator, drawn, drawn, 2, 0.3), method.sampler.sample(generator, drawn, 0.3), atol=1e-6)
     assert np.abs(mix(generator, drawn, drawn, 2, 0.3) - mix(generator, drawn, drawn, 2)).max() > 1e-3
 
 
@@ -161,22 +161,22 @@ def test_ways_between_latents_are_float32_and_stay_in_their_class():
         rounded.dtype = "bfloat16"
     exact, rounded = build_method(exact), build_method(rounded)
     params, mutable = jax.jit(exact.init, static_argnums=2)(jax.random.key(0), batch(), None)
-    generator = exact.fns["settle"](params, mutable, None)
-    start, end = (exact.fns["latents"](jax.random.key(i), 4) for i in (1, 2))
+    generator = exact.sampler.prepare(params, mutable, None)
+    start, end = (exact.sampler.latents(jax.random.key(i), 4) for i in (1, 2))
     other = {**end, "label": (start["label"] + 1) % 10}
     for space in ("w", "z"):
-        way = jax.jit(exact.fns[f"between_{space}"])(generator, start, end, jnp.full(4, 0.5))
-        np.testing.assert_array_equal(jax.jit(rounded.fns[f"between_{space}"])(generator, start, end, jnp.full(4, 0.5)), way)
-        np.testing.assert_array_equal(jax.jit(exact.fns[f"between_{space}"])(generator, start, other, jnp.full(4, 0.5)), way)
-    assert np.abs(rounded.fns["sample"](generator, start) - exact.fns["sample"](generator, start)).max() > 1e-3  # it does round
+        way = jax.jit(exact.sampler.between[space])(generator, start, end, jnp.full(4, 0.5))
+        np.testing.assert_array_equal(jax.jit(rounded.sampler.between[space])(generator, start, end, jnp.full(4, 0.5)), way)
+        np.testing.assert_array_equal(jax.jit(exact.sampler.between[space])(generator, start, other, jnp.full(4, 0.5)), way)
+    assert np.abs(rounded.sampler.sample(generator, start) - exact.sampler.sample(generator, start)).max() > 1e-3  # it does round
 
 
 def test_conditional_players_get_labels_and_bad_configs_one_line():
     config = load(conditional=True)
     method = build_method(config)
     assert set(method.inputs) == {"image", "label"}
-    assert "judge" not in method.fns
-    drawn = method.fns["latents"](jax.random.key(0), 50)
+    assert method.fns.discriminate is None
+    drawn = method.sampler.latents(jax.random.key(0), 50)
     assert set(np.unique(drawn["label"])) == set(range(10))
     shapes = jax.eval_shape(method.init, jax.random.key(0), batch(), None)[0]
     assert shapes["generator"]["mapping"]["embed"]["kernel"].shape == (10, 16)

@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_the_paper_in_sums(digits):
     key = jax.random.key(5)
     loss, (_, logs) = jax.jit(this.phases[0].loss)(state.params, state, {"image": DIGITS}, key)
     of_views, of_data, of_draws = jax.random.split(key, 3)
-    gray = this.fns["views"](DIGITS, of_views)[:, 0].mean(-1, keepdims=True)
+    gray = this.views(DIGITS, of_views)[:, 0].mean(-1, keepdims=True)
     x = np.float64(jax.random.bernoulli(of_data, gray)).reshape(8, -1)
     net = jax.tree.map(np.float64, state.params["net"])
     mean, log_variance = np.split(perceptron(x, ("linear1", "code"), net["encoder"]), 2, -1)
@@ -116,7 +116,7 @@ def test_log_prob_with_a_decoder_that_ignores_its_code_is_known_exactly(digits):
     this, state = digits
     net = jax.tree.map(jnp.zeros_like, state.params["net"])
     net["encoder"]["code"]["bias"] = jnp.array([0.7, -0.5, 0.0, -0.4, 0.3, 0.0])  # means, log-variances
-    log_prob = jax.jit(this.fns["log_prob"], static_argnums=4)
+    log_prob = jax.jit(this.fns.log_prob, static_argnums=4)
     few, many = (log_prob({"net": net}, {}, DIGITS, jax.random.key(0), k) for k in (20, 3000))
     assert few["dimensions"] == 784
     evidence = 784 * np.log(0.5)  # of any binary image under logits of zero
@@ -134,7 +134,7 @@ def test_log_prob_with_a_decoder_that_ignores_its_code_is_known_exactly(digits):
 def test_streamed_importance_weights_are_the_bound_of_all(digits):
     this, state = digits
     key, k = jax.random.key(3), 6
-    told = jax.jit(this.fns["log_prob"], static_argnums=4)(state.params, {}, DIGITS, key, k)
+    told = jax.jit(this.fns.log_prob, static_argnums=4)(state.params, {}, DIGITS, key, k)
     net = jax.tree.map(np.float64, state.params["net"])
     of_data, of_draws = jax.random.split(key)
     x = np.float64(jax.random.bernoulli(of_data, DIGITS[..., :1] / np.float32(255))).reshape(8, -1)
@@ -156,7 +156,7 @@ def colors():
 
 def test_an_untrained_model_of_colors_costs_about_8_bits(colors):
     this, state = colors
-    told = jax.jit(this.fns["log_prob"], static_argnums=4)(state.params, {}, COLORS, jax.random.key(0), 2)
+    told = jax.jit(this.fns.log_prob, static_argnums=4)(state.params, {}, COLORS, jax.random.key(0), 2)
     assert told["dimensions"] == 768
     bits = likelihood.bits_per_dimension(told["iwae"], 768)
     assert bits.min() > 7
@@ -169,28 +169,28 @@ def test_codes_samples_reconstructions_and_traversals(colors):
     features = jax.jit(this.encode)(state.params, {}, COLORS)
     assert features["layer2"].shape == (8, 4, 4, 16)
     np.testing.assert_array_equal(features["pooled"], features["code"])
-    again = jax.jit(this.fns["reconstruct"])(state.params, {}, COLORS)
-    settled = this.fns["settle"](state.params, {}, jax.random.key(0))
-    sample = jax.jit(this.fns["sample"])
-    np.testing.assert_allclose(sample(settled, {"z": features["code"]}), again, atol=1e-6)
-    np.testing.assert_allclose(jax.jit(this.fns["reconstruct"])(state.params, {}, COLORS / np.float32(255)), again, atol=1e-5)
+    again = jax.jit(this.fns.reconstruct)(state.params, {}, COLORS)
+    prepared = this.sampler.prepare(state.params, {}, jax.random.key(0))
+    sample = jax.jit(this.sampler.sample)
+    np.testing.assert_allclose(sample(prepared, {"z": features["code"]}), again, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(this.fns.reconstruct)(state.params, {}, COLORS / np.float32(255)), again, atol=1e-5)
 
-    walk = jax.jit(this.fns["traverse"])(state.params, {}, COLORS[:2], jnp.array([-2.0, 0.0, 2.0]))
+    walk = jax.jit(this.fns.traverse)(state.params, {}, COLORS[:2], jnp.array([-2.0, 0.0, 2.0]))
     assert walk.shape == (2, 8, 3, 16, 16, 3)
     assert walk.min() >= 0
     assert walk.max() <= 1
     z = np.array(features["code"][1])
     z[5] = 2.0
-    np.testing.assert_allclose(walk[1, 5, 2], sample(settled, {"z": np.tile(z, (8, 1))})[0], atol=1e-5)
+    np.testing.assert_allclose(walk[1, 5, 2], sample(prepared, {"z": np.tile(z, (8, 1))})[0], atol=1e-5)
 
-    drawn = this.fns["latents"](jax.random.key(1), 8)
-    whole, cut = (sample(settled, drawn, truncation) for truncation in (None, 0.3))
+    drawn = this.sampler.latents(jax.random.key(1), 8)
+    whole, cut = (sample(prepared, drawn, truncation) for truncation in (None, 0.3))
     assert np.abs(whole - cut).max() > 1e-4
 
 
 def test_grayscale_data_have_one_channel_and_pictures_three(digits):
     this, state = digits
-    again = jax.jit(this.fns["reconstruct"])(state.params, {}, DIGITS)
+    again = jax.jit(this.fns.reconstruct)(state.params, {}, DIGITS)
     assert again.shape == (8, 28, 28, 3)
     np.testing.assert_array_equal(again[..., 0], again[..., 2])
     assert state.params["net"]["encoder"]["linear1"]["kernel"].shape == (784, 16)
@@ -204,4 +204,4 @@ def test_impossible_models_are_named():
         method.build(load("smoke", 16, bound="vimco"), {})
     with pytest.raises(UserError, match="bound='iwae' has no KL to weigh"):
         method.build(load("smoke", 16, bound="iwae", beta=2.0), {})
-    assert "log_prob" not in method.build(load("beta_vae", 64), {}).fns  # cross-entropy of gray values is no likelihood
+    assert method.build(load("beta_vae", 64), {}).fns.log_prob is None  # cross-entropy of gray values is no likelihood

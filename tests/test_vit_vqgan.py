@@ -56,7 +56,7 @@ def gradient(this, state, images, key=0):
 def smoke():
     config = load()
     this, state, images = begin(config)
-    fns = {name: jax.jit(f) for name, f in this.fns.items()}
+    fns = jax.tree.map(jax.jit, this.fns)
     return config, this._replace(fns=fns, encode=jax.jit(this.encode)), state, images
 
 
@@ -109,27 +109,27 @@ def test_the_loss_is_the_papers_sum(smoke):
 
 def test_tokens_decode_to_the_reconstruction(smoke):
     config, this, state, images = smoke
-    tokens = this.fns["tokens"](state.params, state.mutable, images)
+    tokens = this.fns.tokens(state.params, state.mutable, images)
     assert (tokens.shape, tokens.dtype) == ((4, 2, 2), jnp.int32)
-    again = this.fns["reconstruct"](state.params, state.mutable, images)
-    np.testing.assert_array_equal(this.fns["decode"](state.params, state.mutable, tokens), again)
+    again = this.fns.reconstruct(state.params, state.mutable, images)
+    np.testing.assert_array_equal(this.fns.decode(state.params, state.mutable, tokens), again)
     out, *_ = written_out(config, state, images)
     np.testing.assert_allclose(again, likelihood.logit_laplace_image(out[..., :3]), atol=1e-5)
-    codebook = this.fns["codebook"](state.params, state.mutable)
+    codebook = this.fns.codebook(state.params, state.mutable)
     assert codebook.shape == (64, 8)
     np.testing.assert_allclose(np.linalg.norm(codebook, axis=-1), 1, rtol=1e-5)
     features = this.encode(state.params, state.mutable, images)
     assert (features["pooled"].shape, features["layer1"].shape) == ((4, 32), (4, 2, 2, 32))
     np.testing.assert_allclose(features["pooled"], features["features"].mean((1, 2)), rtol=1e-5)
-    assert this.fns["judge"](state.params, state.mutable, images).shape == (4,)
+    assert this.fns.discriminate(state.params, state.mutable, images).shape == (4,)
 
 
 def test_the_discriminator_judges_images_and_reconstructions(smoke):
     _, this, state, images = smoke
     train = {"discriminator": state.params["discriminator"]}
     loss, (update, logs) = jax.jit(phase(this, "d").loss)(train, state, {"image": images}, jax.random.key(0))
-    real = this.fns["judge"](state.params, state.mutable, images)
-    fake = this.fns["judge"](state.params, state.mutable, this.fns["reconstruct"](state.params, state.mutable, images))
+    real = this.fns.discriminate(state.params, state.mutable, images)
+    fake = this.fns.discriminate(state.params, state.mutable, this.fns.reconstruct(state.params, state.mutable, images))
     expected = np.mean(np.logaddexp(0, -real)) + np.mean(np.logaddexp(0, fake))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(logs["accuracy_real"], np.mean(real > 0))
@@ -171,7 +171,7 @@ def test_without_a_discriminator_there_is_one_phase_and_no_coupling():
     )
     assert (set(params), set(mutable), [p.name for p in this.phases]) == ({"tokenizer"}, {"codebook"}, ["tokenizer"])
     assert not this.couples_batch
-    assert "judge" not in this.fns
+    assert this.fns.discriminate is None
     assert dict(this.notes) == {"tokenizer": "trained with perceptual=none"}
     assert params["tokenizer"]["decoder"]["head"]["kernel"].shape == (512, 4 * 4 * 3)  # no scale without a likelihood
 
@@ -206,7 +206,7 @@ def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_equally_long
     assert not np.array_equal(*(
         m["discriminator"]["batch_stats"]["norm1"]["mean"] for m in (state.mutable, update)
     ))  # fmt: skip
-    assert this.fns["judge"](state.params, state.mutable, images).shape == (4,)
+    assert this.fns.discriminate(state.params, state.mutable, images).shape == (4,)
 
 
 # ------------------------------------------------------------------------------------------------------ perceptual
@@ -214,8 +214,8 @@ def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_equally_long
 
 def decoded(config, this, state, images):
     """The reconstruction as the losses see it: not clipped."""
-    tokens = jax.jit(this.fns["tokens"])(state.params, state.mutable, images)
-    codes = this.fns["codebook"](state.params, state.mutable)[tokens]
+    tokens = jax.jit(this.fns.tokens)(state.params, state.mutable, images)
+    codes = this.fns.codebook(state.params, state.mutable)[tokens]
     decoder = networks.build_decoder(config.model.decoder, 3, "float32")
     return (RUN(decoder, state.params["tokenizer"]["decoder"], {}, codes, train=True)[0] + 1) / 2
 

@@ -10,7 +10,7 @@ import pytest
 from token_stage import CODES, COLORS, FROZEN, STAGE, of_tokens, tokens
 
 from ssl_jax.engine import optim, sharding
-from ssl_jax.engine.method import Stage, State, inference_state
+from ssl_jax.engine.method import ModelFns, Stage, State, inference_state
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.methods import vq_prior as method
@@ -58,21 +58,21 @@ def told(state, classes):
 
 @pytest.fixture(scope="module")
 def sampled(made):
-    """(drawn, settled, pictures)"""
+    """(drawn, prepared, pictures)"""
     this, state = made
-    drawn = this.fns["latents"](jax.random.key(4), 16)
-    settled = this.fns["settle"](state.params, inference_state(state), jax.random.key(0))
-    return drawn, settled, jax.jit(this.fns["sample"])(settled, drawn)
+    drawn = this.sampler.latents(jax.random.key(4), 16)
+    prepared = this.sampler.prepare(state.params, inference_state(state), jax.random.key(0))
+    return drawn, prepared, jax.jit(this.sampler.sample)(prepared, drawn)
 
 
 def test_the_stage_stands_for_the_pictures():
-    assert STAGE.method.fns["tokens"](*FROZEN["tokenizer"].values(), IMAGES).tolist() == GRID.tolist()
+    assert STAGE.method.fns.tokens(*FROZEN["tokenizer"].values(), IMAGES).tolist() == GRID.tolist()
 
 
 def test_at_the_start_a_token_costs_log_k(made):
     this, state = made
     params, _ = jax.jit(this.init)(jax.random.key(0), BATCH, FROZEN)
-    told = jax.jit(this.fns["token_nll"])(params, inference_state(state), IMAGES, LABELS)
+    told = jax.jit(this.fns.token_nll)(params, inference_state(state), IMAGES, LABELS)
     np.testing.assert_allclose(told["nll"], 16 * np.log(CODES), rtol=1e-6)
     np.testing.assert_array_equal(told["tokens"], GRID.reshape(8, 16))
 
@@ -84,7 +84,7 @@ def test_nll_is_that_of_the_loss_and_knows_the_class(made):
         config.views = ((),)
     this, state = method.build(config, {"tokenizer": STAGE}), told(made[1], 3)
     loss, (_, logs) = jax.jit(this.phases[0].loss)(state.params, state, BATCH, jax.random.key(1))
-    nll = jax.jit(this.fns["token_nll"])
+    nll = jax.jit(this.fns.token_nll)
     expected = nll(state.params, inference_state(state), IMAGES, LABELS)["nll"]
     np.testing.assert_allclose(loss, expected.mean() / 16, rtol=1e-5)
     np.testing.assert_allclose(logs["bits_per_token"], loss / np.log(2), rtol=1e-6)
@@ -120,7 +120,7 @@ def test_features_are_of_each_block_and_of_no_other_image(made):
 
 def test_samples_are_pictures_of_the_codebook_and_of_their_own_seed(made, sampled):
     this, _ = made
-    drawn, settled, pictures = sampled
+    drawn, prepared, pictures = sampled
     assert drawn["seed"].shape == (16, 2)
     assert drawn["seed"].dtype == jnp.uint32
     assert drawn["label"].max() < 3
@@ -128,10 +128,10 @@ def test_samples_are_pictures_of_the_codebook_and_of_their_own_seed(made, sample
     distance = np.abs(np.asarray(pictures)[:, ::4, ::4, None] - COLORS).max(-1)
     np.testing.assert_allclose(distance.min(-1), 0, atol=1e-6)
     turned = {k: v[::-1] for k, v in drawn.items()}
-    np.testing.assert_array_equal(jax.jit(this.fns["sample"])(settled, turned), pictures[::-1])
+    np.testing.assert_array_equal(jax.jit(this.sampler.sample)(prepared, turned), pictures[::-1])
     assert len(np.unique(np.asarray(pictures).reshape(16, -1), axis=0)) == 16
     with pytest.raises(UserError, match="no truncation"):
-        this.fns["sample"](settled, drawn, 0.5)
+        this.sampler.sample(prepared, drawn, 0.5)
 
 
 def test_guidance_mixes_the_logits_with_and_without_a_class(made, sampled):
@@ -149,9 +149,9 @@ def test_guidance_mixes_the_logits_with_and_without_a_class(made, sampled):
 
 def test_completions_keep_the_upper_half(made, sampled):
     this, _ = made
-    drawn, settled, _ = sampled
+    drawn, prepared, _ = sampled
     drawn = {k: v[:8] for k, v in drawn.items()}
-    completed = np.asarray(jax.jit(this.fns["complete"])(settled, drawn, IMAGES))
+    completed = np.asarray(jax.jit(this.sampler.complete)(prepared, drawn, IMAGES))
     again = np.asarray(tokens(*FROZEN["tokenizer"].values(), completed))
     np.testing.assert_array_equal(again[:, :2], GRID[:, :2])
     assert (again[:, 2:] != GRID[:, 2:]).any((1, 2)).all()
@@ -161,9 +161,9 @@ def test_without_classes_it_is_a_model_of_one_class(made):
     this = build(conditional=False, label_dropout=0.0, sampling=dict(guidance=1.0))
     assert set(this.inputs) == {"image"}
     state, one = told(made[1], 1), build(classes=1, label_dropout=0.0, sampling=dict(guidance=1.0))
-    ours, theirs = (jax.jit(each.fns["token_nll"])(state.params, inference_state(state), IMAGES, LABELS * 0)["nll"] for each in (this, one))
+    ours, theirs = (jax.jit(each.fns.token_nll)(state.params, inference_state(state), IMAGES, LABELS * 0)["nll"] for each in (this, one))
     np.testing.assert_array_equal(ours, theirs)
-    assert set(this.fns["latents"](jax.random.key(0), 2)) == {"seed"}
+    assert set(this.sampler.latents(jax.random.key(0), 2)) == {"seed"}
 
 
 def test_protocols_name_tokenizer_block_and_sampling(made):
@@ -191,7 +191,7 @@ def test_mistakes_are_one_line(change, told):
 
 
 def test_a_stage_that_makes_no_tokens_is_named():
-    other = Stage(STAGE.config, STAGE.method._replace(fns={"decode": STAGE.method.fns["decode"]}))
+    other = Stage(STAGE.config, STAGE.method._replace(fns=ModelFns(decode=STAGE.method.fns.decode)))
     with pytest.raises(UserError, match=r"stages\.tokenizer: its method gives no codebook"):
         method.build(load(), {"tokenizer": other})
 

@@ -27,7 +27,7 @@ def begin(config, batch=8):
     this = method.build(config, {})
     images = np.random.default_rng(0).integers(0, 256, (batch, *config.data.image_shape), np.uint8)
     params, mutable = jax.jit(this.init)(jax.random.key(0), {"image": images}, {})
-    fns = {name: jax.jit(f) for name, f in this.fns.items()}
+    fns = jax.tree.map(jax.jit, this.fns)
     return this._replace(encode=jax.jit(this.encode), fns=fns), State(jnp.zeros((), jnp.int32), params, {}, mutable, {}), images
 
 
@@ -44,7 +44,7 @@ def test_sizes_of_the_networks_of_sonnets_example():
     assert (count(params["net"]["encoder"]), count(params["net"]["decoder"])) == (encoder, decoder) == (372_416, 290_307)
     assert params["net"]["quantizer"] == {}
     assert mutable["codebook"]["codebook"].shape == (512, 64)
-    tokens = jax.eval_shape(this.fns["tokens"], params, mutable, batch["image"])
+    tokens = jax.eval_shape(this.fns.tokens, params, mutable, batch["image"])
     assert (tokens.shape, tokens.dtype) == ((2, 8, 8), jnp.int32)
 
 
@@ -97,17 +97,17 @@ def test_the_loss_is_the_papers(learned):
 
 def test_tokens_decode_to_the_reconstruction(learned):
     _, this, state, images, _ = learned
-    tokens = this.fns["tokens"](state.params, state.mutable, images)
+    tokens = this.fns.tokens(state.params, state.mutable, images)
     assert (tokens.shape, tokens.dtype) == ((8, 4, 4), jnp.int32)
-    decoded = this.fns["decode"](state.params, state.mutable, tokens)
-    again = this.fns["reconstruct"](state.params, state.mutable, images)
+    decoded = this.fns.decode(state.params, state.mutable, tokens)
+    again = this.fns.reconstruct(state.params, state.mutable, images)
     np.testing.assert_array_equal(decoded, again)
     assert (again.shape, again.dtype) == (images.shape, jnp.float32)
     assert again.min() >= 0
     assert again.max() <= 1
-    codebook = this.fns["codebook"](state.params, state.mutable)
+    codebook = this.fns.codebook(state.params, state.mutable)
     np.testing.assert_allclose(np.linalg.norm(codebook, axis=-1), 1, rtol=1e-5)
-    as_float = this.fns["tokens"](state.params, state.mutable, (images / 255).astype(np.float32))
+    as_float = this.fns.tokens(state.params, state.mutable, (images / 255).astype(np.float32))
     np.testing.assert_array_equal(as_float, tokens)
     features = this.encode(state.params, state.mutable, images)
     np.testing.assert_allclose(features["pooled"], features["features"].mean((1, 2)), rtol=1e-5)
@@ -129,7 +129,7 @@ def test_moving_averages_are_state_and_grayscale_is_one_channel():
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, before)
     np.testing.assert_allclose(after["count"].sum(), 0.99 * 16 + 0.01 * 16 * 16, rtol=1e-5)
     z = this.encode(state.params, state.mutable, images)["out"]
-    tokens = this.fns["tokens"](state.params, state.mutable, images)
+    tokens = this.fns.tokens(state.params, state.mutable, images)
     one = np.bincount(np.ravel(tokens), minlength=16)
     used = one > 0
     mean = np.stack([np.asarray(z)[np.asarray(tokens) == k].mean(0) for k in np.flatnonzero(used)])
@@ -137,7 +137,7 @@ def test_moving_averages_are_state_and_grayscale_is_one_channel():
     expected = (0.99 * before["codebook"][used] + n * mean) / (0.99 + n)
     np.testing.assert_allclose(after["codebook"][used], expected, rtol=1e-3, atol=1e-4)
     assert logs["usage_of_batch"] == used.mean()
-    again = this.fns["reconstruct"](state.params, state.mutable, images)
+    again = this.fns.reconstruct(state.params, state.mutable, images)
     np.testing.assert_array_equal(again[..., 0], again[..., 2])
     step, other = state._replace(step=jnp.int32(9)), loss(state.params, state, {"image": images}, key)[0]
     np.testing.assert_array_equal(loss(state.params, step, {"image": images}, key)[0], other)

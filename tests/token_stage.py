@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.augment.pixels import to_input
-from ssl_jax.engine.method import Method, Spec, Stage
+from ssl_jax.engine.method import Method, ModelFns, Spec, Stage
 
 PATCH, CODES = 4, 12
 COLORS = np.random.default_rng(0).uniform(size=(CODES, 3)).astype(np.float32)
@@ -35,7 +35,7 @@ STAGE = Stage(
         init=lambda key, batch, frozen: ({"net": {"codes": jnp.asarray(COLORS)}}, {}),
         phases=(),
         encode=lambda params, mutable, images: {},
-        fns={"tokens": tokens, "decode": decode, "codebook": codebook},
+        fns=ModelFns(tokens=tokens, decode=decode, codebook=codebook),
         notes={"tokenizer": "colors of squares"},
     ),
 )

@@ -35,7 +35,7 @@ from ssl_jax.evals.lib.features import extract
 from ssl_jax.experiment.build import any_context, build_experiment, open_eval, start_jax
 from ssl_jax.experiment.extractors import open_extractor
 from ssl_jax.experiment.neighbors import fetch_images
-from ssl_jax.experiment.sampler import Sampler, open_labels, open_sampler
+from ssl_jax.experiment.sampler import OpenSampler, open_labels, open_sampler
 from ssl_jax.experiment.workdir import read_config
 
 STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0.2)}  # of truncation, per row
@@ -67,7 +67,7 @@ def main(args, overrides) -> int:
     rejection.check_labels(args.acceptance, "--acceptance", open_labels(this))
     extractor = open_extractor(args.extractor, "legacy", mesh=this.run.mesh)
     state = restore(args.workdir, this, args.step)
-    sampler = None if "sample" not in this.fns and "reconstruct" in this.fns else open_sampler(this, state)
+    sampler = None if this.sampler is None and this.fns.reconstruct else open_sampler(this, state)
     folder = args.output or args.workdir / "samples"
 
     def prefer(labels):
@@ -97,7 +97,7 @@ def main(args, overrides) -> int:
 
 
 def grid(
-    sampler: Sampler, classes: int | None, count: int, seed: int, truncation: float | None, prefer: Callable | None = None
+    sampler: OpenSampler, classes: int | None, count: int, seed: int, truncation: float | None, prefer: Callable | None = None
 ) -> np.ndarray:
     """[count, h, w, 3]; of a conditional generator [classes, columns, h, w, 3], classes in order and at least `count` pictures; where
     there are more classes than that, [count, h, w, 3] with a picture for every so many of them.
@@ -116,16 +116,16 @@ def grid(
     return pictures.reshape(classes, columns, *pictures.shape[1:]) if count >= classes else pictures
 
 
-def truncations(sampler: Sampler, config, seed: int) -> np.ndarray | None:
+def truncations(sampler: OpenSampler, config, seed: int) -> np.ndarray | None:
     """[strengths, COLUMNS, h, w, 3]; None where latents cannot be truncated."""
-    kind = "psi" if "mix" in sampler.fns else kind_of_latents(config)
+    kind = "psi" if sampler.unbound.mix else kind_of_latents(config)
     if kind not in STRENGTHS:
         return None
     latents = sampler.latents(COLUMNS, seed)
     return np.stack([sampler.sample(latents, strength) for strength in STRENGTHS[kind]])
 
 
-def interpolations(sampler: Sampler, config, seed: int, truncation: float | None) -> np.ndarray | None:
+def interpolations(sampler: OpenSampler, config, seed: int, truncation: float | None) -> np.ndarray | None:
     """[ROWS, COLUMNS, h, w, 3]: from one latent of a row to another, the class of the first; None without latents z."""
     ends = sampler.latents(2 * ROWS, seed)
     if "z" not in ends:
@@ -157,15 +157,15 @@ def spherical(a, b, t):
     return (jnp.sin((1 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)
 
 
-def mixing(sampler: Sampler, seed: int, truncation: float | None) -> np.ndarray | None:
+def mixing(sampler: OpenSampler, seed: int, truncation: float | None) -> np.ndarray | None:
     """[1 + ROWS, 1 + ROWS, h, w, 3]: Karras et al. 2019, figure 3; the first row and column are the unmixed pictures."""
-    if "mix" not in sampler.fns:
+    if sampler.unbound.mix is None:
         return None
     latents = sampler.latents(2 * ROWS, seed)
     first, second = ({name: x[part] for name, x in latents.items()} for part in (slice(ROWS), slice(ROWS, None)))
     repeated = {name: jnp.repeat(x, ROWS, axis=0) for name, x in first.items()}, {name: jnp.tile(x, (ROWS,) + (1,) * (x.ndim - 1))
                 for name, x in second.items()}  # fmt: skip
-    mixed = np.asarray(sampler.fns["mix"](sampler.generator(), *repeated, 2, truncation))
+    mixed = np.asarray(sampler.unbound.mix(sampler.prepared(), *repeated, 2, truncation))
     table = np.ones((1 + ROWS, 1 + ROWS, *mixed.shape[1:]), np.float32)
     table[1:, 0], table[0, 1:] = sampler.sample(first, truncation), sampler.sample(second, truncation)
     table[1:, 1:] = mixed.reshape(ROWS, ROWS, *mixed.shape[1:])
@@ -174,29 +174,29 @@ def mixing(sampler: Sampler, seed: int, truncation: float | None) -> np.ndarray 
 
 def reconstructions(this, state) -> np.ndarray | None:
     """[6, COLUMNS, h, w, 3]: rows of test images, each above what the codes give; None without an encoder."""
-    if "reconstruct" not in this.fns:
+    if this.fns.reconstruct is None:
         return None
     images = next(iter(open_eval(this.config, "test")))["image"]
     columns = min(COLUMNS, len(images) // 3)
     if not columns:
         raise UserError(f"config.eval_batch_size={len(images)} is too small for three rows of reconstructions")
     images = images[: 3 * columns]
-    again = np.asarray(this.fns["reconstruct"](state.params, inference_state(state), images))
+    again = np.asarray(this.fns.reconstruct(state.params, inference_state(state), images))
     pairs = np.stack([images.reshape(3, columns, *images.shape[1:]) / 255, again.reshape(3, columns, *again.shape[1:])], 1)
     return pairs.reshape(6, columns, *images.shape[1:])
 
 
 def traversals(this, state) -> np.ndarray | None:
     """[latents, COLUMNS, h, w, 3] of the first test image; None for a method without."""
-    if "traverse" not in this.fns:
+    if this.fns.traverse is None:
         return None
     image = next(iter(open_eval(this.config, "test")))["image"][:1]
-    return np.asarray(this.fns["traverse"](state.params, inference_state(state), image, np.linspace(-3, 3, COLUMNS, dtype=np.float32)))[0]
+    return np.asarray(this.fns.traverse(state.params, inference_state(state), image, np.linspace(-3, 3, COLUMNS, dtype=np.float32)))[0]
 
 
-def completions(this, sampler: Sampler, seed: int) -> np.ndarray | None:
+def completions(this, sampler: OpenSampler, seed: int) -> np.ndarray | None:
     """[COLUMNS, ROWS, h, w, 3]: a test image, the upper half of it, and ways to go on; None for a method without."""
-    if "complete" not in sampler.fns:
+    if sampler.unbound.complete is None:
         return None
     batch = next(iter(open_eval(this.config, "test")))
     images = batch["image"][:COLUMNS]
@@ -206,11 +206,11 @@ def completions(this, sampler: Sampler, seed: int) -> np.ndarray | None:
         latents = dict(sampler.latents(len(images), seed + i))
         if "label" in latents:
             latents["label"] = jnp.asarray(batch["label"][:COLUMNS])
-        rows.append(np.asarray(sampler.fns["complete"](sampler.generator(), latents, images)))
+        rows.append(np.asarray(sampler.unbound.complete(sampler.prepared(), latents, images)))
     return np.stack(rows, 1)
 
 
-def nearest(this, sampler: Sampler, extractor, seed: int, truncation: float | None) -> np.ndarray:
+def nearest(this, sampler: OpenSampler, extractor, seed: int, truncation: float | None) -> np.ndarray:
     """[ROWS, COLUMNS, h, w, 3]: has the generator learned pictures by heart? Cosine similarity of features."""
     samples = np.round(sampler.pictures(ROWS, seed, truncation) * 255).astype(np.uint8)
     batches = open_eval(this.config, "train", this.run.mesh)

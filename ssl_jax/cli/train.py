@@ -137,7 +137,7 @@ def train(this: Experiment, workdir: Path, trace: Trace, watchdog: Watchdog) -> 
     evaluations = Evaluations(workdir, config.evals, start)
     if start == 0:
         save_views(this, workdir)
-        if "sample" in this.fns:
+        if this.sampler:
             save_samples(this, state, 0, workdir)
         for name in config.baselines:
             with watchdog.paused():
@@ -155,7 +155,7 @@ def train(this: Experiment, workdir: Path, trace: Trace, watchdog: Watchdog) -> 
         if best and best not in scores:
             told = ", ".join(scores)
             log.warning("config.best_metric: %r is not measured, so that no checkpoint is the best one; there are %s", best, told)
-        if "sample" in this.fns:
+        if this.sampler:
             save_samples(this, state, step, workdir)
             norms = to_host(spectral_norms(state.params), run.mesh)
             return {**scores, **{name: float(x) for name, x in norms.items()}}

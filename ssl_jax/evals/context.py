@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.engine.method import ModelFns
 from ssl_jax.engine.sharding import put_global
 from ssl_jax.errors import UserError
 from ssl_jax.evals.lib.features import Features, extract, pixel_encode
@@ -37,25 +38,21 @@ class Extractor(NamedTuple):
     resize: str = "none"  # how `encode` brings images to the size of the network
 
 
-class ModelFns(NamedTuple):
-    """What evaluations of a model are given beside its features; None where its method does not offer it.
+class EvaluatedModel(NamedTuple):
+    """What evaluations of a model are given beside its features; None where its method does not offer it."""
 
-    Images are uint8 [B, H, W, 3] or float32 in [0, 1]; pictures float32 [B, h, w, 3] in [0, 1].
-    """
-
-    samples: Callable | None  # (count, seed, truncation[, labels]) -> uint8 batches [B, H, W, 3]; labels [count] instead of those drawn
-    judge: Callable | None  # uint8 [B, H, W, 3] -> logits [B]: how real an image is
     extractor: Callable[[str, str], Extractor]  # (specification, resize) -> the network
     known: dict  # features of real images: they do not change within a run
-    reconstruct: Callable | None = None  # images -> pictures: what the code of an image gives
-    log_prob: Callable | None = None  # (images, key, k) -> {'elbo': [B], 'iwae': [B]} in nats, ['dimensions': scalar]
-    tokens: Callable | None = None  # images -> int32 [B, h, w] below `codes`
+    fns: ModelFns = ModelFns()  # of the method, without their first two arguments: fns.reconstruct(images)
     codes: int | None = None  # size of the codebook
-    decode: Callable | None = None  # tokens -> pictures
-    token_nll: Callable | None = None  # (images, labels [B]) -> {'nll': [B] nats summed over tokens, 'tokens': int32 [B, T]}
-    traverse: Callable | None = None  # (images [N, ...], values [V]) -> pictures [N, Z, V, h, w, 3]
+    samples: Callable | None = None
+    # (count, seed, truncation[, labels]) -> uint8 batches [B, H, W, 3]; labels [count] instead of those drawn
     sampled_labels: Callable | None = None  # (count, seed) -> int32 [count]: the classes that `samples` were made for
     between: Callable | None = None  # (space, seed, place [N]) -> float32 batches [B, H, W, 3] of about [0, 1], on the ways of latents
+
+    def offered(self, name: str) -> Any:
+        """The function or number of that name, here or in `fns`; None where the method does not offer it."""
+        return getattr(self.fns if name in ModelFns._fields else self, name)
 
 
 class Context:
@@ -82,7 +79,7 @@ class Context:
         encode_views: Callable | None = None,
         limits: Mapping[str, int] | None = None,
         layers: tuple[str, ...] | None = None,
-        pictures: ModelFns | None = None,
+        pictures: EvaluatedModel | None = None,
         notes: Mapping[str, str] | None = None,
     ):
         self.mesh, self.layers, self.pictures, self.notes = mesh, layers, pictures, dict(notes or {})

@@ -58,14 +58,14 @@ def check(evals: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def check_needs(evals: Mapping[str, Mapping[str, Any]], context: Context) -> None:
-    """UserError for an evaluation of a model (its module names in NEEDS a field of `Pictures`, or None where features are enough) that
-    the method offers nothing for, or that needs a file which is not there; before anything is trained.
+    """UserError for an evaluation of a model (its module names in NEEDS a field of `Pictures` or of its `fns`, or None where features
+    are enough) that the method offers nothing for, or that needs a file which is not there; before anything is trained.
     """
     for label, entry in evals.items():
         module = _evaluator(label, entry)
         if not hasattr(module, "NEEDS") or context.pictures is None:
             continue
-        if module.NEEDS is not None and getattr(context.pictures, module.NEEDS) is None:
+        if module.NEEDS is not None and context.pictures.offered(module.NEEDS) is None:
             kind = entry["kind"]
             raise UserError(f"evals.{label}: kind={kind!r} needs a method that gives {module.NEEDS}, and this does not; leave it out")
         if hasattr(module, "prepare"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import inspect
 import json
 import logging
 import os
@@ -24,11 +25,11 @@ from ssl_jax.data.reader import DEFAULT
 from ssl_jax.data.vocabulary import Vocabulary, build_vocabulary, from_json, to_json
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.engine.checkpoint import write_json
-from ssl_jax.engine.method import Method, State, inference_state
+from ssl_jax.engine.method import Method, ModelFns, Sampler, State, inference_state
 from ssl_jax.engine.xla_options import xla_options
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.evals.context import Context, ModelFns, pixel_context
+from ssl_jax.evals.context import Context, EvaluatedModel, pixel_context
 from ssl_jax.experiment import distributed
 from ssl_jax.experiment.config import resolve
 from ssl_jax.experiment.extractors import open_extractor
@@ -36,7 +37,6 @@ from ssl_jax.experiment.stages import open_stages
 from ssl_jax.methods import build_method
 
 log = logging.getLogger(__name__)
-STATIC = {"latents": 1, "log_prob": 4}  # arguments of a method's functions that are counts
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -51,7 +51,8 @@ class Experiment(NamedTuple):
     durations: Mapping[str, int]  # steps: 'total', 'evaluate', 'checkpoint'
     encode: Callable  # jitted method.encode
     encode_views: Callable | None  # jitted, for alignment
-    fns: Mapping[str, Callable]  # method.fns, jitted
+    fns: ModelFns  # method.fns, jitted
+    sampler: Sampler | None  # method.sampler, jitted
     known: dict  # what evaluations found out about the real images, which do not change within the run
     vocabulary: Mapping[str, Vocabulary]  # of the texts that become token ids
 
@@ -150,7 +151,7 @@ def build_experiment(config, devices=None, workdir: Path | None = None) -> Exper
     )
     run, schedules, _ = make_run(config, method, mesh, durations["total"], frozen)
 
-    def jitted(function, static_argnums=None):
+    def jitted(function):
         """Compiled for the mesh, as the step is: without one every device computes the whole batch of sharded parameters."""
 
         @functools.wraps(function)
@@ -158,11 +159,12 @@ def build_experiment(config, devices=None, workdir: Path | None = None) -> Exper
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return function(*args)
 
-        return jax.jit(in_mesh, static_argnums=static_argnums)
+        counts = [name for name in inspect.signature(function).parameters if name == "count"]
+        return jax.jit(in_mesh, static_argnames=counts)
 
-    encode_views = jitted(_encode_views(method)) if "views" in method.fns else None
-    fns = {name: jitted(f, STATIC.get(name)) for name, f in method.fns.items()}
-    return Experiment(config, method, batches, run, schedules, durations, jitted(method.encode), encode_views, fns, {}, vocabulary)
+    encode_views = jitted(_encode_views(method)) if method.views else None
+    fns, sampler = jax.tree.map(jitted, (method.fns, method.sampler))
+    return Experiment(config, method, batches, run, schedules, durations, jitted(method.encode), encode_views, fns, sampler, {}, vocabulary)
 
 
 def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary]:
@@ -230,22 +232,19 @@ def any_context(this: Experiment, state: State) -> Context:
     from ssl_jax.experiment.sampler import open_between, open_labels, open_samples  # which are about an Assembly
 
     config, bind = this.config, lambda function: functools.partial(function, state.params, inference_state(state))
-    offered = {name: bind(function) for name, function in this.fns.items()}
-    codes = jax.eval_shape(offered["codebook"]).shape[0] if "codebook" in offered else None
+    fns = jax.tree.map(bind, this.fns)
     return Context(
         bind(this.encode),
         eval_opener(this),
         split_names(config),
         this.run.mesh,
         bind(this.encode_views) if this.encode_views else None,
-        pictures=ModelFns(
-            open_samples(this, state),
-            offered.get("judge"),
+        pictures=EvaluatedModel(
             functools.partial(open_extractor, mesh=this.run.mesh),
             this.known,
-            offered.get("reconstruct"),
-            **{name: offered.get(name) for name in ("log_prob", "tokens", "decode", "token_nll", "traverse")},
-            codes=codes,
+            fns,
+            codes=jax.eval_shape(fns.codebook).shape[0] if fns.codebook else None,
+            samples=open_samples(this, state),
             sampled_labels=open_labels(this),
             between=open_between(this, state),
         ),
@@ -257,7 +256,7 @@ def _encode_views(method: Method):
     """(params, mutable, images uint8 [B, H, W, 3], key) -> pooled features of the views, [B, V, D]."""
 
     def encode_views(params, mutable, images, key):
-        views = method.fns["views"](images, key)
+        views = method.views(images, key)
         pooled = []
         for group in views.values() if isinstance(views, Mapping) else (views,):  # one size each
             features = method.encode(params, mutable, group.reshape(-1, *group.shape[2:]))["pooled"]

@@ -33,7 +33,7 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
     """The config of `FILE.py[:variant]` with `--config.a.b=value` overrides applied, locked.
 
     Raises:
-        UserError: no such file or variant, an unknown key, a value of the wrong type.
+        UserError: no such file or variant, no `get_config`, an unknown key, a value of the wrong type.
     """
     path, _, variant = path_and_variant.partition(":")
     if not Path(path).is_file():
@@ -44,9 +44,9 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
     sys.path.insert(0, str(Path(path).resolve().parent.parent))  # configs import configs.common
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(variant)
-    except (SyntaxError, AttributeError, ImportError, TypeError) as error:
-        raise UserError(f"--config={path_and_variant}: {type(error).__name__}: {error}") from error
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config={path} defines no function get_config; give a file like those in configs/")
+        config = module.get_config(variant)  # what the file's own code raises keeps its traceback
     finally:
         sys.path.pop(0)
     config.lock()

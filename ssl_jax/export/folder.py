@@ -44,7 +44,7 @@ def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> 
         error = difference(jax.device_get(features), source.expected)
         assert error <= TOLERANCES[source.config.dtype], f"the {form} form differs from the method by {error:.1e}"
         if "tokens" in functions:
-            tokens = jax.jit(source.method.fns["tokens"])(source.params, source.mutable, source.probe)
+            tokens = jax.jit(source.method.fns.tokens)(source.params, source.mutable, source.probe)
             others = float(np.mean(np.asarray(functions["tokens"](source.probe)) != np.asarray(tokens)))
             assert others <= 0.01, f"{others:.0%} of the tokens of the {form} form are others"  # near ties may go either way
         card = {**make_card(form, source, features, about), "largest_difference": error, **fields}

@@ -40,13 +40,9 @@ class NoTorchLayout(UserError):
 
 def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
     """The encoder under torchvision's or timm's names. Raises NoTorchLayout where those compute something else."""
-    spec = source.config.model.get("encoder", {})
-    if "name" not in spec:
-        raise NoTorchLayout(
-            f"method {source.config.method!r} has no config.model.encoder; export as orbax or stablehlo"
-        )
     try:
         params, stats = find_encoder(source)
+        spec = source.config.model.encoder
         weights = to_torch(spec, *jax.device_get((params, stats)), image_size=source.image_shape[0])
     except UserError as error:
         raise NoTorchLayout(str(error)) from error
@@ -56,8 +52,8 @@ def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
 
 def functions_of(method) -> dict[str, Callable]:
     """Those of EXPORTED that `method` has: (params, mutable, images or tokens) -> what they give."""
-    offered = {"encode": method.encode, **method.fns}
-    return {name: offered[name] for name in EXPORTED if name in offered}
+    offered = {"encode": method.encode, **method.fns._asdict()}
+    return {name: offered[name] for name in EXPORTED if offered[name]}
 
 
 def read_safetensors(folder: Path, card: Mapping) -> Functions:
@@ -94,7 +90,7 @@ def write_stablehlo(folder: Path, source: Source) -> dict[str, Any]:
     for name, function in functions_of(source.method).items():
         example = images
         if name == "decode":
-            example = jax.eval_shape(source.method.fns["tokens"], source.params, source.mutable, images)
+            example = jax.eval_shape(source.method.fns.tokens, source.params, source.mutable, images)
         programs[name], weights = _program(function, {"params": source.params, "mutable": source.mutable}, example)
         used |= weights.keys()
         (folder / PROGRAM.format(name)).write_bytes(programs[name].serialize())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.data.geometry import output_shape
-from ssl_jax.engine.method import Method
+from ssl_jax.engine.method import Method, encoder_statistics, encoder_weights
 from ssl_jax.errors import UserError
 from ssl_jax.methods import build_method
 from ssl_jax.models.backbones.encoders import build_encoder
@@ -95,39 +94,33 @@ def _encoder_features(recipe: str, params: Tree, batch_stats: Tree, images: jax.
 
 
 def find_encoder(source: Source) -> tuple[Tree, Tree]:
-    """(params, batch_stats) of `config.model.encoder` that give what the method's `encode` gives, wherever they live.
+    """(params, batch_stats) of `config.model.encoder`, from where the method declares them: `Method.encoder` and `encoder_stats`.
 
-    A method may encode with its trained network or with a moving average of it, under names of its own. Every pair of
-    trees that fits the encoder is tried on the probe images, and the best has to reproduce all features that it shares.
+    They are checked on the probe images: the encoder has to give all features that it shares with the method's `encode`.
 
     Raises:
-        UserError: none does, because `encode` is more than an encoder on normalized pixels.
+        UserError: the method declares no encoder, or PyTorch has none like it, or `encode` is more than an encoder on normalized
+            pixels.
     """
-    config = source.config
-    encoder, run = build_encoder(config.model.encoder, config.dtype), encoder_function(config)
-    images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
+    method, config = source.method, source.config
+    if method.encoder is None:
+        raise UserError(f"method {config.method!r} has no encoder by itself; export with --format=orbax or --format=stablehlo")
+    encoder, images = build_encoder(config.model.encoder, config.dtype), jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     wanted = jax.eval_shape(lambda key, x: init_variables(encoder, key, x), jax.random.key(0), images)
-    places = {"params": source.params, "mutable": source.mutable}
-    found = [list(_fitting(places, tree)) if jax.tree.leaves(tree) else [tree] for tree in wanted]
-
-    tried = []
-    for pair in itertools.product(*found):
-        features = run(*pair, source.probe)
-        if "pooled" in source.expected and source.expected["pooled"].shape == features["pooled"].shape:
-            tried.append((difference(features, source.expected), pair))
-    error, best = min(tried, key=lambda entry: entry[0], default=(np.inf, None))
-    if error > TOLERANCES[config.dtype]:
-        raise UserError(
-            f"the features of method {config.method!r} are not those of config.model.encoder alone, so PyTorch's "
-            f"{config.model.encoder.name} cannot give them; export with --format=orbax or --format=stablehlo"
-        )
-    return best
+    params = encoder_weights(method, source.params, source.mutable)
+    stats = encoder_statistics(method, source.mutable) if wanted[1] else {}
+    if jax.tree.structure((params, stats)) == jax.tree.structure(wanted):
+        features = encoder_function(config)(params, stats, source.probe)
+        if _same(features, source.expected, TOLERANCES[config.dtype]):
+            return params, stats
+    raise UserError(
+        f"the features of method {config.method!r} are not those of config.model.encoder alone, so PyTorch's "
+        f"{config.model.encoder.name} cannot give them; export with --format=orbax or --format=stablehlo"
+    )
 
 
-def _fitting(tree: Tree, wanted: Tree) -> Iterator[Tree]:
-    """The subtrees with the structure of `wanted`."""
-    if jax.tree.structure(tree) == jax.tree.structure(wanted):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for child in tree.values():
-            yield from _fitting(child, wanted)
+def _same(features: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> bool:
+    """Whether both have 'pooled' features of one shape, and all that they share agree."""
+    if "pooled" not in expected or features["pooled"].shape != expected["pooled"].shape:
+        return False
+    return difference(features, expected) <= tolerance

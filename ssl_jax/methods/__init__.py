@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-import traceback
+
+import ml_collections
 
 from ssl_jax.engine.method import Method, Stage
 from ssl_jax.errors import UserError
@@ -16,7 +17,7 @@ def build_method(config) -> Method:
     config of each.
 
     Raises:
-        UserError: no such method, or a field of `config` that it needs or does not have.
+        UserError: no such method, or a field that it reads and `config` does not have. Mistakes of its code keep their traceback.
     """
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     if config.method not in names:
@@ -26,13 +27,19 @@ def build_method(config) -> Method:
     stages = {name: Stage(stage.config, build_method(stage.config)) for name, stage in config.get("stages", {}).items()}
     try:
         return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, stages)
-    except (AttributeError, TypeError) as error:
-        if _of_a_field(error):
-            raise UserError(f"config of {config.method!r}: {error}") from error
-        raise
+    except AttributeError as error:
+        if not isinstance(error.obj, ml_collections.ConfigDict):  # a mistake of the code
+            raise
+        fields = list(error.obj)
+        near = difflib.get_close_matches(str(error.name), fields, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}"
+        where = _path(config, error.obj) or "a part of the config"
+        raise UserError(f"{where} has no {error.name!r}, which method {config.method!r} needs; {hint}") from error
 
 
-def _of_a_field(error: Exception) -> bool:
-    """Whether the config lacks a field that the method needs, or has one that its modules do not take."""
-    where = traceback.extract_tb(error.__traceback__)[-1].filename
-    return "ml_collections" in where if isinstance(error, AttributeError) else " argument" in str(error)
+def _path(config: ml_collections.ConfigDict, part: ml_collections.ConfigDict, name: str = "config") -> str | None:
+    """'config.model.latent': where `part` is in `config`; None where it is not."""
+    if config is part:
+        return name
+    children = ((key, child) for key, child in config.items() if isinstance(child, ml_collections.ConfigDict))
+    return next((found for key, child in children if (found := _path(child, part, f"{name}.{key}"))), None)

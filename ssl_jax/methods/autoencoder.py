@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.autoencoders import ACTIVATIONS, build_decoder, build_encoder, to_channels, to_color
 from ssl_jax.models.common import create, run
@@ -99,5 +99,7 @@ def build(config, stages) -> Method:
         init=init,
         phases=(Phase("ae", ("net",), loss),),
         encode=encode,
-        fns={"views": views, "reconstruct": reconstruct},
+        views=views,
+        fns=ModelFns(reconstruct=reconstruct),
+        encoder=("net", "encoder"),
     )

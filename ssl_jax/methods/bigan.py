@@ -14,12 +14,11 @@ import jax.numpy as jnp
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Sampler, Spec
 from ssl_jax.models.common import create, run
 from ssl_jax.models.gan.bigan import build_nets
-from ssl_jax.models.gan.standing_stats import standing_stats
+from ssl_jax.models.gan_sampler import draw_z, generator_sampler
 from ssl_jax.objectives import adversarial
-from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
 
 def build(config, stages) -> Method:
@@ -35,8 +34,7 @@ def build(config, stages) -> Method:
     generator, encoder, discriminator = build_nets(model, config.dtype)
     views = make_views(config.views)
 
-    def latents(key, count):
-        return {"z": sample_latents(latent.kind, key, (count, latent.size))}
+    latents = draw_z(latent.kind, latent.size)
 
     def pictures(images):
         x = to_input(images, 0.0, 1.0)
@@ -52,7 +50,7 @@ def build(config, stages) -> Method:
     def code(params, state, x, train):
         return run(encoder, params, state, to_net(x), train=train)
 
-    def judge(params, state, x, z, train):
+    def discriminate(params, state, x, z, train):
         return run(discriminator, params, state, to_net(x), z, train=train)
 
     def init(key, batch, frozen):
@@ -73,8 +71,8 @@ def build(config, stages) -> Method:
         fake, moved["generator"] = run(generator, train["generator"], moved["generator"], z, train=True)
         codes, moved["encoder"] = code(train["encoder"], moved["encoder"], x, train=True)
         real, z_real = shrink(x), codes["latent"]
-        on_real, moved["discriminator"] = judge(train["discriminator"], moved["discriminator"], real, z_real, train=True)
-        on_fake, moved["discriminator"] = judge(train["discriminator"], moved["discriminator"], fake, z, train=True)
+        on_real, moved["discriminator"] = discriminate(train["discriminator"], moved["discriminator"], real, z_real, train=True)
+        on_fake, moved["discriminator"] = discriminate(train["discriminator"], moved["discriminator"], fake, z, train=True)
 
         logs = adversarial.health(on_real, on_fake)
         logs["diversity"] = adversarial.diversity(real, fake)
@@ -91,31 +89,22 @@ def build(config, stages) -> Method:
         z = encode(params, mutable, images)["latent"]
         return to_color(run(generator, params["generator"], mutable["generator"], z, train=False)[0])
 
-    def judge_images(params, mutable, images):
+    def logits_of(params, mutable, images):
         z = encode(params, mutable, images)["latent"]
-        return judge(params["discriminator"], mutable["discriminator"], shrink(pictures(images)), z, train=False)[0]
-
-    def settle(params, mutable, key, truncation=None):
-        def batch(key):
-            return (truncate_latents(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
-
-        state = standing_stats(generator, params["generator"], mutable["generator"], batch, key)
-        return {"params": params["generator"], "state": state}
-
-    def sample(settled, drawn, truncation=None):
-        z = truncate_latents(latent.kind, drawn["z"], truncation)
-        return to_color(run(generator, settled["params"], settled["state"], z, train=False)[0])
+        return discriminate(params["discriminator"], mutable["discriminator"], shrink(pictures(images)), z, train=False)[0]
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(Phase("game", (("discriminator",), ("generator", "encoder")), game),),
         encode=encode,
-        fns={
-            "views": views, "latents": latents, "settle": settle, "sample": sample, "reconstruct": reconstruct, "judge": judge_images,
-        },
+        views=views,
+        fns=ModelFns(reconstruct=reconstruct, discriminate=logits_of),
+        sampler=Sampler(*generator_sampler(generator, latents, latent.kind, config.eval_batch_size, ema=False, to_image=to_color)),
+        encoder=("encoder",),
+        encoder_stats=("encoder", "batch_stats"),
         couples_batch=True,
-    )  # fmt: skip
+    )
 
 
 def to_color(x: jax.Array) -> jax.Array:

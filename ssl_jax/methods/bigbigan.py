@@ -15,22 +15,21 @@ import jax.numpy as jnp
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Sampler, Spec
 from ssl_jax.engine.step import split
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.gan.bigbigan import build_bigbigan_encoder, build_discriminator
 from ssl_jax.models.gan.networks import build_network
-from ssl_jax.models.gan.standing_stats import standing_stats, update_ema
+from ssl_jax.models.gan_sampler import draw_z, ema_of_generator, generator_sampler, to_unit
 from ssl_jax.objectives import adversarial
-from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
 
 def build(config, stages) -> Method:
     """`config.model`:
 
-    size: of the images that are generated and judged. The encoder sees the views, which may be larger by a whole factor; the
-      discriminator gets the means of their blocks.
+    size: of the images that the generator makes and the discriminator sees. The encoder sees the views, which may be larger by a
+      whole factor; the discriminator gets the means of their blocks.
     generator: network (see `build_player`). discriminator, encoder: see `models.gan.bigbigan`.
     latent: kind and size.
     discriminator_steps: n_d; each takes 1 / n_d of the batch, and so does the step of encoder and generator.
@@ -46,8 +45,7 @@ def build(config, stages) -> Method:
     encoder = build_bigbigan_encoder(model.encoder, latent.size, config.dtype)
     discriminator = build_discriminator(model.discriminator, model.size, config.dtype)
 
-    def latents(key, count):
-        return {"z": sample_latents(latent.kind, key, (count, latent.size))}
+    latents = draw_z(latent.kind, latent.size)
 
     def shrink(images):
         """[B, seen, seen, 3] in [0, 1] -> [B, size, size, 3] in [-1, 1]."""
@@ -66,8 +64,8 @@ def build(config, stages) -> Method:
         fake, moved["generator"] = run(generator, params["generator"], state["generator"], z, train=True)
         out, moved["encoder"] = encode_distribution(params["encoder"], state["encoder"], images, train=True)
         code = out["mean"] + out["deviation"] * jax.random.normal(of_code, out["mean"].shape)
-        encoded, judged = run(discriminator, params["discriminator"], state["discriminator"], real, code, train=True)
-        generated, moved["discriminator"] = run(discriminator, params["discriminator"], judged, fake, z, train=True)
+        encoded, after_real = run(discriminator, params["discriminator"], state["discriminator"], real, code, train=True)
+        generated, moved["discriminator"] = run(discriminator, params["discriminator"], after_real, fake, z, train=True)
         return (encoded, generated), moved, (real, fake, out, code)
 
     def init(key, batch, frozen):
@@ -98,10 +96,6 @@ def build(config, stages) -> Method:
         _, value = adversarial.bigbigan(list(encoded.values()), list(generated.values()))
         return value, (moved, code_metrics(out["mean"], out["deviation"], code))
 
-    def after(state):
-        ema = update_ema(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
-        return {**state.mutable, "ema": ema}
-
     def encode(params, mutable, images):
         return encode_distribution(params["encoder"], mutable["encoder"], images, train=False)[0]
 
@@ -109,24 +103,13 @@ def build(config, stages) -> Method:
         """With the raw generator: running statistics are those of its weights."""
         z = encode(params, mutable, images)["mean"]
         x, _ = run(generator, params["generator"], mutable["generator"], z, train=False)
-        return jnp.clip((x + 1) / 2, 0, 1)
+        return to_unit(x)
 
-    def judge(params, mutable, images):
-        """Scores of images alone."""
+    def scores_of_images(params, mutable, images):
+        """Of images alone, without codes."""
         z = encode(params, mutable, images)["mean"]
         x = shrink(to_input(images, 0.0, 1.0))
         return run(discriminator, params["discriminator"], mutable["discriminator"], x, z, train=False)[0]["x"]
-
-    def settle(params, mutable, key, truncation=None):
-        def batch(key):
-            return (truncate_latents(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
-
-        return {"params": mutable["ema"], "state": standing_stats(generator, mutable["ema"], mutable["generator"], batch, key)}
-
-    def sample(settled, drawn, truncation=None):
-        z = truncate_latents(latent.kind, drawn["z"], truncation)
-        x, _ = run(generator, settled["params"], settled["state"], z, train=False)
-        return jnp.clip((x + 1) / 2, 0, 1)
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
@@ -136,8 +119,12 @@ def build(config, stages) -> Method:
             Phase("ge", ("generator", "encoder"), encoder_and_generator_loss),
         ),
         encode=encode,
-        after=after,
-        fns={"views": views, "latents": latents, "settle": settle, "sample": sample, "reconstruct": reconstruct, "judge": judge},
+        views=views,
+        after=ema_of_generator(model.ema.decay, model.ema.start),
+        fns=ModelFns(reconstruct=reconstruct, discriminate=scores_of_images),
+        sampler=Sampler(*generator_sampler(generator, latents, latent.kind, config.eval_batch_size)),
+        encoder=("encoder",),
+        encoder_stats=("encoder", "batch_stats"),
         couples_batch=True,
     )
 

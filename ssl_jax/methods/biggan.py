@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Sampler, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.gan.networks import NETWORKS, build_network
-from ssl_jax.models.gan.standing_stats import standing_stats, update_ema
+from ssl_jax.models.gan_sampler import ema_of_generator, generator_inputs, generator_sampler
 from ssl_jax.objectives.adversarial import GAN_LOSSES, diversity, health, orthogonality
-from ssl_jax.sampling.latents import sample_latents, truncate_latents
+from ssl_jax.sampling.latents import sample_latents
 
 GAME = GAN_LOSSES["hinge"]
 # They judge real and made images at once, and so may have no batch statistics.
@@ -50,17 +50,14 @@ def build(config, stages) -> Method:
         drawn = {"z": sample_latents(latent.kind, of_z, (count, latent.size))}
         return {**drawn, "label": jax.random.randint(of_label, (count,), 0, classes)} if classes else drawn
 
-    def inputs(drawn):
-        return (drawn["z"], drawn["label"]) if classes else (drawn["z"],)
-
-    def judge(params, state, x, label, train=True):
+    def discriminate(params, state, x, label, train=True):
         return run(discriminator, params, state, x, label, train=train)
 
     def init(key, batch, frozen):
         keys = jax.random.split(key, 3)
         x = to_input(views(batch["image"], keys[0])[:, 0], 0.5, 0.5)
         params, mutable = {}, {}
-        params["generator"], mutable["generator"] = create(generator, keys[1], *inputs(latents(keys[1], len(x))))
+        params["generator"], mutable["generator"] = create(generator, keys[1], *generator_inputs(latents(keys[1], len(x))))
         params["discriminator"], mutable["discriminator"] = create(discriminator, keys[2], x, batch.get("label"))
         return params, {**mutable, "ema": jax.tree.map(jnp.copy, params["generator"])}
 
@@ -68,56 +65,39 @@ def build(config, stages) -> Method:
         of_views, of_latents = jax.random.split(key)
         real = to_input(views(batch["image"], of_views)[:, 0], 0.5, 0.5)
         drawn = latents(of_latents, len(real))
-        fake, _ = run(generator, state.params["generator"], state.mutable["generator"], *inputs(drawn), train=True)
+        fake, _ = run(generator, state.params["generator"], state.mutable["generator"], *generator_inputs(drawn), train=True)
         label = interleave(batch["label"], drawn["label"]) if classes else None
-        (on_both, _), moved = judge(train["discriminator"], state.mutable["discriminator"], interleave(real, fake), label)
+        (on_both, _), moved = discriminate(train["discriminator"], state.mutable["discriminator"], interleave(real, fake), label)
         on_real, on_fake = on_both.reshape(-1, 2).T
         logs = {**health(on_real, on_fake), "diversity": diversity(real, fake)}
         return GAME.discriminator(on_real, on_fake), ({"discriminator": moved}, logs)
 
     def generator_loss(train, state, batch, key):
         drawn = latents(key, len(batch["image"]) // model.discriminator_steps)
-        fake, moved = run(generator, train["generator"], state.mutable["generator"], *inputs(drawn), train=True)
-        (on_fake, _), judged = judge(state.params["discriminator"], state.mutable["discriminator"], fake, drawn.get("label"))
+        fake, moved = run(generator, train["generator"], state.mutable["generator"], *generator_inputs(drawn), train=True)
+        (on_fake, _), moved_d = discriminate(state.params["discriminator"], state.mutable["discriminator"], fake, drawn.get("label"))
         value, logs = GAME.generator(on_fake), {}
         if model.orthogonal:
             logs["orthogonality"] = sum(orthogonality(kernel) for kernel in kernels(train["generator"]))
             value += model.orthogonal * logs["orthogonality"]
-        return value, ({"generator": moved, "discriminator": judged}, logs)
-
-    def after(state):
-        ema = update_ema(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
-        return {**state.mutable, "ema": ema}
+        return value, ({"generator": moved, "discriminator": moved_d}, logs)
 
     def encode(params, mutable, images):
         label = jnp.zeros(images.shape[0], jnp.int32) if classes else None  # no feature depends on it
         x = to_input(images, 0.5, 0.5)
-        return judge(params["discriminator"], mutable["discriminator"], x, label, train=False)[0][1]
+        return discriminate(params["discriminator"], mutable["discriminator"], x, label, train=False)[0][1]
 
-    def judge_images(params, mutable, images, label=None):
+    def logits_of(params, mutable, images, label=None):
         """Logits [B] of images with their labels [B]; without, the mean over all labels."""
 
         def logits(label):
             x = to_input(images, 0.5, 0.5)
-            return judge(params["discriminator"], mutable["discriminator"], x, label, train=False)[0][0]
+            return discriminate(params["discriminator"], mutable["discriminator"], x, label, train=False)[0][0]
 
         if label is not None or not classes:
             return logits(label)
         every = jnp.broadcast_to(jnp.arange(classes)[:, None], (classes, len(images)))
         return jax.vmap(logits)(every).mean(0)
-
-    def shortened(drawn, truncation):
-        return {**drawn, "z": truncate_latents(latent.kind, drawn["z"], truncation)}
-
-    def settle(params, mutable, key, truncation=None):
-        def batch(key):
-            return inputs(shortened(latents(key, config.eval_batch_size), truncation))
-
-        return {"params": mutable["ema"], "state": standing_stats(generator, mutable["ema"], mutable["generator"], batch, key)}
-
-    def sample(settled, drawn, truncation=None):
-        x, _ = run(generator, settled["params"], settled["state"], *inputs(shortened(drawn, truncation)), train=False)
-        return jnp.clip((x + 1) / 2, 0, 1)
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape)), **({"label": Spec((), "int32")} if classes else {})},
@@ -127,8 +107,10 @@ def build(config, stages) -> Method:
             Phase("g", ("generator",), generator_loss),
         ),
         encode=encode,
-        after=after,
-        fns={"views": views, "latents": latents, "settle": settle, "sample": sample, "judge": judge_images},
+        views=views,
+        after=ema_of_generator(model.ema.decay, model.ema.start),
+        fns=ModelFns(discriminate=logits_of),
+        sampler=Sampler(*generator_sampler(generator, latents, latent.kind, config.eval_batch_size)),
         couples_batch=True,
     )
 

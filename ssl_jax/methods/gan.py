@@ -13,13 +13,12 @@ import jax.numpy as jnp
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Sampler, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.gan.networks import build_network
-from ssl_jax.models.gan.standing_stats import standing_stats, update_ema
+from ssl_jax.models.gan_sampler import draw_z, ema_of_generator, generator_sampler
 from ssl_jax.objectives.adversarial import GAN_LOSSES, diversity, gradient_penalty, health, r1
-from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
 PENALTIES = ("none", "gradient_penalty", "r1", "r2")
 
@@ -45,19 +44,17 @@ def build(config, stages) -> Method:
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
     generator = build_network("generator", model.generator, size, 0, config.dtype)
     discriminator = build_network("discriminator", model.discriminator, size, 0, config.dtype)
-
-    def latents(key, count):
-        return {"z": sample_latents(latent.kind, key, (count, latent.size))}
+    latents = draw_z(latent.kind, latent.size)
 
     def generate(params, state, key, count):
         return run(generator, params, state, latents(key, count)["z"], train=True)
 
-    def judge(params, state, x, key=None, train=True):
+    def discriminate(params, state, x, key=None, train=True):
         return run(discriminator, params, state, x, train=train, rngs={"dropout": key} if train else None)
 
     def penalty(params, state, real, fake, key):
         def score(x):
-            return judge(params, state, x, key)[0][0]
+            return discriminate(params, state, x, key)[0][0]
 
         if model.penalty.name == "gradient_penalty":
             return gradient_penalty(score, real, fake, key)
@@ -76,8 +73,8 @@ def build(config, stages) -> Method:
         real = to_input(views(batch["image"], keys[0])[:, 0], 0.5, 0.5)
         fake, _ = generate(state.params["generator"], state.mutable["generator"], keys[1], len(real))
         start = state.mutable["discriminator"]
-        (on_real, _), moved = judge(train["discriminator"], start, real, keys[2])
-        (on_fake, _), moved = judge(train["discriminator"], moved, fake, keys[3])
+        (on_real, _), moved = discriminate(train["discriminator"], start, real, keys[2])
+        (on_fake, _), moved = discriminate(train["discriminator"], moved, fake, keys[3])
         value, logs = game.discriminator(on_real, on_fake), {**health(on_real, on_fake), "diversity": diversity(real, fake)}
         if model.game == "wasserstein":  # its scores have no zero that they could be on the wrong side of
             del logs["accuracy_real"], logs["accuracy_fake"]
@@ -90,30 +87,12 @@ def build(config, stages) -> Method:
         keys = jax.random.split(key)
         count = model.fakes * len(batch["image"]) // model.discriminator_steps
         fake, moved = generate(train["generator"], state.mutable["generator"], keys[0], count)
-        (on_fake, _), judged = judge(state.params["discriminator"], state.mutable["discriminator"], fake, keys[1])
-        return game.generator(on_fake), ({"generator": moved, "discriminator": judged}, {})
+        (on_fake, _), moved_d = discriminate(state.params["discriminator"], state.mutable["discriminator"], fake, keys[1])
+        return game.generator(on_fake), ({"generator": moved, "discriminator": moved_d}, {})
 
-    def after(state):
-        ema = update_ema(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
-        return {**state.mutable, "ema": ema}
-
-    def encode(params, mutable, images):
-        (_, features), _ = judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)
-        return features
-
-    def judge_images(params, mutable, images):
-        return judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)[0][0]
-
-    def settle(params, mutable, key, truncation=None):
-        def batch(key):
-            return (truncate_latents(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
-
-        return {"params": mutable["ema"], "state": standing_stats(generator, mutable["ema"], mutable["generator"], batch, key)}
-
-    def sample(settled, latents, truncation=None):
-        z = truncate_latents(latent.kind, latents["z"], truncation)
-        x, _ = run(generator, settled["params"], settled["state"], z, train=False)
-        return jnp.clip((x + 1) / 2, 0, 1)
+    def discriminate_images(params, mutable, images):
+        """(logits [B], features) of images, in inference mode."""
+        return discriminate(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)[0]
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
@@ -122,8 +101,10 @@ def build(config, stages) -> Method:
             Phase("d", ("discriminator",), discriminator_loss, repeat=model.discriminator_steps),
             Phase("g", ("generator",), generator_loss),
         ),
-        encode=encode,
-        after=after,
-        fns={"views": views, "latents": latents, "settle": settle, "sample": sample, "judge": judge_images},
+        encode=lambda params, mutable, images: discriminate_images(params, mutable, images)[1],
+        views=views,
+        after=ema_of_generator(model.ema.decay, model.ema.start),
+        fns=ModelFns(discriminate=lambda params, mutable, images: discriminate_images(params, mutable, images)[0]),
+        sampler=Sampler(*generator_sampler(generator, latents, latent.kind, config.eval_batch_size)),
         couples_batch=True,
     )

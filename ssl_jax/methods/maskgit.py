@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, Phase, Sampler, Spec
 from ssl_jax.errors import UserError
+from ssl_jax.models.build import construct
 from ssl_jax.models.common import create, run
 from ssl_jax.models.tokenizers.frozen_tokenizer import open_tokenizer
 from ssl_jax.models.tokenizers.prior import MaskedPrior, by_layer
@@ -44,7 +45,9 @@ def build(config, stages) -> Method:
     tokenizer = open_tokenizer(below.fns, *sizes)
 
     def net(frozen):
-        return MaskedPrior(*tokenizer.shape(frozen), classes=classes or 1, dtype=config.dtype, **model.transformer)
+        codes, length = tokenizer.shape(frozen)
+        given = dict(codes=codes, length=length, classes=classes or 1, null=False, dtype=config.dtype)
+        return construct(MaskedPrior, "transformer", model.transformer, **given)
 
     def init(key, batch, frozen):
         prior = net(frozen["tokenizer"])
@@ -74,38 +77,39 @@ def build(config, stages) -> Method:
         drawn = {"seed": jax.random.key_data(jax.random.split(of_seed, count))}
         return {**drawn, "label": jax.random.randint(of_label, (count,), 0, classes)} if classes else drawn
 
-    def settle(params, mutable, key, truncation=None):
+    def prepare(params, mutable, key, truncation=None):
         return {"params": params["net"], "tokenizer": mutable["tokenizer"]}
 
-    def fill_in(settled, drawn, known):
+    def fill_in(prepared, drawn, known):
         """Pictures whose tokens begin with `known` [B, n]."""
-        prior = net(settled["tokenizer"])
+        prior = net(prepared["tokenizer"])
 
         def logits_of(tokens):
-            return run(prior, settled["params"], {}, tokens, drawn.get("label"), train=False)[0][0]
+            return run(prior, prepared["params"], {}, tokens, drawn.get("label"), train=False)[0][0]
 
         tokens = jnp.pad(known, ((0, 0), (0, prior.length - known.shape[1])), constant_values=prior.codes)
         counts = masked_counts(prior.length - known.shape[1], sampling.steps, model.schedule)
         keys = jax.random.wrap_key_data(drawn["seed"])
         done = decode_in_parallel(logits_of, tokens, prior.codes, counts, keys, sampling.choice_temperature, sharpening)
-        return tokenizer.pictures(settled["tokenizer"], done[-1])
+        return tokenizer.pictures(prepared["tokenizer"], done[-1])
 
-    def sample(settled, drawn, truncation=None):
+    def sample(prepared, drawn, truncation=None):
         if truncation is not None:
             raise UserError("a prior over tokens has no truncation; set config.model.sampling (temperature, choice_temperature, ...)")
-        return fill_in(settled, drawn, jnp.zeros((len(drawn["seed"]), 0), jnp.int32))
+        return fill_in(prepared, drawn, jnp.zeros((len(drawn["seed"]), 0), jnp.int32))
 
-    def complete(settled, drawn, images):
+    def complete(prepared, drawn, images):
         """The upper half of the tokens is that of `images`."""
-        height, width = tokenizer.grid(settled["tokenizer"])
-        return fill_in(settled, drawn, tokenizer.tokens(settled["tokenizer"], images)[:, : height // 2 * width])
+        height, width = tokenizer.grid(prepared["tokenizer"])
+        return fill_in(prepared, drawn, tokenizer.tokens(prepared["tokenizer"], images)[:, : height // 2 * width])
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape)), **({"label": Spec((), "int32")} if classes else {})},
         init=init,
         phases=(Phase("prior", ("net",), loss),),
         encode=encode,
-        fns={"views": views, "latents": latents, "settle": settle, "sample": sample, "complete": complete},
+        views=views,
+        sampler=Sampler(latents, prepare, sample, complete=complete),
         notes={
             **below.notes,
             "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=mean over tokens of block {model.probe_block}",

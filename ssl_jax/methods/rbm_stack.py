@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.autoencoders import MLPDecoder, MLPEncoder, to_channels, to_color
 from ssl_jax.models.common import create, run
@@ -107,7 +107,8 @@ def build(config, stages) -> Method:
         init=init,
         phases=(*machines, Phase("tuning", ("net",), tuning, when=lambda step: step >= model.tuning_start)),
         encode=encode,
-        fns={"views": views, "reconstruct": reconstruct},
+        views=views,
+        fns=ModelFns(reconstruct=reconstruct),
     )
 
 

@@ -13,6 +13,7 @@ from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.models.backbones.encoders import build_encoder
+from ssl_jax.models.build import construct
 from ssl_jax.models.common import apply, init_variables
 from ssl_jax.models.heads import ProjectionHead
 from ssl_jax.objectives.contrastive import loss_of_views
@@ -25,7 +26,7 @@ def build(config, stages) -> Method:
     model = config.model
     objective = loss_of_views(model.loss, model.temperature, model.similarities)
     encoder = build_encoder(model.encoder, config.dtype)
-    head = ProjectionHead(**model.head, dtype=config.dtype)
+    head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)
     views = make_views(config.views)
 
     def init(key, batch, frozen):
@@ -61,6 +62,7 @@ def build(config, stages) -> Method:
         init=init,
         phases=(Phase("ssl", ("net",), loss),),
         encode=encode,
-        fns={"views": views},
+        views=views,
+        encoder=("net", "encoder"),
         couples_batch=True,
     )

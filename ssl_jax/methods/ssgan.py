@@ -16,15 +16,14 @@ import jax.numpy as jnp
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.rotation import rotations
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Sampler, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.gan.networks import build_network
 from ssl_jax.models.gan.spectral import SpectralDense
-from ssl_jax.models.gan.standing_stats import standing_stats, update_ema
+from ssl_jax.models.gan_sampler import draw_z, ema_of_generator, generator_sampler
 from ssl_jax.objectives.adversarial import GAN_LOSSES, diversity, health
 from ssl_jax.objectives.classification import cross_entropy
-from ssl_jax.sampling.latents import sample_latents, truncate_latents
 
 GAME = GAN_LOSSES["hinge"]
 
@@ -50,14 +49,12 @@ def build(config, stages) -> Method:
     generator = build_network("generator", model.generator, size, 0, config.dtype)
     discriminator = build_network("discriminator", model.discriminator, size, 0, config.dtype)
     head = SpectralDense(4)
-
-    def latents(key, count):
-        return {"z": sample_latents(latent.kind, key, (count, latent.size))}
+    latents = draw_z(latent.kind, latent.size)
 
     def generate(params, state, key, count):
         return run(generator, params, state, latents(key, count)["z"], train=True)
 
-    def judge(params, state, x, train=True):
+    def discriminate(params, state, x, train=True):
         """((logits [N], features), new state)"""
         out, net = run(discriminator, params["net"], state["net"], x, train=train)
         return out, {**state, "net": net}
@@ -65,7 +62,7 @@ def build(config, stages) -> Method:
     def tell_rotation(params, state, x):
         """(cross-entropy, accuracy, new state) on the last `rotated` of x in all four orientations."""
         turned, turns = rotations(x[-model.rotated :])
-        (_, features), state = judge(params, state, turned)
+        (_, features), state = discriminate(params, state, turned)
         logits, moved = run(head, params["rotation"], state["rotation"], features["pooled"], train=True)
         value, logs = cross_entropy(logits, turns)
         return value, logs["accuracy"], {**state, "rotation": moved}
@@ -90,8 +87,8 @@ def build(config, stages) -> Method:
         of_views, of_latents = jax.random.split(key)
         real = to_input(views(batch["image"], of_views)[:, 0], 0.5, 0.5)
         fake, _ = generate(state.params["generator"], state.mutable["generator"], of_latents, len(real))
-        (on_real, _), moved = judge(train["discriminator"], state.mutable["discriminator"], real)
-        (on_fake, _), moved = judge(train["discriminator"], moved, fake)
+        (on_real, _), moved = discriminate(train["discriminator"], state.mutable["discriminator"], real)
+        (on_fake, _), moved = discriminate(train["discriminator"], moved, fake)
         on_turned, accuracy, moved = tell_rotation(train["discriminator"], moved, real)
         value = model.weights.game * GAME.discriminator(on_real, on_fake) + model.weights.discriminator * on_turned
         logs = {**health(on_real, on_fake), "diversity": diversity(real, fake)}
@@ -100,33 +97,15 @@ def build(config, stages) -> Method:
     def generator_loss(train, state, batch, key):
         count = len(batch["image"]) // model.discriminator_steps
         fake, moved = generate(train["generator"], state.mutable["generator"], key, count)
-        (on_fake, _), judged = judge(state.params["discriminator"], state.mutable["discriminator"], fake)
-        on_turned, accuracy, judged = tell_rotation(state.params["discriminator"], judged, fake)
+        (on_fake, _), moved_d = discriminate(state.params["discriminator"], state.mutable["discriminator"], fake)
+        on_turned, accuracy, moved_d = tell_rotation(state.params["discriminator"], moved_d, fake)
         value = model.weights.game * GAME.generator(on_fake) + model.weights.generator * on_turned
         logs = {"rotation_loss": on_turned, "rotation_accuracy": accuracy}
-        return value, ({"generator": moved, "discriminator": judged}, logs)
+        return value, ({"generator": moved, "discriminator": moved_d}, logs)
 
-    def after(state):
-        ema = update_ema(state.mutable["ema"], state.params["generator"], state.step, **model.ema)
-        return {**state.mutable, "ema": ema}
-
-    def encode(params, mutable, images):
-        (_, features), _ = judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)
-        return features
-
-    def judge_images(params, mutable, images):
-        return judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)[0][0]
-
-    def settle(params, mutable, key, truncation=None):
-        def batch(key):
-            return (truncate_latents(latent.kind, latents(key, config.eval_batch_size)["z"], truncation),)
-
-        return {"params": mutable["ema"], "state": standing_stats(generator, mutable["ema"], mutable["generator"], batch, key)}
-
-    def sample(settled, drawn, truncation=None):
-        z = truncate_latents(latent.kind, drawn["z"], truncation)
-        x, _ = run(generator, settled["params"], settled["state"], z, train=False)
-        return jnp.clip((x + 1) / 2, 0, 1)
+    def discriminate_images(params, mutable, images):
+        """(logits [B], features) of images, in inference mode."""
+        return discriminate(params["discriminator"], mutable["discriminator"], to_input(images, 0.5, 0.5), train=False)[0]
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
@@ -135,8 +114,10 @@ def build(config, stages) -> Method:
             Phase("d", ("discriminator",), discriminator_loss, repeat=model.discriminator_steps),
             Phase("g", ("generator",), generator_loss),
         ),
-        encode=encode,
-        after=after,
-        fns={"views": views, "latents": latents, "settle": settle, "sample": sample, "judge": judge_images},
+        encode=lambda params, mutable, images: discriminate_images(params, mutable, images)[1],
+        views=views,
+        after=ema_of_generator(model.ema.decay, model.ema.start),
+        fns=ModelFns(discriminate=lambda params, mutable, images: discriminate_images(params, mutable, images)[0]),
+        sampler=Sampler(*generator_sampler(generator, latents, latent.kind, config.eval_batch_size)),
         couples_batch=True,
     )

@@ -11,6 +11,9 @@ The published order of updates: generator, its path lengths, discriminator, its 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,7 +21,7 @@ import optax
 from ssl_jax.augment.diffaugment import adapt, augment, check_policy
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, Spec, every
+from ssl_jax.engine.method import Method, ModelFns, Phase, Sampler, Spec, every
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run, shard_batch
 from ssl_jax.models.gan.networks import STYLE_NETWORKS, build_network
@@ -70,28 +73,7 @@ def build(config, stages) -> Method:
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
     generator = build_network("generator", model.generator, size, classes, config.dtype, STYLE_NETWORKS)
     discriminator = build_network("discriminator", model.discriminator, size, classes, config.dtype, STYLE_NETWORKS)
-    exact = generator.clone(dtype="float32")
-
-    def latents(key, count):
-        keys = jax.random.split(key, 3)
-        drawn = {"z": jax.random.normal(keys[0], (count, model.latent.size)), "noise": jax.random.bits(keys[1], (count,))}
-        return {**drawn, "label": jax.random.randint(keys[2], (count,), 0, classes)} if classes else drawn
-
-    def to_w(params, drawn, network=generator):
-        return run(network, params, {}, drawn["z"], drawn.get("label"), train=False, method="map")[0]
-
-    def synthesize(params, ws, noise, network=generator):
-        keys = jax.vmap(jax.random.key)(noise)  # an image's noise comes from its own seed
-        return run(network, params, {}, shard_batch(ws), keys, train=False, method="synthesize")[0]
-
-    def styles(params, key, count):
-        """(latents, their w [N, D], ws [N, L, D] after mixing in others: one crossover for the batch)"""
-        keys = jax.random.split(key, 4)
-        drawn = latents(keys[0], count)
-        w, other = to_w(params, drawn), to_w(params, {**drawn, "z": latents(keys[1], count)["z"]})
-        crossover = jax.random.randint(keys[2], (), 1, generator.layers)
-        crossover = jnp.where(jax.random.uniform(keys[3]) < model.mixing, crossover, generator.layers)
-        return drawn, w, mixed(w, other, crossover, generator.layers)
+    net, exact = (functions_of(module, model, classes) for module in (generator, generator.clone(dtype="float32")))
 
     def score(params, state, x, label, key):
         """Logits of images, augmented with the present probability."""
@@ -107,13 +89,13 @@ def build(config, stages) -> Method:
     def init(key, batch, frozen):
         keys = jax.random.split(key, 3)
         x = real_images(batch, keys[0])
-        drawn = latents(keys[1], len(x))
+        drawn = net.latents(keys[1], len(x))
         noise = jax.vmap(jax.random.key)(drawn["noise"])
         params = {
             "generator": create(generator, keys[1], drawn["z"], drawn.get("label"), noise)[0],
             "discriminator": create(discriminator, keys[2], x, batch.get("label"))[0],
         }
-        w = jnp.mean(to_w(params["generator"], drawn), 0)
+        w = jnp.mean(net.to_w(params["generator"], drawn), 0)
         mutable = {"ema": jax.tree.map(jnp.copy, params["generator"]), "w_average": w, "path_length": jnp.zeros(())}
         if adaptive:
             mutable["augment"] = {"p": jnp.zeros(()), "certainty": jnp.zeros(())}
@@ -121,8 +103,8 @@ def build(config, stages) -> Method:
 
     def generator_loss(train, state, batch, key):
         keys = jax.random.split(key)
-        drawn, w, ws = styles(train["generator"], keys[0], len(batch["image"]))
-        fake = synthesize(train["generator"], ws, drawn["noise"])
+        drawn, w, ws = net.styles(train["generator"], keys[0], len(batch["image"]))
+        fake = net.synthesize(train["generator"], ws, drawn["noise"])
         on_fake = score(state.params["discriminator"], state, fake, drawn.get("label"), keys[1])
         center = optax.incremental_update(jnp.mean(w, 0), state.mutable["w_average"], 1 - W_DECAY)
         logs = {"diversity": diversity(to_input(batch["image"], 0.5, 0.5), fake)}
@@ -130,17 +112,17 @@ def build(config, stages) -> Method:
 
     def path_length_loss(train, state, batch, key):
         keys = jax.random.split(key)
-        drawn, _, ws = styles(train["generator"], keys[0], len(batch["image"]) // 2)  # half a batch, for its memory
+        drawn, _, ws = net.styles(train["generator"], keys[0], len(batch["image"]) // 2)  # half a batch, for its memory
         value, length = path_length(
-            lambda ws: synthesize(train["generator"], ws, drawn["noise"]), ws, state.mutable["path_length"], keys[1]
+            lambda ws: net.synthesize(train["generator"], ws, drawn["noise"]), ws, state.mutable["path_length"], keys[1]
         )
         return model.path_length.weight * model.path_length.interval * value, ({"path_length": length}, {"length": length})
 
     def discriminator_loss(train, state, batch, key):
         keys = jax.random.split(key, 5)
         real, label = real_images(batch, keys[0]), batch.get("label")
-        drawn, _, ws = styles(state.params["generator"], keys[1], len(real))
-        fake = jax.lax.stop_gradient(synthesize(state.params["generator"], ws, drawn["noise"]))
+        drawn, _, ws = net.styles(state.params["generator"], keys[1], len(real))
+        fake = jax.lax.stop_gradient(net.synthesize(state.params["generator"], ws, drawn["noise"]))
         on_real = score(train["discriminator"], state, real, label, keys[2])
         on_fake = score(train["discriminator"], state, fake, drawn.get("label"), keys[3])
         value, logs, update = GAME.discriminator(on_real, on_fake), health(on_real, on_fake), {}
@@ -148,17 +130,9 @@ def build(config, stages) -> Method:
             logs["penalty"] = r1_penalty(train["discriminator"], state, real, label, keys[4])
             value += logs["penalty"]
         if adaptive:
-            update["augment"] = controlled(state, on_real)
+            update["augment"] = controlled(state.mutable["augment"], state.step, on_real, model.augment.target)
             logs["augment_p"] = update["augment"]["p"]
         return value, (update, logs)
-
-    def controlled(state, on_real):
-        """The probability of augmentation after this batch; it moves at every fourth step."""
-        p, certainty = state.mutable["augment"]["p"], state.mutable["augment"]["certainty"]
-        certainty = certainty + jnp.mean(jnp.sign(on_real)) / ADAPT_EVERY
-        due = (state.step + 1) % ADAPT_EVERY == 0
-        moved = adapt(p, certainty, ADAPT_EVERY * len(on_real), target=model.augment.target)
-        return {"p": jnp.where(due, moved, p), "certainty": jnp.where(due, 0.0, certainty)}
 
     def r1_loss(train, state, batch, key):
         keys = jax.random.split(key)
@@ -170,37 +144,9 @@ def build(config, stages) -> Method:
         averaged = optax.incremental_update(state.params["generator"], state.mutable["ema"], 1 - decay)
         return {**state.mutable, "ema": averaged}
 
-    def judge(params, mutable, images, **options):
+    def discriminate_images(params, mutable, images, **options):
+        """Of images, in inference mode: (logits [B], features), or with score=False, which needs no labels, (None, features)."""
         return run(discriminator, params["discriminator"], {}, to_input(images, 0.5, 0.5), train=False, **options)[0]
-
-    def settle(params, mutable, key, truncation=None):
-        return {"params": mutable["ema"], "w_average": mutable["w_average"]}
-
-    def sample(generator_, drawn, truncation=None):
-        return mix(generator_, drawn, drawn, generator.layers, truncation)
-
-    def mix(generator_, coarse, fine, crossover, truncation=None):
-        """Images with the first `crossover` layers of `coarse` and all else, noise too, of `fine`."""
-        w, other = to_w(generator_["params"], coarse), to_w(generator_["params"], fine)
-        ws = mixed(w, other, crossover, generator.layers)
-        if truncation is not None:
-            ws = truncated(ws, generator_["w_average"], truncation, model.truncation_layers)
-        return jnp.clip((synthesize(generator_["params"], ws, fine["noise"]) + 1) / 2, 0, 1)
-
-    def between_w(generator_, start, end, place):
-        """[B, H, W, 3] of about [0, 1] at `place` [B] of the straight ways from the w of `start` to those of `end`.
-
-        Both have the class of `start`, and all is float32, since pictures a thousandth of the way apart are to be compared.
-        """
-        end = {**end, "label": start["label"]} if classes else end
-        w = lerp(to_w(generator_["params"], start, exact), to_w(generator_["params"], end, exact), place)
-        ws = mixed(w, w, generator.layers, generator.layers)
-        return (synthesize(generator_["params"], ws, start["noise"], exact) + 1) / 2
-
-    def between_z(generator_, start, end, place):
-        """The same on the great circles from z to z."""
-        there = {**start, "z": slerp(start["z"], end["z"], place)}
-        return between_w(generator_, there, there, jnp.zeros_like(place))
 
     phases = [Phase("g", ("generator",), generator_loss)]
     if model.path_length.weight:
@@ -208,16 +154,92 @@ def build(config, stages) -> Method:
     phases.append(Phase("d", ("discriminator",), discriminator_loss))
     if model.r1.interval > 1:
         phases.append(Phase("r1", ("discriminator",), r1_loss, when=every(model.r1.interval)))
-    fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "mix": mix}
-    fns |= {"between_w": between_w, "between_z": between_z}
-    if not classes:
-        fns["judge"] = lambda params, mutable, images: judge(params, mutable, images)[0]
+    unconditional = ModelFns(discriminate=lambda params, mutable, images: discriminate_images(params, mutable, images)[0])
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape)), **({"label": Spec((), "int32")} if classes else {})},
         init=init,
         phases=tuple(phases),
-        encode=lambda params, mutable, images: judge(params, mutable, images, score=False)[1],
+        encode=lambda params, mutable, images: discriminate_images(params, mutable, images, score=False)[1],
+        views=views,
         after=after,
-        fns=fns,
+        fns=ModelFns() if classes else unconditional,
+        sampler=sampler_of(net, exact, model.truncation_layers),
         couples_batch=True,
     )
+
+
+class Generator(NamedTuple):
+    """Functions of the parameters of a generator."""
+
+    layers: int
+    latents: Callable  # (key, count) -> {'z': [N, Z], 'noise': a seed for each image, and with classes 'label'}
+    to_w: Callable  # (params, latents) -> w [N, D]
+    synthesize: Callable  # (params, ws [N, layers, D], noise [N]) -> images in [-1, 1]
+    styles: Callable  # (params, key, count) -> (latents, their w [N, D], ws [N, layers, D]), as in training
+
+
+def functions_of(generator, model, classes: int) -> Generator:
+    """Those of the module `generator` with `config.model` and its classes, 0 for none."""
+
+    def latents(key, count):
+        keys = jax.random.split(key, 3)
+        drawn = {"z": jax.random.normal(keys[0], (count, model.latent.size)), "noise": jax.random.bits(keys[1], (count,))}
+        return {**drawn, "label": jax.random.randint(keys[2], (count,), 0, classes)} if classes else drawn
+
+    def to_w(params, drawn):
+        return run(generator, params, {}, drawn["z"], drawn.get("label"), train=False, method="map")[0]
+
+    def synthesize(params, ws, noise):
+        keys = jax.vmap(jax.random.key)(noise)  # an image's noise comes from its own seed
+        return run(generator, params, {}, shard_batch(ws), keys, train=False, method="synthesize")[0]
+
+    def styles(params, key, count):
+        """The w of other latents may be mixed in: one crossover for the batch."""
+        keys = jax.random.split(key, 4)
+        drawn = latents(keys[0], count)
+        w, other = to_w(params, drawn), to_w(params, {**drawn, "z": latents(keys[1], count)["z"]})
+        crossover = jax.random.randint(keys[2], (), 1, generator.layers)
+        crossover = jnp.where(jax.random.uniform(keys[3]) < model.mixing, crossover, generator.layers)
+        return drawn, w, mixed(w, other, crossover, generator.layers)
+
+    return Generator(generator.layers, latents, to_w, synthesize, styles)
+
+
+def sampler_of(net: Generator, exact: Generator, truncation_layers: int) -> Sampler:
+    """With the averaged generator; `exact` is the same in float32, for pictures that lie a thousandth of the way apart."""
+
+    def prepare(params, mutable, key, truncation=None):
+        return {"params": mutable["ema"], "w_average": mutable["w_average"]}
+
+    def sample(prepared, drawn, truncation=None):
+        return mix(prepared, drawn, drawn, net.layers, truncation)
+
+    def mix(prepared, coarse, fine, layer, truncation=None):
+        """All else of a picture than its first layers, noise too, is that of `fine`."""
+        w, other = net.to_w(prepared["params"], coarse), net.to_w(prepared["params"], fine)
+        ws = mixed(w, other, layer, net.layers)
+        if truncation is not None:
+            ws = truncated(ws, prepared["w_average"], truncation, truncation_layers)
+        return jnp.clip((net.synthesize(prepared["params"], ws, fine["noise"]) + 1) / 2, 0, 1)
+
+    def between_w(prepared, start, end, place):
+        """On the straight way from the w of `start` to those of `end`; both have the class of `start`."""
+        end = {**end, "label": start["label"]} if "label" in start else end
+        w = lerp(exact.to_w(prepared["params"], start), exact.to_w(prepared["params"], end), place)
+        ws = mixed(w, w, exact.layers, exact.layers)
+        return (exact.synthesize(prepared["params"], ws, start["noise"]) + 1) / 2
+
+    def between_z(prepared, start, end, place):
+        """On the great circle from z to z."""
+        there = {**start, "z": slerp(start["z"], end["z"], place)}
+        return between_w(prepared, there, there, jnp.zeros_like(place))
+
+    return Sampler(net.latents, prepare, sample, mix, between={"w": between_w, "z": between_z})
+
+
+def controlled(augmentation: dict, step: jax.Array, on_real: jax.Array, target: float) -> dict:
+    """{'p', 'certainty'}: the probability of augmentation after a batch with logits `on_real` [N]; it moves at every fourth step."""
+    p, certainty = augmentation["p"], augmentation["certainty"] + jnp.mean(jnp.sign(on_real)) / ADAPT_EVERY
+    due = (step + 1) % ADAPT_EVERY == 0
+    moved = adapt(p, certainty, ADAPT_EVERY * len(on_real), target=target)
+    return {"p": jnp.where(due, moved, p), "certainty": jnp.where(due, 0.0, certainty)}

@@ -14,6 +14,7 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
+from ssl_jax.models.build import construct
 from ssl_jax.models.common import apply, init_variables
 from ssl_jax.models.heads import LinearHead, ProjectionHead
 from ssl_jax.objectives.classification import cross_entropy
@@ -25,7 +26,7 @@ def build(config, stages) -> Method:
     if not config.data.num_classes:
         raise UserError(f"config.method='supervised' needs labels, and {config.data.name!r} has none; choose another dataset")
     encoder = build_encoder(model.encoder, config.dtype)
-    head = ProjectionHead(**model.head, dtype=config.dtype)
+    head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)
     classifier = LinearHead(config.data.num_classes)
     views = make_views(config.views)
 
@@ -68,5 +69,6 @@ def build(config, stages) -> Method:
         init=init,
         phases=(Phase("sup", ("net",), loss),),
         encode=encode,
-        fns={"views": views},
+        views=views,
+        encoder=("net", "encoder"),
     )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Sampler, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.autoencoders import build_decoder, build_encoder, to_channels, to_color
 from ssl_jax.models.common import create, run
@@ -100,8 +100,8 @@ def build(config, stages) -> Method:
     def reconstruct(params, mutable, images):
         return images_of(params["net"], encode(params, mutable, images)["code"])
 
-    def log_prob(params, mutable, images, key, k):
-        """The mean of k single draws, and the importance bound of the same draws, one after another: k may be thousands."""
+    def log_prob(params, mutable, images, key, count):
+        """The mean of `count` single draws, and the importance bound of the same draws, one after another: they may be thousands."""
         net, (of_data, of_draws) = params["net"], jax.random.split(key)
         x = likelihood.data(of_data, to_channels(images, model.channels))
         _, mean, log_variance = posterior(net, x)
@@ -112,8 +112,8 @@ def build(config, stages) -> Method:
             return (total + log_weight, jnp.logaddexp(log_total, log_weight)), None
 
         start = jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf)
-        (total, log_total), _ = jax.lax.scan(step, start, jax.random.split(of_draws, k))
-        return {"elbo": total / k, "iwae": log_total - jnp.log(k), "dimensions": jnp.float32(x[0].size)}
+        (total, log_total), _ = jax.lax.scan(step, start, jax.random.split(of_draws, count))
+        return {"elbo": total / count, "iwae": log_total - jnp.log(count), "dimensions": jnp.float32(x[0].size)}
 
     def traverse(params, mutable, images, values):
         """One latent at a time takes each of `values`, the others stay: [N], [V] -> [N, Z', V, h, w, 3], Z' at most 10."""
@@ -125,22 +125,23 @@ def build(config, stages) -> Method:
     def latents(key, count):
         return {"z": jax.random.normal(key, (count, model.latent_size))}
 
-    def settle(params, mutable, key, truncation=None):
+    def prepare(params, mutable, key, truncation=None):
         return params["net"]
 
     def sample(net, drawn, truncation=None):
         """The means of p(x | z): no pixel's own noise."""
         return images_of(net, truncate_latents("normal", drawn["z"], truncation))
 
-    fns = {"views": views, "latents": latents, "settle": settle, "sample": sample, "reconstruct": reconstruct, "traverse": traverse}
-    if model.likelihood != "cross_entropy":
-        fns["log_prob"] = log_prob
+    bounded = model.likelihood != "cross_entropy"  # which is no likelihood of gray values
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
         phases=(Phase("vae", ("net",), loss),),
         encode=encode,
-        fns=fns,
+        views=views,
+        fns=ModelFns(reconstruct=reconstruct, traverse=traverse, log_prob=log_prob if bounded else None),
+        sampler=Sampler(latents, prepare, sample),
+        encoder=("net", "encoder"),
         couples_batch=model.free_bits > 0,
         notes={"likelihood": likelihood.note},
     )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase, Spec, every
+from ssl_jax.engine.method import Method, ModelFns, Phase, Spec, every
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.pretrained import vgg
@@ -54,7 +54,7 @@ def build(config, stages) -> Method:
     model, adversarial = config.model, config.model.adversarial
     if adversarial.game not in GAN_LOSSES:
         raise UserError(f"config.model.adversarial.game={adversarial.game!r} is unknown; choose {', '.join(GAN_LOSSES)}")
-    game, plays, laplace = GAN_LOSSES[adversarial.game], adversarial.weight > 0, model.logit_laplace > 0
+    plays, laplace = adversarial.weight > 0, model.logit_laplace > 0
     quantizer = build_quantizer(model.quantizer)
     perceptual = open_perceptual(model.perceptual, stages)
     encoder = build_encoder(model.encoder, quantizer.dim, config.dtype)
@@ -64,40 +64,33 @@ def build(config, stages) -> Method:
     if height != width:
         raise UserError(f"the tokenizer is given images of {height} x {width} pixels; make them square with config.data.ops")
     discriminator = build_discriminator(model.discriminator, height, config.dtype) if plays else None
-
-    def look(tokenizer, images):
-        """uint8 or [0, 1] -> the encoder's layers."""
-        return run(encoder, tokenizer["encoder"], {}, to_input(images, 0.5, 0.5), train=True)[0]
-
-    def draw(tokenizer, codes):
-        return run(decoder, tokenizer["decoder"], {}, codes, train=True)[0]
-
-    def picture(out):
-        """What is shown for a decoder's output, about [0, 1]: raw, without an activation, but for the mean of the logit-Laplace."""
-        return likelihood.logit_laplace_image(jnp.split(out, 2, -1)[0]) if laplace else (out + 1) / 2
-
-    def judge(params, state, x, train=True):
-        """x in [0, 1] -> (logits, new state)"""
-        (logits, _), state = run(discriminator, params, state, 2 * x - 1, train=train)
-        return logits, state
+    net = networks_of(encoder, decoder, quantizer, laplace)
 
     def real_images(batch, key):
         return to_input(views(batch["image"], key)[:, 0], 0.0, 1.0)
 
+    def reconstructed(state, images):
+        """Pictures of about [0, 1] that the present tokenizer makes of images in [0, 1]."""
+        params = state.params["tokenizer"]
+        tokens = net.tokens(params, state.mutable["codebook"], images)
+        return net.picture(net.decode_codes(params, net.embed(params, state.mutable["codebook"], tokens)))
+
+    game = open_game(model, discriminator, real_images, reconstructed) if plays else None
+
     def init(key, batch, frozen):
         keys = jax.random.split(key, 5)
         x = real_images(batch, keys[0])
-        net = {"encoder": create(encoder, keys[1], x)[0]}
-        net["decoder"] = create(decoder, keys[2], look(net, x)["out"])[0]
-        net["quantizer"], codebook = quantizer.init(keys[3])
-        params, mutable = {"tokenizer": net}, {"codebook": codebook}
+        params = {"encoder": create(encoder, keys[1], x)[0]}
+        params["decoder"] = create(decoder, keys[2], net.encode_image(params, x)["out"])[0]
+        params["quantizer"], codebook = quantizer.init(keys[3])
+        params, mutable = {"tokenizer": params}, {"codebook": codebook}
         if plays:
             params["discriminator"], mutable["discriminator"] = create(discriminator, keys[4], x)
         return params, mutable
 
     def reconstruction(state, x, out):
         """(the weighted sum of all losses of a decoder's output but the adversarial one, each of them)"""
-        again = picture(out)
+        again = net.picture(out)
         logs = {"squared": jnp.mean((again - x) ** 2), "absolute": jnp.mean(jnp.abs(again - x))}
         if laplace:
             mean, log_scale = jnp.split(out, 2, -1)
@@ -110,68 +103,45 @@ def build(config, stages) -> Method:
 
     def tokenizer_loss(train, state, batch, key):
         of_views, of_codes = jax.random.split(key)
-        net, x = train["tokenizer"], real_images(batch, of_views)
-        quantized = quantizer.train(net["quantizer"], state.mutable["codebook"], look(net, x)["out"], of_codes, state.step)
-        out = draw(net, quantized.codes)
+        params, x = train["tokenizer"], real_images(batch, of_views)
+        z = net.encode_image(params, x)["out"]
+        quantized = quantizer.train(params["quantizer"], state.mutable["codebook"], z, of_codes, state.step)
+        out = net.decode_codes(params, quantized.codes)
         value, logs = reconstruction(state, x, out)
         logs |= {"quantizer": quantized.loss, **quantized.logs}
         if plays:
-            scale, logs["adversarial"] = adversarial.weight * (state.step >= adversarial.start), fooled(state, out)
+            scale = adversarial.weight * (state.step >= adversarial.start)
+            logs["adversarial"] = game.generator_loss(state, net.picture(out))
             if adversarial.adaptive:
-                logs["adaptive_weight"] = balance(net, state, x, quantized.codes)
+                logs["adaptive_weight"] = balance(params, state, x, quantized.codes)
                 scale *= logs["adaptive_weight"]
             value += scale * logs["adversarial"]
         return value + quantized.loss, ({"codebook": quantized.state}, logs)
 
-    def fooled(state, out):
-        logits, _ = judge(state.params["discriminator"], state.mutable["discriminator"], picture(out))
-        return game.generator(logits)
-
-    def balance(net, state, x, codes):
+    def balance(params, state, x, codes):
         """`adaptive_weight` of the gradients by the decoder's last kernel."""
-        kernel, codes = net["decoder"]["head"]["kernel"], jax.lax.stop_gradient(codes)
+        kernel, codes = params["decoder"]["head"]["kernel"], jax.lax.stop_gradient(codes)
 
         def last(kernel):
-            decoder = {**net["decoder"], "head": {**net["decoder"]["head"], "kernel": kernel}}
-            return draw({"decoder": decoder}, codes)
+            decoder = {**params["decoder"], "head": {**params["decoder"]["head"], "kernel": kernel}}
+            return net.decode_codes({"decoder": decoder}, codes)
 
         out, pull = jax.vjp(last, kernel)
         (first,) = pull(jax.grad(lambda out: reconstruction(state, x, out)[0])(out))
-        (second,) = pull(jax.grad(lambda out: fooled(state, out))(out))
+        (second,) = pull(jax.grad(lambda out: game.generator_loss(state, net.picture(out)))(out))
         return adaptive_weight(first, second)
-
-    def discriminator_loss(train, state, batch, key):
-        real = real_images(batch, key)
-        fake = jax.lax.stop_gradient(picture(draw(state.params["tokenizer"], codes_of(state.params, state.mutable, real))))
-        on_real, moved = judge(train["discriminator"], state.mutable["discriminator"], real)
-        on_fake, moved = judge(train["discriminator"], moved, fake)
-        return game.discriminator(on_real, on_fake), ({"discriminator": moved}, health(on_real, on_fake))
-
-    def r1_loss(train, state, batch, key):
-        """Of images in [-1, 1], as in the published game."""
-
-        def score(x):
-            return judge(train["discriminator"], state.mutable["discriminator"], (x + 1) / 2)[0]
-
-        penalty = r1(score, 2 * real_images(batch, key) - 1)
-        return model.r1.interval * model.r1.weight * penalty, ({}, {"penalty": penalty})
 
     def encode(params, mutable, images):
         """'pooled' [B, W]: the mean of the encoder's output before it is projected; 'out': what is quantized."""
-        layers = look(params["tokenizer"], images)
+        layers = net.encode_image(params["tokenizer"], images)
         return {**layers, "pooled": layers["features"].mean((1, 2), dtype=jnp.float32)}
 
     def tokens(params, mutable, images):
-        return quantizer.tokens(params["tokenizer"]["quantizer"], mutable["codebook"], look(params["tokenizer"], images)["out"])
-
-    def embed(params, mutable, tokens):
-        return quantizer.embed(params["tokenizer"]["quantizer"], mutable["codebook"], tokens)
-
-    def codes_of(params, mutable, images):
-        return embed(params, mutable, tokens(params, mutable, images))
+        return net.tokens(params["tokenizer"], mutable["codebook"], images)
 
     def decode(params, mutable, tokens):
-        return jnp.clip(picture(draw(params["tokenizer"], embed(params, mutable, tokens))), 0, 1)
+        codes = net.embed(params["tokenizer"], mutable["codebook"], tokens)
+        return jnp.clip(net.picture(net.decode_codes(params["tokenizer"], codes)), 0, 1)
 
     def reconstruct(params, mutable, images):
         return decode(params, mutable, tokens(params, mutable, images))
@@ -179,30 +149,104 @@ def build(config, stages) -> Method:
     def codebook(params, mutable):
         return quantizer.codebook(params["tokenizer"]["quantizer"], mutable["codebook"])
 
-    def judge_images(params, mutable, images):
-        logits, _ = judge(params["discriminator"], mutable["discriminator"], to_input(images, 0.0, 1.0), train=False)
-        return logits.reshape(len(logits), -1).mean(-1)
-
-    def started(step):
-        return step >= adversarial.start
-
-    phases = [Phase("tokenizer", ("tokenizer",), tokenizer_loss)]
-    fns = {"views": views, "reconstruct": reconstruct, "tokens": tokens, "decode": decode, "codebook": codebook}
-    if plays:
-        fns["judge"] = judge_images
-        phases.append(Phase("d", ("discriminator",), discriminator_loss, when=started if adversarial.start else None))
-        if model.r1.weight:
-            phases.append(Phase("r1", ("discriminator",), r1_loss, when=lambda step: started(step) & every(model.r1.interval)(step)))
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
-        phases=tuple(phases),
+        phases=(Phase("tokenizer", ("tokenizer",), tokenizer_loss), *(game.phases if plays else ())),
         encode=encode,
-        fns=fns,
+        views=views,
+        fns=ModelFns(
+            reconstruct=reconstruct, tokens=tokens, decode=decode, codebook=codebook, discriminate=game.logits if plays else None
+        ),
+        encoder=("tokenizer", "encoder"),
         frozen={"perceptual": perceptual.read} if perceptual and perceptual.read else {},
         couples_batch=plays or quantizer.couples_batch,
         notes={"tokenizer": f"trained with perceptual={perceptual.note if perceptual else 'none'}"},
     )
+
+
+class Networks(NamedTuple):
+    """Functions of the parameters of the tokenizer, {'encoder', 'decoder', 'quantizer'}, and of the state of its codebook."""
+
+    encode_image: Callable  # (params, images uint8 or in [0, 1]) -> the encoder's layers; 'out' is what is quantized
+    decode_codes: Callable  # (params, codes [B, h, w, D]) -> the decoder's output
+    picture: Callable  # output of the decoder -> [B, H, W, 3] of about [0, 1], not clipped
+    tokens: Callable  # (params, codebook, images) -> int32 [B, h, w]
+    embed: Callable  # (params, codebook, tokens) -> codes [B, h, w, D]
+
+
+def networks_of(encoder, decoder, quantizer, laplace: bool) -> Networks:
+    """`laplace`: the decoder gives the mean and the scale of a logit-Laplace distribution; else pixels in [-1, 1]."""
+
+    def encode_image(params, images):
+        return run(encoder, params["encoder"], {}, to_input(images, 0.5, 0.5), train=True)[0]
+
+    def decode_codes(params, codes):
+        return run(decoder, params["decoder"], {}, codes, train=True)[0]
+
+    def picture(out):
+        """Raw, without an activation, but for the mean of the logit-Laplace."""
+        return likelihood.logit_laplace_image(jnp.split(out, 2, -1)[0]) if laplace else (out + 1) / 2
+
+    def tokens(params, codebook, images):
+        return quantizer.tokens(params["quantizer"], codebook, encode_image(params, images)["out"])
+
+    def embed(params, codebook, tokens):
+        return quantizer.embed(params["quantizer"], codebook, tokens)
+
+    return Networks(encode_image, decode_codes, picture, tokens, embed)
+
+
+class Game(NamedTuple):
+    """What the discriminator adds: its phases, and a loss of the tokenizer."""
+
+    generator_loss: Callable  # (state, pictures [B, H, W, 3] of about [0, 1]) -> scalar
+    logits: Callable  # `ModelFns.discriminate`
+    phases: tuple[Phase, ...]
+
+
+def open_game(model, discriminator, real_images: Callable, reconstructed: Callable) -> Game:
+    """The game of `config.model.adversarial`, with the penalty of `config.model.r1`.
+
+    real_images: (batch, key) -> [B, H, W, 3] in [0, 1]. reconstructed: (state, images) -> what the tokenizer makes of them.
+    """
+    game, start = GAN_LOSSES[model.adversarial.game], model.adversarial.start
+
+    def discriminate(params, state, x, train=True):
+        """x in [0, 1] -> (logits, new state)"""
+        (logits, _), state = run(discriminator, params, state, 2 * x - 1, train=train)
+        return logits, state
+
+    def generator_loss(state, pictures):
+        return game.generator(discriminate(state.params["discriminator"], state.mutable["discriminator"], pictures)[0])
+
+    def loss(train, state, batch, key):
+        real = real_images(batch, key)
+        fake = jax.lax.stop_gradient(reconstructed(state, real))
+        on_real, moved = discriminate(train["discriminator"], state.mutable["discriminator"], real)
+        on_fake, moved = discriminate(train["discriminator"], moved, fake)
+        return game.discriminator(on_real, on_fake), ({"discriminator": moved}, health(on_real, on_fake))
+
+    def r1_loss(train, state, batch, key):
+        """Of images in [-1, 1], as in the published game."""
+
+        def score(x):
+            return discriminate(train["discriminator"], state.mutable["discriminator"], (x + 1) / 2)[0]
+
+        penalty = r1(score, 2 * real_images(batch, key) - 1)
+        return model.r1.interval * model.r1.weight * penalty, ({}, {"penalty": penalty})
+
+    def logits(params, mutable, images):
+        logits, _ = discriminate(params["discriminator"], mutable["discriminator"], to_input(images, 0.0, 1.0), train=False)
+        return logits.reshape(len(logits), -1).mean(-1)
+
+    def started(step):
+        return step >= start
+
+    phases = [Phase("d", ("discriminator",), loss, when=started if start else None)]
+    if model.r1.weight:
+        phases.append(Phase("r1", ("discriminator",), r1_loss, when=lambda step: started(step) & every(model.r1.interval)(step)))
+    return Game(generator_loss, logits, tuple(phases))
 
 
 def open_perceptual(spec, stages) -> Perceptual | None:

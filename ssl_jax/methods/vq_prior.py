@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Sampler, Spec
 from ssl_jax.errors import UserError
+from ssl_jax.models.build import construct
 from ssl_jax.models.common import create, run
 from ssl_jax.models.tokenizers.frozen_tokenizer import open_tokenizer
 from ssl_jax.models.tokenizers.prior import CausalPrior, by_layer
@@ -45,8 +46,9 @@ def build(config, stages) -> Method:
     tokenizer = open_tokenizer(below.fns, *sizes)
 
     def net(frozen):
-        told = dict(classes=classes or 1, null=model.label_dropout > 0, dtype=config.dtype)
-        return CausalPrior(*tokenizer.shape(frozen), **told, **model.transformer)
+        codes, length = tokenizer.shape(frozen)
+        given = dict(codes=codes, length=length, classes=classes or 1, null=model.label_dropout > 0, dtype=config.dtype)
+        return construct(CausalPrior, "transformer", model.transformer, **given)
 
     def forward(params, mutable, images, label=None):
         """(tokens, logits, features)"""
@@ -86,7 +88,7 @@ def build(config, stages) -> Method:
         drawn = {"seed": jax.random.key_data(jax.random.split(of_seed, count))}
         return {**drawn, "label": jax.random.randint(of_label, (count,), 0, classes)} if classes else drawn
 
-    def settle(params, mutable, key, truncation=None):
+    def prepare(params, mutable, key, truncation=None):
         """Matrices in the type that they are multiplied in: every token has to read all of them."""
 
         def cast(path, x):
@@ -94,49 +96,49 @@ def build(config, stages) -> Method:
 
         return {"params": jax.tree_util.tree_map_with_path(cast, params["net"]), "tokenizer": mutable["tokenizer"]}
 
-    def go_on(settled, drawn, prefix):
+    def go_on(prepared, drawn, prefix):
         """Pictures whose tokens begin with `prefix` [B, n]. With guidance the model sees each sequence with its class and without."""
-        prior, label = net(settled["tokenizer"]), drawn.get("label")
+        prior, label = net(prepared["tokenizer"]), drawn.get("label")
         twice = guidance != 1
 
         def call(method, tokens, *args):
             tokens = jnp.repeat(tokens, 2, 0) if twice else tokens
-            (logits, cache), _ = run(prior, settled["params"], {}, tokens, *args, train=False, method=method)
+            (logits, cache), _ = run(prior, prepared["params"], {}, tokens, *args, train=False, method=method)
             return guided(logits, guidance) if twice else logits, cache
 
-        told = jnp.stack([label, jnp.full_like(label, classes)], 1).reshape(-1) if twice else label
+        labels = jnp.stack([label, jnp.full_like(label, classes)], 1).reshape(-1) if twice else label
         tokens = autoregress(
-            lambda prefix: call("prefill", prefix, told),
+            lambda prefix: call("prefill", prefix, labels),
             lambda token, index, cache: call("decode", token, index, cache),
             prefix, prior.length, jax.random.wrap_key_data(drawn["seed"]), sharpening,
         )  # fmt: skip
-        return tokenizer.pictures(settled["tokenizer"], tokens)
+        return tokenizer.pictures(prepared["tokenizer"], tokens)
 
-    def sample(settled, drawn, truncation=None):
+    def sample(prepared, drawn, truncation=None):
         if truncation is not None:
             raise UserError("a prior over tokens has no truncation; set config.model.sampling (temperature, top_k, top_p, guidance)")
-        return go_on(settled, drawn, jnp.zeros((len(drawn["seed"]), 0), jnp.int32))
+        return go_on(prepared, drawn, jnp.zeros((len(drawn["seed"]), 0), jnp.int32))
 
-    def complete(settled, drawn, images):
+    def complete(prepared, drawn, images):
         """The upper half of the tokens is that of `images`."""
-        height, width = tokenizer.grid(settled["tokenizer"])
-        return go_on(settled, drawn, tokenizer.tokens(settled["tokenizer"], images)[:, : height // 2 * width])
+        height, width = tokenizer.grid(prepared["tokenizer"])
+        return go_on(prepared, drawn, tokenizer.tokens(prepared["tokenizer"], images)[:, : height // 2 * width])
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape)), **({"label": Spec((), "int32")} if classes else {})},
         init=init,
         phases=(Phase("prior", ("net",), loss),),
         encode=encode,
-        fns={
-            "views": views, "latents": latents, "settle": settle, "sample": sample, "complete": complete, "token_nll": likelihood,
-        },
+        views=views,
+        fns=ModelFns(token_nll=likelihood),
+        sampler=Sampler(latents, prepare, sample, complete=complete),
         notes={
             **below.notes,
             "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=normalized output of block {model.probe_block}, "
             "mean over places (the start and all tokens but the last)",
             "sampling": " ".join(f"{name}={value:g}" for name, value in model.sampling.items()),
         },
-    )  # fmt: skip
+    )
 
 
 def check_model(model, classes: int | None, data: str) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import Method, ModelFns, Phase, Spec
 from ssl_jax.models.autoencoders import to_channels, to_color
 from ssl_jax.models.common import create, run
 from ssl_jax.models.tokenizers.networks import build_decoder, build_encoder
@@ -37,41 +37,41 @@ def build(config, stages) -> Method:
     decoder = build_decoder(model.decoder, model.channels, config.dtype)
     views = make_views(config.views)
 
-    def look(net, x):
+    def encode_image(net, x):
         """[B, H, W, C] in [0, 1] -> the encoder's layers."""
         return run(encoder, net["encoder"], {}, x - MEAN, train=True)[0]
 
-    def draw(net, codes):
+    def decode_codes(net, codes):
         return run(decoder, net["decoder"], {}, codes, train=True)[0] + MEAN
 
     def init(key, batch, frozen):
         keys = jax.random.split(key, 4)
         x = to_channels(views(batch["image"], keys[0])[:, 0], model.channels)
         net = {"encoder": create(encoder, keys[1], x)[0]}
-        net["decoder"] = create(decoder, keys[2], look(net, x)["out"])[0]
+        net["decoder"] = create(decoder, keys[2], encode_image(net, x)["out"])[0]
         net["quantizer"], state = quantizer.init(keys[3])
         return {"net": net}, {"codebook": state}
 
     def loss(train, state, batch, key):
         of_views, of_codes = jax.random.split(key)
         net, x = train["net"], to_channels(views(batch["image"], of_views)[:, 0], model.channels)
-        quantized = quantizer.train(net["quantizer"], state.mutable["codebook"], look(net, x)["out"], of_codes, state.step)
-        error = jnp.mean((draw(net, quantized.codes) - x) ** 2)
+        quantized = quantizer.train(net["quantizer"], state.mutable["codebook"], encode_image(net, x)["out"], of_codes, state.step)
+        error = jnp.mean((decode_codes(net, quantized.codes) - x) ** 2)
         logs = {"squared_error": error, "quantizer": quantized.loss, **quantized.logs}
         return error / model.variance + quantized.loss, ({"codebook": quantized.state}, logs)
 
     def encode(params, mutable, images):
         """'pooled' [B, W]: the mean of the encoder's last maps; 'out': what is quantized."""
-        layers = look(params["net"], to_channels(images, model.channels))
+        layers = encode_image(params["net"], to_channels(images, model.channels))
         return {**layers, "pooled": layers["features"].mean((1, 2), dtype=jnp.float32)}
 
     def tokens(params, mutable, images):
-        z = look(params["net"], to_channels(images, model.channels))["out"]
+        z = encode_image(params["net"], to_channels(images, model.channels))["out"]
         return quantizer.tokens(params["net"]["quantizer"], mutable["codebook"], z)
 
     def decode(params, mutable, tokens):
         codes = quantizer.embed(params["net"]["quantizer"], mutable["codebook"], tokens)
-        return to_color(jnp.clip(draw(params["net"], codes), 0, 1))
+        return to_color(jnp.clip(decode_codes(params["net"], codes), 0, 1))
 
     def reconstruct(params, mutable, images):
         return decode(params, mutable, tokens(params, mutable, images))
@@ -84,7 +84,9 @@ def build(config, stages) -> Method:
         init=init,
         phases=(Phase("vqvae", ("net",), loss),),
         encode=encode,
-        fns={"views": views, "reconstruct": reconstruct, "tokens": tokens, "decode": decode, "codebook": codebook},
+        views=views,
+        fns=ModelFns(reconstruct=reconstruct, tokens=tokens, decode=decode, codebook=codebook),
+        encoder=("net", "encoder"),
         couples_batch=quantizer.couples_batch,
         notes={"tokenizer": "trained with perceptual=none"},
     )

@@ -27,15 +27,28 @@ def build(kinds: Mapping[str, Callable[..., nn.Module]], part: str, spec: Mappin
     name = fields.pop("name", None)
     if name not in kinds:
         raise UserError(unknown(f"config.model.{part}.name", name, kinds))
-    parameters = inspect.signature(kinds[name]).parameters
+    return construct(kinds[name], f"{part} ({name})", fields, **given)
+
+
+def construct(kind: Callable[..., Any], part: str, fields: Mapping[str, Any], **given) -> Any:
+    """`kind(**fields, **given)`, where `fields` are those of a part of the config: 'head' is config.model.head.
+
+    Args:
+        kind: a class, or a function; its other mistakes keep their traceback.
+        given: arguments that are not the config's to set; a kind without one of them does without.
+
+    Raises:
+        UserError: a field that `kind` does not have, with the nearest that it has, or one that is missing.
+    """
+    parameters = inspect.signature(kind).parameters
     valid = [field for field in parameters if field not in ("name", "parent", *given)]
     for field in fields:
         if field not in valid:
-            raise UserError(unknown(f"config.model.{part} ({name})", field, valid))
+            raise UserError(unknown(f"config.model.{part}", field, valid))
     missing = [field for field in valid if parameters[field].default is inspect.Parameter.empty and field not in fields]
     if missing:
-        raise UserError(f"config.model.{part} ({name}) needs {missing[0]!r}")
-    return kinds[name](**fields, **{field: value for field, value in given.items() if field in parameters})
+        raise UserError(f"config.model.{part} needs {missing[0]!r}")
+    return kind(**fields, **{field: value for field, value in given.items() if field in parameters})
 
 
 def unknown(where: str, wrong: Any, valid: Iterable[str]) -> str:

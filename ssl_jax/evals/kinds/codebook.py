@@ -58,7 +58,7 @@ def evaluate(context: Context, *, examples: int | None = None) -> Result:
 
 def tokens_of(context: Context, split: str, count: int | None = None) -> np.ndarray:
     """Tokens [N, T] int64 of the images of a split, row after row of each."""
-    rows = context.through(lambda images: {"tokens": side_by_side(context.pictures.tokens(images))}, split, "tokens", count).x
+    rows = context.through(lambda images: {"tokens": side_by_side(context.pictures.fns.tokens(images))}, split, "tokens", count).x
     return rows.astype(np.int64)  # float32 holds whole numbers up to 2^24
 
 

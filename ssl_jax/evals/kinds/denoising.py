@@ -58,7 +58,7 @@ def evaluate(
     def encode(images, key):
         clean = linear_maps.at_size(images, size)
         noisy = add_noise(clean, key, sigma, clip, linear.channels)
-        return {"all": side_by_side(clean, noisy, context.pictures.reconstruct(noisy))}
+        return {"all": side_by_side(clean, noisy, context.pictures.fns.reconstruct(noisy))}
 
     rows = context.through(context.keyed(encode, seed), "test", "all", examples).x
     clean, noisy, again = np.split(rows, 3, axis=1)

@@ -10,7 +10,7 @@ import numpy as np
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
 
-NEEDS = "judge"
+NEEDS = "discriminate"
 
 
 def check_options(examples: int = 2048, **_) -> None:
@@ -29,7 +29,7 @@ def evaluate(context: Context, *, examples: int = 2048) -> Result:
     check_options(examples)
 
     def encode(images):
-        return {"score": context.pictures.judge(images).reshape(-1, 1)}
+        return {"score": context.pictures.fns.discriminate(images).reshape(-1, 1)}
 
     train, test = (context.through(encode, split, "score", examples).x[:, 0] for split in ("train", "test"))
     metrics = {

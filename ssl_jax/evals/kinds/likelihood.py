@@ -32,7 +32,7 @@ def evaluate(context: Context, *, k: int = 100, examples: int | None = None, see
     dimensions = []
 
     def encode(images, key):
-        told = context.pictures.log_prob(images, key, k)  # all k at once: what is drawn of an image itself is drawn once
+        told = context.pictures.fns.log_prob(images, key, k)  # all k at once: what is drawn of an image itself is drawn once
         dimensions[:] = [told.get("dimensions", np.prod(images.shape[1:]))]
         return {"bounds": _columns(told["elbo"], told["iwae"])}
 

@@ -55,7 +55,7 @@ def evaluate(context: Context, *, layer: str = "code", examples: int = 2000) -> 
     size, dim = linear_maps.picture_size(context), code_size(context, layer)
 
     def encode(images):
-        again = context.pictures.reconstruct(images)
+        again = context.pictures.fns.reconstruct(images)
         return {"all": side_by_side(linear_maps.at_size(images, size), again, context.encode(images)[layer])}
 
     rows = context.through(encode, "test", "all", examples).x

@@ -50,7 +50,7 @@ def evaluate(
     shape = []
 
     def encode(images):
-        again = context.pictures.reconstruct(images)
+        again = context.pictures.fns.reconstruct(images)
         shape[:] = again.shape[1:]
         return {"both": side_by_side(at_size(images, again.shape[1:3]), again)}
 
@@ -84,7 +84,7 @@ def _to_levels(pictures: jax.Array) -> jax.Array:
 def _frechet(context: Context, extractor: str, resize: Resize, size: tuple[int, int]) -> tuple[dict[str, float], str]:
     network = context.pictures.extractor(extractor, resize)
     of_pictures = real_features.joined(network, ["pooled"])
-    again = context.through(lambda images: of_pictures(_to_levels(context.pictures.reconstruct(images))), "test", "joined").x
+    again = context.through(lambda images: of_pictures(_to_levels(context.pictures.fns.reconstruct(images))), "test", "joined").x
     real = real_features.real_features(context, network, "test", size)
     metrics = frechet(network, real, distances.in_parts(again))
     told = (

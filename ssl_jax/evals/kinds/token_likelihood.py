@@ -59,7 +59,7 @@ def _measured(context: Context, split: str, examples: int) -> tuple[np.ndarray, 
     """nll [N] float64 in nats, tokens [N, T] int64."""
 
     def encode(images, labels):
-        return {"both": _side_by_side(context.pictures.token_nll(images, labels))}
+        return {"both": _side_by_side(context.pictures.fns.token_nll(images, labels))}
 
     rows = context.through(encode, split, "both", examples, names=("label",)).x
     return rows[:, 0].astype(np.float64), rows[:, 1:].astype(np.int64)

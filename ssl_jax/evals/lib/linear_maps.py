@@ -45,7 +45,7 @@ def picture_size(context: Context, most: int = LARGEST) -> tuple[int, int]:
     Raises:
         UserError: a picture has more than `most` numbers.
     """
-    _, *size, channels = jax.eval_shape(context.pictures.reconstruct, context.images()).shape
+    _, *size, channels = jax.eval_shape(context.pictures.fns.reconstruct, context.images()).shape
     if size[0] * size[1] * channels > most:
         raise UserError(
             f"reconstructions of {size[0]}x{size[1]} pixels are too large for linear maps of at most {most} numbers; leave it out"
