@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax.engine.method import State
+from ssl_jax.engine.renamed_keys import MODULES, names_of, rename
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import MachineFault, UserError, not_written
 
@@ -212,10 +213,12 @@ class Checkpoints:
         """
         wanted = saved_part(target)
         tree = _together(lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
-        saved, here = ({name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _named(x)} for x in (tree, wanted))
+        trees = (rename(tree, MODULES), wanted)
+        saved, here = ({name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _named(x)} for x in trees)
         self._check_structure(step, saved, here)
-        state, expected = _together(lambda: self._read(step, wanted), "it cannot be read")
+        state, expected = _together(lambda: self._read(step, rename(wanted, names_of(tree))), "it cannot be read")
         verify(state, expected)
+        state = rename(state, MODULES)
         if int(state["step"]) != step:
             raise Corrupt(f"it holds step {int(state['step'])}")
         return target._replace(**state)
@@ -292,7 +295,7 @@ class Checkpoints:
             raise UserError(
                 f"checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}); there are {self.steps()}"
             ) from error
-        return {part: state[part] for part in parts}
+        return {part: rename(state[part], MODULES) for part in parts}
 
     def close(self) -> None:
         self._manager.close()

@@ -14,7 +14,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from ssl_jax.engine.optim import duration
+from ssl_jax.engine import durations
+from ssl_jax.engine.renamed_keys import refuse_old_names, refuse_override, translate
 from ssl_jax.errors import UserError
 
 # What may differ when a run goes on in its workdir: where and how often, never what is trained. With another eval_batch_size, which has
@@ -25,13 +26,14 @@ MAY_CHANGE = (
     "eval_batch_size", "workdir",
 )  # fmt: skip
 STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")
+DURATION = re.compile(r"total|evaluate_every|checkpoint_every|optim\.[^.]+\.warmup")
 
 
 def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """The config of `FILE.py[:variant]` with `--config.a.b=value` overrides applied, locked.
 
     Raises:
-        UserError: no such file or variant, an unknown key, a value of the wrong type.
+        UserError: no such file or variant, an unknown key, one of an earlier version, a value of the wrong type.
     """
     path, _, variant = path_and_variant.partition(":")
     if not Path(path).is_file():
@@ -47,6 +49,7 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
         raise UserError(f"--config={path_and_variant}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
+    refuse_old_names(config)
     config.lock()
     return apply_overrides(config, overrides)
 
@@ -54,9 +57,10 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     """Apply `--config.a.b=value` arguments with the types of the values they replace."""
     for argument in overrides:
-        name, equals, _ = argument.removeprefix("--config.").partition("=")
+        name, equals, value = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config.") or not equals:
             raise UserError(f"argument {argument!r} is not understood; overrides look like --config.optim.net.lr=0.1")
+        refuse_override(name, value)
         _check_key(config, name)
     if not overrides:
         return config
@@ -66,6 +70,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
         values(["launch.py", *overrides])
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"override: {str(error).splitlines()[0]}") from error
+    refuse_old_names(values.config)
     return values.config
 
 
@@ -84,22 +89,23 @@ def _check_key(config: Mapping, name: str) -> None:
 
 
 def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
-    """Durations in steps: {'total', 'evaluate', 'checkpoint'} for a dataset of `examples`.
+    """Durations in steps: {'total', 'evaluate', 'checkpoint'} for a dataset of `examples`; an interval of 0 is the whole run.
 
     Raises:
         UserError: a run of zero steps, or an impossible interval.
     """
-    told = {"total": duration(config, "total", config.batch_size, examples)}
-    for interval in ("evaluate_every", "checkpoint_every"):
-        told[interval] = duration(config, interval, config.batch_size, examples, default=0, up=True)
-    if told["total"] < 1:
+    total = durations.to_steps(config.total, "config.total", config.batch_size, examples)
+    evaluate, checkpoint = (
+        durations.to_steps(config[name], f"config.{name}", config.batch_size, examples, up=True)
+        for name in ("evaluate_every", "checkpoint_every")
+    )
+    if total < 1:
         raise UserError(
-            f"the run has zero steps ({examples} examples, batch {config.batch_size}); raise config.total_* or lower batch_size"
+            f"the run has zero steps ({examples} examples, batch {config.batch_size}); raise config.total or lower batch_size"
         )
     if config.log_every_steps < 1:
         raise UserError(f"config.log_every_steps={config.log_every_steps} must be at least 1")
-    never = told["total"]
-    return {"total": never, "evaluate": told["evaluate_every"] or never, "checkpoint": told["checkpoint_every"] or never}
+    return {"total": total, "evaluate": evaluate or total, "checkpoint": checkpoint or total}
 
 
 def plain(config) -> dict:
@@ -108,12 +114,12 @@ def plain(config) -> dict:
 
 
 def from_plain(values: Mapping) -> ml_collections.ConfigDict:
-    """The inverse of `plain`, locked."""
-    return ml_collections.ConfigDict(dict(values)).lock()
+    """The inverse of `plain`, locked; `values` may be of an earlier version."""
+    return ml_collections.ConfigDict(translate(values)).lock()
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """'model.temperature: 0.5 -> 0.1' for every key that differs and is not free to."""
+    """'model.temperature: 0.5 -> 0.1' for every key that differs and is not free to, of two configs of this version."""
     told = []
     for key in sorted(set(old) | set(new)):
         name = f"{prefix}{key}"
@@ -122,6 +128,16 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             told += differences(a, b, f"{name}.")
-        elif a != b:
+        elif a != b and not _same_duration(name, a, b):
             told.append(f"{name}: {a} -> {b}")
     return told
+
+
+def _same_duration(name: str, a, b) -> bool:
+    """Whether both are one duration in one unit, such as '45 epochs' and '45.0 epochs'."""
+    if not DURATION.fullmatch(STAGE.sub("", name)):
+        return False
+    try:
+        return durations.parse(a, name) == durations.parse(b, name)
+    except UserError:
+        return False
