@@ -73,7 +73,7 @@ def ours(case: Case):
         config.model.encoder = case.encoder
         config.model.head = {"widths": case.head, "last_batch_norm": False}
         config.model.temperature = TEMPERATURE
-        config.optim = {"net": {**case.optimizer, "decay": ((".*", 1.0),), "schedule": "constant"}}
+        config.optim = {"net": {**case.optimizer, "weight_decay_mask": ((".*", 1.0),), "schedule": "constant"}}
     method = build_method(config)
     example = {"image": np.zeros((case.batch, *config.data.image_shape), np.uint8)}
     make_optimizers = functools.partial(

@@ -1,30 +1,17 @@
-"""BigGAN and BigGAN-deep (Brock et al. 2019, arXiv:1809.11096).
+"""BigGAN and BigGAN-deep (Brock et al. 2019, arXiv:1809.11096): large class-conditional GANs.
 
   python launch.py train --config=configs/biggan.py --workdir=runs/biggan
   python launch.py sample --workdir=runs/biggan
+  python launch.py configs biggan
 
-Variants (published figures are quoted from their source; ours are in docs/results.md; FID and IS there are of Inception features, which
-these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
-  (default)         embedded scenes at 32 px, 12 classes, narrow networks
-  :smoke            the same in seconds, for tests
-  :unconditional    the default without labels
-  :cifar10_small    JPEG CIFAR-10, half as wide again
-  :cifar10          PyTorch-StudioGAN: ch 96, attention, batch 64, five discriminator steps, Adam 2e-4, betas .5 and .999, 100,000
-                    steps. Published: FID 4.16, IS 9.96 (50,000 samples against the training images)
-  :imagenet128      the paper's: ch 96, batch 2048, two discriminator steps, Adam 5e-5 and 2e-4, betas 0 and .999, orthogonal
-                    regularization 1e-4; 128 to 512 TPU v3 cores. Training collapses late, so the best checkpoint is kept. Published:
-                    FID 8.7, IS 98.8; with these rates FID 8.35, IS 97.76 (PyTorch-StudioGAN, 200,000 steps); the published
-                    weights evaluated again: FID 10.14, IS 96.7 (mmgeneration)
-  :imagenet256      the same at 256 px, networks as in google/compare_gan (attention at 128 px in the generator); 256 TPU v3 cores
-  :imagenet512      the same at 512 px; 512 TPU v3 cores
-  :deep128          BigGAN-deep: ch 128, z 128. The published weights evaluated again: FID 5.95, IS 107.2 (mmgeneration)
-  :deep256          the same at 256 px, both rates 2.5e-5. Evaluated again: FID 11.3, IS 135.1 (mmgeneration)
+FID and IS of the published figures are of Inception features. These configs compute them where
+--config.evals.generation.extractor=inception:/path/to/weights is given.
 """
 
 import ml_collections
 
 from configs import common
-from ssl_jax.models.gan.biggan_deep import TENSOR_RULES
+from configs.common import Variant
 
 
 def adam(lr, b1=0.0, b2=0.999):
@@ -53,19 +40,16 @@ def scenes(config):
     config.data.ops = config.data.eval_ops = common.resized(32)
     config.views = ((("flip", dict(p=0.5)),),)
     config.batch_size = 64
-    config.total_steps = 6000
+    config.total = "6000 steps"
     narrow(config, channels=16)
     config.optim = dict(generator=adam(2e-4), discriminator=adam(4e-4))
     common.generation(config)
-    config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
+    config.evaluate_every, config.checkpoint_every = "2000 steps", "500 steps"
     config.log_every_steps = 100
 
 
 def smoke(config):
     scenes(config)
-    config.batch_size = 32
-    config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
-    config.log_every_steps = 1
     # The paper's epsilon in low precision: without it Adam makes steps of its full rate of gradients that are mere rounding.
     config.optim = dict(generator=dict(adam(2e-4), eps=1e-4), discriminator=dict(adam(4e-4), eps=1e-4))
     networks(
@@ -77,7 +61,7 @@ def smoke(config):
         orthogonal=1e-4,
         ema=(0.9, 2),
     )
-    common.generation_smoke(config)
+    common.shrink(config)
 
 
 def unconditional(config):
@@ -89,15 +73,16 @@ def cifar10_small(config):
     scenes(config)
     config.data.name = "cifar10"
     config.data.ops = config.data.eval_ops = ()
-    config.total_steps = 12000
+    config.total = "12_000 steps"
     narrow(config, channels=24)
-    config.evaluate_every_steps, config.checkpoint_every_steps = 4000, 1000
+    config.evaluate_every, config.checkpoint_every = "4000 steps", "1000 steps"
 
 
 def cifar10(config):
+    """PyTorch-StudioGAN: Adam 2e-4, betas .5 and .999."""
     cifar10_small(config)
     config.batch_size = 5 * 64
-    config.total_steps = 100_000
+    config.total = "100_000 steps"
     networks(
         config,
         dict(channels=96, attention=(16,)),
@@ -107,11 +92,12 @@ def cifar10(config):
         ema=(0.9999, 1000),
     )
     config.optim = dict(generator=adam(2e-4, b1=0.5), discriminator=adam(2e-4, b1=0.5))
-    config.evaluate_every_steps, config.checkpoint_every_steps = 5000, 1000
+    config.evaluate_every, config.checkpoint_every = "5000 steps", "1000 steps"
     config.evals.generation.examples = 50_000
 
 
 def imagenet128(config, size=128, latent=120, attention=64, **fields):
+    """Adam 5e-5 and 2e-4, betas 0 and .999, orthogonal regularization 1e-4. Training collapses late, so the best checkpoint is kept."""
     cifar10(config)
     config.data.name = "imagenet2012"
     config.data.test_split = "validation"
@@ -121,7 +107,7 @@ def imagenet128(config, size=128, latent=120, attention=64, **fields):
     config.baselines = ()
     config.views = ((),)
     config.batch_size = 2 * 2048
-    config.total_steps = 150_000
+    config.total = "150_000 steps"
     networks(
         config,
         dict(channels=96, attention=(attention,)),
@@ -143,6 +129,8 @@ def imagenet512(config):
 
 
 def deep128(config, size=128):
+    from ssl_jax.models.gan.biggan_deep import TENSOR_RULES
+
     imagenet128(config, size)
     networks(
         config,
@@ -162,10 +150,33 @@ def deep256(config):
     config.optim = dict(generator=adam(2.5e-5), discriminator=adam(2.5e-5))
 
 
+VARIANTS = (
+    Variant("", scenes, "embedded scenes at 32 px, 12 classes, narrow networks",
+            hardware="2 CPU cores",
+            expected="Frechet (random_conv) 0.53 at step 2,000, 1.24 at 6,000 (untrained 55.5)",
+            source="ours, 1 seed"),
+    Variant("smoke", smoke, "the default in seconds, for tests"),
+    Variant("unconditional", unconditional, "the default without labels", hardware="2 CPU cores"),
+    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, half as wide again",
+            hardware="2 CPU cores", expected="Frechet (random_conv) 0.65 at step 2,000 of 12,000 (untrained 185.7)",
+            source="ours, 1 seed"),
+    Variant("cifar10", cifar10, "ch 96, attention, batch 64, five discriminator steps, 100,000 steps",
+            hardware="1 accelerator", expected="FID 4.16, IS 9.96 (50,000 samples against the training images)",
+            source="PyTorch-StudioGAN"),
+    Variant("imagenet128", imagenet128, "the paper's: ch 96, batch 2048, two discriminator steps",
+            hardware="128 to 512 TPU v3 cores",
+            expected="FID 8.7, IS 98.8; with these rates FID 8.35, IS 97.76 (200,000 steps); the published weights "
+            "evaluated again: FID 10.14, IS 96.7", source="Brock et al. 2019; PyTorch-StudioGAN; mmgeneration"),
+    Variant("imagenet256", imagenet256,
+            "the same at 256 px, networks as in google/compare_gan (attention at 128 px in the generator)",
+            hardware="256 TPU v3 cores"),
+    Variant("imagenet512", imagenet512, "the same at 512 px", hardware="512 TPU v3 cores"),
+    Variant("deep128", deep128, "BigGAN-deep: ch 128, z 128",
+            expected="the published weights evaluated again: FID 5.95, IS 107.2", source="mmgeneration"),
+    Variant("deep256", deep256, "the same at 256 px, both rates 2.5e-5",
+            expected="evaluated again: FID 11.3, IS 135.1", source="mmgeneration"),
+)  # fmt: skip
+
+
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    config = common.base("biggan")
-    named = {"": scenes, "smoke": smoke, "unconditional": unconditional, "cifar10_small": cifar10_small, "cifar10": cifar10,
-             "imagenet128": imagenet128, "imagenet256": imagenet256, "imagenet512": imagenet512, "deep128": deep128,
-             "deep256": deep256}  # fmt: skip
-    common.variant_of(variant, named)(config)
-    return config
+    return common.make("biggan", VARIANTS, variant)

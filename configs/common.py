@@ -1,4 +1,8 @@
-"""What every config starts from: durations, intervals, data, evaluations, and the recipes of views the papers use."""
+"""What every config starts from: durations, data, evaluations; how a config is made small; and the views of the papers."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
@@ -8,8 +12,31 @@ from ssl_jax.errors import UserError
 SCENES_SIZE = 48  # pixels, the embedded dataset
 
 
+class Variant(NamedTuple):
+    """One row of a file's VARIANTS: a recipe, and what is known about it. `launch.py configs` prints them."""
+
+    name: str  # what stands behind the colon of --config=configs/FILE.py:NAME; "" is the default
+    apply: Callable[[ml_collections.ConfigDict], None]
+    about: str  # in one line
+    hardware: str = ""  # that the recipe is made for, or was published with
+    time: str = ""  # of a whole run on that hardware, such as "40 min"; "" if nobody has measured or published it
+    expected: str = ""  # the numbers to compare a run with
+    source: str = ""  # who found those numbers: a paper, a repository, or "ours" (docs/results.md)
+
+
+def make(method: str, variants: Sequence[Variant], name: str) -> ml_collections.ConfigDict:
+    """The config of the variant `name`. Raises UserError if there is no such variant."""
+    known = {variant.name: variant for variant in variants}
+    if name not in known:
+        raise UserError(f"config variant {name!r} does not exist; there are {', '.join(v or '(none: the default)' for v in known)}")
+    config = base(method)
+    known[name].apply(config)
+    return config
+
+
+
 def base(method: str) -> ml_collections.ConfigDict:
-    """Every key that the house itself reads, with the values of a small run on the embedded dataset."""
+    """Every key that ssl_jax itself reads, with the values of a small run on the embedded dataset."""
     config = ml_collections.ConfigDict()
     config.method = method
     config.seed = 0
@@ -19,10 +46,10 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.xla = "default"  # options of XLA by name, see ssl_jax/engine/xla_options.py
     config.on_nonfinite = "stop"  # or 'skip': leave a step out whose loss or gradient is not finite
 
-    for name in ("total", "evaluate_every", "checkpoint_every"):  # exactly one unit of each (0: only at the end)
-        config[f"{name}_steps"] = config_dict.placeholder(int)
-        config[f"{name}_epochs"] = config_dict.placeholder(float)
-        config[f"{name}_examples"] = config_dict.placeholder(int)
+    # Durations in any unit: "200 steps", "45 epochs", "3M examples".
+    config.total = config_dict.placeholder(str)  # has to be given
+    config.evaluate_every = "0 steps"  # 0: only at the end
+    config.checkpoint_every = "0 steps"
     config.log_every_steps = 10
     config.keep_checkpoints = 2  # the last ones; the best by `best_metric` is kept besides
     config.best_metric = "knn/top1"
@@ -58,11 +85,32 @@ def base(method: str) -> ml_collections.ConfigDict:
     return config
 
 
-def variant_of(name: str, variants: dict) -> object:
-    """`variants[name]`, or one clear line."""
-    if name not in variants:
-        raise UserError(f"config variant {name!r} does not exist; there are {', '.join(v or '(none: the default)' for v in variants)}")
-    return variants[name]
+def shrink(config, changes: Mapping[str, Any] | None = None) -> None:
+    """Make any config a run of seconds on a CPU: 8 steps of 32 images, few images to learn from and to evaluate on.
+
+    The networks stay as they are: make them narrow with `changes`.
+
+    Args:
+        changes: {dotted key: value}, assigned after everything else: what else is to be small, or other than here.
+    """
+    config.batch_size = 32
+    config.total, config.evaluate_every, config.checkpoint_every, config.log_every_steps = "8 steps", "4 steps", "2 steps", 1
+    config.data.train_split, config.data.test_split = first(config.data.train_split, 512), first(config.data.test_split, 256)
+    config.data.workers = 0
+    for optimizer in config.optim.values():
+        if "warmup" in optimizer:
+            optimizer.warmup = "1 step"
+    for evaluation in config.evals.values():
+        if evaluation.kind == "linear" and evaluation.get("solver") == "lbfgs":
+            evaluation.update(dict(l2=(1e-2,), iterations=20))
+        if "examples" in evaluation:
+            evaluation.examples = min(evaluation.examples, 128)
+    config.update_from_flattened_dict(changes or {})
+
+
+def first(split: str, count: int) -> str:
+    """The first `count` examples of a split: 'train[:512]' of 'train' or of 'train[:10%]'."""
+    return re.sub(r"\[.*", "", split) + f"[:{count}]"
 
 
 def simclr_views(size: int, strength: float, blur: bool, area=(0.08, 1.0), gray=0.2, style="simclr_v2", sampling="simclr", crop=True):
@@ -93,20 +141,13 @@ def stage(recipe) -> dict:
 
 
 def generation(config) -> None:
-    """Evaluations of a model that samples: its samples, and its features. Kept is the checkpoint with the nearest samples."""
+    """Evaluations of a model that samples: its samples and its features. The checkpoint with the nearest samples is kept."""
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
     config.evals.judge = dict(kind="discriminator_memorization")
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.best_metric = "-generation/frechet"
     config.baselines = ("untrained",)
     config.log_every_steps = 50
-
-
-def generation_smoke(config) -> None:
-    """The same on little data."""
-    config.data.train_split, config.data.test_split = "train[:512]", "test[:256]"
-    config.evals.generation.examples = 128
-    config.evals.linear.update(dict(l2=(1e-2,), iterations=20))
 
 
 IMAGENET_EVAL = (("resize_crop", dict(resize=256, crop=224)),)  # the central 87.5 %

@@ -2,31 +2,17 @@
 
   python launch.py train --config=configs/gan.py --workdir=runs/gan
   python launch.py sample --workdir=runs/gan
+  python launch.py configs gan
 
-Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of 2048-dimensional Inception
-features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given; samples are those
-of averaged weights, whatever a published run did: --config.model.ema.decay=0 is without):
-  (default)           embedded scenes at 32 px: SNDCGAN at a quarter of its width, non-saturating
-  :smoke              the same in seconds, for tests
-  :scenes_dcgan       embedded scenes: DCGAN, narrow
-  :cifar10_small      JPEG CIFAR-10, half as wide again, hinge, the discriminator's rate twice the generator's
-  :cifar10_small_dcgan  JPEG CIFAR-10, DCGAN, non-saturating
-  :cifar10            SNDCGAN as in compare_gan (2018): non-saturating, batch 64, Adam 2e-4, betas .5 and .999, 200,000 steps.
-                      Published: FID 25.27 (10,000 samples against 10,000 images; without normalization 33.23), one accelerator
-  :cifar10_dcgan      DCGAN of 32 px, batch 64, two discriminator steps, 200,000 steps. Published: FID 48.29 (PyTorch-StudioGAN)
-  :cifar10_wgan_gp    Gulrajani et al. 2017: residual networks, five discriminator steps, penalty 10, Adam 2e-4 to 0 over 100,000
-                      steps, betas 0 and .9. Published: FID 22.29 (mimicry)
-  :cifar10_sngan      Miyato et al. 2018: residual networks, hinge, five discriminator steps of 64, 128 samples for the generator,
-                      Adam 2e-4 to 0 over 100,000 steps, betas 0 and .9. Published: FID 21.7 (paper), 16.77 (mimicry)
-  :mnist_mlp          Goodfellow et al. 2014: maxout perceptrons with dropout, SGD 0.1, divided by 1.000004 in every step, with momentum
-                      .5 (theirs goes up to .7 over 250 epochs), batch 100, uniform noise
-  :lsun_dcgan         Radford et al. 2016: DCGAN of 64 px, batch 128, Adam 2e-4, beta1 .5, L2 1e-5; images from a folder
-  :folder             your own photographs at 64 px: --config.data.name=/path/to/folder
+FID of the published figures is of 2048-dimensional Inception features. These configs compute it where
+--config.evals.generation.extractor=inception:/path/to/weights is given. Samples are those of averaged weights, whatever a published run
+did; --config.model.ema.decay=0 is without.
 """
 
 import ml_collections
 
 from configs import common
+from configs.common import Variant
 
 
 def adam(lr=2e-4, b1=0.5, b2=0.999, **options):
@@ -68,11 +54,11 @@ def scenes(config):
     config.data.ops = config.data.eval_ops = common.resized(32)
     config.views = ((("flip", dict(p=0.5)),),)
     config.batch_size = 64
-    config.total_steps = 4000
+    config.total = "4000 steps"
     sndcgan(config, channels=16)
     config.optim = dict(generator=adam(), discriminator=adam())
     common.generation(config)
-    config.evaluate_every_steps, config.checkpoint_every_steps = 1000, 500
+    config.evaluate_every, config.checkpoint_every = "1000 steps", "500 steps"
 
 
 def scenes_dcgan(config):
@@ -82,13 +68,9 @@ def scenes_dcgan(config):
 
 def smoke(config):
     scenes(config)
-    config.batch_size = 32
-    config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
-    config.log_every_steps = 1
     config.data.ops = config.data.eval_ops = common.resized(16)
     sndcgan(config, channels=8, stages=2, latent=("normal", 16), steps=2)
-    config.model.ema.update(decay=0.9, start=2)
-    common.generation_smoke(config)
+    common.shrink(config, {"model.ema.decay": 0.9, "model.ema.start": 2})
 
 
 def cifar10_images(config):
@@ -102,22 +84,23 @@ def cifar10_small(config):
     # At the generator's rate this narrow discriminator falls behind: it ends up judging most real images wrong, and samples blur.
     sndcgan(config, channels=24, game="hinge")
     config.optim.discriminator = adam(4e-4)
-    config.total_steps = 9000
-    config.evaluate_every_steps, config.checkpoint_every_steps = 3000, 500
+    config.total = "9000 steps"
+    config.evaluate_every, config.checkpoint_every = "3000 steps", "500 steps"
 
 
 def cifar10_small_dcgan(config):
     cifar10_images(config)
     dcgan(config, channels=32, latent=("normal", 100))
-    config.total_steps = 6000
-    config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
+    config.total = "6000 steps"
+    config.evaluate_every, config.checkpoint_every = "2000 steps", "500 steps"
 
 
 def cifar10(config):
+    """Adam 2e-4, betas .5 and .999."""
     cifar10_images(config)
     sndcgan(config, channels=64)
-    config.total_steps = 200_000
-    config.evaluate_every_steps, config.checkpoint_every_steps = 10_000, 2000
+    config.total = "200_000 steps"
+    config.evaluate_every, config.checkpoint_every = "10_000 steps", "2000 steps"
     config.evals.generation.update(dict(examples=10_000, split="test"))
 
 
@@ -128,9 +111,10 @@ def cifar10_dcgan(config):
 
 
 def cifar10_wgan_gp(config):
+    """Five discriminator steps, Adam 2e-4 to 0, betas 0 and .9."""
     cifar10(config)
     config.batch_size = 5 * 64
-    config.total_steps = 100_000
+    config.total = "100_000 steps"
     config.evals.generation.update(dict(examples=50_000, split="train"))
     networks(
         config,
@@ -143,14 +127,16 @@ def cifar10_wgan_gp(config):
 
 
 def cifar10_sngan(config):
+    """Five discriminator steps of 64, 128 samples for the generator, Adam 2e-4 to 0, betas 0 and .9."""
     cifar10_wgan_gp(config)
     networks(config, dict(name="sngan", channels=256), dict(name="sngan", channels=128), game="hinge", steps=5, fakes=2)
 
 
 def mnist_mlp(config):
+    """SGD 0.1, divided by 1.000004 in every step, with momentum .5 (theirs goes up to .7 over 250 epochs), batch 100."""
     cifar10(config)
     config.data.name = "mnist"
-    config.batch_size, config.total_steps = 100, 300_000
+    config.batch_size, config.total = 100, "300_000 steps"
     config.views = ((),)
     networks(config, dict(name="mlp"), dict(name="mlp"), latent=("uniform", 100))
     momentum = dict(name="sgd", lr=0.1, momentum=0.5, schedule="exponential", end=1.000004**-300_000)
@@ -163,22 +149,53 @@ def folder(config):
     config.data.ops = (("random_resized_crop", dict(size=64, area=(0.8, 1.0))),)
     config.data.eval_ops = common.resized(64)
     sndcgan(config, channels=64)
-    config.total_steps = 100_000
-    config.evaluate_every_steps, config.checkpoint_every_steps = 5000, 1000
+    config.total = "100_000 steps"
+    config.evaluate_every, config.checkpoint_every = "5000 steps", "1000 steps"
 
 
 def lsun_dcgan(config):
+    """Adam 2e-4, beta1 .5, L2 1e-5."""
     folder(config)
     config.batch_size = 128
     dcgan(config, channels=128, stages=4, kernel=5, latent=("uniform", 100))
     config.optim = dict(generator=adam(weight_decay=1e-5), discriminator=adam(weight_decay=1e-5))
 
 
+VARIANTS = (
+    Variant("", scenes, "embedded scenes at 32 px: SNDCGAN at a quarter of its width, non-saturating",
+            hardware="2 CPU cores", expected="Frechet (random_conv) 3.2 (untrained 335.9)", source="ours, 1 seed"),
+    Variant("smoke", smoke, "the default in seconds, for tests"),
+    Variant("scenes_dcgan", scenes_dcgan, "embedded scenes: DCGAN, narrow",
+            hardware="2 CPU cores",
+            expected="Frechet (random_conv) 1.96 at step 2,000, 30.8 at 4,000 (untrained 378.8)",
+            source="ours, 1 seed"),
+    Variant("cifar10_small", cifar10_small,
+            "JPEG CIFAR-10, half as wide again, hinge, the discriminator's rate twice the generator's",
+            hardware="2 CPU cores", expected="Frechet (random_conv) 0.80, on an H200 0.84 (untrained 418.8)",
+            source="ours, 1 seed each"),
+    Variant("cifar10_small_dcgan", cifar10_small_dcgan, "JPEG CIFAR-10, DCGAN, non-saturating",
+            hardware="2 CPU cores",
+            expected="Frechet (random_conv) 1.78 to 2.98 at step 4,000, then rising (untrained 446.5)",
+            source="ours, 2 runs"),
+    Variant("cifar10", cifar10, "SNDCGAN as in compare_gan (2018): non-saturating, batch 64, 200,000 steps",
+            hardware="1 accelerator",
+            expected="FID 25.27 (10,000 samples against 10,000 images; without normalization 33.23)",
+            source="compare_gan (2018)"),
+    Variant("cifar10_dcgan", cifar10_dcgan, "DCGAN of 32 px, batch 64, two discriminator steps, 200,000 steps",
+            hardware="1 accelerator", expected="FID 48.29", source="PyTorch-StudioGAN"),
+    Variant("cifar10_wgan_gp", cifar10_wgan_gp,
+            "Gulrajani et al. 2017: residual networks, gradient penalty 10, 100,000 steps",
+            hardware="1 accelerator", expected="FID 22.29", source="mimicry"),
+    Variant("cifar10_sngan", cifar10_sngan, "Miyato et al. 2018: residual networks, hinge, 100,000 steps",
+            hardware="1 accelerator", expected="FID 21.7, 16.77", source="Miyato et al. 2018; mimicry"),
+    Variant("mnist_mlp", mnist_mlp, "Goodfellow et al. 2014: maxout perceptrons with dropout, SGD, uniform noise",
+            hardware="1 accelerator"),
+    Variant("lsun_dcgan", lsun_dcgan, "Radford et al. 2016: DCGAN of 64 px, batch 128; images from a folder",
+            hardware="1 accelerator"),
+    Variant("folder", folder, "your own photographs at 64 px: --config.data.name=/path/to/folder",
+            hardware="1 accelerator"),
+)  # fmt: skip
+
+
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    config = common.base("gan")
-    named = {"": scenes, "smoke": smoke, "scenes_dcgan": scenes_dcgan, "cifar10_small": cifar10_small,
-             "cifar10_small_dcgan": cifar10_small_dcgan, "cifar10": cifar10, "cifar10_dcgan": cifar10_dcgan,
-             "cifar10_wgan_gp": cifar10_wgan_gp, "cifar10_sngan": cifar10_sngan, "mnist_mlp": mnist_mlp,
-             "lsun_dcgan": lsun_dcgan, "folder": folder}  # fmt: skip
-    common.variant_of(variant, named)(config)
-    return config
+    return common.make("gan", VARIANTS, variant)

@@ -1,33 +1,22 @@
 """StyleGAN 1 and 2 (Karras et al. 2019, arXiv:1812.04948; 2020a, arXiv:1912.04958; 2020b, arXiv:2006.06676).
 
   python launch.py train --config=configs/stylegan.py --workdir=runs/stylegan
+  python launch.py configs stylegan
 
 A lazy regularizer takes a step of its own every n steps, in which Adam moves once more. So its group has the rate and beta2 of
 n / (n + 1) of a step: generators with path lengths every 4 steps lr x 4/5 and .99^(4/5) = .991992, discriminators with R1 every 16
 steps lr x 16/17 and .99^(16/17) = .990585 (2020a, appendix B).
 
-Variants (published figures are quoted from their source; ours are in docs/results.md; FID there is of 2048-dimensional Inception
-features, which these configs compute where --config.evals.generation.extractor=inception:/path/to/weights is given):
-  (default)         embedded scenes at 32 px: StyleGAN2 of up to 128 channels, adaptive augmentation
-  :smoke            the same in seconds, for tests
-  :cifar10_small    JPEG CIFAR-10, twice the channels of the default at 32 px, augmentation that always applies (DiffAugment)
-  :cifar10          2020b, `cifar`: 512 channels, mapping of 2 layers, plain discriminator, R1 .01, path lengths without
-                    weight (the rate of the generator is that of lazy ones still), no mixing, batch 64, 100,000,000 images. Its
-                    augmentation is adaptive; ours has its control and the operations of DiffAugment. Published: FID 2.92
-  :cifar10_conditional  the same with labels. Published: FID 2.42, IS 10.14
-  :stylegan1_ffhq256    2019, the network for 256 px at its rate there, .002, and batch 32, at a fixed resolution
-  :stylegan1_ffhq1024   2019, R1 10 at every step, batch 32, 25,000,000 images, but at a fixed resolution (the paper grows from 8 px).
-                    Published: FID 4.40 (4.4159 measured again by its authors); 8 V100
-  :ffhq256          2020b, `paper256`: half the channels, batch 64, R1 1, 25,000,000 images, no augmentation
-  :ffhq1024         2020a, configuration F: batch 32, R1 10, 25,000,000 images. Published: FID 2.84 +- .03, path length (end, w)
-                    145.0 +- .5; 8 V100
-FFHQ is a folder of images: --config.data.name=/path/to/ffhq. The published path length is that of LPIPS:
+FID of the published figures is of 2048-dimensional Inception features. These configs compute it where
+--config.evals.generation.extractor=inception:/path/to/weights is given. The published path length is that of LPIPS:
 --config.evals.path.distance=lpips --config.evals.path.path=FILE --config.evals.path.sha256=HEX (see ssl_jax.models.pretrained.vgg).
+FFHQ is a folder of images: --config.data.name=/path/to/ffhq.
 """
 
 import ml_collections
 
 from configs import common
+from configs.common import Variant
 
 
 def adam(lr, b2=0.99):
@@ -46,7 +35,7 @@ def scenes(config):
     config.data.ops = config.data.eval_ops = common.resized(32)
     config.views = ((("flip", dict(p=0.5)),),)
     config.batch_size = 32
-    config.total_steps = 6000
+    config.total = "6000 steps"
     config.model = dict(
         conditional=False,
         mixing=0.9,
@@ -60,33 +49,36 @@ def scenes(config):
     config.optim = dict(generator=adam(0.002 * 4 / 5, 0.991992), discriminator=adam(0.002 * 16 / 17, 0.990585))
     common.generation(config)
     config.evals.path = dict(kind="perceptual_path", distance="random_conv", path="", sha256="", epsilon=1e-3, crop=False)
-    config.evaluate_every_steps, config.checkpoint_every_steps = 2000, 500
+    config.evaluate_every, config.checkpoint_every = "2000 steps", "500 steps"
     config.log_every_steps = 100
 
 
 def smoke(config):
     scenes(config)
     config.data.ops = config.data.eval_ops = common.resized(8)  # four networks twice differentiated: small ones compile in seconds
-    config.total_steps, config.evaluate_every_steps, config.checkpoint_every_steps = 8, 4, 2
-    config.log_every_steps = 1
     networks(config, base=128, widest=16, features=16, mapping_layers=2)
-    config.model.r1.interval = config.model.path_length.interval = 2
-    common.generation_smoke(config)
-    config.evals.path.examples = 64
+    common.shrink(config, {
+        "model.r1.interval": 2,
+        "model.path_length.interval": 2,
+        "evals.path.examples": 64,
+    })  # fmt: skip
 
 
 def cifar10_small(config):
     scenes(config)
     config.data.name = "cifar10"
     config.data.ops = config.data.eval_ops = ()
-    config.total_steps = 12_000
+    config.total = "12_000 steps"
     networks(config, base=1024, widest=128, features=128, mapping_layers=2)
     config.model.r1.weight = 0.01
     config.model.augment.target = 0.0
-    config.evaluate_every_steps, config.checkpoint_every_steps = 4000, 1000
+    config.evaluate_every, config.checkpoint_every = "4000 steps", "1000 steps"
 
 
 def cifar10(config):
+    """R1 .01, path lengths without weight (the rate of the generator is that of lazy ones still), no mixing, batch 64. Its augmentation
+    is adaptive; ours has its control and the operations of DiffAugment.
+    """
     cifar10_small(config)
     config.batch_size = 64
     networks(config, base=32768, mapping_layers=2, group=32, residual=False)
@@ -95,8 +87,8 @@ def cifar10(config):
     config.model.augment.target = 0.6
     config.model.ema = dict(half_life_examples=500_000, ramp=0.05)
     config.optim = dict(generator=adam(0.0025 * 4 / 5, 0.991992), discriminator=adam(0.0025 * 16 / 17, 0.990585))
-    config.total_steps, config.total_examples = None, 100_000_000
-    config.evaluate_every_steps, config.checkpoint_every_steps = 50_000, 5000
+    config.total = "100_000_000 examples"
+    config.evaluate_every, config.checkpoint_every = "50_000 steps", "5000 steps"
     config.evals.generation.examples = 50_000
 
 
@@ -113,7 +105,7 @@ def ffhq1024(config):
     config.data.ops = config.data.eval_ops = common.resized(1024)
     config.data.workers = 16
     config.batch_size = 32
-    config.total_steps, config.total_examples = None, 25_000_000
+    config.total = "25_000_000 examples"
     networks(config, base=32768)
     config.model.r1.weight = 10.0
     config.model.augment.policy = ()
@@ -124,7 +116,7 @@ def ffhq1024(config):
     config.evals = dict(
         generation=dict(config.evals.generation, examples=50_000), path=dict(config.evals.path, examples=50_000, epsilon=1e-4)
     )
-    config.evaluate_every_steps, config.checkpoint_every_steps = 50_000, 5000
+    config.evaluate_every, config.checkpoint_every = "50_000 steps", "5000 steps"
 
 
 def ffhq256(config):
@@ -139,6 +131,7 @@ def ffhq256(config):
 
 
 def stylegan1_ffhq1024(config):
+    """The paper grows from 8 px."""
     ffhq1024(config)
     config.model.generator.update(dict(name="stylegan1", channel_base=16384))
     config.model.discriminator = dict(name="stylegan1", channel_base=16384, channel_max=512, group=4)
@@ -155,10 +148,36 @@ def stylegan1_ffhq256(config):
     config.optim = dict(generator=adam(0.002), discriminator=adam(0.002))
 
 
+VARIANTS = (
+    Variant("", scenes, "embedded scenes at 32 px: StyleGAN2 of up to 128 channels, adaptive augmentation",
+            hardware="2 CPU cores",
+            expected="Frechet (random_conv) 0.76 at step 4,000, 0.98 at 6,000 (untrained 97.6)",
+            source="ours, 1 seed"),
+    Variant("smoke", smoke, "the default in seconds, for tests"),
+    Variant("cifar10_small", cifar10_small,
+            "JPEG CIFAR-10, twice the channels of the default at 32 px, DiffAugment in every step",
+            hardware="1 accelerator",
+            expected="Frechet (random_conv) 3.40 at step 6,000 of 12,000 (untrained 272.3)", source="ours, 1 seed"),
+    Variant("cifar10", cifar10,
+            "2020b, `cifar`: 512 channels, mapping of 2 layers, plain discriminator, 100,000,000 images",
+            hardware="1 accelerator", expected="FID 2.92", source="Karras et al. 2020b"),
+    Variant("cifar10_conditional", cifar10_conditional, "the same with labels",
+            hardware="1 accelerator", expected="FID 2.42, IS 10.14", source="Karras et al. 2020b"),
+    Variant("stylegan1_ffhq256", stylegan1_ffhq256,
+            "2019, the network for 256 px at its rate there, .002, and batch 32, at a fixed resolution",
+            hardware="8 V100"),
+    Variant("stylegan1_ffhq1024", stylegan1_ffhq1024,
+            "2019, R1 10 at every step, batch 32, 25,000,000 images, fixed resolution",
+            hardware="8 V100", expected="FID 4.40 (4.4159 measured again by its authors)",
+            source="Karras et al. 2019"),
+    Variant("ffhq256", ffhq256,
+            "2020b, `paper256`: half the channels, batch 64, R1 1, 25,000,000 images, no augmentation",
+            hardware="8 V100"),
+    Variant("ffhq1024", ffhq1024, "2020a, configuration F: batch 32, R1 10, 25,000,000 images",
+            hardware="8 V100", expected="FID 2.84 +- .03, path length (end, w) 145.0 +- .5",
+            source="Karras et al. 2020a"),
+)  # fmt: skip
+
+
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    config = common.base("stylegan")
-    named = {"": scenes, "smoke": smoke, "cifar10_small": cifar10_small, "cifar10": cifar10,
-             "cifar10_conditional": cifar10_conditional, "stylegan1_ffhq256": stylegan1_ffhq256,
-             "stylegan1_ffhq1024": stylegan1_ffhq1024, "ffhq256": ffhq256, "ffhq1024": ffhq1024}  # fmt: skip
-    common.variant_of(variant, named)(config)
-    return config
+    return common.make("stylegan", VARIANTS, variant)

@@ -74,8 +74,8 @@ class Runs:
 
     def __init__(self, folder, name, steps=12, every=3):
         self.folder, self.name, self.steps = folder, name, steps
-        self.flags = (*FLAGS, f"--config.total_steps={steps}", f"--config.evaluate_every_steps={steps}",
-                      f"--config.checkpoint_every_steps={every}", *SHORT.get(name, ()))  # fmt: skip
+        self.flags = (*FLAGS, f"--config.total={steps} steps", f"--config.evaluate_every={steps} steps",
+                      f"--config.checkpoint_every={every} steps", *SHORT.get(name, ()))  # fmt: skip
 
     def arguments(self, workdir, *flags):
         script = str(pathlib.Path(__file__).with_name("odd_launch.py"))

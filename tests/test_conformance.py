@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib
 import json
 import os
 import pathlib
@@ -141,8 +142,7 @@ def losses(told, kind="/loss"):
 
 
 def variants(name):
-    text = (ROOT / "configs" / f"{name}.py").read_text()
-    return list(re.findall(r'"(\w*)": \w+[,}]', text.split("def get_config")[1]))
+    return [variant.name for variant in importlib.import_module(f"configs.{name}").VARIANTS]
 
 
 @every_config

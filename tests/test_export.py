@@ -349,7 +349,7 @@ def test_unfinished_runs_other_steps_and_foreign_folders(workdir, tmp_path, caps
     config = json.loads((workdir / "config.json").read_text())
     for name in ("checkpoints", "evaluations.json"):
         (tmp_path / name).symlink_to(workdir / name)
-    (tmp_path / "config.json").write_text(json.dumps({**config, "total_steps": 20}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "total": "20 steps"}))
     with pytest.raises(UserError, match=r"is unfinished \(step 8 of 20\); finish .* with --step=8"):
         verb.main(*arguments(tmp_path))
     with pytest.raises(UserError, match=r"has no checkpoint 5; there are \[4, 8\]"):

@@ -36,7 +36,7 @@ nn.relu = nn.silu  # smooth, so that rounding cannot carry a unit over its kink:
 def get_config(variant=""):
     config = simclr.get_config("smoke")
     config.baselines, config.best_metric, config.evals = (), "", {}
-    config.batch_size, config.total_steps, config.checkpoint_every_steps = 16, 12, 3
+    config.batch_size, config.total, config.checkpoint_every = 16, "12 steps", "3 steps"
     config.data.train_split = config.data.test_split = "all"
     if variant == "bad_evaluation":
         config.evals.x = dict(kind="knnn")
@@ -163,7 +163,7 @@ def test_all_of_a_run_is_watched_and_paused_where_it_is_no_step(here, folder, tm
     noted(Trace, "close")
     noted(Checkpoints, "close")
     noted(Signals, "stop")
-    settings = ("--config.total_steps=2", "--config.baselines=('raw pixels',)", "--config.evals={'knn': {'kind': 'knn'}}")
+    settings = ("--config.total=2 steps", "--config.baselines=('raw pixels',)", "--config.evals={'knn': {'kind': 'knn'}}")
     assert here([*command(tmp_path / "run", folder, *settings), "--saved_code=75"]).returncode == 0
     assert {name for name, (pauses, _) in paused.items() if pauses == 0} == {"stop"}
     assert len(paused) == 7
@@ -205,7 +205,7 @@ def test_every_family_killed_with_9_goes_on_to_the_same_numbers(name, tmp_path, 
     """Spectral vectors, averages, statistics, codebooks, lazy phases: all of it is in the checkpoint, or in that of stage 1."""
 
     def play(workdir):
-        overrides = ["--config.total_steps=24", "--config.evaluate_every_steps=12", "--config.checkpoint_every_steps=3"]
+        overrides = ["--config.total=24 steps", "--config.evaluate_every=12 steps", "--config.checkpoint_every=3 steps"]
         if name in ON_TOKENS:
             overrides.append(f"--config.stages.tokenizer.workdir={request.getfixturevalue('tokenizer')}")
         return [sys.executable, "launch.py", "train", f"--config=configs/{name}.py:smoke", f"--workdir={workdir}", *overrides]
@@ -236,7 +236,7 @@ def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path, signum
 def test_an_evaluation_that_sigterm_kept_from_happening_is_made_when_the_run_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(nn, "relu", nn.relu)  # the config replaces it
     monkeypatch.chdir(ROOT)
-    arguments = command(tmp_path, folder, "--config.total_steps=4", "--config.evaluate_every_steps=2", REPRESENTATION)[2:]
+    arguments = command(tmp_path, folder, "--config.total=4 steps", "--config.evaluate_every=2 steps", REPRESENTATION)[2:]
 
     def stop(watch, step):
         if step == 2:
@@ -274,7 +274,7 @@ BAD = {
     "wrong type": (["--config.batch_size=many"], "override:"),
     "missing dataset": (["--config.data.name=cifar11", "--config.data.train_split=train"], "cifar11"),
     "no such split": (["--config.data.train_split=validation"], "validation"),
-    "zero steps": (["--config.total_steps=0"], "zero steps"),
+    "zero steps": (["--config.total=0 steps"], "zero steps"),
     "no checkpoint": (["--config.keep_checkpoints=0"], "config.keep_checkpoints=0 would keep none"),
     "negative rate": (["--config.optim.net.lr=-0.1"], "must be positive"),
     "wrong mesh": (["--config.mesh.fsdp=3"], "config.mesh"),
@@ -400,7 +400,7 @@ NOT_FINITE = ("--config.optim.net.lr=1e30", "--config.model.temperature=1e-30")
 
 
 def test_nan_loss_names_the_step_and_keeps_the_checkpoint(folder, tmp_path):
-    done = run(command(tmp_path / "w", folder, *NOT_FINITE, "--config.checkpoint_every_steps=1"))
+    done = run(command(tmp_path / "w", folder, *NOT_FINITE, "--config.checkpoint_every=1 steps"))
     one_line(done, "in phase 'ssl'")
 
 

@@ -1,4 +1,4 @@
-"""Optimizers against their papers and PyTorch, schedules, and durations."""
+"""Optimizers against their papers and PyTorch, and schedules."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +42,7 @@ def test_optimizers_equal_torch(name):
 
     torch = require_torch()
     ours = {"kernel": jnp.asarray(W, jnp.float32)}
-    spec = dict(name=name, lr=0.1, schedule="constant", weight_decay=0.01, decay=((".*", 1.0),))
+    spec = dict(name=name, lr=0.1, schedule="constant", weight_decay=0.01, weight_decay_mask=((".*", 1.0),))
     theirs = torch.nn.Parameter(torch.tensor(W, dtype=torch.float32))
     make = {
         "sgd": lambda: torch.optim.SGD([theirs], 0.1, 0.9, nesterov=True, weight_decay=0.01),
@@ -93,9 +93,9 @@ def test_the_rate_is_that_of_the_step_however_often_a_group_is_updated():
     np.testing.assert_allclose(seen, -0.6, rtol=1e-5)
 
 
-def test_rates_freeze_and_scale():
+def test_multipliers_freeze_and_scale():
     params = {"encoder": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}}
-    spec = dict(name="sgd", lr=1.0, momentum=0.0, schedule="constant", rates=(("encoder", 0.0), (".*", 0.5)))
+    spec = dict(name="sgd", lr=1.0, momentum=0.0, schedule="constant", lr_multipliers=(("encoder", 0.0), (".*", 0.5)))
     optimizer, _ = optim.make_optimizer("net", spec, params, 1, 1, 1)
     updates, _ = optimizer.update(params, optimizer.init(params), params, step=0)
     np.testing.assert_array_equal(updates["encoder"]["kernel"], 0)
@@ -108,14 +108,15 @@ def test_rates_freeze_and_scale():
         (dict(name="sdg"), "config.optim.net.name='sdg' is unknown"),
         (dict(lr=-0.1), "must be positive"),
         (dict(learning_rate=0.1), "learning_rate is no option of sgd"),
-        (dict(decay=(("kernel$", 1.0),)), "no rule matches parameter 'net/bias'"),
-        (dict(decay=(("conv", 1.0), (".*", 1.0))), "rule 'conv' matches no parameter"),
-        (dict(decay=(("(", 1.0),)), "not a regular expression"),
-        (dict(warmup_steps=99), "longer than the run"),
+        (dict(weight_decay_mask=(("kernel$", 1.0),)), "no rule matches parameter 'net/bias'"),
+        (dict(weight_decay_mask=(("conv", 1.0), (".*", 1.0))), "rule 'conv' matches no parameter"),
+        (dict(weight_decay_mask=(("(", 1.0),)), "not a regular expression"),
+        (dict(warmup="99 steps"), "longer than the run"),
         (dict(schedule="cosin"), "unknown schedule"),
         (dict(schedule="exponential"), "give end > 0"),
         (dict(lr_scale="sqr"), "unknown lr_scale"),
-        (dict(warmup_steps=1, warmup_epochs=1), "exactly one of"),
+        (dict(warmup=1), "config.optim.net.warmup=1 has no unit"),
+        (dict(warmup_steps=1), "warmup_steps is no option of sgd"),
     ],
 )
 def test_optimizer_mistakes_are_one_line(change, told):
@@ -123,12 +124,3 @@ def test_optimizer_mistakes_are_one_line(change, told):
     with pytest.raises(UserError, match=told.replace("(", r"\(")) as caught:
         optim.make_optimizer("net", {**dict(name="sgd", lr=0.1), **change}, params, 10, 1, 10)
     assert "\n" not in str(caught.value)
-
-
-def test_intervals_that_divide_a_run_end_with_it():
-    """45 epochs of 28.125 steps: three intervals, and none that ends two steps before the run."""
-    config = dict(total_epochs=45.0, every_epochs=15.0, tiny_epochs=0.001, third_epochs=1 / 3)
-    total, every, tiny = (optim.duration(config, n, 256, 7200, up=n != "total") for n in ("total", "every", "tiny"))
-    assert (total, every, tiny) == (1265, 422, 1)
-    assert 2 * every < total < 3 * every
-    assert optim.duration(config, "third", 1, 9, up=True) == 3  # not 4 for its last binary digit

@@ -158,7 +158,7 @@ def test_checkpoints_deleted(runs):
 
 
 def test_slow_input(runs):
-    running = runs.start("slow", 2, "--config.total_steps=140", SLOW="1:4")
+    running = runs.start("slow", 2, "--config.total=140 steps", SLOW="1:4")
     deadline = time.monotonic() + 600
     while "waits for it" not in running.told and running.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)

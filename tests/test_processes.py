@@ -237,7 +237,7 @@ def test_processes_along_tensor_read_the_same_rows(runs):
 @pytest.mark.slow
 def test_two_processes_start_from_the_weights_of_one(runs):
     rules = "--config.warm_start.rules=(('^', ''),)"
-    told = runs.start("warm", 2, f"--config.warm_start.workdir={runs.folder / 'alone'}", rules, "--config.total_steps=3").finish()
+    told = runs.start("warm", 2, f"--config.warm_start.workdir={runs.folder / 'alone'}", rules, "--config.total=3 steps").finish()
     assert "parameters and" in told and "0 stay fresh" in told
 
 

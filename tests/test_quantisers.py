@@ -220,7 +220,7 @@ def test_averages_are_those_of_the_global_batch():
 @pytest.mark.parametrize("update", ["average", "gradient"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_dead_codes_start_again_at_vectors_of_the_batch(update, normalize):
-    spec = dict(name="learned", size=16, dim=4, update=update, normalize=normalize, revive=0.5, decay=0.9)
+    spec = dict(name="learned", size=16, dim=4, codebook_update=update, normalize=normalize, revive=0.5, decay=0.9)
     quantizer = build_quantizer(spec)
     (params, state), z = quantizer.init(jax.random.key(0)), 5 + 0.1 * normal(0, 64, 4)  # far from most codes
     before = quantizer.codebook(params, state)
@@ -252,7 +252,7 @@ def test_k_means_finds_separated_clusters_and_starts_a_codebook_with_them():
     assert sorted(order) == list(range(16))  # k-means++ finds one center in each
     np.testing.assert_allclose(found[order], means, atol=1e-5)
     for update in ("average", "gradient"):
-        quantizer = build_quantizer(dict(name="learned", size=16, dim=4, init="k_means", update=update))
+        quantizer = build_quantizer(dict(name="learned", size=16, dim=4, init="k_means", codebook_update=update))
         params, state = quantizer.init(jax.random.key(1))
         out = jax.jit(quantizer.train)(params, state, z, jax.random.key(0), 0)
         assert out.logs["usage_of_batch"] == 1

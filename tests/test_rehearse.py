@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(capsys, monkeypatch):
     assert "does not exist; or" not in fails(capsys, SIMCLR, "--topology=cpu:8", "--config.mesh.fsdp=3")
     told = fails(capsys, SIMCLR, "--topology=cpu:8", "--config.data.name=/none")
     assert "is larger than data 'scenes' split 'train[:512]' (512 examples)" in fails(
-        capsys, SIMCLR, "--topology=cpu:8", "--config.batch_size=1024", "--config.total_steps=3"
+        capsys, SIMCLR, "--topology=cpu:8", "--config.batch_size=1024", "--config.total=3 steps"
     )
     assert "--slices=2: give 1 or more, of TPUs" in fails(capsys, SIMCLR, "--topology=cpu:8", "--slices=2")
     assert "--fit needs devices whose memory and speed are known" in fails(capsys, SIMCLR, "--topology=cpu:8", "--fit")

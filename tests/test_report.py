@@ -64,7 +64,7 @@ def entry(subject, step, knn, linear, protocol="kNN k=20"):
 
 
 CONFIG = {
-    "method": "simclr", "batch_size": 64, "total_epochs": 2.0, "total_steps": None, "best_metric": "knn/top1",
+    "method": "simclr", "batch_size": 64, "total": "2 epochs", "best_metric": "knn/top1",
     "data": {"name": "scenes", "num_classes": 10, "examples": 640},
     "views": [[["flip", {"p": 0.5}], ["grayscale", {"p": 0.2}]]] * 2,
     "optim": {"net": {"lr": 0.003}},
@@ -218,7 +218,7 @@ def test_unfinished_and_damaged(tmp_path):
     assert "pictures/views.png is not a complete PNG" in page.text
     assert "<circle" in source  # the only logged loss
     assert "nan" not in re.sub(r"base64,[^\"]*", "", source).lower().replace("provenance", "")
-    (run / "config.json").write_text(json.dumps({"data": 3, "total_epochs": "x", "batch_size": [], "references": 1}))
+    (run / "config.json").write_text(json.dumps({"data": 3, "total": "x", "batch_size": [], "references": 1}))
     (run / "metrics.jsonl").unlink()
     read(run)
 

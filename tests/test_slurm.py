@@ -59,7 +59,7 @@ def launch(*arguments):
 
 
 def submit(workdir, *flags, steps=STEPS):
-    every = [f"--config.{name}={steps}" for name in ("total_steps", "evaluate_every_steps", "checkpoint_every_steps")]
+    every = [f"--config.{name}={steps} steps" for name in ("total", "evaluate_every", "checkpoint_every")]
     launch(
         "submit",
         "--to=slurm",

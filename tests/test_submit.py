@@ -362,7 +362,7 @@ def test_submitted_canceled_submitted_again(tmp_path, capsys, monkeypatch):
     """A real training of this machine: it saves when it is canceled, and goes on where it was."""
     monkeypatch.setenv("XLA_FLAGS", flags(1))
     run, steps = tmp_path / "run", 400
-    every = [f"--config.{key}={steps}" for key in ("total_steps", "evaluate_every_steps", "checkpoint_every_steps")]
+    every = [f"--config.{key}={steps} steps" for key in ("total", "evaluate_every", "checkpoint_every")]
     overrides = ["--config.baselines=()", *every]
     assert submit(run, "--to=local", *overrides, config="configs/autoencoder.py:smoke") == 0
     assert "running; step" in wait(run, capsys, "step", "failed", "refused", seconds=600)

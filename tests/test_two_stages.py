@@ -12,7 +12,7 @@ from ssl_jax.cli.main import main
 from ssl_jax.errors import UserError
 
 TOKENIZER = "--config.stages.tokenizer.workdir="
-ONCE = ("--config.evaluate_every_steps=8", "--config.baselines=()")  # evaluations, at the end
+ONCE = ("--config.evaluate_every=8 steps", "--config.baselines=()")  # evaluations, at the end
 
 
 @pytest.fixture(scope="module")

@@ -228,7 +228,7 @@ def test_the_published_rate():
     config = load("imagenet256_large")
     optimizer = config.optim.net.to_dict()
     assert (optimizer["name"], optimizer["b2"], config.batch_size) == ("adam", 0.96, 1024)
-    _, rate = optim.make_optimizer("net", optimizer, {"w": jnp.zeros(1)}, config.total_steps, 1024, 1_281_167)
+    _, rate = optim.make_optimizer("net", optimizer, {"w": jnp.zeros(1)}, 450_000, 1024, 1_281_167)
     for step, value in ((0, 0), (2500, 2.25e-4), (5000, 4.5e-4), (80_000, 4.5e-4), (450_000, 1e-5)):
         np.testing.assert_allclose(rate(step), value, rtol=1e-4)
     np.testing.assert_allclose(float(rate(81_000)) / 4.5e-4, 0.99998971**1000, rtol=1e-4)
@@ -247,7 +247,7 @@ def test_the_large_prior_is_spread_over_all_devices(variant):
     params, _ = jax.eval_shape(this.init, jax.random.key(0), batch, codes)
     count = sum(x.size for x in jax.tree.leaves(params))
     assert count == 1_848_561_664 + 1000 * 2048
-    made, _ = optim.make_optimizers(config.optim, params, config.total_steps, 1024, 1_281_167)
+    made, _ = optim.make_optimizers(config.optim, params, 450_000, 1024, 1_281_167)
     state = State(0, params, {"net": jax.eval_shape(made["net"].init, params["net"])}, {}, {})
     mesh = sharding.make_mesh(dict(data=1, fsdp=8) if "adafactor" in variant else dict(data=1, fsdp=4, tensor=2))
     placed = sharding.shard_state(config.sharding, state, mesh)

@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "evaluate the checkpoint of a run: kNN, linear probe, ...",
     "sample": "write grids of what a generative run makes",
     "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
+    "configs": "list the configs, their variants and what to expect of each",
     "rehearse": "compile a config for devices that are not there: memory, FLOPs, collectives, time",
     "report": "turn a workdir into one self-contained HTML page",
     "submit": "have a config trained by Slurm, GKE, a Cloud TPU, or detached on this machine",

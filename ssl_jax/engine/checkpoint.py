@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax.engine.method import State
+from ssl_jax.engine.renamed_keys import MODULES, names_of, rename
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import MachineFault, UserError, not_written
 
@@ -56,21 +57,6 @@ def checksums(tree) -> dict[str, int]:
 def saved_part(state: State) -> dict:
     """What a checkpoint holds of a state: everything but `frozen`."""
     return {"step": state.step, "params": state.params, "opt": state.opt, "mutable": state.mutable}
-
-
-# Keys of parameter trees that checkpoints were written with before they got the names on the right.
-RENAMED_KEYS = {"quantiser": "quantizer"}
-
-
-def rename_keys(tree, names: Mapping[str, str]):
-    """`tree` with the keys of its dicts renamed by `names`, within lists, tuples and named tuples too."""
-    if isinstance(tree, Mapping):
-        return {names.get(key, key): rename_keys(value, names) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(rename_keys(value, names) for value in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)(rename_keys(value, names) for value in tree)
-    return tree
 
 
 class _Manager(ocp.CheckpointManager):
@@ -227,14 +213,15 @@ class Checkpoints:
         """
         wanted = saved_part(target)
         tree = _together(lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
-        wanted = rename_keys(wanted, old_keys := _old_keys(tree))
-        saved, here = ({name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _named(x)} for x in (tree, wanted))
+        trees = (rename(tree, MODULES), wanted)
+        saved, here = ({name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _named(x)} for x in trees)
         self._check_structure(step, saved, here)
-        state, expected = _together(lambda: self._read(step, wanted), "it cannot be read")
+        state, expected = _together(lambda: self._read(step, rename(wanted, names_of(tree))), "it cannot be read")
         verify(state, expected)
+        state = rename(state, MODULES)
         if int(state["step"]) != step:
             raise Corrupt(f"it holds step {int(state['step'])}")
-        return target._replace(**rename_keys(state, {old: new for new, old in old_keys.items()}))
+        return target._replace(**state)
 
     def _read(self, step: int, wanted) -> tuple[dict, dict[str, int]]:
         """(state, checksums) as this process reads them. The manager would wait for the others, which may have failed."""
@@ -308,7 +295,7 @@ class Checkpoints:
             raise UserError(
                 f"checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}); there are {self.steps()}"
             ) from error
-        return rename_keys({part: state[part] for part in parts}, RENAMED_KEYS)
+        return {part: rename(state[part], MODULES) for part in parts}
 
     def close(self) -> None:
         self._manager.close()
@@ -357,12 +344,6 @@ def verify(tree, expected: Mapping[str, int]) -> None:
     bad = [name for name, value in checksums(tree).items() if expected.get(name) != value]
     if bad:
         raise Corrupt(f"{len(bad)} of {len(expected)} leaves differ from their checksums, first {bad[0]!r}")
-
-
-def _old_keys(tree) -> dict[str, str]:
-    """{new key: old key} of those of RENAMED_KEYS that the tree of a checkpoint was written with."""
-    parts = {part for name in leaf_names(tree) for part in name.split("/")}
-    return {new: old for old, new in RENAMED_KEYS.items() if old in parts}
 
 
 def _named(tree) -> list[tuple[str, object]]:

@@ -1,4 +1,5 @@
-"""Config to optax: one optimizer per parameter group; rates, decay and freezing by (regex, value) lists that must cover."""
+"""Config to optax: one optimizer per parameter group; multipliers of the learning rate (0 freezes) and a mask of weight decay are
+(regex, number) lists that must cover every parameter."""
 
 from __future__ import annotations
 
@@ -9,31 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ssl_jax.engine.durations import to_steps
 from ssl_jax.engine.sharding import leaf_names, match
 from ssl_jax.errors import UserError
 
 # Decay (and, under LARS, layer-wise rates) for weights only: biases and normalization parameters are left alone.
 WEIGHTS_ONLY = ((r"(bias|scale)$", 0.0), (r".*", 1.0))
-UNITS = ("steps", "epochs", "examples")
-
-
-def duration(config: Mapping, name: str, batch_size: int, examples: int, default: int | None = None, up: bool = False) -> int:
-    """Steps of a duration given in any unit: `<name>_steps`, `<name>_epochs` or `<name>_examples`. Parts of a step are left out, or
-    made whole if `up`: an interval that divides the run then has no end shortly before the run's.
-
-    Raises:
-        UserError: none or several units given, or a negative one.
-    """
-    given = {unit: config[f"{name}_{unit}"] for unit in UNITS if config.get(f"{name}_{unit}") is not None}
-    if not given and default is not None:
-        return default
-    if len(given) != 1:
-        raise UserError(f"config: give exactly one of {', '.join(f'{name}_{unit}' for unit in UNITS)} (got {given or 'none'})")
-    ((unit, value),) = given.items()
-    if value < 0:
-        raise UserError(f"config.{name}_{unit}={value} is negative; durations start at 0")
-    steps = {"steps": value, "epochs": value * examples / batch_size, "examples": value / batch_size}
-    return math.ceil(steps[unit] - 1e-6) if up else math.floor(steps[unit])
 
 
 def schedule(
@@ -111,8 +93,8 @@ DEFAULTS = {
     "adafactor": dict(b1=0.9, power=0.8, threshold=1.0, factored_from=128),
 }
 COMMON = dict(
-    lr=None, lr_scale="none", schedule="cosine", warmup_steps=None, warmup_epochs=None, warmup_examples=None, milestones=(),
-    factor=0.1, end=0.0, hold=0.0, weight_decay=0.0, decay=WEIGHTS_ONLY, rates=((r".*", 1.0),), clip_norm=None,
+    lr=None, lr_scale="none", schedule="cosine", warmup="0 steps", milestones=(), factor=0.1, end=0.0, hold=0.0, weight_decay=0.0,
+    weight_decay_mask=WEIGHTS_ONLY, lr_multipliers=((r".*", 1.0),), clip_norm=None,
 )  # fmt: skip
 
 
@@ -122,7 +104,7 @@ def base_rate(spec: Mapping, batch_size: int) -> float:
     if spec["lr_scale"] not in scales:
         raise UserError(f"config.optim: unknown lr_scale {spec['lr_scale']!r}; choose {', '.join(scales)}")
     if spec["lr"] is None or not spec["lr"] > 0:
-        raise UserError(f"config.optim: lr={spec['lr']} must be positive; to freeze parameters give rates=((regex, 0.0), ...)")
+        raise UserError(f"config.optim: lr={spec['lr']} must be positive; to freeze parameters give lr_multipliers=((regex, 0.0), ...)")
     return spec["lr"] * scales[spec["lr_scale"]]
 
 
@@ -141,11 +123,11 @@ def resolve(spec: Mapping, group: str) -> dict:
 def make_optimizer(group: str, spec: Mapping, params, total: int, batch_size: int, examples: int):
     """The optax transformation for one parameter group, and its learning-rate schedule (step -> rate).
 
-    `decay` and `rates` are (regex, multiplier) lists on 'group/module/leaf' names that must cover every parameter; a rate of 0
-    freezes (what is never trained belongs in `State.frozen`, which costs no moments).
+    `weight_decay_mask` and `lr_multipliers` are (regex, number) lists on 'group/module/leaf' names that must cover every parameter; a
+    multiplier of 0 freezes (what is never trained belongs in `State.frozen`, which costs no moments).
     """
     spec = resolve(spec, group)
-    warmup = duration(spec, "warmup", batch_size, examples, default=0)
+    warmup = to_steps(spec["warmup"], f"config.optim.{group}.warmup", batch_size, examples)
     if warmup > total:
         raise UserError(f"config.optim.{group}: warm-up of {warmup} steps is longer than the run of {total}; shorten it")
     rate = schedule(
@@ -159,14 +141,14 @@ def make_optimizer(group: str, spec: Mapping, params, total: int, batch_size: in
         given = spec[key] is not COMMON[key]  # the defaults need not hit everything in every model
         return jax.tree.unflatten(structure, match(spec[key], names, f"config.optim.{group}.{key}", all_used=given))
 
-    decay, rates = tree("decay"), tree("rates")
+    decay, multipliers = tree("weight_decay_mask"), tree("lr_multipliers")
     add_decay = optax.stateless(
         lambda updates, weights: jax.tree.map(lambda u, w, d: u + spec["weight_decay"] * d * w, updates, weights, decay)
     )
     chain = [optax.clip_by_global_norm(spec["clip_norm"])] if spec["clip_norm"] else []
     chain += _core(spec, rate, jax.tree.map(bool, decay), add_decay)
-    if any(r != 1 for r in jax.tree.leaves(rates)):
-        chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates)))
+    if any(m != 1 for m in jax.tree.leaves(multipliers)):
+        chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers)))
     return optax.chain(*chain), rate
 
 

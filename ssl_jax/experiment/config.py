@@ -15,7 +15,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from ssl_jax.engine.optim import duration
+from ssl_jax.engine import durations
+from ssl_jax.engine.renamed_keys import refuse_old_names, refuse_override, translate
 from ssl_jax.errors import UserError
 
 # What may differ when a run goes on in its workdir: where and how often, never what is trained. With another eval_batch_size, which has
@@ -27,13 +28,14 @@ MAY_CHANGE = (
 )  # fmt: skip
 OPEN = ("data.features", "data.kinds", "data.vocabulary", "data.specs")  # whose keys are names of features, so that any may be added
 STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")
+DURATION = re.compile(r"total|evaluate_every|checkpoint_every|optim\.[^.]+\.warmup")
 
 
 def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """The config of `FILE.py[:variant]` with `--config.a.b=value` overrides applied, locked.
 
     Raises:
-        UserError: no such file or variant, no `get_config`, an unknown key, a value of the wrong type.
+        UserError: no such file or variant, no `get_config`, an unknown key, one of an earlier version, a value of the wrong type.
     """
     path, _, variant = path_and_variant.partition(":")
     if not Path(path).is_file():
@@ -49,6 +51,7 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
         config = module.get_config(variant)  # what the file's own code raises keeps its traceback
     finally:
         sys.path.pop(0)
+    refuse_old_names(config)
     config.lock()
     return apply_overrides(config, overrides)
 
@@ -60,6 +63,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
         name, equals, value = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config.") or not equals:
             raise UserError(f"argument {argument!r} is not understood; overrides look like --config.optim.net.lr=0.1")
+        refuse_override(name, value)
         where, _, key = name.rpartition(".")
         if where in OPEN and where.removeprefix("data.") in config.data:
             with config.unlocked():
@@ -76,6 +80,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
         values(["launch.py", *overrides])
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"override: {str(error).splitlines()[0]}") from error
+    refuse_old_names(values.config)
     return values.config
 
 
@@ -101,22 +106,23 @@ def _check_key(config: Mapping, name: str) -> None:
 
 
 def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
-    """Durations in steps: {'total', 'evaluate', 'checkpoint'} for a dataset of `examples`.
+    """Durations in steps: {'total', 'evaluate', 'checkpoint'} for a dataset of `examples`; an interval of 0 is the whole run.
 
     Raises:
         UserError: a run of zero steps, or an impossible interval.
     """
-    told = {"total": duration(config, "total", config.batch_size, examples)}
-    for interval in ("evaluate_every", "checkpoint_every"):
-        told[interval] = duration(config, interval, config.batch_size, examples, default=0, up=True)
-    if told["total"] < 1:
+    total = durations.to_steps(config.total, "config.total", config.batch_size, examples)
+    evaluate, checkpoint = (
+        durations.to_steps(config[name], f"config.{name}", config.batch_size, examples, up=True)
+        for name in ("evaluate_every", "checkpoint_every")
+    )
+    if total < 1:
         raise UserError(
-            f"the run has zero steps ({examples} examples, batch {config.batch_size}); raise config.total_* or lower batch_size"
+            f"the run has zero steps ({examples} examples, batch {config.batch_size}); raise config.total or lower batch_size"
         )
     if config.log_every_steps < 1:
         raise UserError(f"config.log_every_steps={config.log_every_steps} must be at least 1")
-    never = told["total"]
-    return {"total": never, "evaluate": told["evaluate_every"] or never, "checkpoint": told["checkpoint_every"] or never}
+    return {"total": total, "evaluate": evaluate or total, "checkpoint": checkpoint or total}
 
 
 def plain(config) -> dict:
@@ -125,12 +131,12 @@ def plain(config) -> dict:
 
 
 def from_plain(values: Mapping) -> ml_collections.ConfigDict:
-    """The inverse of `plain`, locked."""
-    return ml_collections.ConfigDict(dict(values)).lock()
+    """The inverse of `plain`, locked; `values` may be of an earlier version."""
+    return ml_collections.ConfigDict(translate(values)).lock()
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """'model.temperature: 0.5 -> 0.1' for every key that differs and is not free to."""
+    """'model.temperature: 0.5 -> 0.1' for every key that differs and is not free to, of two configs of this version."""
     told = []
     for key in sorted(set(old) | set(new)):
         name = f"{prefix}{key}"
@@ -139,6 +145,16 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             told += differences(a, b, f"{name}.")
-        elif a != b:
+        elif a != b and not _same_duration(name, a, b):
             told.append(f"{name}: {a} -> {b}")
     return told
+
+
+def _same_duration(name: str, a, b) -> bool:
+    """Whether both are one duration in one unit, such as '45 epochs' and '45.0 epochs'."""
+    if not DURATION.fullmatch(STAGE.sub("", name)):
+        return False
+    try:
+        return durations.parse(a, name) == durations.parse(b, name)
+    except UserError:
+        return False

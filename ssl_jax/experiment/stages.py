@@ -14,7 +14,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ssl_jax.engine.checkpoint import RENAMED_KEYS, Checkpoints, checksums, rename_keys
+from ssl_jax.engine.checkpoint import Checkpoints, checksums
+from ssl_jax.engine.renamed_keys import first_names
 from ssl_jax.errors import UserError
 from ssl_jax.experiment.workdir import read_config
 
@@ -55,8 +56,7 @@ def _open(name: str, stage) -> tuple[dict, dict]:
         weights = saved.read(step)
     finally:
         saved.close()
-    named = checksums(rename_keys(weights, {new: old for old, new in RENAMED_KEYS.items()}))  # as the first runs named them
-    fingerprint = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(json.dumps(checksums(first_names(weights)), sort_keys=True).encode()).hexdigest()[:16]
     if stage.get("fingerprint", fingerprint) != fingerprint:
         raise UserError(
             f"{asked}: checkpoint {step} has other weights ({fingerprint}) than this run was started with ({stage.fingerprint}); "

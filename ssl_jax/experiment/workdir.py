@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment.config import differences, from_plain
 
@@ -106,7 +107,7 @@ def record_config(workdir: Path, config: dict) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = translate(json.loads(path.read_text()))
         changed = differences(before, config)
         if changed:
             steps = {f"stages.{name}.step": stage.get("step") for name, stage in before.get("stages", {}).items()}

@@ -12,6 +12,7 @@ import jax
 
 import ssl_jax
 from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 from ssl_jax.export.source import Source, normalization, plain
 
@@ -65,7 +66,7 @@ def seal(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_card(folder: Path) -> dict[str, Any]:
-    """The card of an export.
+    """The card of an export, with the keys of this version in its config.
 
     Raises:
         UserError: there is none, it is not one of ours, or a file beside it is not the one that it describes.
@@ -95,7 +96,7 @@ def open_card(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} has {extra[0]!r}, which its card does not list; keep exports in folders of their own"
         )
-    return card
+    return {**card, "config": translate(card["config"])}
 
 
 def sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax import export as jax_export
 from safetensors.numpy import load_file, save_file
 
+from ssl_jax.engine.renamed_keys import MODULES, rename
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
 from ssl_jax.export.source import Source, encoder_function, find_encoder, normalization
@@ -78,7 +79,7 @@ def read_orbax(folder: Path, card: Mapping) -> Functions:
         path = (folder / PARAMS).absolute()
         tree = checkpointer.metadata(path).item_metadata.tree
         target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
-        weights = checkpointer.restore(path, target)
+        weights = rename(checkpointer.restore(path, target), MODULES)
     bind = functools.partial
     return {name: bind(jax.jit(f), weights["params"], weights["mutable"]) for name, f in functions_of(method).items()}
 

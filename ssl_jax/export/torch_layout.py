@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ssl_jax.models.common import flatten_dict, unflatten_dict
 
 from ssl_jax.errors import UserError
 from ssl_jax.models import common
 from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.backbones.resnet import ResNet, is_bottleneck
 from ssl_jax.models.backbones.vit import ViT, parse_variant, sincos2d, stack, unstack
+from ssl_jax.models.common import flatten_dict, unflatten_dict
 
 Tree = Any
 StateDict = Mapping[str, Any]  # name -> array or CPU tensor

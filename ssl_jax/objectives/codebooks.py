@@ -42,7 +42,7 @@ class Quantizer(NamedTuple):
 
 
 LEARNED = dict(
-    size=512, dim=64, normalize=False, straight_through="plain", update="gradient", decay=0.99, debias=False, commitment=0.25,
+    size=512, dim=64, normalize=False, straight_through="plain", codebook_update="gradient", decay=0.99, debias=False, commitment=0.25,
     entropy=0.0, temperature=0.01, revive=0.0, init="normal",
 )  # fmt: skip
 DEFAULTS = {
@@ -50,7 +50,11 @@ DEFAULTS = {
     "fsq": dict(levels=(8, 5, 5, 5)),
     "lfq": dict(bits=10, commitment=0.25, entropy=0.1, temperature=0.01),
 }
-CHOICES = {"straight_through": tuple(q.STRAIGHT_THROUGH), "update": ("gradient", "average"), "init": ("normal", "uniform", "k_means")}
+CHOICES = {
+    "straight_through": tuple(q.STRAIGHT_THROUGH),
+    "codebook_update": ("gradient", "average"),
+    "init": ("normal", "uniform", "k_means"),
+}
 
 
 def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
@@ -59,8 +63,8 @@ def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
     learned: nearest neighbors among `size` codes of `dim` numbers.
       normalize: vectors and codes are brought to norm 1 first.
       straight_through: 'plain', 'normalized' (unit codes only) or 'rotation' (see `quantizers`).
-      update: codes follow the 'gradient' of their loss, or are moving averages ('average') of their vectors, with `decay`, and without
-        a bias to their start where `debias`.
+      codebook_update: codes follow the 'gradient' of their loss, or are moving averages ('average') of their vectors, with `decay`,
+        and without a bias to their start where `debias`.
       commitment: beta. entropy, temperature: weight of the entropy term and tau of its softmax; no such term for 0.
       revive: a code whose moving count of vectors a batch falls below this starts again at a vector of the batch; 0: never.
       init: 'normal' N(0, 1), 'uniform' in +-1 / K, or 'k_means' of the vectors of the first step.
@@ -88,11 +92,11 @@ def _measures(tokens, size):
 
 
 def _learned(
-    size, dim, normalize, straight_through, update, decay, debias, commitment, entropy, temperature, revive, init
+    size, dim, normalize, straight_through, codebook_update, decay, debias, commitment, entropy, temperature, revive, init
 ) -> Quantizer:
     if straight_through == "normalized" and not normalize:
         raise UserError("config.model.quantizer.straight_through='normalized' is for unit codes; set normalize=True")
-    averaged = update == "average"
+    averaged = codebook_update == "average"
     moves = not averaged and (revive > 0 or init == "k_means")  # a gradient codebook that jumps: the jumps are state, beside the params
 
     def unit(x):

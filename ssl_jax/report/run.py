@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ssl_jax.engine.durations import to_steps
 from ssl_jax.engine.metrics import read_metrics, read_starts
-from ssl_jax.engine.optim import duration
+from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 
 LOGGED = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) (.*)")
@@ -67,8 +68,8 @@ class RunRecord(NamedTuple):
     def total(self) -> int | None:
         """Steps of the whole run, where the config tells."""
         try:
-            return duration(self.config, "total", self.count("batch_size"), self.count("data.examples"))
-        except (UserError, TypeError, ValueError, OverflowError):  # none, several, or no number
+            return to_steps(self.setting("total"), "config.total", self.count("batch_size"), self.count("data.examples"))
+        except (UserError, TypeError):  # none, or of a damaged file
             return None
 
     @property
@@ -97,7 +98,7 @@ class RunRecord(NamedTuple):
 def read_run(workdir: Path) -> RunRecord:
     """Read everything a report is made of."""
     missing: list[str] = []
-    config = _load(workdir / "config.json", dict, missing)
+    config = translate(_load(workdir / "config.json", dict, missing))
     provenance = _load(workdir / "provenance.json", dict, missing)
     told = _load(workdir / "evaluations.json", list, missing)
     entries = [entry for entry in map(_entry, told) if entry is not None]

@@ -1,0 +1,124 @@
+"""List the configs and their variants.
+
+  python launch.py configs
+  python launch.py configs simclr
+
+With a method: every variant with the hardware it is made for, the time it takes there, the numbers to expect and where they are from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssl_jax.cli.main import refuse_rest
+from ssl_jax.errors import UserError
+
+FOLDER = Path("configs")
+COLUMNS = ("variant", "about", "hardware", "time", "expected", "source")
+
+
+def add_arguments(sub) -> None:
+    sub.add_argument("method", nargs="?", help="name of a file in configs/, or its path")
+
+
+def main(args, overrides) -> int:
+    refuse_rest(overrides)
+    console = Console()
+    if args.method:
+        show_variants(args.method, console)
+    else:
+        show_configs(console)
+    return 0
+
+
+def show_configs(console: Console) -> None:
+    """A line for every file of configs/. Raises UserError if there is none."""
+    files = _files()
+    if not files:
+        raise UserError(f"there is no {FOLDER}/*.py here; run this where the configs are")
+    rows = []
+    for path in files:
+        module = _import(path)
+        if hasattr(module, "VARIANTS"):
+            rows.append((path.stem, _idea(module), ", ".join(_shown(variant.name) for variant in module.VARIANTS)))
+    if console.is_terminal:
+        console.print(_table(("config", "what", "variants"), rows))
+    else:
+        for name, idea, variants in rows:
+            print(f"{name}: {idea}\n    {variants}")
+    print("more about one: launch.py configs NAME; train it: launch.py train --config=configs/NAME.py:VARIANT --workdir=DIR")
+
+
+def show_variants(method: str, console: Console) -> None:
+    """What a file says of itself, and its table. Raises UserError if there is no such file, or no table in it."""
+    path = _find(method)
+    module = _import(path)
+    if not hasattr(module, "VARIANTS"):
+        raise UserError(f"{path} has no VARIANTS; its get_config says which variants it has")
+    print(f"{path}\n{inspect.getdoc(module) or ''}\n")
+    if not console.is_terminal:
+        for variant in module.VARIANTS:
+            facts = "; ".join(filter(None, [variant.hardware, variant.time, variant.expected]))
+            told = [_about(variant), facts + (f" ({variant.source})" if variant.source else "")]
+            print("\n    ".join([_shown(variant.name), *filter(None, "\n".join(told).splitlines())]))
+        return
+    rows = [(_shown(v.name), _about(v), v.hardware, v.time, v.expected, v.source) for v in module.VARIANTS]
+    console.print(_table(COLUMNS, rows))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(show_lines=True)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # as text, so that brackets are no markup
+    return table
+
+
+def _files() -> Sequence[Path]:
+    return [path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("__init__", "common")]
+
+
+def _find(method: str) -> Path:
+    name = method.partition(":")[0]
+    for path in (Path(name), FOLDER / f"{name}.py"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, [path.stem for path in _files()], 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(path.stem for path in _files()) or 'none here'}"
+    raise UserError(f"no config {method!r}; {hint}")
+
+
+def _import(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ssl_jax_config", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent.parent))  # configs import configs.common
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _idea(module: ModuleType) -> str:
+    """The first sentence or paragraph of a file."""
+    return " ".join((inspect.getdoc(module) or "").partition("\n\n")[0].split())
+
+
+def _shown(name: str) -> str:
+    return name or "(default)"
+
+
+def _about(variant) -> str:
+    """One line, and below it the details that its function tells."""
+    return "\n".join(filter(None, [variant.about, " ".join((inspect.getdoc(variant.apply) or "").split())]))

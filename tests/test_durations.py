@@ -1,0 +1,110 @@
+"""Durations of a config in any unit, against hand-counted steps; and one line for whatever is none."""
+
+import pytest
+
+from ssl_jax.engine.durations import Duration, parse, to_steps
+from ssl_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("200 steps", 200, "steps"),
+        ("10_000 steps", 10_000, "steps"),
+        ("1 step", 1, "steps"),
+        ("10k steps", 10_000, "steps"),
+        ("45 epochs", 45, "epochs"),
+        ("45.0 epochs", 45, "epochs"),
+        ("1 epoch", 1, "epochs"),
+        (".5 epochs", 0.5, "epochs"),
+        ("1e-2 epochs", 0.01, "epochs"),
+        ("3M examples", 3_000_000, "examples"),
+        ("2.5 M examples", 2_500_000, "examples"),
+        (" 1.5B  examples ", 1_500_000_000, "examples"),
+        ("0 steps", 0, "steps"),
+    ],
+)
+def test_numbers_and_units(text, amount, unit):
+    found = parse(text, "config.total")
+    assert (float(found.amount), found.unit) == (amount, unit)
+    assert parse(str(found), "config.total") == found
+
+
+def test_tenths_are_exact():
+    """As binary fractions 0.1 + 0.2 is not 0.3."""
+    assert parse("0.1 epochs", "x").amount + parse("0.2 epochs", "x").amount == parse("0.3 epochs", "x").amount
+    assert str(Duration(parse("0.3 epochs", "x").amount, "epochs")) == "0.3 epochs"
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "steps_up"),
+    [
+        ("8 steps", 8, 8),
+        ("2 epochs", 56, 57),  # of 7200 / 256 = 28.125 steps
+        ("45 epochs", 1265, 1266),
+        ("0.001 epochs", 0, 1),
+        ("1000 examples", 3, 4),
+        ("1024 examples", 4, 4),
+        ("7.2k examples", 28, 29),
+        ("0 epochs", 0, 0),
+    ],
+)
+def test_steps_of_a_duration(text, steps, steps_up):
+    """7,200 examples in batches of 256. A run leaves the last part of a step out; an interval makes it whole."""
+    assert to_steps(text, "config.total", 256, 7200) == steps
+    assert to_steps(text, "config.total", 256, 7200, up=True) == steps_up
+
+
+@pytest.mark.parametrize("epochs", ["0.29", "0.57", "0.58", "1.13"])
+def test_rounding_noise_takes_no_step_away(epochs):
+    """0.29 * 100 is 28.999999999999996 in floating point."""
+    expected = round(float(epochs) * 100)
+    assert int(float(epochs) * 100) == expected - 1
+    for up in (False, True):
+        assert to_steps(f"{epochs} epochs", "config.total", 1, 100, up=up) == expected
+
+
+def test_a_third_of_nine_steps_is_three():
+    for up in (False, True):
+        assert to_steps(f"{1 / 3} epochs", "config.total", 1, 9, up=up) == 3  # not 2 or 4 for its last digit
+
+
+def test_intervals_that_divide_a_run_end_with_it():
+    """45 epochs of 28.125 steps: three intervals, and none that ends two steps before the run."""
+    total, every = to_steps("45 epochs", "total", 256, 7200), to_steps("15 epochs", "every", 256, 7200, up=True)
+    assert (total, every) == (1265, 422)
+    assert 2 * every < total < 3 * every
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "config.total is not set"),
+        ("", "config.total is not set"),
+        (200, "config.total=200 has no unit; say '200 steps', '200 epochs' or '200 examples'"),
+        (2.0, "has no unit"),
+        (True, "has no unit"),
+        ("200", "config.total='200' has no unit; say '200 steps', "),
+        ("10k", "has no unit"),
+        ("steps", "is no duration; say '200 steps', '45 epochs' or '3M examples'"),
+        ("45 epoches", "is no duration"),
+        ("ten epochs", "is no duration"),
+        ("1,000 steps", "is no duration"),
+        ("1m steps", "is no duration"),
+        ("_1 steps", "is no duration"),
+        (". epochs", "is no duration"),
+        ("1 2 steps", "is no duration"),
+        ("k steps", "is no duration"),
+        ("inf epochs", "is no duration"),
+        ("1e999999999 epochs", "is no duration"),
+        ("-1 epochs", "is negative"),
+        ("2.5 steps", "is a part of a step; give a whole number of steps"),
+        ("1e-1 examples", "is a part of an example"),
+        (("45 epochs",), "is no duration"),
+    ],
+)
+def test_nonsense_is_one_line(text, message):
+    with pytest.raises(UserError) as caught:
+        parse(text, "config.total")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
