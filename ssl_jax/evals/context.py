@@ -14,6 +14,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.lib.features import Features, extract, pixel_encode
 
 Split = Literal["train", "test"]
+PIXEL_LAYERS = ("pooled", "normalized")  # of raw pixels
 OpenBatches = Callable[[str], Iterable[Mapping[str, np.ndarray]]]
 
 
@@ -36,7 +37,7 @@ class Extractor(NamedTuple):
     resize: str = "none"  # how `encode` brings images to the size of the network
 
 
-class ModelFns(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """What evaluations of a model are given beside its features; None where its method does not offer it.
 
     Images are uint8 [B, H, W, 3] or float32 in [0, 1]; pictures float32 [B, h, w, 3] in [0, 1].
@@ -81,7 +82,7 @@ class Context:
         encode_views: Callable | None = None,
         limits: Mapping[str, int] | None = None,
         layers: tuple[str, ...] | None = None,
-        pictures: ModelFns | None = None,
+        pictures: EvaluatedModel | None = None,
         notes: Mapping[str, str] | None = None,
     ):
         self.mesh, self.layers, self.pictures, self.notes = mesh, layers, pictures, dict(notes or {})
@@ -178,7 +179,7 @@ def pixel_context(
 
     Evaluations of any other layer are given 'pooled', so that the floor can be measured for every config.
     """
-    return Context(pixel_encode, open_batches, split_names, mesh, None, limits, ("pooled", "normalized"))
+    return Context(pixel_encode, open_batches, split_names, mesh, None, limits, PIXEL_LAYERS)
 
 
 def require_labels(bank: Features, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
 import json
@@ -52,21 +53,54 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """Apply `--config.a.b=value` arguments with the types of the values they replace."""
+    """Apply `--config.a.b=value` arguments with the types of the values they replace.
+
+    `--config.evals.NAME.kind=KIND` adds an evaluation, and `--config.evals.NAME.option=value` an option of one.
+    """
     for argument in overrides:
-        name, equals, _ = argument.removeprefix("--config.").partition("=")
+        _, equals, _ = argument.partition("=")
         if not argument.startswith("--config.") or not equals:
             raise UserError(f"argument {argument!r} is not understood; overrides look like --config.optim.net.lr=0.1")
-        _check_key(config, name)
-    if not overrides:
-        return config
-    values = flags.FlagValues()
+    added = _added_evaluations(config, overrides)
+    rest = [argument for argument in overrides if argument not in added]
+    for argument in rest:
+        _check_key(config, argument.removeprefix("--config.").partition("=")[0])
+    if rest:
+        values = flags.FlagValues()
+        try:
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *rest])
+            values(["launch.py", *rest])
+        except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"override: {str(error).splitlines()[0]}") from error
+        config = values.config
+    if added:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            for label, option, value in added.values():
+                if label not in config.evals:
+                    config.evals[label] = ml_collections.ConfigDict()
+                config.evals[label][option] = value
+    return config
+
+
+def _added_evaluations(config: Mapping, overrides: Sequence[str]) -> dict[str, tuple]:
+    """{argument: (label, option, value)} of those that add an evaluation to config.evals, or an option to one."""
+    own = config.get("evals", {})
+    matches = {argument: re.match(r"--config\.evals\.(\w+)\.(\w+)=(.*)", argument, re.DOTALL) for argument in overrides}
+    found = {argument: match.groups() for argument, match in matches.items() if match}
+    new = {label for label, option, _ in found.values() if option == "kind" and label not in own}
+    return {
+        argument: (label, option, literal(value)) for argument, (label, option, value) in found.items()
+        if label in new or (label in own and option not in own[label])
+    }  # fmt: skip
+
+
+def literal(text: str):
+    """A Python literal, or a word."""
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *overrides])
-        values(["launch.py", *overrides])
-    except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"override: {str(error).splitlines()[0]}") from error
-    return values.config
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _check_key(config: Mapping, name: str) -> None:
@@ -78,6 +112,7 @@ def _check_key(config: Mapping, name: str) -> None:
             near = difflib.get_close_matches(part, keys, 1)
             where = ".".join(["config", *walked])
             hint = f"did you mean {where}.{near[0]}?" if near else f"{where} has {', '.join(sorted(keys)) or 'no keys'}"
+            hint += f"; --config.evals.{part}.kind=KIND adds one" if walked == ["evals"] else ""
             raise UserError(f"unknown key {where}.{part}; {hint}")
         at = at[part]
         walked.append(part)
