@@ -14,11 +14,9 @@ from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 from ssl_jax.evals.kinds import (
     codebook,
-    denoising,
     disentanglement,
     linear,
     linear_by_layer,
-    pca_baseline,
     sample_class_accuracy,
     token_likelihood,
 )
@@ -129,7 +127,7 @@ def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_t
         return {"pooled": rows, "block1": rows[:, :2], "block2": rows, "block10": tokens, "embedding": rows[:, :1], "head": rows[:, :1]}
 
     given = made(images["train"], images["test"], encode, labels, size=100)
-    linear_by_layer.prepare(given)
+    evals.check_needs({"one": dict(kind="linear_by_layer")}, given)
     given.opened.clear()
     assert list(linear_by_layer.chosen(given, linear_by_layer.LAYERS)) == ["embedding", "block1", "block2", "block10"]
     metrics, protocol, _ = linear_by_layer.evaluate(given, layers=r"block\d+", solver="ridge")
@@ -298,13 +296,13 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
     ("entry", "message"),
     [
         (dict(kind="likelihood", k=0), "k=0"),
-        (dict(kind="denoising", sigma=0.0), "sigma=0.0 must be positive"),
+        (dict(kind="denoising", sigma=0.0), "sigma=0.0 must be above 0"),
         (dict(kind="codebook", examples=0), "examples=0"),
         (dict(kind="token_likelihood", examples=1), "examples=1"),
         (dict(kind="pca_baseline", examples=10), "examples=10 must be above 10"),
         (dict(kind="linear_by_layer", layers="("), "no regular expression"),
         (dict(kind="linear_by_layer", solver="adam"), "'adam'.*choose one of"),
-        (dict(kind="disentanglement", factors=()), "must name features"),
+        (dict(kind="disentanglement", factors=()), "factors=\\(\\) must not be empty"),
         (dict(kind="sample_class_accuracy", examples=0), "examples=0"),
     ],
 )
@@ -324,11 +322,11 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
     with pytest.raises(UserError, match="the code 'code' does not exist; the encoder has pooled"):
         evals.check_needs({"one": dict(kind="pca_baseline")}, made(images, reconstruct=to_floats))
     with pytest.raises(UserError, match=r"has 108 numbers, no fewer than a picture of 6x6"):
-        pca_baseline.prepare(made(images, reconstruct=to_floats), layer="pooled")
+        evals.check_needs({"one": dict(kind="pca_baseline", layer="pooled")}, made(images, reconstruct=to_floats))
     with pytest.raises(UserError, match=r"at most 20 numbers; leave it out"):
         linear_maps.picture_size(made(images, reconstruct=to_floats), 20)
     with pytest.raises(UserError, match=r"of the size of images, \(6, 6\), and they are \(3, 6\)"):
-        denoising.prepare(made(images, reconstruct=jax.jit(lambda x: x[:, :3] / 255.0)))
+        evals.check_needs({"one": dict(kind="denoising")}, made(images, reconstruct=jax.jit(lambda x: x[:, :3] / 255.0)))
     floor = Context(jax.jit(lambda x: {"pooled": x[:, 0, 0]}), lambda split: iter(()))
     assert evals.run({"a": dict(kind="linear_by_layer"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
 

@@ -173,8 +173,8 @@ def test_what_cannot_be_measured_is_said_in_one_line():
     with pytest.raises(UserError, match=r"evals\.judge: kind='discriminator_memorization' needs a method that gives discriminate"):
         evals.run({"judge": entries["judge"]}, neither)
     for wrong, message in (
-        (dict(k=0), "k=0 of at least 1"),
-        (dict(examples=3), "examples=3 above it"),
+        (dict(k=0), "k=0 must be at least 1"),
+        (dict(examples=3), "examples=3 above k=3"),
         (dict(subsets=0), "subsets=0"),
         (dict(subset_size=1), "subset_size=1"),
         (dict(truncation=-1.0), "truncation=-1"),

@@ -8,6 +8,7 @@ from feature_clouds import blobs, fake_context, mesh_of
 
 from ssl_jax.engine.sharding import put_global
 from ssl_jax.evals.kinds import linear
+from ssl_jax.evals.lib import linear_probe
 from ssl_jax.evals.lib.features import Features, flat_mesh, hits, moments
 
 
@@ -20,11 +21,11 @@ def test_lbfgs_equals_scikit_learn(devices):
     sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
     bank, query = blobs(403), blobs(101, seed=1)
     l2 = 1e-2
-    fitted = linear.fit(bank, "lbfgs", mesh=mesh_of(devices), l2=(l2,))
+    fitted = linear_probe.fit(bank, "lbfgs", mesh=mesh_of(devices), l2=(l2,))
     x, q = standardized(bank, query)
     reference = sklearn_linear.LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, solver="newton-cholesky")
     reference.fit(x, bank.y)
-    logits = linear.predict(fitted.probe, query.x, mesh_of(devices))[:, 0]
+    logits = linear_probe.predict(fitted.probe, query.x, mesh_of(devices))[:, 0]
     log_probability = np.log(reference.predict_proba(q))
     np.testing.assert_allclose(jax.nn.log_softmax(logits), log_probability, atol=2e-3)
     np.testing.assert_allclose(fitted.probe.kernel[:, 0], reference.coef_.T, atol=1e-3)
@@ -32,11 +33,11 @@ def test_lbfgs_equals_scikit_learn(devices):
 
 def test_lbfgs_keeps_the_axes_of_large_features(monkeypatch):
     bank = blobs(403)
-    rotated = linear.fit(bank, "lbfgs", standardize=False, l2=(1e-2,)).probe
-    monkeypatch.setattr(linear, "LARGEST_BASIS", 15)
-    along_axes = linear.fit(bank, "lbfgs", standardize=False, l2=(1e-2,)).probe
+    rotated = linear_probe.fit(bank, "lbfgs", standardize=False, l2=(1e-2,)).probe
+    monkeypatch.setattr(linear_probe, "LARGEST_BASIS", 15)
+    along_axes = linear_probe.fit(bank, "lbfgs", standardize=False, l2=(1e-2,)).probe
     np.testing.assert_allclose(along_axes.kernel, rotated.kernel, atol=2e-3)
-    logits = [jax.nn.log_softmax(linear.predict(probe, bank.x)) for probe in (rotated, along_axes)]
+    logits = [jax.nn.log_softmax(linear_probe.predict(probe, bank.x)) for probe in (rotated, along_axes)]
     np.testing.assert_allclose(*logits, rtol=2e-3, atol=5e-3)
 
 
@@ -45,22 +46,22 @@ def test_lbfgs_needs_no_standardized_features():
     sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
     bank = blobs(300)
     bank = Features(np.concatenate([bank.x * 3 + 10, bank.x[:, :4], np.ones((300, 1), np.float32)], 1), bank.y)
-    fitted = linear.fit(bank, "lbfgs", standardize=False, l2=(1e-2,))
+    fitted = linear_probe.fit(bank, "lbfgs", standardize=False, l2=(1e-2,))
     reference = sklearn_linear.LogisticRegression(C=1 / (1e-2 * 300), tol=1e-8, solver="newton-cholesky")
     log_probability = np.log(reference.fit(bank.x.astype(np.float64), bank.y).predict_proba(bank.x))
-    logits = linear.predict(fitted.probe, bank.x)[:, 0]
+    logits = linear_probe.predict(fitted.probe, bank.x)[:, 0]
     np.testing.assert_allclose(jax.nn.log_softmax(logits), log_probability, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_ridge_equals_scikit_learn(devices, monkeypatch):
     sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
-    monkeypatch.setattr(linear, "CHUNK_BYTES", 4 * 16 * 100)  # five chunks
+    monkeypatch.setattr(linear_probe, "CHUNK_BYTES", 4 * 16 * 100)  # five chunks
     bank, query = blobs(403), blobs(101, seed=1)
-    fitted = linear.fit(bank, "ridge", mesh=mesh_of(devices), l2=(0.1,))
+    fitted = linear_probe.fit(bank, "ridge", mesh=mesh_of(devices), l2=(0.1,))
     x, q = standardized(bank, query)
     reference = sklearn_linear.RidgeClassifier(alpha=0.1 * len(x)).fit(x, bank.y)
-    logits = linear.predict(fitted.probe, query.x, mesh_of(devices))[:, 0]
+    logits = linear_probe.predict(fitted.probe, query.x, mesh_of(devices))[:, 0]
     np.testing.assert_allclose(logits, reference.decision_function(q), atol=1e-5)
 
 
@@ -70,13 +71,13 @@ def test_sgd_reaches_the_optimum_and_its_heads_are_independent(monkeypatch):
     options = {"epochs": 60, "batch_size": 64, "seed": 0}
     rows, mesh = np.arange(512), flat_mesh(mesh_of(8))
     grid = ((0.02, 0.0), (0.4, 1e-2))
-    kernel, bias = linear._train_sgd(bank, rows, scale, grid, mesh, **options)
-    monkeypatch.setattr(linear, "CHUNK_BYTES", 4 * 64 * 16 * 3)  # three steps at a time
+    kernel, bias = linear_probe._train_sgd(bank, rows, scale, grid, mesh, **options)
+    monkeypatch.setattr(linear_probe, "CHUNK_BYTES", 4 * 64 * 16 * 3)  # three steps at a time
     for head, setting in enumerate(grid):
-        alone = linear._train_sgd(bank, rows, scale, (setting,), flat_mesh(None), **options)
+        alone = linear_probe._train_sgd(bank, rows, scale, (setting,), flat_mesh(None), **options)
         np.testing.assert_allclose(kernel[:, head], alone[0][:, 0], atol=2e-5)
         np.testing.assert_allclose(bias[head], alone[1][0], atol=2e-5)
-    exact = linear.fit(bank, "lbfgs", l2=(1e-2,)).probe
+    exact = linear_probe.fit(bank, "lbfgs", l2=(1e-2,)).probe
     np.testing.assert_allclose(kernel[:, 1], exact.kernel[:, 0] - exact.kernel.mean(2), atol=0.03)
     x = (bank.x - scale[0]) / scale[1]
     accuracy = [hits(x @ w[:, -1] + b[-1], bank.y, 1).mean() for w, b in ((kernel, bias), (exact.kernel, exact.bias))]
@@ -85,8 +86,8 @@ def test_sgd_reaches_the_optimum_and_its_heads_are_independent(monkeypatch):
 
 def test_one_sgd_step_is_nesterov_by_hand():
     bank = Features(np.array([[1.0, 2.0], [-1.0, 0.5]], np.float32), np.array([0, 1], np.int32))
-    scale = linear._no_scale(2)
-    kernel, bias = linear._train_sgd(
+    scale = linear_probe._no_scale(2)
+    kernel, bias = linear_probe._train_sgd(
         bank, np.arange(2), scale, ((0.5, 0.1),), flat_mesh(None), epochs=2, batch_size=256, seed=0
     )
     w, b, v, u = np.zeros((2, 2)), np.zeros(2), np.zeros((2, 2)), np.zeros(2)
@@ -109,10 +110,10 @@ def test_sgd_shuffles_and_sees_every_row_in_every_epoch(monkeypatch):
             epochs.append(array.ravel())
         return put_global(array, sharding)
 
-    monkeypatch.setattr(linear, "place", spy)
+    monkeypatch.setattr(linear_probe, "place", spy)
     bank = Features(blobs(20).x, np.arange(20, dtype=np.int32))  # the label is the row
     mesh, rows = flat_mesh(None), np.arange(3, 20)
-    linear._train_sgd(bank, rows, moments(bank.x), ((0.1, 0.0),), mesh, epochs=2, batch_size=8, seed=0)
+    linear_probe._train_sgd(bank, rows, moments(bank.x), ((0.1, 0.0),), mesh, epochs=2, batch_size=8, seed=0)
     assert [len(order) for order in epochs] == [24, 24]  # three batches of 8 for 17 rows
     for order in epochs:
         np.testing.assert_array_equal(np.unique(order), rows)
@@ -134,17 +135,17 @@ def test_selection_never_sees_the_test_split():
 
 def test_the_setting_is_chosen_on_held_out_rows_and_refitted_on_all():
     bank = blobs(300)
-    fitted = linear.fit(bank, "ridge", validation=0.2, seed=3, l2=(1e4, 1e-3, 1e3))
+    fitted = linear_probe.fit(bank, "ridge", validation=0.2, seed=3, l2=(1e4, 1e-3, 1e3))
     held_out = np.sort(np.random.default_rng(3).permutation(300)[:60])
     rest = np.setdiff1d(np.arange(300), held_out)
     accuracy = []
     scale = moments(bank.x)
     mesh = flat_mesh(None)
     for l2 in (1e4, 1e-3, 1e3):
-        kernel, bias = linear._train_ridge(bank, rest, scale, ((l2,),), mesh)
+        kernel, bias = linear_probe._train_ridge(bank, rest, scale, ((l2,),), mesh)
         scores = (bank.x[held_out] - scale[0]) / scale[1] @ kernel[:, 0] + bias[0]
         accuracy.append(100 * hits(scores, bank.y[held_out], 1).mean())
     np.testing.assert_allclose(fitted.validation, accuracy)
     assert fitted.setting == ((1e4, 1e-3, 1e3)[int(np.argmax(accuracy))],)
-    whole = linear._train_ridge(bank, np.arange(300), scale, (fitted.setting,), mesh)
+    whole = linear_probe._train_ridge(bank, np.arange(300), scale, (fitted.setting,), mesh)
     np.testing.assert_allclose(fitted.probe.kernel, whole[0])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
+from ssl_jax.evals import run as evals
 from ssl_jax.evals.kinds import perceptual_path as subject
 from ssl_jax.models.pretrained import vgg
 from ssl_jax.objectives.perceptual import _unit, feature_distance, random_features, random_kernels
@@ -54,8 +55,8 @@ def test_full_ways_are_measured_anywhere_on_them():
     assert subject.evaluate(context, examples=50, where="full", space="z", epsilon=0.01).metrics["length"] < 1e-6
     assert 0.3 < places[0].mean() < 0.7
     np.testing.assert_allclose(places[1] - places[0], 0.01)
-    with pytest.raises(UserError, match="examples=1 of at least 2"):
-        subject.check_options(examples=1)
+    with pytest.raises(UserError, match="examples=1 must be at least 2"):
+        evals.check({"path": dict(kind="perceptual_path", examples=1)})
 
 
 def test_lpips_needs_its_file_and_is_measured_with_its_weights(tmp_path):
@@ -75,8 +76,8 @@ def test_lpips_needs_its_file_and_is_measured_with_its_weights(tmp_path):
     assert f"distance=lpips weights={digest[:8]}" in found.protocol
     with pytest.raises(UserError, match="is no file"):
         subject.prepare(context, distance="lpips", path=str(tmp_path / "none.npz"), sha256=digest)
-    with pytest.raises(UserError, match="distance='vgg' is unknown"):
-        subject.check_options(distance="vgg")
+    with pytest.raises(UserError, match="distance='vgg'; choose one of"):
+        evals.check({"path": dict(kind="perceptual_path", distance="vgg")})
 
 
 def test_large_pictures_are_reduced_by_means_of_squares_and_faces_cut_out():

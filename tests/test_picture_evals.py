@@ -13,6 +13,7 @@ from feature_clouds import mesh_of
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
+from ssl_jax.evals import run as evals
 from ssl_jax.evals.kinds import denoising, likelihood, pca_baseline, reconstruction
 from ssl_jax.evals.lib import distances, linear_maps, quality  # fmt: skip
 
@@ -125,7 +126,7 @@ def test_reduction_compares_with_as_many_principal_components(gray):
 
     encode = jax.jit(lambda images: {"code": code(images), "pooled": code(images)})
     given = made(train, test, encode, reconstruct=reconstruct)
-    pca_baseline.prepare(given)
+    evals.check_needs({"one": dict(kind="pca_baseline")}, given)
     metrics, protocol, _ = pca_baseline.evaluate(given, examples=33)
     error = np.sum((oracle.inverse_transform(oracle.transform(y)) - y) ** 2, 1)[:33].mean()
     assert metrics["squared_error_pca"] == pytest.approx(error, rel=1e-5)
@@ -153,7 +154,7 @@ def test_denoising_gains_over_the_noisy_image_and_over_linear_filters():
         return images
 
     given = made(train, test, reconstruct=keep)
-    denoising.prepare(given)
+    evals.check_needs({"one": dict(kind="denoising")}, given)
     same = denoising.evaluate(given, sigma=0.4, components=4, examples=50, seed=3)
     jax.effects_barrier()
     noisy = np.concatenate([x for x in seen if x.dtype == np.float32])[:50]

@@ -11,8 +11,8 @@ from feature_clouds import mesh_of
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.evals.kinds import generation, linear, sample_class_accuracy
-from ssl_jax.evals.lib import real_features, rejection
+from ssl_jax.evals.kinds import generation, sample_class_accuracy
+from ssl_jax.evals.lib import linear_probe, real_features, rejection
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import build_experiment, context
 
@@ -118,7 +118,7 @@ def test_evaluations_see_the_pictures_that_are_kept():
 
 
 def test_without_rejection_samples_are_asked_for_as_ever_and_no_classifier_is_fitted(monkeypatch):
-    monkeypatch.setattr(linear, "fit", lambda *_, **__: pytest.fail("a classifier"))
+    monkeypatch.setattr(linear_probe, "fit", lambda *_, **__: pytest.fail("a classifier"))
     entry = dict(kind="generation", extractor="means", examples=40, subsets=2, subset_size=30)
     calls = []
     results = [evals.run({"one": entry | more}, pictured(calls=calls)) for more in ({}, {"acceptance": 1.0}, {"acceptance": 1})]
@@ -129,7 +129,7 @@ def test_without_rejection_samples_are_asked_for_as_ever_and_no_classifier_is_fi
 @pytest.mark.parametrize("kind", ["generation", "classified"])
 @pytest.mark.parametrize("acceptance", [0.0, -0.5, 1.5, float("nan")])
 def test_shares_out_of_range_are_named_before_anything_runs(kind, acceptance):
-    with pytest.raises(UserError, match=rf"^evals\.one: {kind} acceptance={acceptance} must be above 0 and at most 1; leave") as error:
+    with pytest.raises(UserError, match=rf"^evals\.one\.acceptance={acceptance} must be above 0 and at most 1$") as error:
         evals.check({"one": dict(kind=kind, acceptance=acceptance)})
     assert "\n" not in str(error.value)
 
@@ -167,7 +167,7 @@ def test_a_run_makes_its_candidates_twice_of_the_latents_that_its_sampler_has():
         pictures.append(np.round(np.asarray(sample(None, latents, None)) * 255)[: len(part)].astype(np.uint8))
     pictures = np.concatenate(pictures)
     x = pictures.astype(np.float64).mean((1, 2))
-    probe = next(value for value in opened.pictures.known.values() if isinstance(value, linear.Probe))
+    probe = next(value for value in opened.pictures.known.values() if isinstance(value, linear_probe.Probe))
     logits = ((x - probe.mean) / probe.std) @ probe.kernel[:, 0] + probe.bias[0]
     own = logits[np.arange(len(asked)), asked]
     logits[np.arange(len(asked)), asked] = -np.inf

@@ -89,7 +89,7 @@ def scores(workdir: Path, step: int) -> dict:
     path = workdir / "evaluations.json"
     entries = json.loads(path.read_text()) if path.exists() else []
     found = [entry for entry in entries if (entry["subject"], entry["step"]) == ("trained", step)]
-    return {name: found[-1][name] if found else {} for name in ("metrics", "protocols")}
+    return {name: {k: v for entry in found for k, v in entry[name].items()} for name in ("metrics", "protocols")}
 
 
 def versions(workdir: Path) -> dict:

@@ -23,6 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ssl_jax.cli.baselines import BASELINES, add_missing, baseline_context, initial_state, unmeasurable
 from ssl_jax.cli.main import add_workdir
 from ssl_jax.cli.report import write_report
 from ssl_jax.data.pipeline import iterate
@@ -38,20 +39,11 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import distributed, launch_environment
-from ssl_jax.experiment.build import (
-    Experiment,
-    build_experiment,
-    context,
-    open_eval,
-    provenance,
-    raw_pixels,
-    start_jax,
-)
+from ssl_jax.experiment.build import Experiment, any_context, build_experiment, open_eval, provenance, start_jax
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import save_neighbors
 from ssl_jax.experiment.progress import Progress
 from ssl_jax.experiment.sampler import save_samples
-from ssl_jax.experiment.warm_start import warm_start
 from ssl_jax.experiment.workdir import PATIENCE, check_same_workdir, lock_workdir, record_config
 from ssl_jax.launchers import supervise
 
@@ -104,9 +96,9 @@ def main(args, overrides) -> int:
 def load(path_and_variant: str, overrides):
     """The locked config, as far as it can be checked without data and devices. Raises UserError."""
     config = configs.load(path_and_variant, overrides)
-    unknown = sorted(set(config.baselines) - {"raw pixels", "untrained"})
+    unknown = sorted(set(config.baselines) - set(BASELINES))
     if unknown:
-        raise UserError(f"config.baselines: {unknown[0]!r} is unknown; choose of 'raw pixels', 'untrained'")
+        raise UserError(f"config.baselines: {unknown[0]!r} is unknown; choose of {', '.join(map(repr, BASELINES))}")
     if config.warm_start.workdir is None:
         raise UserError(
             "config.warm_start.workdir is not set: this recipe begins with the weights of another run; give its directory with "
@@ -129,28 +121,33 @@ def train(this: Experiment, workdir: Path, trace: Trace, watchdog: Watchdog) -> 
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
     state = checkpoints.restore_latest(run.abstract)
     if state is None:
-        state = run.init()
-        if config.warm_start.workdir:
-            state = warm_start(state, config.warm_start.workdir, config.warm_start.rules)
+        state = initial_state(this)
     start = int(state.step)
     log.info("%s", loop.describe(workdir, state))
-    evaluations = Evaluations(workdir, config.evals, start)
+    left_out = unmeasurable(config, config.evals)
+    for label, reason in left_out.items():
+        log.warning("evals.%s is left out: %s", label, reason)
+    evaluations = Evaluations(workdir, {label: entry for label, entry in config.evals.items() if label not in left_out}, start)
+    last = any_context(this, state)
+    evals.check_needs(evaluations.spec, last)
     if start == 0:
         save_views(this, workdir)
         if this.sampler:
             save_samples(this, state, 0, workdir)
         for name in config.baselines:
             with watchdog.paused():
-                evaluations.add(name, 0, raw_pixels(config, run.mesh) if name == "raw pixels" else context(this, state))
+                evaluations.add(name, 0, any_context(this, state) if name == "untrained" else baseline_context(this, name))
     else:
         log.info("going on at step %d of %d", start, total)
+    complete = start == 0  # else evaluations may have been added since
 
-    last = context(this, state)
-
-    def evaluate(step, state):
-        nonlocal last
-        last = context(this, state)
-        scores = evaluations.add("trained", step, last)
+    def evaluate(step, state, labels=None):
+        nonlocal last, complete
+        last = any_context(this, state)
+        scores = evaluations.add("trained", step, last, labels)
+        if not complete:
+            add_missing(this, evaluations, config.baselines)
+            complete = True
         best = config.best_metric.removeprefix("-")
         if best and best not in scores:
             told = ", ".join(scores)
@@ -180,10 +177,11 @@ def train(this: Experiment, workdir: Path, trace: Trace, watchdog: Watchdog) -> 
                 health.update(step, metrics)
 
             due = start > 0 and (start % this.durations["evaluate"] == 0 or start == total)
-            measured = any(entry["subject"] == "trained" and entry["step"] == start for entry in evaluations.entries)
-            if any(of_each_process(due and not measured)):  # SIGTERM came in a step that was to be evaluated
+            new = any(of_each_process(due and not evaluations.at("trained", start)))  # SIGTERM came in a step that was to be evaluated
+            labels = evaluations.unmeasured("trained", start) if due else []
+            if new or labels:
                 with watchdog.paused():
-                    scores = evaluate(start, state)
+                    scores = evaluate(start, state, labels)
                     writer.amend(start, scores)
                     checkpoints.rate(start, scores)
             state = loop.train(
@@ -206,7 +204,7 @@ def train(this: Experiment, workdir: Path, trace: Trace, watchdog: Watchdog) -> 
     told = "" if share is None else f"; goodput {100 * share:.0f} % {SPAN}; the rest went into {REST}"
     log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, told)
     with watchdog.paused():
-        if config.evals:  # the features are there already
+        if evaluations.spec:  # the features are there already
             whole = functools.partial(open_eval, config)
             save_neighbors(last, whole, workdir / "pictures" / "neighbors.png")
         if distributed.is_lead():

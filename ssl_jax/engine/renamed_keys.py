@@ -30,13 +30,12 @@ EVALUATION_KINDS = {
     "reduction": "pca_baseline",
     "prior": "token_likelihood",
 }
-EVALUATION_KINDS_ARE_RENAMED = False  # becomes True with the names of the modules in ssl_jax/evals
 # A regular expression of the whole dotted key -> {old value: new value}.
 VALUES = {
     r"model\.quanti[sz]er\.straight_through": {"normalised": "normalized"},
     r"model\.likelihood": {"discretised_logistic": "discretized_logistic"},
     r"evals\.[^.]+\.layer": {"normalised": "normalized"},
-    r"evals\.[^.]+\.kind": EVALUATION_KINDS if EVALUATION_KINDS_ARE_RENAMED else {},
+    r"evals\.[^.]+\.kind": EVALUATION_KINDS,
 }
 MODULES = {"quantiser": "quantizer"}  # keys of params, and of what optimizers keep of them
 STAGE = re.compile(r"^(stages\.[^.]+\.config\.)+")  # a run's config holds the configs of the runs that it stands on

@@ -17,6 +17,7 @@ from ssl_jax.evals.lib.features import Features, extract, pixel_encode
 
 Split = Literal["train", "test"]
 OpenBatches = Callable[..., Iterable[Mapping[str, np.ndarray]]]  # (split) or (split, names of features) -> batches
+PIXEL_LAYERS = ("pooled", "normalized")  # of raw pixels
 
 
 class Result(NamedTuple):
@@ -205,7 +206,7 @@ def pixel_context(
 
     Evaluations of any other layer are given 'pooled', so that the floor can be measured for every config.
     """
-    return Context(pixel_encode, open_batches, split_names, mesh, None, limits, ("pooled", "normalized"))
+    return Context(pixel_encode, open_batches, split_names, mesh, None, limits, PIXEL_LAYERS)
 
 
 def require_labels(bank: Features, what: str) -> None:

@@ -57,37 +57,68 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """Apply `--config.a.b=value` arguments with the types of the values they replace."""
-    typed = []
+    """Apply `--config.a.b=value` arguments with the types of the values they replace.
+
+    `--config.evals.NAME.kind=KIND` adds an evaluation, and `--config.evals.NAME.option=value` an option of one. Keys of OPEN are names
+    of features, so that any may be added.
+    """
     for argument in overrides:
         name, equals, value = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config.") or not equals:
             raise UserError(f"argument {argument!r} is not understood; overrides look like --config.optim.net.lr=0.1")
         refuse_override(name, value)
-        where, _, key = name.rpartition(".")
-        if where in OPEN and where.removeprefix("data.") in config.data:
-            with config.unlocked():
-                config.data[where.removeprefix("data.")][key] = _literal(value)
-            continue
-        _check_key(config, name)
-        typed.append(argument)
-    overrides = typed
-    if not overrides:
-        return config
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *overrides])
-        values(["launch.py", *overrides])
-    except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"override: {str(error).splitlines()[0]}") from error
-    refuse_old_names(values.config)
-    return values.config
+    added = _added_evaluations(config, overrides)
+    rest = [argument for argument in overrides if argument not in added and not _add_feature(config, argument)]
+    for argument in rest:
+        _check_key(config, argument.removeprefix("--config.").partition("=")[0])
+    if rest:
+        values = flags.FlagValues()
+        try:
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *rest])
+            values(["launch.py", *rest])
+        except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"override: {str(error).splitlines()[0]}") from error
+        config = values.config
+    if added:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            for label, option, value in added.values():
+                if label not in config.evals:
+                    config.evals[label] = ml_collections.ConfigDict()
+                config.evals[label][option] = value
+    if overrides:
+        refuse_old_names(config)
+    return config
 
 
-def _literal(text: str):
+def _add_feature(config, argument: str) -> bool:
+    """Whether `argument` sets a key of OPEN; it is set then."""
+    name, _, value = argument.removeprefix("--config.").partition("=")
+    where, _, key = name.rpartition(".")
+    if where not in OPEN or where.removeprefix("data.") not in config.data:
+        return False
+    with config.unlocked():
+        config.data[where.removeprefix("data.")][key] = literal(value)
+    return True
+
+
+def _added_evaluations(config: Mapping, overrides: Sequence[str]) -> dict[str, tuple]:
+    """{argument: (label, option, value)} of those that add an evaluation to config.evals, or an option to one."""
+    own = config.get("evals", {})
+    matches = {argument: re.match(r"--config\.evals\.(\w+)\.(\w+)=(.*)", argument, re.DOTALL) for argument in overrides}
+    found = {argument: match.groups() for argument, match in matches.items() if match}
+    new = {label for label, option, _ in found.values() if option == "kind" and label not in own}
+    return {
+        argument: (label, option, literal(value)) for argument, (label, option, value) in found.items()
+        if label in new or (label in own and option not in own[label])
+    }  # fmt: skip
+
+
+def literal(text: str):
+    """A Python literal, or a word."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):  # a plain string
+    except (ValueError, SyntaxError):
         return text
 
 
@@ -100,6 +131,7 @@ def _check_key(config: Mapping, name: str) -> None:
             near = difflib.get_close_matches(part, keys, 1)
             where = ".".join(["config", *walked])
             hint = f"did you mean {where}.{near[0]}?" if near else f"{where} has {', '.join(sorted(keys)) or 'no keys'}"
+            hint += f"; --config.evals.{part}.kind=KIND adds one" if walked == ["evals"] else ""
             raise UserError(f"unknown key {where}.{part}; {hint}")
         at = at[part]
         walked.append(part)

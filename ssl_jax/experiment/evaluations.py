@@ -8,14 +8,14 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
-from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.engine.checkpoint import of_each_process, write_json
 from ssl_jax.engine.pictures import save_picture
 from ssl_jax.errors import not_written
 from ssl_jax.evals import run as evals
@@ -33,6 +33,34 @@ def comparable(entry: Mapping, other: Mapping, metric: str) -> bool:
     label = metric.partition("/")[0]
     told = [OF_THE_FEATURES.sub("", each["protocols"].get(label, "")) for each in (entry, other)]
     return told[0] == told[1]
+
+
+def merged(entries: Sequence[Mapping]) -> dict:
+    """One entry of several of the same subject and step; of an evaluation that was run twice, the last."""
+    found = {**entries[-1], "metrics": {}, "protocols": {}}
+    for entry in entries:
+        others = set(found["protocols"]) - set(entry["protocols"])
+        for key in ("metrics", "protocols"):
+            found[key] = _of(found[key], others) | entry[key]
+    return found
+
+
+def _of(values: Mapping, labels: Collection[str]) -> dict:
+    """Those of {label: ...} or {'<label>/<metric>': ...} that are of `labels`."""
+    return {name: value for name, value in values.items() if name.partition("/")[0] in labels}
+
+
+def _without(entries: Sequence[Mapping], new: Mapping) -> list[dict]:
+    """`entries` less what `new` has measured again: of the same subject and step, under the same protocol."""
+    kept = []
+    for entry in entries:
+        if (entry["subject"], entry["step"]) == (new["subject"], new["step"]):
+            others = {label for label, protocol in entry["protocols"].items() if new["protocols"].get(label) != protocol}
+            if not others:
+                continue
+            entry = entry | {key: _of(entry[key], others) for key in ("metrics", "protocols", "evals") if key in entry}
+        kept.append(entry)
+    return kept
 
 
 def _short(value: float) -> str:
@@ -75,37 +103,73 @@ class Evaluations:
         with lock:
             yield
 
-    def add(self, subject: str, step: int, context: Context) -> dict[str, float]:
-        """Run every evaluation of the config; returns {'knn/top1': ...} and writes the file."""
+    def add(self, subject: str, step: int, context: Context, labels: Sequence[str] | None = None) -> dict[str, float]:
+        """Run every evaluation, or those of `labels`, and write the file; returns {'knn/top1': ...} of all that ran at that step."""
         began = time.perf_counter()
-        results = evals.run(self.spec, context)
+        spec = {label: self.spec[label] for label in (self.spec if labels is None else labels)}
+        results = evals.run(spec, context)
         metrics = {name: value for result in results.values() for name, value in result.metrics.items()}
         entry = {
             "subject": subject,
             "step": step,
             "metrics": metrics,
             "protocols": {label: result.protocol for label, result in results.items()},
+            "evals": {label: evals.complete(spec[label]) for label in results},
         }
-        measured = ("subject", "step", "protocols")  # the same measure taken again replaces the old one; another stands beside
-        self._change(lambda entries: [e for e in entries if any(e[key] != entry[key] for key in measured)] + [entry])
+        self._change(lambda entries: [*_without(entries, entry), entry])
         for label, result in results.items():
             if result.picture is not None:
                 save_picture(result.picture, self.path.parent / "pictures" / f"{label}_{step:08d}.png")
         told = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
         log.info("%s at step %d: %s (%.0f s)", subject, step, told, time.perf_counter() - began)
-        return metrics
+        return _of(merged(self.at(subject, step))["metrics"], self.spec)
+
+    def unmeasured(self, subject: str, step: int) -> list[str]:
+        """Labels of the evaluations that `subject` was not measured with at `step`, with just these options. All processes agree."""
+        entries = self.at(subject, step)
+
+        def done(label):  # what was recorded without its options had those of the config
+            wanted = evals.complete(self.spec[label])
+            return any(label in entry["protocols"] and entry.get("evals", {}).get(label, wanted) == wanted for entry in entries)
+
+        return [label for label in self.spec if any(of_each_process(not done(label)))]
+
+    def not_beside_trained(self, subject: str) -> list[str]:
+        """Labels of the evaluations that 'trained' was measured with last and `subject` was not, under the same protocol."""
+        newest = self._newest()
+
+        def done(label):
+            others = (entry for entry in self.entries if entry["subject"] == subject and label in entry["protocols"])
+            return label not in newest["protocols"] or any(comparable(entry, newest, label) for entry in others)
+
+        return [label for label in self.spec if any(of_each_process(not done(label)))]
+
+    def at(self, subject: str, step: int) -> list[dict]:
+        """The entries of `subject` at `step`."""
+        return [entry for entry in self.entries if (entry["subject"], entry["step"]) == (subject, step)]
+
+    def _newest(self) -> dict:
+        """What was measured last of 'trained', or else of any other, of the evaluations in `spec`."""
+        asked = [entry for entry in self.entries if not self.spec or set(entry["protocols"]) & set(self.spec)]
+        last = ([entry for entry in asked if entry["subject"] == "trained"] or asked or [None])[-1]
+        if last is None:
+            return {"subject": "trained", "step": 0, "metrics": {}, "protocols": {}}
+        found = merged(self.at(last["subject"], last["step"]))
+        labels = self.spec or found["protocols"]
+        return {**found, "metrics": _of(found["metrics"], labels), "protocols": _of(found["protocols"], labels)}
 
     def show(self, config) -> None:
-        """Print the metrics of the last entry, a row each, those of the other subjects as far as their protocol is the same, and the
-        references."""
+        """Print what was measured last, a row each, what the other subjects have under the same protocol, and the references."""
         if not self.entries:
             return
-        newest = self.entries[-1]
-        subjects = {}
+        newest, subjects = self._newest(), {}
         for subject in dict.fromkeys(entry["subject"] for entry in self.entries):
             entries = [entry for entry in self.entries if entry["subject"] == subject]
             alike = {name: x for entry in entries for name, x in entry["metrics"].items() if comparable(entry, newest, name)}
-            subjects[f"trained, step {entries[-1]['step']}" if subject == "trained" else subject] = alike
+            if subject == newest["subject"]:
+                alike |= newest["metrics"]
+                subject = f"{subject}, step {newest['step']}" if subject == "trained" else subject
+            subjects[subject] = alike
         subjects |= {name: dict(metrics) for name, metrics in config.get("references", {}).items()}
         table = Table(title=f"{config.method} on {config.data.name}")
         table.add_column("metric")

@@ -14,7 +14,7 @@ import ssl_jax
 from ssl_jax.engine.sharding import put_global, to_host
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Extractor
-from ssl_jax.evals.kinds.generation import INCEPTION
+from ssl_jax.evals.lib.real_features import INCEPTION
 from ssl_jax.evals.lib.resize import Resize, resize, to_size
 from ssl_jax.export.card import CARD, sha256
 from ssl_jax.models.common import run

@@ -83,8 +83,17 @@ class RunRecord(NamedTuple):
 
     @property
     def latest(self) -> dict[str, ReportEntry]:
-        """{subject: its last entry}: 'trained' first, then what it has to beat, 'untrained' before 'raw pixels'."""
-        last = {entry.subject: entry for entry in self.entries}
+        """{subject: its last entry}: 'trained' first, then what it has to beat, 'untrained' before 'raw pixels'.
+
+        What was added later at the same step, under other names, is part of it.
+        """
+        last: dict[str, ReportEntry] = {}
+        for entry in self.entries:
+            before = last.get(entry.subject)
+            if before is not None and before.step == entry.step:
+                metrics, protocols = {**before.metrics, **entry.metrics}, {**before.protocols, **entry.protocols}
+                entry = entry._replace(metrics=metrics, protocols=protocols)
+            last[entry.subject] = entry
         newest_first = list(last.items())[::-1]
         return dict(sorted(newest_first, key=lambda item: item[0] != "trained"))
 

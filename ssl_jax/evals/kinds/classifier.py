@@ -6,12 +6,11 @@ import jax
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result, require_labels
+from ssl_jax.evals.evaluator import Evaluator, Option
 from ssl_jax.evals.lib.features import hits
 
-NEEDS = None  # a model, but nothing beside its features
 
-
-def prepare(context: Context, layer: str = "logits", **_) -> None:
+def prepare(context: Context, *, layer: str) -> None:
     """UserError where the model has no such scores."""
     offered = jax.eval_shape(context.encode, context.images())
     if layer not in offered:
@@ -24,3 +23,12 @@ def evaluate(context: Context, *, layer: str = "logits") -> Result:
     require_labels(scores, "classifier")
     metrics = {f"top{k}": 100 * float(hits(scores.x, scores.y, k).mean()) for k in (1, 5)}
     return Result(metrics, f"classifier layer={layer} of {context.name('test')}, nothing fitted")
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {"layer": Option("of the encoder: scores, one for each class")},
+    needs=("model",),
+    data=("label",),
+    prepare=prepare,
+)

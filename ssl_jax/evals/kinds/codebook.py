@@ -10,20 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
-from ssl_jax.evals.kinds.reconstruction import side_by_side
-from ssl_jax.evals.lib.features import chunks
+from ssl_jax.evals.evaluator import Evaluator, Option
+from ssl_jax.evals.lib.features import chunks, side_by_side
 
-NEEDS = "tokens"
 BATCH = 256  # images of a batch of `usage_batch`
 RECENT = 65536  # tokens of `usage_recent`
-
-
-def check_options(examples: int | None = None, **_) -> None:
-    """UserError for no examples."""
-    if examples is not None and examples < 1:
-        raise UserError(f"codebook examples={examples} must be at least 1")
 
 
 def evaluate(context: Context, *, examples: int | None = None) -> Result:
@@ -35,7 +27,6 @@ def evaluate(context: Context, *, examples: int | None = None) -> Result:
     entropy: of the codes' frequencies, in bits. perplexity: 2^entropy, between 1 and the number of codes.
     perplexity_share: percent of the perplexity that as many uniform draws would have: 100 for uniform use at any size of the sample.
     """
-    check_options(examples)
     tokens, codes = tokens_of(context, "test", examples), context.pictures.codes
     counts = histogram(tokens, codes)
     whole = max(len(tokens) // BATCH, 1) * BATCH
@@ -54,6 +45,11 @@ def evaluate(context: Context, *, examples: int | None = None) -> Result:
         f" usage_batch of {len(batches)} x {min(BATCH, len(tokens))} images, usage_recent of {min(RECENT, tokens.size)} tokens"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol, draw(counts))
+
+
+EVALUATOR = Evaluator(
+    evaluate, {"examples": Option("the first so many test images; None: all", least=1)}, needs=("tokens",)
+)
 
 
 def tokens_of(context: Context, split: str, count: int | None = None) -> np.ndarray:

@@ -14,20 +14,10 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
-from ssl_jax.evals.kinds.pca_baseline import known_components
-from ssl_jax.evals.kinds.reconstruction import side_by_side
+from ssl_jax.evals.evaluator import SEED, Evaluator, Option
 from ssl_jax.evals.lib import linear_maps
+from ssl_jax.evals.lib.features import side_by_side
 from ssl_jax.evals.lib.quality import psnr
-
-NEEDS = "reconstruct"
-
-
-def check_options(sigma: float = 0.5, components: int = 50, examples: int = 1000, **_) -> None:
-    """UserError for a value out of range."""
-    if not sigma > 0:
-        raise UserError(f"denoising sigma={sigma} must be positive")
-    if components < 1 or examples < 1:
-        raise UserError(f"denoising components={components} and examples={examples} must be at least 1")
 
 
 def prepare(context: Context, **_) -> None:
@@ -48,9 +38,8 @@ def evaluate(
     gain_linear: over psnr_linear, of the affine filter with the least mean squared error on training images.
     What comes out of linear maps is cut off at 0 and 1, too.
     """
-    check_options(sigma, components, examples)
     size = linear_maps.picture_size(context)
-    basis = known_components(context, size, components)
+    basis = linear_maps.known_components(context, size, components)
     linear = linear_maps.learned(
         context, size, ("filter", sigma, clip), lambda x: linear_maps.best_filter(x, sigma, clip)
     )
@@ -75,6 +64,20 @@ def evaluate(
         f" {components} principal components and affine filter of {context.named('train', linear.count)}"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "sigma": Option("deviation of the noise; images are in [0, 1]", above=0),
+        "clip": Option("cut off noisy images at 0 and 1"),
+        "components": Option("principal components of training images that noisy images are projected on", least=1),
+        "examples": Option("the first so many test images", least=1),
+        "seed": SEED,
+    },
+    needs=("reconstruct",),
+    prepare=prepare,
+)
 
 
 @functools.partial(jax.jit, static_argnames=("sigma", "clip", "channels"))

@@ -7,16 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
-
-NEEDS = "discriminate"
-
-
-def check_options(examples: int = 2048, **_) -> None:
-    """UserError for no examples."""
-    if examples < 1:
-        raise UserError(f"judge examples={examples} must be at least 1")
+from ssl_jax.evals.evaluator import Evaluator, Option
 
 
 def evaluate(context: Context, *, examples: int = 2048) -> Result:
@@ -26,7 +18,6 @@ def evaluate(context: Context, *, examples: int = 2048) -> Result:
     whose scores have no zero.
     train_above_test: pairs of which the training image has the higher score (ties count half); 50 where nothing was memorized.
     """
-    check_options(examples)
 
     def encode(images):
         return {"score": context.pictures.fns.discriminate(images).reshape(-1, 1)}
@@ -40,6 +31,9 @@ def evaluate(context: Context, *, examples: int = 2048) -> Result:
     splits = f"{context.named('train', len(train))} and {context.named('test', len(test))}"
     protocol = f"judge first of {splits} inference mode, real: score above 0"
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+EVALUATOR = Evaluator(evaluate, {"examples": Option("the first so many images of each split", least=1)}, needs=("discriminate",))
 
 
 def above(a: np.ndarray, b: np.ndarray) -> float:

@@ -9,18 +9,11 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result, Split
+from ssl_jax.evals.evaluator import CODE, SEED, Evaluator, Option
 from ssl_jax.evals.lib import factors as measures
 
-NEEDS = None  # a model, and features of the data
 
-
-def check_options(examples: int = 10000, factors: Sequence[str] = ("label",), **_) -> None:
-    """UserError for a value out of range."""
-    if examples < 2 or not factors:
-        raise UserError(f"disentanglement examples={examples} must be at least 2, and factors={factors} must name features of the data")
-
-
-def prepare(context: Context, factors: Sequence[str] = ("label", "pose"), **_) -> None:
+def prepare(context: Context, *, factors: Sequence[str], **_) -> None:
     """UserError for factors that the data do not have."""
     first = next(iter(context.batches("train", ("image", *factors))))
     missing = [name for name in factors if name not in first]
@@ -42,11 +35,10 @@ def evaluate(
 ) -> Result:
     """At most the first `examples` of train, to fit and for the MIG, and the first half as many of test, to be predicted.
 
-    mig, disentanglement, completeness, informativeness, factorvae: as defined in `factors`, of 'layer' and the features `factors`
-        of the data, a vector's entries one by one. Importance for the middle three is that of a `model`: 'trees' takes minutes.
+    mig, disentanglement, completeness, informativeness, factorvae: as defined in `factors`, of the code and the features `factors`
+        of the data, a vector's entries one by one.
     <metric>_shuffled: with factors of other examples: what a code that knows nothing has.
     """
-    check_options(examples, factors)
     train, test = context.features("train", layer), context.features("test", layer)
     limits = {"train": examples, "test": max(1, examples // 2)}
     code = {split: f.x[: limits[split]].astype(np.float64) for split, f in (("train", train), ("test", test))}
@@ -69,6 +61,21 @@ def evaluate(
         f" train={context.named('train', len(code['train']))} test={context.named('test', len(code['test']))}"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "layer": CODE,
+        "factors": Option("features of the data: numbers, or vectors of numbers"),
+        "model": Option("whose importance of numbers of the code is taken; trees take minutes"),
+        "examples": Option("of the train split at most the first so many, of the test split half as many", least=2),
+        "seed": SEED,
+    },
+    needs=("model",),
+    data=("factors",),
+    prepare=prepare,
+)
 
 
 def values(context: Context, split: Split, names: Sequence[str], count: int) -> dict[str, np.ndarray]:

@@ -6,19 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result, require_labels
+from ssl_jax.evals.evaluator import LAYER, Evaluator, Option
 from ssl_jax.evals.lib.features import Features, chunks, hits
 
 BIAS = 100.0  # the constant feature: so large that the ridge hardly shrinks the intercept
-
-
-def check_options(shots: Sequence[int] = (1,), seeds: Sequence[int] = (0,), l2: float = 1024.0, **_) -> None:
-    """UserError for empty lists, shots below 1 or a ridge that is not positive."""
-    if not len(shots) or not len(seeds) or min(shots) < 1:
-        raise UserError("few-shot evaluation needs at least one seed and shots >= 1, such as shots=(1, 5, 10, 25)")
-    if not l2 > 0:
-        raise UserError(f"few-shot l2={l2} must be positive")
 
 
 def evaluate(
@@ -30,7 +22,6 @@ def evaluate(
     layer: str = "pooled",
 ) -> Result:
     """'5shot_top1' and '5shot_top1_std', mean and population std over seeds in percent, for each of `shots`."""
-    check_options(shots, seeds, l2)
     bank, query = context.features("train", layer), context.features("test", layer)
     require_labels(bank, "few-shot evaluation")
     metrics = {}
@@ -44,6 +35,18 @@ def evaluate(
         f" query={context.name('test')}"
     )
     return Result(metrics, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "shots": Option("training images of each class", least=1),
+        "seeds": Option("of the choice of training images"),
+        "l2": Option("of the ridge", above=0),
+        "layer": LAYER,
+    },
+    data=("label",),
+)
 
 
 def support(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:

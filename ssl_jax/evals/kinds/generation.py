@@ -10,36 +10,21 @@ from __future__ import annotations
 import numpy as np
 
 from ssl_jax.errors import UserError
-from ssl_jax.evals.context import Context, Extractor, Result, Split
+from ssl_jax.evals.context import Context, Result, Split
+from ssl_jax.evals.evaluator import ACCEPTANCE, EXTRACTOR, RESIZE, SEED, Evaluator, Option
 from ssl_jax.evals.lib import distances, rejection
 from ssl_jax.evals.lib.features import extract
-from ssl_jax.evals.lib.real_features import Real, joined, real_features, sampled
+from ssl_jax.evals.lib.real_features import frechet, joined, real_features, sampled
 from ssl_jax.evals.lib.resize import Resize
 
-NEEDS = "samples"
-INCEPTION = "inception-2015-12-05"  # the only features, 2048 of them, whose distance is called FID
+
+def check(*, examples: int, k: int, **_) -> None:
+    """UserError for fewer samples than neighbors."""
+    if examples <= k:
+        raise UserError(f"generation needs examples={examples} above k={k}")
 
 
-def check_options(
-    examples: int = 2048,
-    k: int = 3,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    truncation: float | None = None,
-    acceptance: float = 1.0,
-    **_,
-) -> None:
-    """UserError for a value out of range."""
-    if k < 1 or examples <= k:
-        raise UserError(f"generation needs k={k} of at least 1 and examples={examples} above it")
-    if subsets < 1 or subset_size < 2:
-        raise UserError(f"generation needs subsets={subsets} of at least 1 and subset_size={subset_size} of at least 2")
-    if truncation is not None and truncation < 0:
-        raise UserError(f"generation truncation={truncation} must not be negative; leave it out for none")
-    rejection.check_rate(acceptance, "generation acceptance")
-
-
-def prepare(context: Context, extractor: str = "random_conv", resize: Resize = "legacy", acceptance: float = 1.0, **_) -> None:
+def prepare(context: Context, *, extractor: str, resize: Resize, acceptance: float, **_) -> None:
     """Open the network: UserError for a file that is missing now, and not after hours; or for classes that are."""
     rejection.check_labels(acceptance, "generation acceptance", context.pictures.sampled_labels)
     context.pictures.extractor(extractor, resize)
@@ -67,10 +52,9 @@ def evaluate(
     precision, recall, density, coverage: shares, against at most `examples` real images, evenly spaced in the split.
     inception_score: over ten splits, where the network has logits.
     Real images that are larger than samples are reduced to their size (Pillow's bicubic, 256 levels).
-    acceptance: the share of samples that is kept of each class. Selecting raises precision and inception score by itself; variety that
-    is lost by it counts in the distances, recall and coverage.
+    With an acceptance below 1, selecting raises precision and inception score by itself; variety that is lost by it counts in the
+    distances, recall and coverage.
     """
-    check_options(examples, k, subsets, subset_size, truncation, acceptance)
     network = context.pictures.extractor(extractor, resize)
     if acceptance == 1:
         batches, selected = context.pictures.samples(examples, seed, truncation), ""
@@ -103,10 +87,21 @@ def evaluate(
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 
 
-def frechet(network: Extractor, real: Real, fake: distances.Moments) -> dict[str, float]:
-    """'frechet', in percent of the variance of the real features, and 'fid', the plain distance, where it may be called so."""
-    spread = real.moments.covariance.trace()
-    if not spread > 0:
-        raise UserError(f"all real images have the same features under {network.name}; choose another extractor or split")
-    distance = distances.frechet(real.moments, fake)
-    return {"frechet": 100 * distance / spread} | ({"fid": distance} if (network.name, network.dim) == (INCEPTION, 2048) else {})
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "extractor": EXTRACTOR,
+        "resize": RESIZE,
+        "examples": Option("samples"),
+        "split": Option("real images"),
+        "k": Option("neighbors that make up a neighborhood of precision, recall, density and coverage", least=1),
+        "subsets": Option("subsets that the kernel distance is the mean over", least=1),
+        "subset_size": Option("images of a subset", least=2),
+        "seed": SEED,
+        "truncation": Option("of the latents, as the method defines it; None: none", least=0),
+        "acceptance": ACCEPTANCE,
+    },
+    needs=("samples",),
+    check=check,
+    prepare=prepare,
+)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ssl_jax.engine.sharding import put_global
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result, require_labels
+from ssl_jax.evals.evaluator import LAYER, Evaluator, Option
 from ssl_jax.evals.lib.features import Features, chunks, flat_mesh, hits, moments, padded
 
 BANK_CHUNK = 65536  # bank rows on all devices together at a time
@@ -25,14 +26,6 @@ QUERY_CHUNK = 1024  # similarities held at a time: QUERY_CHUNK x BANK_CHUNK / de
 
 Metric = Literal["cosine", "euclidean"]
 Normalization = Literal["none", "center", "standardize"]
-
-
-def check_options(k: int = 20, temperature: float = 0.07, **_) -> None:
-    """UserError unless k >= 1 and T >= 0."""
-    if k < 1:
-        raise UserError(f"kNN k={k} must be at least 1")
-    if not temperature >= 0:
-        raise UserError(f"kNN temperature={temperature} must be positive, or 0 for unweighted votes")
 
 
 def evaluate(
@@ -44,12 +37,10 @@ def evaluate(
     normalization: Normalization = "none",
     layer: str = "pooled",
 ) -> Result:
-    """Classify the test split with the train split as bank: top1 and top5 in percent.
+    """Labels of the test split by the votes of the nearest training images.
 
-    temperature=0 stands for unweighted votes, as scikit-learn's default.
-    `normalization` uses the statistics of the bank, before the l2 norm.
+    top1, top5: percent whose label has the most votes, or is among the five with the most.
     """
-    check_options(k, temperature)
     bank, query = context.features("train", layer), context.features("test", layer)
     require_labels(bank, "kNN")
     index, similarity = neighbors(bank.x, query.x, k, metric, normalization, context.mesh)
@@ -61,6 +52,19 @@ def evaluate(
         f" bank={context.name('train')} query={context.name('test')}"
     )
     return Result(metrics, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "k": Option("neighbors that vote", least=1),
+        "temperature": Option("T of the weights exp(similarity / T); 0: unweighted votes, as scikit-learn's default", least=0),
+        "metric": Option("similarity of features: their cosine, or minus their distance"),
+        "normalization": Option("of features by the statistics of the train split, before the l2 norm"),
+        "layer": LAYER,
+    },
+    data=("label",),
+)
 
 
 def vote(index: np.ndarray, similarity: np.ndarray, bank: Features, labels: np.ndarray, temperature: float) -> dict:

@@ -10,16 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
-
-NEEDS = "log_prob"
-
-
-def check_options(k: int = 100, examples: int | None = None, **_) -> None:
-    """UserError for a value out of range."""
-    if k < 1 or (examples is not None and examples < 1):
-        raise UserError(f"likelihood k={k} and examples={examples} must be at least 1")
+from ssl_jax.evals.evaluator import SEED, Evaluator, Option
 
 
 def evaluate(context: Context, *, k: int = 100, examples: int | None = None, seed: int = 0) -> Result:
@@ -28,7 +20,6 @@ def evaluate(context: Context, *, k: int = 100, examples: int | None = None, see
     elbo, iwae_<k>: means over images in nats, of the same draws.
     bits_per_dimension: -iwae_<k> / (D ln 2), D numbers of an image. elbo_bits_per_dimension: the same of the elbo.
     """
-    check_options(k, examples)
     dimensions = []
 
     def encode(images, key):
@@ -43,6 +34,17 @@ def evaluate(context: Context, *, k: int = 100, examples: int | None = None, see
     metrics = {"elbo": elbo, f"iwae_{k}": iwae, "bits_per_dimension": -iwae * bits, "elbo_bits_per_dimension": -elbo * bits}
     protocol = f"likelihood k={k} seed={seed} of {context.named('test', len(bounds))} dimensions={count:g}"
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "k": Option("importance samples of an image", least=1),
+        "examples": Option("the first so many test images; None: all", least=1),
+        "seed": SEED,
+    },
+    needs=("log_prob",),
+)
 
 
 @jax.jit

@@ -14,24 +14,23 @@ import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
-from ssl_jax.evals.kinds import linear
+from ssl_jax.evals.evaluator import SEED, Evaluator, Option
+from ssl_jax.evals.lib import linear_probe
 from ssl_jax.evals.lib.features import Features, hits, pool
 
-NEEDS = None  # a model, but nothing beside its features
 LAYERS = r"embedding|(block|layer)\d+"
 WIDTH = 8192  # features of an image that one pass over the data brings to the host, where one layer has no more
 
 
-def check_options(layers: str = "", solver: str = "lbfgs", **_) -> None:
-    """UserError for a pattern that is none, or an unknown solver."""
-    linear.check_options(solver)
+def check(*, layers: str, **_) -> None:
+    """UserError for a pattern that is none."""
     try:
         re.compile(layers)
     except re.error as error:
         raise UserError(f"depth layers={layers!r} is no regular expression: {error}") from None
 
 
-def prepare(context: Context, layers: str = LAYERS, **_) -> None:
+def prepare(context: Context, *, layers: str, **_) -> None:
     """UserError where no layer has such a name."""
     chosen(context, layers)
 
@@ -46,21 +45,20 @@ def chosen(context: Context, pattern: str) -> dict[str, int]:
 
 
 def evaluate(
-    context: Context, *, layers: str = LAYERS, solver: linear.Solver = "lbfgs", seed: int = 0
+    context: Context, *, layers: str = LAYERS, solver: linear_probe.Solver = "lbfgs", seed: int = 0
 ) -> Result:
-    """The linear probe of `linear`, with its defaults for `solver`, on each layer whose name fits the regular expression `layers`.
+    """The linear probe of `linear_probe`, with its defaults for `solver`, on each layer.
 
     <layer>_top1: on the test split, in percent.
     best_top1: of the layer that is best on held-out training images.
     best_layer: its place among these layers, from 1; an embedding is one of them.
     """
-    check_options(layers, solver)
     widths = chosen(context, layers)
     held_out, metrics = {}, {}
     for group in groups(widths):
         for name, bank, query in _features(context, {name: widths[name] for name in group}):
-            fitted = linear.fit(bank, solver, seed=seed, mesh=context.mesh)
-            scores = linear.predict(fitted.probe, query.x, context.mesh)[:, 0]
+            fitted = linear_probe.fit(bank, solver, seed=seed, mesh=context.mesh)
+            scores = linear_probe.predict(fitted.probe, query.x, context.mesh)[:, 0]
             metrics[f"{name}_top1"] = float(100 * hits(scores, query.y, 1).mean())
             held_out[name] = fitted.validation.max()
     best = max(held_out, key=held_out.get)
@@ -70,6 +68,20 @@ def evaluate(
         f" the best one chosen on 10% of train; train={context.named('train', len(bank.y))} test={context.named('test', len(query.y))}"
     )
     return Result(metrics, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "layers": Option("a regular expression that the whole name of a layer fits"),
+        "solver": Option("how a probe is fitted: stochastic gradients, logistic regression, or least squares"),
+        "seed": SEED,
+    },
+    needs=("model",),
+    data=("label",),
+    check=check,
+    prepare=prepare,
+)
 
 
 def groups(widths: dict[str, int], most: int = WIDTH) -> list[list[str]]:

@@ -12,22 +12,16 @@ from sklearn.manifold import trustworthiness
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
-from ssl_jax.evals.kinds.reconstruction import side_by_side
-from ssl_jax.evals.lib import distances, linear_maps
+from ssl_jax.evals.evaluator import CODE, Evaluator, Option
+from ssl_jax.evals.lib import linear_maps
+from ssl_jax.evals.lib.features import side_by_side
 from ssl_jax.evals.lib.quality import LEAST_ERROR, squared_error
 
-NEEDS = "reconstruct"
 NEIGHBORS = 5
 COMPARED = 1000  # images whose neighbors are looked for: the work grows with the square
 
 
-def check_options(examples: int = 2000, **_) -> None:
-    """UserError for too few examples to have neighbors."""
-    if examples <= 2 * NEIGHBORS:
-        raise UserError(f"reduction examples={examples} must be above {2 * NEIGHBORS}")
-
-
-def prepare(context: Context, layer: str = "code", **_) -> None:
+def prepare(context: Context, *, layer: str, **_) -> None:
     """UserError for a method without such a code, or pictures that are too large for principal components."""
     height, width = linear_maps.picture_size(context)
     size = code_size(context, layer)
@@ -51,7 +45,6 @@ def evaluate(context: Context, *, layer: str = "code", examples: int = 2000) -> 
     ratio: of the two; below 1 the code is better.
     trustworthiness, trustworthiness_pca: of the code, and of the components, in [0, 1]; chance is 0.5.
     """
-    check_options(examples)
     size, dim = linear_maps.picture_size(context), code_size(context, layer)
 
     def encode(images):
@@ -61,7 +54,7 @@ def evaluate(context: Context, *, layer: str = "code", examples: int = 2000) -> 
     rows = context.through(encode, "test", "all", examples).x
     numbers = (rows.shape[1] - dim) // 2
     real, again, code = np.split(rows, [numbers, 2 * numbers], axis=1)
-    learned = known_components(context, size, dim)
+    learned = linear_maps.known_components(context, size, dim)
     plain = real.reshape(len(real), -1, 3)[..., : learned.channels].reshape(len(real), -1)
     per_image = squared_error(real, again).mean() * learned.channels / 3
     pca = squared_error(plain, learned.linear(plain)).mean()
@@ -77,10 +70,9 @@ def evaluate(context: Context, *, layer: str = "code", examples: int = 2000) -> 
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 
 
-def known_components(context: Context, size: tuple[int, int], count: int) -> linear_maps.Learned:
-    """The projection on `count` principal components of training images of `size`; computed once in a run."""
-
-    def make(x):
-        return linear_maps.principal(distances.in_parts(x), count)
-
-    return linear_maps.learned(context, size, ("principal components", count), make)
+EVALUATOR = Evaluator(
+    evaluate,
+    {"layer": CODE, "examples": Option("the first so many test images; they need neighbors", above=2 * NEIGHBORS)},
+    needs=("reconstruct",),
+    prepare=prepare,
+)

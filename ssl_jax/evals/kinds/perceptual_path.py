@@ -14,24 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
+from ssl_jax.evals.evaluator import SEED, Evaluator, Option
 from ssl_jax.models.pretrained import vgg
 from ssl_jax.objectives.perceptual import feature_distance, random_features, random_kernels
 
-NEEDS = "between"
 SIDE = 256  # pixels: larger pictures are reduced by means of whole squares, as published
 
 
-def check_options(examples: int = 1024, epsilon: float = 1e-3, distance: str = "random_conv", **_) -> None:
-    """UserError for a value out of range."""
-    if examples < 2 or not 0 < epsilon < 1:
-        raise UserError(f"perceptual_path needs examples={examples} of at least 2 and epsilon={epsilon} in (0, 1)")
-    if distance not in ("random_conv", "lpips"):
-        raise UserError(f"perceptual_path distance={distance!r} is unknown; choose random_conv or lpips")
-
-
-def prepare(context: Context, distance: str = "random_conv", path: str = "", sha256: str = "", **_) -> None:
+def prepare(context: Context, *, distance: str, path: str, sha256: str, **_) -> None:
     """Open the network: UserError for a file that is missing now, and not after hours."""
     open_network(distance, path, sha256)
 
@@ -65,11 +56,9 @@ def evaluate(
     crop: bool = False,
 ) -> Result:
     """length: the mean over `examples` pairs of latents, without the lowest and the highest hundredth, of the distance of the pictures
-    at a place of their way and `epsilon` further on, over epsilon^2. The place is the start ('end'; the other end is the same), or
-    anywhere ('full'). Distances are those of `feature_distance` in the random convolutions or in the network of LPIPS, whose file
-    `path` has the checksum `sha256`; the noise of both pictures is the same. crop: rows 3/8 to 7/8 and columns 1/4 to 3/4 only.
+    at a place of their way and `epsilon` further on, over epsilon^2. Distances are those of `feature_distance`; the noise of both
+    pictures is the same.
     """
-    check_options(examples, epsilon, distance)
     place = np.zeros(examples) if where == "end" else np.random.default_rng(seed).random(examples)
     first, second = (context.pictures.between(space, seed, place + step) for step in (0.0, epsilon))
     measure, weights = open_network(distance, path, sha256)
@@ -80,6 +69,24 @@ def evaluate(
         f" pictures {'of faces' if crop else 'whole'}, in [0, 1]; mean between the 1st and the 99th percentile"
     )
     return Result({"length": trimmed_mean(lengths)}, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "examples": Option("pairs of latents", least=2),
+        "space": Option("of the latents: w, after the mapping network, or z before it"),
+        "where": Option("place on the way: its start (the other end is the same), or anywhere"),
+        "epsilon": Option("share of the way between the two pictures", above=0, below=1),
+        "seed": SEED,
+        "distance": Option("network that pictures are compared in: random convolutions, or LPIPS"),
+        "path": Option("file with the weights of LPIPS"),
+        "sha256": Option("what the checksum of that file begins with"),
+        "crop": Option("compare rows 3/8 to 7/8 and columns 1/4 to 3/4 only, where faces are"),
+    },
+    needs=("between",),
+    prepare=prepare,
+)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

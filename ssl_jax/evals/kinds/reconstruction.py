@@ -12,23 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
-from ssl_jax.evals.kinds.generation import frechet
+from ssl_jax.evals.evaluator import EXTRACTOR, RESIZE, Evaluator, Option
 from ssl_jax.evals.lib import distances, quality, real_features
+from ssl_jax.evals.lib.features import side_by_side
 from ssl_jax.evals.lib.linear_maps import at_size
 from ssl_jax.evals.lib.resize import Resize
 
-NEEDS = "reconstruct"
 
-
-def check_options(examples: int = 1024, **_) -> None:
-    """UserError for fewer than two examples: one has no other to compare with."""
-    if examples < 2:
-        raise UserError(f"reconstruction examples={examples} must be at least 2")
-
-
-def prepare(context: Context, extractor: str = "none", resize: Resize = "legacy", **_) -> None:
+def prepare(context: Context, *, extractor: str, resize: Resize, **_) -> None:
     """Open the network: UserError for a file that is missing now, and not after hours."""
     if extractor != "none":
         context.pictures.extractor(extractor, resize)
@@ -40,13 +32,12 @@ def evaluate(
     """The first `examples` test images; where the generator makes smaller ones than the encoder sees, both are compared at its size.
 
     distance: of an image to its own reconstruction.
-    distance_shuffled: to that of another one, `seed` says which.
+    distance_shuffled: to that of another one.
     ratio: of the two; 1 where a code tells nothing about its image.
     psnr, ssim: means over images; ssim where they have at least 11 pixels each way.
-    frechet: reconstructions of the whole test split to its images in the features of `extractor` ('none': left out), in percent of
+    frechet: reconstructions of the whole test split to its images in the features of `extractor`, in percent of
         the variance of those. fid: the plain distance, where the features are those of the Inception network of 2015-12-05.
     """
-    check_options(examples)
     shape = []
 
     def encode(images):
@@ -69,10 +60,17 @@ def evaluate(
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 
 
-@jax.jit
-def side_by_side(*pictures: jax.Array) -> jax.Array:
-    """Batches of pictures [B, ...] -> their numbers in one row each, float32 [B, D + D + ...]."""
-    return jnp.concatenate([x.astype(jnp.float32).reshape(len(x), -1) for x in pictures], axis=1)
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "examples": Option("the first so many test images; one has no other to compare with", least=2),
+        "seed": Option("of the other image that `distance_shuffled` takes"),
+        "extractor": EXTRACTOR._replace(meaning=f"{EXTRACTOR.meaning}; none: no Frechet distance"),
+        "resize": RESIZE,
+    },
+    needs=("reconstruct",),
+    prepare=prepare,
+)
 
 
 @jax.jit
@@ -86,7 +84,7 @@ def _frechet(context: Context, extractor: str, resize: Resize, size: tuple[int, 
     of_pictures = real_features.joined(network, ["pooled"])
     again = context.through(lambda images: of_pictures(_to_levels(context.pictures.fns.reconstruct(images))), "test", "joined").x
     real = real_features.real_features(context, network, "test", size)
-    metrics = frechet(network, real, distances.in_parts(again))
+    metrics = real_features.frechet(network, real, distances.in_parts(again))
     told = (
         f"frechet extractor={network.name} weights={network.sha256[:8] or 'none'} dimensions={network.dim} resize={network.resize}"
         f" pixels={size[0]}x{size[1]} all of {context.named('test', len(again))}, in percent of the variance of the images"

@@ -10,13 +10,8 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
+from ssl_jax.evals.evaluator import LAYER, SEED, Evaluator, Option
 from ssl_jax.evals.lib.features import chunks
-
-
-def check_options(examples: int = 4096, **_) -> None:
-    """UserError for fewer than two examples."""
-    if examples < 2:
-        raise UserError(f"representation examples={examples} must be at least 2")
 
 
 def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, seed: int = 0) -> Result:
@@ -24,7 +19,6 @@ def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, s
 
     Alignment is that of the features that the context's views have (their layer is the method's choice).
     """
-    check_options(examples)
     x = context.features("test", layer).x[:examples].astype(np.float64)
     if len(x) < 2:
         raise UserError("representation measures need at least two test examples; check the split and its limit")
@@ -38,6 +32,8 @@ def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, s
         "uniformity": uniformity(x),
     }
     views = context.views(examples, seed)
+    if views is not None and views.shape[1] < 2:
+        views = None  # nothing to align
     if views is not None:
         metrics["alignment"] = alignment(views)
     aligned = f"over {views.shape[1]} views of {len(views)} images" if views is not None else "not measured (no views)"
@@ -46,6 +42,11 @@ def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, s
         f" uniformity t=2 alignment alpha=2 {aligned}"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate, {"layer": LAYER, "examples": Option("the first so many test images", least=2), "seed": SEED}
+)
 
 
 def rankme(s: np.ndarray, epsilon: float = 1e-7) -> float:

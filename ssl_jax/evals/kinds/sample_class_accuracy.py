@@ -9,25 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
-from ssl_jax.evals.kinds import linear
-from ssl_jax.evals.lib import rejection
+from ssl_jax.evals.evaluator import ACCEPTANCE, EXTRACTOR, RESIZE, SEED, Evaluator, Option
+from ssl_jax.evals.lib import linear_probe, rejection
 from ssl_jax.evals.lib.features import extract, hits
 from ssl_jax.evals.lib.real_features import classifier, joined, real_features, sampled
 from ssl_jax.evals.lib.resize import Resize
 
-NEEDS = "sampled_labels"
 
-
-def check_options(examples: int = 2048, acceptance: float = 1.0, **_) -> None:
-    """UserError for no examples, or a share out of range."""
-    if examples < 1:
-        raise UserError(f"classified examples={examples} must be at least 1")
-    rejection.check_rate(acceptance, "classified acceptance")
-
-
-def prepare(context: Context, extractor: str = "random_conv", resize: Resize = "legacy", **_) -> None:
+def prepare(context: Context, *, extractor: str, resize: Resize, **_) -> None:
     """Open the network: UserError for a file that is missing now, and not after hours."""
     context.pictures.extractor(extractor, resize)
 
@@ -44,10 +34,9 @@ def evaluate(
     """`examples` samples of the latents of `seed`, by a linear probe on features of real training images; in percent.
 
     accuracy: samples that are taken for the class that they were made for.
-    accuracy_real: test images that are taken for their class. chance: of a guess without looking.
-    acceptance: the share of samples that is kept of each class.
+    accuracy_real: test images that are taken for their class.
+    chance: of a guess without looking.
     """
-    check_options(examples, acceptance)
     network = context.pictures.extractor(extractor, resize)
     labels = np.asarray(context.pictures.sampled_labels(examples, seed))
     if acceptance == 1:
@@ -61,7 +50,7 @@ def evaluate(
     test = real_features(context, network, "test", size)
     metrics = {}
     for name, x, y in (("accuracy", fake.x, labels), ("accuracy_real", test.x, test.y)):
-        metrics[name] = 100 * hits(linear.predict(probe, x, context.mesh)[:, 0], y, 1).mean()
+        metrics[name] = 100 * hits(linear_probe.predict(probe, x, context.mesh)[:, 0], y, 1).mean()
     metrics["chance"] = 100 / len(np.unique(known))
     protocol = (
         f"classified by a linear probe lbfgs on extractor={network.name} weights={network.sha256[:8] or 'none'} resize={network.resize}"
@@ -69,3 +58,18 @@ def evaluate(
         f" real={context.named('test', len(test.y))} generator=settled"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate,
+    {
+        "extractor": EXTRACTOR,
+        "resize": RESIZE,
+        "examples": Option("samples", least=1),
+        "seed": SEED,
+        "acceptance": ACCEPTANCE,
+    },
+    needs=("samples", "sampled_labels"),
+    data=("label",),
+    prepare=prepare,
+)

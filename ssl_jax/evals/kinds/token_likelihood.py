@@ -12,17 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
+from ssl_jax.evals.evaluator import Evaluator, Option
 
-NEEDS = "token_nll"
 STRENGTHS = tuple(10.0 ** (n / 2) for n in range(-2, 9))  # of the unigram within the frequencies at a place
-
-
-def check_options(examples: int = 10000, **_) -> None:
-    """UserError for no examples."""
-    if examples < 2:
-        raise UserError(f"prior examples={examples} must be at least 2")
 
 
 def evaluate(context: Context, *, examples: int = 10000) -> Result:
@@ -33,7 +26,6 @@ def evaluate(context: Context, *, examples: int = 10000) -> Result:
     bits_position: the same with frequencies at each place, smoothed by the frequencies everywhere.
     gain: bits_position - bits_per_token.
     """
-    check_options(examples)
     nll, held_out = _measured(context, "test", examples)
     known, key = context.pictures.known, ("training tokens", examples)
     if key not in known:  # the tokenizer is frozen
@@ -53,6 +45,11 @@ def evaluate(context: Context, *, examples: int = 10000) -> Result:
         f" frequencies of {context.named('train', len(train))}, at places smoothed by {strength:g} of the unigram"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
+
+
+EVALUATOR = Evaluator(
+    evaluate, {"examples": Option("at most the first so many images of each split", least=2)}, needs=("token_nll",)
+)
 
 
 def _measured(context: Context, split: str, examples: int) -> tuple[np.ndarray, np.ndarray]:

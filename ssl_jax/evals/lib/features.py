@@ -149,6 +149,12 @@ def pool(feature: jax.Array) -> jax.Array:
     return feature.astype(jnp.float32).mean(space) if space else feature.astype(jnp.float32)
 
 
+@jax.jit
+def side_by_side(*pictures: jax.Array) -> jax.Array:
+    """Batches of pictures [B, ...] -> their numbers in one row each, float32 [B, D + D + ...]."""
+    return jnp.concatenate([x.astype(jnp.float32).reshape(len(x), -1) for x in pictures], axis=1)
+
+
 def _join(blocks: deque) -> np.ndarray:
     """Concatenate, freeing every block once it is copied: the peak stays near one copy."""
     out = np.empty((sum(map(len, blocks)), *blocks[0].shape[1:]), blocks[0].dtype)

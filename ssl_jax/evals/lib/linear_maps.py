@@ -115,6 +115,15 @@ def principal(moments: distances.Moments, k: int) -> Linear:
     return Linear(moments.mean, vectors, vectors.T, moments.mean)
 
 
+def known_components(context: Context, size: tuple[int, int], count: int) -> Learned:
+    """The projection on `count` principal components of training images of `size`; computed once in a run."""
+
+    def make(x):
+        return principal(distances.in_parts(x), count)
+
+    return learned(context, size, ("principal components", count), make)
+
+
 def best_filter(x: np.ndarray, sigma: float, clip: bool) -> Linear:
     """The affine map of rows x + sigma * normal noise, cut off at 0 and 1 if `clip`, that is nearest to rows x [N, D] in the mean.
 

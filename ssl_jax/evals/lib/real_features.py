@@ -12,10 +12,11 @@ import numpy as np
 from ssl_jax.engine.sharding import local_parts
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Extractor, Split, require_labels
-from ssl_jax.evals.kinds import linear
-from ssl_jax.evals.lib import distances
+from ssl_jax.evals.lib import distances, linear_probe
 from ssl_jax.evals.lib.features import Features, padded
 from ssl_jax.evals.lib.resize import to_size
+
+INCEPTION = "inception-2015-12-05"  # the only features, 2048 of them, whose distance is called FID
 
 
 class Real(NamedTuple):
@@ -66,12 +67,21 @@ def real_features(context: Context, network: Extractor, split: Split, size: tupl
     return known[key]
 
 
-def classifier(context: Context, network: Extractor, size: tuple[int, int]) -> tuple[linear.Probe, np.ndarray]:
+def classifier(context: Context, network: Extractor, size: tuple[int, int]) -> tuple[linear_probe.Probe, np.ndarray]:
     """A linear probe of the labels of real training images on their `real_features`, and those labels [N]; fitted once in a run."""
     train = real_features(context, network, "train", size)
     known, key = context.pictures.known, ("classifier", network.name, network.sha256, network.resize, size)
     if key not in known:
         bank = Features(train.x, train.y)
         require_labels(bank, "an evaluation of conditional samples")
-        known[key] = linear.fit(bank, "lbfgs", mesh=context.mesh).probe
+        known[key] = linear_probe.fit(bank, "lbfgs", mesh=context.mesh).probe
     return known[key], train.y
+
+
+def frechet(network: Extractor, real: Real, fake: distances.Moments) -> dict[str, float]:
+    """'frechet', in percent of the variance of the real features, and 'fid', the plain distance, where it may be called so."""
+    spread = real.moments.covariance.trace()
+    if not spread > 0:
+        raise UserError(f"all real images have the same features under {network.name}; choose another extractor or split")
+    distance = distances.frechet(real.moments, fake)
+    return {"frechet": 100 * distance / spread} | ({"fid": distance} if (network.name, network.dim) == (INCEPTION, 2048) else {})

@@ -15,7 +15,7 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Extractor
-from ssl_jax.evals.kinds import linear
+from ssl_jax.evals.lib import linear_probe
 from ssl_jax.evals.lib.features import extract, flat_mesh
 from ssl_jax.evals.lib.real_features import classifier, sampled
 
@@ -50,7 +50,7 @@ def preferred(
     probe, known = classifier(context, network, first.shape[1:3])
     if not np.isin(asked, known).all():
         raise UserError(f"acceptance={acceptance:g}: the train split has no image of some classes; use more of it, or acceptance=1")
-    on_devices = linear.place_tree(probe, context.mesh or flat_mesh(None))
+    on_devices = linear_probe.place_tree(probe, context.mesh or flat_mesh(None))
 
     def score(images, labels):
         return {"score": log_odds(on_devices, network.encode(images)["pooled"], labels)[:, None]}
@@ -79,7 +79,7 @@ def places(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def log_odds(probe: linear.Probe, x: jax.Array, labels: jax.Array) -> jax.Array:
+def log_odds(probe: linear_probe.Probe, x: jax.Array, labels: jax.Array) -> jax.Array:
     """log(p / (1 - p)) [B] of the probability of the own class of x [B, D]: orders as p does, also where p rounds to 1."""
     logits = jnp.dot((x.astype(jnp.float32) - probe.mean) / probe.std, probe.kernel[:, 0], precision="highest") + probe.bias[0]
     own = jnp.arange(logits.shape[1]) == labels[:, None]

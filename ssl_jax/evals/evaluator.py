@@ -1,0 +1,164 @@
+"""The contract of an evaluation: what a new file in this folder has to say.
+
+A kind of evaluation is one module, named as the kind, that exports `EVALUATOR`. The whole of a new kind:
+
+    def evaluate(context: Context, *, k: int = 20, layer: str = "pooled") -> Result:
+        '''top1: percent of the test split whose label ...'''
+        bank, query = context.features("train", layer), context.features("test", layer)
+        ...
+        return Result({"top1": 71.2}, f"kNN k={k} layer={layer} bank={context.name('train')} query={context.name('test')}")
+
+    EVALUATOR = Evaluator(
+        evaluate, {"k": Option("neighbors that vote", least=1), "layer": LAYER}, data=("label",),
+    )
+
+The keyword arguments of `evaluate` are the options: their defaults and types stand there and nowhere else. `run` finds the module,
+checks the options before anything is compiled, and calls `evaluate` with every option filled in. Modules that kinds share export no
+`EVALUATOR`, and no kind imports another.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Result
+
+
+class Option(NamedTuple):
+    """What an option means, and the range of its value; of a tuple, the range of each entry. None as a value is in every range."""
+
+    meaning: str  # one line
+    least: float | None = None  # smallest value allowed
+    above: float | None = None  # the value has to be larger
+    most: float | None = None  # largest value allowed
+    below: float | None = None  # the value has to be smaller
+
+
+class Evaluator(NamedTuple):
+    """One kind of evaluation."""
+
+    # (context, *, option=default, ...) -> Result(metrics, protocol[, picture]). Its docstring says what each metric is.
+    evaluate: Callable[..., Result]
+    options: Mapping[str, Option]  # exactly the keyword arguments of `evaluate`
+    # What a model has to offer: fields of the functions of the model in the context, or 'model' where its features are enough.
+    # Empty: any features will do, those of raw pixels too.
+    needs: tuple[str, ...] = ()
+    # Features of the data that are read beside the image. The name of an option stands for the features that its value names.
+    data: tuple[str, ...] = ()
+    check: Callable[..., None] | None = None  # (**options): UserError for values that do not go together; nothing is loaded yet
+    prepare: Callable[..., None] | None = None  # (context, **options): UserError for what the model or a file lacks; before training
+
+
+# Options that many kinds have.
+LAYER = Option("layer of the encoder whose features are taken; maps and tokens are averaged over space")
+CODE = Option("layer of the encoder that is the code")
+SEED = Option("of everything that is drawn")
+EXTRACTOR = Option("network that images are compared in: random_conv, inception:PATH, or a folder written by `launch.py export`")
+RESIZE = Option("how images are brought to the size of the Inception network")
+ACCEPTANCE = Option("share of the samples of each class that is kept: those that a classifier prefers", above=0, most=1)
+
+
+def defaults(kind: Evaluator) -> dict[str, Any]:
+    """{option: default value} of a kind."""
+    return {name: p.default for name, p in _keywords(kind).items()}
+
+
+def filled_in(kind: Evaluator, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a kind: those `given`, and the defaults of the others."""
+    return {**defaults(kind), **{name: value for name, value in given.items() if name != "kind"}}
+
+
+def choices(kind: Evaluator, name: str) -> tuple[str, ...]:
+    """The values that an option may have where they are a list of words, () otherwise."""
+    hint = typing.get_type_hints(kind.evaluate)[name]
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def check_options(kind: Evaluator, name: str, given: Mapping[str, Any], place: str, separator: str = ".") -> None:
+    """UserError for an unknown option, a value of another type or out of range, or values that do not go together.
+
+    Args:
+      name: of the kind.
+      given: {option: value}.
+      place, separator: what an error begins with: 'evals.knn' and '.', or '--eval=knn,k=0' and ': '.
+    """
+    hints = typing.get_type_hints(kind.evaluate)
+    allowed = list(_keywords(kind))
+    for option, value in given.items():
+        if option not in allowed:
+            there = f"options of {name!r}: {', '.join(allowed)}"
+            raise UserError(f"{place}{separator}{option}: unknown option{close(option, allowed)}; {there}")
+        problem = _problem(hints[option], kind.options[option], value)
+        if problem:
+            raise UserError(f"{place}{separator}{option}={value!r}{problem}")
+    if kind.check is not None:
+        try:
+            kind.check(**filled_in(kind, given))
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+
+
+def features_of_data(kind: Evaluator, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The features of the data that a kind reads with these options."""
+    options, names = filled_in(kind, given), []
+    for name in kind.data:
+        value = options.get(name, name)
+        names += [value] if isinstance(value, str) else value
+    return tuple(names)
+
+
+def limits(option: Option) -> str:
+    """The range of an option in words, '' where it has none."""
+    words = {"at least": option.least, "above": option.above, "at most": option.most, "below": option.below}
+    return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
+
+
+def close(name: Any, valid: Sequence) -> str:
+    """ (did you mean ...?), or nothing."""
+    matches = difflib.get_close_matches(str(name), [str(each) for each in valid], n=2)
+    return f" (did you mean {' or '.join(map(repr, matches))}?)" if matches else ""
+
+
+def _keywords(kind: Evaluator) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(kind.evaluate).parameters
+    return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _problem(hint: Any, option: Option, value: Any) -> str:
+    """What is wrong with a value, as the end of a sentence that begins with it; '' if nothing is."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "" if value in args else f"{close(value, args)}; choose one of {args}"
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return ""
+        (hint,) = (arg for arg in args if arg is not types.NoneType)
+        return _problem(hint, option, value)
+    if origin is Sequence:
+        if not isinstance(value, list | tuple):
+            return f" must be a tuple, such as ({value!r},)"
+        if not value:
+            return " must not be empty"
+        problems = (_problem(args[0], option, each) for each in value)
+        return next((f": each{problem}" for problem in problems if problem), "")
+    expected, words = {
+        int: (int, "a whole number"), float: (int | float, "a number"), bool: (bool, "True or False"), str: (str, "a word"),
+    }[hint]  # fmt: skip
+    if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
+        return f" must be {words}"
+    return "" if _in_range(option, value) else f" must be {limits(option)}"
+
+
+def _in_range(option: Option, value: Any) -> bool:
+    return (
+        (option.least is None or value >= option.least)
+        and (option.above is None or value > option.above)
+        and (option.most is None or value <= option.most)
+        and (option.below is None or value < option.below)
+    )  # a NaN is in no range

@@ -1,0 +1,314 @@
+"""Any evaluation of any run by its name: what is typed, what is checked first, its baselines, and every kind of every method."""
+
+import functools
+import json
+import logging
+import pathlib
+import tempfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_jax.cli import evaluate, main
+from ssl_jax.cli.baselines import baseline_context, initial_state
+from ssl_jax.cli.train import load as load_to_train
+from ssl_jax.engine.checkpoint import Checkpoints, write_json
+from ssl_jax.errors import UserError
+from ssl_jax.evals import evaluator, reference
+from ssl_jax.evals import run as evals
+from ssl_jax.evals.context import EvaluatedModel
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.build import any_context, build_experiment
+from ssl_jax.experiment.evaluations import comparable
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = (
+    "--config.data.train_split=train[:64]", "--config.data.test_split=test[:64]", "--config.eval_batch_size=32",
+    "--config.batch_size=32", "--config.total_steps=2",
+)  # fmt: skip
+FEATURES = {"knn", "linear", "fewshot", "representation"}  # of anything, raw pixels too
+SMALLEST = {
+    "classified": dict(examples=32), "classifier": {}, "codebook": {}, "denoising": dict(components=4, examples=16),
+    "depth": dict(solver="ridge"), "disentanglement": dict(examples=64), "fewshot": dict(shots=(1,), seeds=(0,)),
+    "generation": dict(examples=32, subsets=2, subset_size=16), "judge": dict(examples=32), "knn": dict(k=3), "likelihood": dict(k=2),
+    "linear": dict(solver="ridge", l2=(1e-2,)), "perceptual_path": dict(examples=32), "prior": dict(examples=32),
+    "reconstruction": dict(examples=32, extractor="random_conv"), "reduction": dict(examples=32), "representation": dict(examples=32),
+}  # fmt: skip
+SUPPORT = {  # beside FEATURES
+    "autoencoder": {"denoising", "depth", "disentanglement", "reconstruction", "reduction"},
+    "bigan": {"denoising", "depth", "generation", "judge", "reconstruction"},
+    "bigbigan": {"denoising", "depth", "generation", "judge", "reconstruction"},
+    "biggan": {"classified", "depth", "generation", "judge"},
+    "gan": {"depth", "generation", "judge"},
+    "maskgit": {"classified", "depth", "generation"},
+    "rbm_stack": {"denoising", "depth", "disentanglement", "reconstruction", "reduction"},
+    "simclr": {"depth"},
+    "ssgan": {"depth", "generation", "judge"},
+    "stylegan": {"depth", "generation", "judge", "perceptual_path"},
+    "supervised": {"classifier", "depth"},
+    "vae": {"denoising", "depth", "disentanglement", "generation", "likelihood", "reconstruction", "reduction"},
+    "vit_vqgan": {"codebook", "denoising", "depth", "judge", "reconstruction"},
+    "vq_prior": {"classified", "depth", "generation", "prior"},
+    "vqvae": {"codebook", "denoising", "depth", "reconstruction"},
+}
+QUICK = ("gan", "simclr", "vae", "vq_prior", "vqvae")
+
+
+# --- every kind of every method
+
+
+@functools.cache
+def stage_run(recipe):
+    """The directory of a run of `recipe` that was stopped before its first step."""
+    return finished(configs.load(f"{ROOT}/{recipe}", TINY[:3]), pathlib.Path(tempfile.mkdtemp()), 0)
+
+
+def finished(config, workdir, step=2):
+    """The directory of a run of `config` that has a checkpoint of `step`, and no step was ever taken."""
+    this = build_experiment(config)
+    saved = Checkpoints(workdir / "checkpoints")
+    state = this.run.init()
+    saved.save(state._replace(step=state.step + step), configs.plain(this.config))
+    saved.close()
+    write_json(workdir / "config.json", configs.plain(this.config))
+    return str(workdir)
+
+
+def loaded(name):
+    config = configs.load(f"{ROOT}/configs/{name}.py:smoke", TINY)
+    for stage in config.stages.values():
+        stage.workdir = stage_run(stage.recipe)
+    return config
+
+
+def every_method(quick):
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in sorted(SUPPORT)])
+
+
+@every_method(set(SUPPORT) - {"maskgit", "vq_prior"})  # the stage of those takes a while
+def test_a_method_supports_the_evaluations_that_it_offers_something_for(name):
+    """Told before anything is compiled, from shapes."""
+    this, offered = build_experiment(loaded(name)), set()
+    context = any_context(this, this.run.abstract)
+    for kind, options in SMALLEST.items():
+        try:
+            evals.check_needs({kind: {"kind": kind, **options}}, context)
+            offered.add(kind)
+        except UserError:
+            pass
+    assert offered == FEATURES | SUPPORT[name]
+
+
+@every_method(QUICK)
+def test_every_kind_that_a_method_supports_is_measured_with_its_baselines(name):
+    this = build_experiment(loaded(name))
+    spec = {kind: {"kind": kind, **SMALLEST[kind]} for kind in sorted(FEATURES | SUPPORT[name])}
+    results = evals.run(spec, any_context(this, initial_state(this)))
+    assert set(results) == set(spec)
+    for kind, result in results.items():
+        assert result.metrics and all(np.isfinite(value) for value in result.metrics.values()), kind
+        assert "\n" not in result.protocol
+    of_pixels = evals.run(spec, baseline_context(this, "raw pixels"))
+    assert set(of_pixels) == set(evals.of_pixels(spec)) == FEATURES
+    comparison = [{"protocols": {kind: each[kind].protocol for kind in FEATURES}} for each in (results, of_pixels)]
+    assert all(comparable(*comparison, f"{kind}/top1") for kind in FEATURES)
+
+
+def test_every_method_is_in_the_table():
+    assert set(SUPPORT) == {path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")}
+
+
+# --- what is typed
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["knn"], {"knn": {"kind": "knn"}}),
+        (["knn,k=200"], {"knn_k200": {"kind": "knn", "k": 200}}),  # the config has another 'knn'
+        (["knn,temperature=0.07,k=20"], {"knn": {"kind": "knn", "temperature": 0.07, "k": 20}}),  # it is this one
+        (["fewshot,shots=(1, 5)", "fewshot,shots=[2]"], {
+            "fewshot": {"kind": "fewshot", "shots": (1, 5)}, "fewshot_shots-2": {"kind": "fewshot", "shots": [2]},
+        }),
+        (["linear,solver=ridge,l2=(1e-3,1e-2),label=ridge"], {"ridge": {"kind": "linear", "solver": "ridge", "l2": (1e-3, 1e-2)}}),
+        (["generation,extractor=inception:/a b/c.pth@6726825d,truncation=None"], {
+            "generation": {"kind": "generation", "extractor": "inception:/a b/c.pth@6726825d", "truncation": None},
+        }),
+        (["depth,layers='block(1|2),x'"], {"depth": {"kind": "depth", "layers": "block(1|2),x"}}),
+        ([" denoising , clip = False "], {"denoising": {"kind": "denoising", "clip": False}}),
+        (["disentanglement,factors=('label',),model=trees"], {
+            "disentanglement": {"kind": "disentanglement", "factors": ("label",), "model": "trees"},
+        }),
+        ([], {}),
+    ],
+)  # fmt: skip
+def test_an_evaluation_is_a_kind_and_its_options(texts, expected):
+    assert evaluate.parse_evals(texts, {"knn": {"kind": "knn", "k": 20}}) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["kn"], r"--eval=kn: kind='kn' is unknown \(did you mean 'knn'\?\); kinds: .*representation"),
+        ([""], "kind='' is unknown"),
+        (["knn,kk=3"], r"--eval=knn,kk=3: kk: unknown option \(did you mean 'k'\?\); options of 'knn': k, temperature, metric"),
+        (["knn,k=0"], "--eval=knn,k=0: k=0 must be at least 1"),
+        (["knn,k=2.5"], "k=2.5 must be a whole number"),
+        (["knn,k=True"], "k=True must be a whole number"),
+        (["knn,temperature=cold"], "temperature='cold' must be a number"),
+        (["knn,metric=cosin"], r"metric='cosin' \(did you mean 'cosine'\?\); choose one of"),
+        (["denoising,clip=no"], "clip='no' must be True or False"),
+        (["depth,layers=3"], "layers=3 must be a word"),
+        (["fewshot,shots=5"], r"shots=5 must be a tuple, such as \(5,\)"),
+        (["fewshot,shots=()"], r"shots=\(\) must not be empty"),
+        (["fewshot,shots=(1,0)"], r"shots=\(1, 0\): each must be at least 1"),
+        (["linear,l2=1e-3,1e-2"], "'1e-2' is not understood; say KIND,option=value"),
+        (["linear,solver=ridge,epochs=3"], "'ridge' has no option 'epochs'; it has l2"),
+        (["linear,validation=1.0"], "validation=1.0 must be above 0 and below 1"),
+        (["linear,l2=(1e-3"], "a bracket is open"),
+        (["depth,layers='a"], "a quote is open"),
+        (["knn,k=3,k=4"], "k is given twice"),
+        (["knn,label=a/b"], "label=a/b names a file"),
+        (["knn", "knn"], "there are two evaluations 'knn'; give one of them another label=NAME"),
+        (["generation,examples=3"], "--eval=generation,examples=3: generation needs examples=3 above k=3"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_in_one_line(texts, message):
+    with pytest.raises(UserError, match=message) as error:
+        evaluate.parse_evals(texts, {})
+    assert "\n" not in str(error.value)
+
+
+def test_subjects_are_the_trained_model_and_what_it_has_to_beat():
+    assert evaluate.parse_subjects(None) is None
+    assert evaluate.parse_subjects('trained,untrained,"raw pixels"') == ["trained", "untrained", "raw pixels"]
+    assert evaluate.parse_subjects("pixels, raw pixels") == ["raw pixels"]
+    with pytest.raises(UserError, match="--subjects=trained,untraind: 'untraind' is unknown; did you mean 'untrained'"):
+        evaluate.parse_subjects("trained,untraind")
+
+
+def test_an_evaluation_is_added_to_a_config_by_its_keys():
+    added = ("--config.evals.few.shots=(1,2)", "--config.evals.few.kind=fewshot")
+    config = configs.load(f"{ROOT}/configs/simclr.py:smoke", (*added, "--config.evals.knn.metric=euclidean", "--config.evals.knn.k=5"))
+    assert config.evals.few.to_dict() == {"kind": "fewshot", "shots": (1, 2)}
+    assert (config.evals.knn.metric, config.evals.knn.k, config.is_locked) == ("euclidean", 5, True)
+    evals.check(config.evals)
+    for wrong, message in (
+        ("--config.evals.kn.k=5", r"config.evals.kn; did you mean config.evals.knn\?; --config.evals.kn.kind=KIND adds one"),
+        ("--config.evals.knn.kk=5", r"evals.knn.kk: unknown option \(did you mean 'k'\?\)"),
+        ("--config.evals.new.kind=kn", r"evals.new.kind='kn' is unknown \(did you mean 'knn'\?\)"),
+        ("--config.eval.new.kind=knn", "unknown key config.eval; did you mean config.evals"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_to_train(f"{ROOT}/configs/simclr.py:smoke", (wrong,))
+
+
+# --- a run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished(loaded("simclr"), tmp_path_factory.mktemp("run"))
+
+
+def entries(workdir):
+    return json.loads(pathlib.Path(workdir, "evaluations.json").read_text())
+
+
+def test_baselines_that_are_missing_are_measured_with_an_evaluation_that_is_added(run, capsys):
+    assert main.main(["evaluate", f"--workdir={run}", "--eval=knn,k=3", "--eval=knn,k=3,layer=projection,label=late"]) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("trained, step 2", "untrained", "raw pixels", "knn_k3/top1", "late/top1"))
+    found = {entry["subject"]: entry for entry in entries(run)}
+    assert set(found) == {"trained", "untrained", "raw pixels"} and len(entries(run)) == 3
+    assert found["trained"]["metrics"] == found["untrained"]["metrics"]  # of the same seed; not a step was taken
+    assert found["trained"]["step"] == 2 and found["untrained"]["step"] == 0
+    assert found["trained"]["evals"]["knn_k3"] == evals.complete({"kind": "knn", "k": 3})
+    assert set(found["raw pixels"]["protocols"]) == {"knn_k3"}  # pixels have no projection
+    assert "nan" not in table and "-" not in next(line for line in table.splitlines() if "knn_k3/top1" in line)
+
+    assert main.main(["evaluate", f"--workdir={run}", "--eval=knn,k=3"]) == 0  # they are there by now, and measured once
+    assert sorted(entry["subject"] for entry in entries(run)) == ["raw pixels", "trained", "trained", "untrained"]
+    assert "late/top1" not in capsys.readouterr().out
+    assert main.main(["evaluate", f"--workdir={run}", "--eval=fewshot,shots=(1,)", "--subjects=untrained,pixels"]) == 0
+    assert "trained, step" not in capsys.readouterr().out.replace("untrained", "").split("fewshot/1shot")[1].splitlines()[0]
+    assert [entry["subject"] for entry in entries(run)][-2:] == ["untrained", "raw pixels"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eval=knn,kk=3"], "kk: unknown option (did you mean 'k'?)"),
+        (["--eval=knn", "--subjects=tained"], "'tained' is unknown; did you mean 'trained'?"),
+        (["--eval=generation", "--subjects=pixels"], "generation need a model"),
+    ],
+)
+def test_mistakes_end_before_anything_is_loaded(run, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "assemble", lambda *_: pytest.fail("the data were opened"))
+    assert main.main(["evaluate", f"--workdir={run}", *arguments]) == 2
+    told = capsys.readouterr().err.strip()
+    assert message in told and "\n" not in told
+
+
+def test_an_evaluation_that_the_method_does_not_offer_is_named(run, capsys):
+    assert main.main(["evaluate", f"--workdir={run}", "--eval=generation"]) == 2
+    assert "kind='generation' needs a method that gives samples, and this does not" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_is_started_again_with_a_new_evaluation_runs_it(run, capsys):
+    """The new one only, and its baselines from the seed of the run."""
+    flags = [f"--config={ROOT}/configs/simclr.py:smoke", f"--workdir={run}", *TINY, "--config.best_metric="]
+    flags.append("--config.evals={'knn': {'kind': 'knn', 'k': 3}}")
+    again = ["--config.evals.shape.kind=representation", "--config.evals.shape.examples=32"]
+    assert main.main(["train", *flags]) == 0
+    before = entries(run)
+    assert main.main(["train", *flags, *again]) == 0
+    new = entries(run)[len(before):]
+    assert [(entry["subject"], entry["step"], list(entry["protocols"])) for entry in new] == [
+        ("trained", 2, ["shape"]), ("raw pixels", 0, ["shape"]), ("untrained", 0, ["shape"]),
+    ]  # fmt: skip
+    assert new[0]["metrics"]["shape/rankme"] == new[2]["metrics"]["shape/rankme"]
+    last = json.loads(pathlib.Path(run, "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"knn/top1", "shape/rankme"} <= set(last)
+    assert main.main(["train", *flags, *again]) == 0  # nothing is left to do
+    assert len(entries(run)) == len(before) + 3
+    assert "shape/rankme" in capsys.readouterr().out
+
+
+def test_data_without_labels_leave_out_what_needs_them(tmp_path, caplog):
+    for i in range(80):
+        pixels = np.random.default_rng(i).integers(0, 256, (48, 48, 3), np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    config = configs.load(f"{ROOT}/configs/simclr.py:smoke", (*TINY[2:], f"--config.data.name={tmp_path / 'images'}"))
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.train_split, config.data.test_split = "train", "test"
+        config.data.ops = config.data.eval_ops = (("resize_crop", dict(resize=48, crop=48)),)
+        config.evals = dict(knn=dict(kind="knn", k=3), shape=dict(kind="representation", examples=8))
+    workdir = finished(config, tmp_path / "run")
+    caplog.set_level(logging.WARNING)
+    assert main.main(["evaluate", f"--workdir={workdir}"]) == 0
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert told == [f"evals.knn is left out: kind='knn' needs 'label', and '{tmp_path / 'images'}' has only image"]
+    assert all(list(entry["protocols"]) == ["shape"] for entry in entries(workdir)) and len(entries(workdir)) == 3
+    assert main.main(["evaluate", f"--workdir={workdir}", "--eval=knn"]) == 2
+
+
+# --- the records
+
+
+@pytest.mark.parametrize("kind", sorted(SMALLEST))
+def test_a_record_tells_all_of_its_options(kind):
+    record = evals.find(kind)
+    assert list(evaluator.defaults(record)) == list(record.options)
+    assert set(record.needs) <= {"model", *EvaluatedModel._fields}
+    evals.check({"one": {"kind": kind, **evaluator.defaults(record)}})  # defaults are in their own ranges
+    section = reference.section(kind)
+    assert all(f"| `{name}` |" in section and option.meaning.replace("|", "\\|") in section for name, option in record.options.items())
+    assert "**Metrics.**" in section
+
+
+def test_every_kind_has_a_record():
+    assert evals.kinds() == sorted(SMALLEST)
