@@ -8,8 +8,8 @@ import types
 import jax
 import pytest
 
+from launch import main
 from ssl_jax.cli import rehearse as verb
-from ssl_jax.cli.main import main
 from ssl_jax.engine.sharding import make_mesh
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
@@ -162,6 +162,7 @@ def test_gpus_are_ranked_without_their_network(nothing_is_traced, capsys):
     assert "network not included: no one figure of it is known" in printed and "published" not in printed
 
 
+@pytest.mark.full
 def test_the_whole_search(tmp_path, monkeypatch, capsys):
     """From the command line, compiled for two fake devices with a little memory."""
     monkeypatch.setattr(verb, "open_topology", lambda name, slices: chips(memory=30_000_000, devices=2))

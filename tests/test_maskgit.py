@@ -136,6 +136,7 @@ def test_features_are_of_each_block_and_of_no_other_image(made):
     np.testing.assert_allclose(again[::-1], features["pooled"], atol=1e-6)
 
 
+@pytest.mark.full
 def test_samples_depend_on_their_own_seed_and_class(made, settled):
     this, _ = made
     drawn, sample = this.fns["latents"](jax.random.key(4), 8), jax.jit(this.fns["sample"])
@@ -148,6 +149,7 @@ def test_samples_depend_on_their_own_seed_and_class(made, settled):
         this.fns["sample"](settled, drawn, 0.5)
 
 
+@pytest.mark.full
 def test_completions_keep_the_upper_half(made, settled):
     this, _ = made
     completed = jax.jit(this.fns["complete"])(settled, this.fns["latents"](jax.random.key(4), 8), BATCH["image"])

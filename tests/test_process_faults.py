@@ -15,7 +15,8 @@ import time
 import pytest
 from process_runs import Running, Runs, both, environment
 
-from ssl_jax.cli.main import main
+from launch import main
+from ssl_jax.cli.process_variables import COORDINATOR, PROCESS, PROCESSES
 from ssl_jax.engine import watchdog
 from ssl_jax.experiment import distributed
 
@@ -176,7 +177,7 @@ def test_port_taken(runs):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        place = {distributed.COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", distributed.PROCESSES: 2, distributed.PROCESS: 0}
+        place = {COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", PROCESSES: 2, PROCESS: 0}
         began = time.monotonic()
         told = Running(runs.arguments("port"), environment(2, **place)).finish(code=74)
     assert re.search(r"error: port \d+ of the coordinator is taken", told)

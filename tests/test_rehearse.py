@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from launch import main
 from ssl_jax.cli import rehearse as verb
-from ssl_jax.cli.main import main
 from ssl_jax.data import catalog
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import sharding
@@ -43,6 +43,7 @@ def program(this, example):
     return this.run.trace(this.run.abstract, example, this.run.root).lower().as_text()
 
 
+@pytest.mark.full
 def test_it_is_the_step_that_train_runs():
     """The same program to the letter, with the same shapes, shardings and donated arguments."""
     overrides = ("--config.mesh.fsdp=2", "--config.batch_size=32")
@@ -55,6 +56,7 @@ def test_it_is_the_step_that_train_runs():
     assert rehearsed.total == trained.durations["total"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["vq_prior", "maskgit"])
 def test_a_stage_is_that_of_its_recipe_or_of_a_run_without_its_weights(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes are relative paths
@@ -77,6 +79,7 @@ def rehearsed(tmp_path_factory):
     return json.loads(output.read_text())
 
 
+@pytest.mark.full
 def test_what_is_told_adds_up(rehearsed):
     assert rehearsed["fits"]
     assert rehearsed["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
@@ -94,6 +97,7 @@ def test_what_is_told_adds_up(rehearsed):
     assert summed >= told["parameters"]  # gradients, and statistics besides
 
 
+@pytest.mark.full
 def test_the_memory_of_a_chip_stands_beside_what_is_needed(rehearsed):
     assert rehearsed["chip_bytes"] is None  # of a fake device
     file = io.StringIO()
@@ -101,6 +105,7 @@ def test_the_memory_of_a_chip_stands_beside_what_is_needed(rehearsed):
     assert re.search(r"a device has +16 GiB", file.getvalue())
 
 
+@pytest.mark.full
 def test_a_step_has_the_share_of_a_gpu_that_jax_takes(rehearsed, monkeypatch, tmp_path, capsys):
     """And what several of them need for it at least is told without their network."""
     total = rehearsed["compiled_bytes"]["total"]
@@ -239,6 +244,7 @@ MESSAGE = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("chip", "remedy"),
     [

@@ -108,7 +108,7 @@ def test_evaluations_see_the_pictures_that_are_kept():
     alone = pictured(samples=lambda *_: iter([pictures]), sampled_labels=lambda *_: asked[kept])
     for label, entry, judged in (
         ("g", dict(kind="generation", extractor="means", examples=40, subsets=2, subset_size=30, seed=1), "truncation=none"),
-        ("c", dict(kind="classified", extractor="means", examples=40, seed=1), "seed=1"),
+        ("c", dict(kind="sample_class_accuracy", extractor="means", examples=40, seed=1), "seed=1"),
     ):
         (half,) = evals.run({label: {**entry, "acceptance": 0.5}}, pictured()).values()
         (whole,) = evals.run({label: entry}, alone).values()
@@ -146,6 +146,7 @@ def test_samples_without_classes_are_told_before_training_and_classes_without_im
             module.evaluate(unknown, extractor="means", examples=8, acceptance=0.5)
 
 
+@pytest.mark.full
 def test_a_run_makes_its_candidates_twice_of_the_latents_that_its_sampler_has():
     small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:64]", "--config.eval_batch_size=32")
     this = build_experiment(configs.load(f"{ROOT}/configs/biggan.py:smoke", small))

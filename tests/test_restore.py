@@ -86,7 +86,7 @@ for name, later in (("late", True), ("never", False)):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_processes_that_list_different_checkpoints_wait_for_the_same_ones_or_are_told(tmp_path):
     command = [sys.executable, "-c", LISTINGS, str(tmp_path)]
     for process, running in enumerate(both(command, command)):
@@ -95,7 +95,7 @@ def test_processes_that_list_different_checkpoints_wait_for_the_same_ones_or_are
         assert "told: process 1 sees checkpoints [5] in" in told and "process 0 [5, 10]; see that all hosts mount" in told
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_one_process_cannot_read_its_part(tmp_path):
     """The parameters are spread over both, and the files of the second one are cut off."""
     runs, flags = Runs(tmp_path, "simclr", 6, 3), ("--config.mesh.data=1", "--config.mesh.fsdp=4")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import main
 from ssl_jax.cli import sample
-from ssl_jax.cli.main import main
-from ssl_jax.engine.metrics import read_metrics
+from ssl_jax.engine.records import read_metrics
 from ssl_jax.experiment.config import load
 from ssl_jax.experiment.sampler import Sampler
 
@@ -23,6 +23,7 @@ def workdir(tmp_path_factory):
     return path
 
 
+@pytest.mark.full
 def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir):
     grids = sorted(path.name for path in (workdir / "pictures").glob("samples_*.png"))
     assert grids == [f"samples_{step:08d}.png" for step in (0, 4, 8)]
@@ -37,6 +38,7 @@ def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir)
     assert all(f'alt="step {step}"' in page for step in (0, 4, 8))
 
 
+@pytest.mark.full
 def test_sample_writes_its_pages_and_repeats_them(workdir, capsys, tmp_path):
     assert main(["sample", f"--workdir={workdir}", "--count=12"]) == 0
     written = {path.name for path in (workdir / "samples").iterdir()}
@@ -47,6 +49,7 @@ def test_sample_writes_its_pages_and_repeats_them(workdir, capsys, tmp_path):
         assert (workdir / "samples" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+@pytest.mark.full
 def test_a_variational_autoencoder_shows_its_latents(tmp_path):
     assert main(["train", "--config=configs/vae.py:smoke", f"--workdir={tmp_path}", "--config.evals={}", "--config.best_metric="]) == 0
     assert main(["sample", f"--workdir={tmp_path}", "--count=12"]) == 0
@@ -73,7 +76,7 @@ def test_the_grid_has_a_row_for_each_class(classes, count, shape):
         assert (np.diff(page[:, 0, 0, 0]) > 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sample_shows_styles_and_classes(tmp_path):
     flags = ["--config.model.conditional=True", "--config.evals={}", "--config.best_metric="]
     assert main(["train", "--config=configs/stylegan.py:smoke", f"--workdir={tmp_path}", *flags]) == 0
@@ -81,6 +84,7 @@ def test_sample_shows_styles_and_classes(tmp_path):
     assert {path.stem for path in (tmp_path / "samples").iterdir()} == {"grid", "truncation", "interpolation", "mixing", "neighbors"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

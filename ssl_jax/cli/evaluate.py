@@ -1,15 +1,10 @@
-"""Evaluate the checkpoint of a run.
-
-  python launch.py evaluate --workdir=runs/simclr
-  python launch.py evaluate --workdir=runs/simclr --step=200 --config.evals.knn.k=200
-
-Reads the config that the run was trained with; --config.KEY=VALUE changes evaluations or data for this call. The numbers go to
-stdout and, with their protocols, to evaluations.json.
-"""
+"""Evaluates a checkpoint of a run as its config says."""
 
 from __future__ import annotations
 
-from ssl_jax.cli.main import add_workdir
+from collections.abc import Sequence
+from pathlib import Path
+
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
@@ -19,24 +14,23 @@ from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.workdir import read_config
 
 
-def add_arguments(sub) -> None:
-    add_workdir(sub)
-    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+def evaluate(workdir: Path, overrides: Sequence[str] = (), step: int | None = None) -> None:
+    """Evaluate checkpoint `step` (None: the newest) as the config of the run says; prints the table and writes evaluations.json.
 
-
-def main(args, overrides) -> int:
+    Raises:
+        UserError: there is no such run or checkpoint, or the overrides are wrong.
+    """
     start_jax()
-    trained = read_config(args.workdir)
+    trained = read_config(workdir)
     config = configs.apply_overrides(trained.copy_and_resolve_references(), overrides)
     if overrides and (config.data, config.evals) != (trained.data, trained.evals):
         config.references = {}  # recorded under the evaluations that the run was trained with
     evals.check(config.evals)
     this = build_experiment(config)
-    state = restore(args.workdir, this, args.step)
-    evaluations = Evaluations(args.workdir, this.config.evals)
+    state = restore(workdir, this, step)
+    evaluations = Evaluations(workdir, this.config.evals)
     evaluations.add("trained", int(state.step), context(this, state))
     evaluations.show(this.config)
-    return 0
 
 
 def restore(workdir, this, step: int | None = None):

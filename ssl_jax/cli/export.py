@@ -1,20 +1,12 @@
-"""Export the encoder of a finished run.
-
-  python launch.py export --workdir=runs/simclr
-  python launch.py export --workdir=runs/simclr --format=safetensors --output=/models/simclr
-  python launch.py export --workdir=runs/simclr --step=2000
-
-Writes WORKDIR/export/<format>/ with the weights and card.json: safetensors in torchvision's or timm's naming, Orbax
-parameters, and StableHLO with a free batch. `ssl_jax.load(folder)` gives encode(images) back from each.
-"""
+"""Exports the encoder of a run as it was trained."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
-from ssl_jax.cli.main import add_workdir
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.errors import UserError
 from ssl_jax.experiment.build import provenance, start_jax
@@ -26,40 +18,34 @@ from ssl_jax.export import FORMATS, TOLERANCES, NoTorchLayout, make_source, writ
 log = logging.getLogger(__name__)
 
 
-def add_arguments(sub) -> None:
-    add_workdir(sub)
-    sub.add_argument("--format", default="all", help=f"{', '.join(FORMATS)} or all (default): every one there is")
-    sub.add_argument("--step", type=int, help="which checkpoint (default: the last one of a finished run)")
-    sub.add_argument("--output", type=Path, help="folder for the folders of the formats (default: WORKDIR/export)")
-    sub.add_argument("--dtype", default="float32", help="of the exported computation: float32 (default) or bfloat16")
+def export(workdir: Path, folder: Path, form: str, step: int | None, dtype: str) -> Iterator[tuple[Path, dict]]:
+    """Write the encoder of checkpoint `step` (None: the last one of a finished run) into `folder`/<format>, and yield (that folder,
+    its card) for each format of `form` ('all': every one there is).
 
-
-def main(args, overrides) -> int:
+    Raises:
+        UserError: an unknown format or dtype, no such run or checkpoint, or an unfinished run.
+        NoTorchLayout: `form` is 'safetensors', and the encoder has no names in PyTorch.
+    """
     start_jax()
-    if overrides:
-        raise UserError(f"argument {overrides[0]!r} is not understood; export writes a run as it was trained")
-    for flag, value, valid in (("format", args.format, (*FORMATS, "all")), ("dtype", args.dtype, tuple(TOLERANCES))):
+    for flag, value, valid in (("format", form, (*FORMATS, "all")), ("dtype", dtype, tuple(TOLERANCES))):
         if value not in valid:
             raise UserError(f"--{flag}={value} is unknown; choose {', '.join(valid)}")
-    config = read_config(args.workdir)
-    config.dtype = args.dtype
+    config = read_config(workdir)
+    config.dtype = dtype
     total = resolve(config, config.data.examples)["total"]
-    step, saved = read_checkpoint(args.workdir, total, args.step)
+    step, saved = read_checkpoint(workdir, total, step)
     _, frozen = open_stages(config)
     source = make_source(config, saved["params"], {**saved["mutable"], **frozen})
-    about = {"step": step, "total_steps": total, **scores(args.workdir, step), "versions": versions(args.workdir)}
-    for form in FORMATS if args.format == "all" else [args.format]:
-        folder = (args.output or args.workdir / "export") / form
+    about = {"step": step, "total_steps": total, **scores(workdir, step), "versions": versions(workdir)}
+    for name in FORMATS if form == "all" else [form]:
         try:
-            card = write(folder, form, source, about)
+            card = write(folder / name, name, source, about)
         except NoTorchLayout as error:
-            if args.format != "all":
+            if form != "all":
                 raise
-            log.warning("no %s: %s", form, error)
+            log.warning("no %s: %s", name, error)
             continue
-        size = sum(file["bytes"] for file in card["files"].values()) / 2**20
-        print(f"{folder}: step {step}, {size:.1f} MiB, features within {card['largest_difference']:.0e} of the run's")
-    return 0
+        yield folder / name, card
 
 
 def read_checkpoint(workdir: Path, total: int, step: int | None) -> tuple[int, dict]:

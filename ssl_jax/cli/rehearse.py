@@ -1,27 +1,10 @@
-"""Compile the train step of a config for devices that are not there, and tell what it needs; no data, no weights, no accelerator.
-
-  python launch.py rehearse --config=configs/simclr.py:imagenet --topology=cpu:8
-  python launch.py rehearse --config=configs/vq_prior.py:imagenet256_base --topology=v5e:16x16 --output=rehearsal.json
-  python launch.py rehearse --config=configs/supervised.py:imagenet_vit_g14 --topology=v5p:4x4x4 --fit
-
-It is the step that `train` runs: the same method, optimizers, shardings and donated state, for `config.mesh` over all devices of the
-topology. A stage without a workdir is that of its recipe. Sizes of data are known for common datasets; say --config.data.examples=N
-(and data.num_classes, data.image_shape) of others.
-
-TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; without it as many fake CPU devices take their place. GPUs
-(h100:HOSTSxGPUS, h200) need theirs (requirements-rehearse-gpu.txt). The time of a step is predicted: the bound of the slowest of
-arithmetic, memory and network, and the band in which published runs, on TPUs, lay; for several GPUs the bound of arithmetic and memory
-only. Exit code 1: it does not fit into the memory, of GPUs into the share that JAX takes (75 %, or XLA_CLIENT_MEM_FRACTION). GPUs are
-rehearsed with XLA's attention: with cuDNN's, which needs a GPU, long sequences take less memory than told.
-
---fit tries meshes, batches (half, twice) and rematerializations, and prints those that fit by predicted images per second. Another
-batch is another recipe: its rates are the config's, scaled as the config says.
-"""
+"""Compiles the train step of a config for devices that are not there, and finds out what it needs."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -31,10 +14,11 @@ from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import Abstract, build_abstract
 from ssl_jax.experiment.fit import fit
 from ssl_jax.rehearsal import flops, gpus, memory, roofline
+from ssl_jax.rehearsal.chips import DECODED
 from ssl_jax.rehearsal.collectives import collectives, table
 from ssl_jax.rehearsal.exhausted import exhausted
 from ssl_jax.rehearsal.largest import largest
-from ssl_jax.rehearsal.topology import EXAMPLES, Slice, open_topology
+from ssl_jax.rehearsal.topology import Slice, open_topology
 from ssl_jax.rehearsal.traffic import traffic
 from ssl_jax.report.rehearsal_tables import show, show_fit
 
@@ -48,43 +32,39 @@ REMEDIES = {
     "by hand": "this does not fit; lower config.batch_size, raise config.accumulate, recompute activations (a remat of config.model), "
     "spread the state (config.mesh.fsdp, config.sharding), or use more or larger devices",
 }
-# Images per second that one core decodes and crops to 224 pixels (simplejpeg and OpenCV, 500 x 375 JPEGs of 71 KB, AMD EPYC).
-DECODED = 860.0
 
 
-def add_arguments(sub) -> None:
-    sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
-    sub.add_argument("--topology", required=True, help=f"devices to compile for: {EXAMPLES}")
-    sub.add_argument("--slices", type=int, default=1, help="how many such slices, joined by the network of their hosts (default: 1)")
-    sub.add_argument("--fit", action="store_true", help="look for a mesh, a batch and a rematerialization that fit, the fastest first")
-    sub.add_argument("--effort", choices=("quick", "full"), default="quick", help="of the compiler (default: quick)")
-    sub.add_argument(
-        "--decode-rate", type=float, default=DECODED, help=f"images that a core of a host reads per second (default: {DECODED:.0f})"
-    )
-    sub.add_argument("--output", type=Path, help="file to write what was found to, as JSON")
+def rehearse_config(
+    path_and_variant: str, overrides: Sequence[str], topology: str, slices: int, search: bool, quick: bool, decode_rate: float,
+    output: Path | None,
+) -> str | None:
+    """Compile the step of a config for `slices` times `topology`, print what was found and write it to `output`; with `search` try what
+    else would fit. `quick`: with less optimization.
 
+    Returns:
+        What to do about a config that does not fit; None where it does.
 
-def main(args, overrides) -> int:
-    where = open_topology(args.topology, args.slices)
-    config = configs.load(args.config, overrides)
-    named = f"cpu:{len(where.devices)}" if where.platform == "cpu" else args.topology  # without libtpu fake devices take its place
-    told = {"config": args.config, "overrides": list(overrides), "topology": named, "slices": where.slices}
-    options = QUICK[where.platform] if args.effort == "quick" else {}
-    if args.fit:
-        told |= fit(config, where, lambda this: rehearse(this, where, options, args.decode_rate))
+    Raises:
+        UserError: a mistake in the config or the topology.
+    """
+    where = open_topology(topology, slices)
+    config = configs.load(path_and_variant, overrides)
+    named = f"cpu:{len(where.devices)}" if where.platform == "cpu" else topology  # without libtpu fake devices take its place
+    told = {"config": path_and_variant, "overrides": list(overrides), "topology": named, "slices": where.slices}
+    options = QUICK[where.platform] if quick else {}
+    if search:
+        told |= fit(config, where, lambda this: rehearse(this, where, options, decode_rate))
         fits, remedy = bool(told["flags"]), "nothing that was tried fits; use more or larger chips"
         show_fit(told, sys.stdout)
     else:
         this = build_abstract(config, where.devices, where.platform)
-        told |= rehearse(this, where, options, args.decode_rate)
+        told |= rehearse(this, where, options, decode_rate)
         fits, remedy = told["fits"], REMEDIES[_remedy(told)]
         show(told, sys.stdout)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, told)
-    if not fits:
-        print(f"error: {remedy}", file=sys.stderr)
-    return 0 if fits else 1
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, told)
+    return None if fits else remedy
 
 
 def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = DECODED) -> dict:

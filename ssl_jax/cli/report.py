@@ -1,12 +1,4 @@
-"""Turn a workdir into one self-contained HTML page.
-
-  python launch.py report --workdir=runs/simclr
-
-Writes report.html into the workdir: verdict, table of evaluations with their protocols, curves, augmented views,
-nearest neighbors, settings, versions, warnings. It reads only what the run has written, so it works while the run
-goes on, on another machine, and on a run that has failed: what is missing is named on the page.
-`train` writes it in the end.
-"""
+"""Writes the report of a run: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,22 +6,10 @@ import os
 import time
 from pathlib import Path
 
-from ssl_jax.cli.main import add_workdir
 from ssl_jax.errors import UserError, not_written
 from ssl_jax.report import sections
 from ssl_jax.report.page import PAGE
 from ssl_jax.report.run import read_run
-
-
-def add_arguments(sub) -> None:
-    add_workdir(sub)
-
-
-def main(args, overrides) -> int:
-    if overrides:
-        raise UserError(f"argument {overrides[0]!r} is not understood; report takes --workdir only")
-    print(write_report(args.workdir))
-    return 0
 
 
 def write_report(workdir: Path) -> Path:
@@ -44,6 +24,7 @@ def write_report(workdir: Path) -> Path:
     run = read_run(workdir)
     body = [
         sections.header(run),
+        sections.opening(run),
         sections.evaluations(run),
         sections.curves(run),
         sections.pictures(run),

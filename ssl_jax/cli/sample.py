@@ -1,31 +1,14 @@
-"""Pictures of a run that generates.
-
-  python launch.py sample --workdir=runs/gan
-  python launch.py sample --workdir=runs/gan --count=100 --seed=1 --truncation=0.5 --step=4000
-  python launch.py sample --workdir=runs/prior --acceptance=0.5
-
-Writes to WORKDIR/samples/ (or --output):
-  grid.png            samples with averaged weights and standing statistics, one row per class where there are classes; with
-                      --acceptance=0.5 the half of each class that a classifier on the features of --extractor prefers
-  truncation.png      a row per strength: the same latents, ever nearer to the middle (where latents can be truncated)
-  interpolation.png   a row per pair of latents: the way from one to the other (on the sphere for normal latents; not of tokens)
-  mixing.png          StyleGAN: coarse styles of the row, fine styles of the column
-  reconstruction.png  methods that decode what they encode (tokenizers and autoencoders have this page only): test images above that
-  traversal.png       variational autoencoders: a row per latent, which takes values from -3 to 3 in the code of a test image
-  completion.png      priors: rows of test images, what is kept of them, and as many pictures as go on from there
-  neighbors.png      a row per sample: the sample, then the training images nearest to it in the features of --extractor
-"""
+"""The pictures of a run that generates: a grid, truncation, interpolation, mixing, reconstructions, nearest neighbors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.cli.evaluate import restore
-from ssl_jax.cli.main import add_workdir
 from ssl_jax.engine.method import inference_state
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.errors import UserError
@@ -43,48 +26,43 @@ ROWS, COLUMNS = 6, 10
 OF_IMAGES = ("reconstruction", "traversal")  # pages of a method that does not sample
 
 
-def add_arguments(sub) -> None:
-    add_workdir(sub)
-    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    sub.add_argument("--count", type=int, default=64, help="pictures in the grid (default 64)")
-    sub.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
-    sub.add_argument("--truncation", type=float, help="of all pictures but those of truncation.png (default: none)")
-    sub.add_argument("--acceptance", type=float, default=1.0, help="share of each class that grid.png keeps (default 1: all)")
-    sub.add_argument("--extractor", default="random_conv", help="features of neighbors.png and --acceptance (see config.evals)")
-    sub.add_argument("--output", type=Path, help="folder (default: WORKDIR/samples)")
+def save_pages(
+    workdir: Path, folder: Path, step: int | None, count: int, seed: int, truncation: float | None, acceptance: float, extractor: str
+) -> Iterator[Path]:
+    """Write the pictures that `launch.py sample --help` lists into `folder`, and yield the path of each.
 
+    Args:
+        step: of the checkpoint; None for the newest.
+        count: pictures in the grid, at least 1.
+        truncation: of all pages but 'truncation'; None for none.
+        acceptance: share of each class that the grid keeps.
+        extractor: whose features find the nearest neighbors and decide which samples are kept.
 
-def main(args, overrides) -> int:
+    Raises:
+        UserError: there is no such run, checkpoint or extractor, or a wrong share.
+    """
     start_jax()
-    if overrides:
-        raise UserError(f"argument {overrides[0]!r} is not understood; sample shows a run as it was trained")
-    if args.count < 1:
-        raise UserError(f"--count={args.count} must be at least 1")
-    if args.truncation is not None and args.truncation < 0:
-        raise UserError(f"--truncation={args.truncation} must not be negative; leave it out for none")
-    rejection.check_rate(args.acceptance, "--acceptance")
-    this = build_experiment(read_config(args.workdir))
-    rejection.check_labels(args.acceptance, "--acceptance", open_labels(this))
-    extractor = open_extractor(args.extractor, "legacy", mesh=this.run.mesh)
-    state = restore(args.workdir, this, args.step)
+    rejection.check_rate(acceptance, "--acceptance")
+    this = build_experiment(read_config(workdir))
+    rejection.check_labels(acceptance, "--acceptance", open_labels(this))
+    opened = open_extractor(extractor, "legacy", mesh=this.run.mesh)
+    state = restore(workdir, this, step)
     sampler = None if "sample" not in this.fns and "reconstruct" in this.fns else open_sampler(this, state)
-    folder = args.output or args.workdir / "samples"
 
     def prefer(labels):
-        opened = any_context(this, state)
-        batches, *_ = rejection.preferred(opened, extractor, labels, args.seed, args.truncation, args.acceptance)
+        batches, *_ = rejection.preferred(any_context(this, state), opened, labels, seed, truncation, acceptance)
         return np.concatenate(list(batches)) / np.float32(255)
 
     pages = {
-        "grid": lambda: grid(sampler, this.config.data.num_classes, args.count, args.seed, args.truncation,
-                             None if args.acceptance == 1 else prefer),
-        "truncation": lambda: truncations(sampler, this.config, args.seed),
-        "interpolation": lambda: interpolations(sampler, this.config, args.seed, args.truncation),
-        "mixing": lambda: mixing(sampler, args.seed, args.truncation),
+        "grid": lambda: grid(sampler, this.config.data.num_classes, count, seed, truncation,
+                             None if acceptance == 1 else prefer),
+        "truncation": lambda: truncations(sampler, this.config, seed),
+        "interpolation": lambda: interpolations(sampler, this.config, seed, truncation),
+        "mixing": lambda: mixing(sampler, seed, truncation),
         "reconstruction": lambda: reconstructions(this, state),
         "traversal": lambda: traversals(this, state),
-        "completion": lambda: completions(this, sampler, args.seed),
-        "neighbors": lambda: nearest(this, sampler, extractor, args.seed, args.truncation),
+        "completion": lambda: completions(this, sampler, seed),
+        "neighbors": lambda: nearest(this, sampler, opened, seed, truncation),
     }
     for name, page in pages.items():
         if sampler is None and name not in OF_IMAGES:
@@ -92,8 +70,7 @@ def main(args, overrides) -> int:
         pictures = page()
         if pictures is not None:
             save_grid(pictures, folder / f"{name}.png")
-            print(f"{folder / name}.png")
-    return 0
+            yield folder / f"{name}.png"
 
 
 def grid(

@@ -1,13 +1,4 @@
-"""Train a config in a workdir.
-
-  python launch.py train --config=configs/simclr.py --workdir=runs/simclr
-  python launch.py train --config=configs/simclr.py:cifar10 --workdir=runs/c10 --config.seed=1 --config.optim.net.lr=0.1
-
-The same command on the same workdir goes on from the last checkpoint that can be trusted, to the same numbers as a run that
-was never stopped. SIGTERM saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came
-after the last checkpoint. The workdir holds config.json, metrics.jsonl, log.txt, checkpoints/, pictures/, evaluations.json,
-report.html.
-"""
+"""Trains a config in a workdir: start or go on, evaluate as the config says, end with a table and a report."""
 
 from __future__ import annotations
 
@@ -17,19 +8,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli import process_variables
 from ssl_jax.cli.report import write_report
 from ssl_jax.data.pipeline import iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, of_each_process, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
-from ssl_jax.engine.metrics import REST, SPAN, MetricsWriter, goodput, read_metrics, read_starts, record_start
+from ssl_jax.engine.metrics import MetricsWriter, record_start
 from ssl_jax.engine.pictures import save_grid
+from ssl_jax.engine.records import REST, SPAN, goodput, read_metrics, read_starts
 from ssl_jax.engine.sharding import to_host
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
@@ -52,51 +45,36 @@ from ssl_jax.experiment.progress import Progress
 from ssl_jax.experiment.sampler import save_samples
 from ssl_jax.experiment.warm_start import warm_start
 from ssl_jax.experiment.workdir import PATIENCE, check_same_workdir, lock_workdir, record_config
-from ssl_jax.launchers import supervise
 
 log = logging.getLogger(__name__)
 
 
-def add_arguments(sub) -> None:
-    sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
-    add_workdir(sub)
-    sub.add_argument("--processes", type=int, help="run as so many processes on this machine (on GPUs, one for each)")
-    sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
-    sub.add_argument("--max_restarts", type=int, default=0, help="how often all --processes (or one) are started again when one fails")
-    sub.add_argument(
-        "--saved_code", type=int, default=0,
-        help="exit code after a SIGTERM that saved (default: 0); engines that start a job again until it ends with 0 want another one",
-    )  # fmt: skip
+def run(path_and_variant: str, overrides: Sequence[str], workdir: Path, profile: str = "", saved_code: int = 0) -> int:
+    """Train in this process, which may be one of several; the exit code, which is `saved_code` after a SIGTERM that saved.
 
-
-def main(args, overrides) -> int:
-    processes = 1 if args.processes is None and args.max_restarts else args.processes
-    if processes is not None and distributed.launched_process(os.environ) is None:
-        started = distributed.detect_launcher(os.environ)
-        if args.processes is None and started:
-            raise UserError(f"--max_restarts={args.max_restarts}: {started} has started these processes, and has to start them again")
-        flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
-        told = ["train", *flags, *overrides]
-        return supervise.supervise(told, processes, args.workdir, args.max_restarts, args.saved_code)
+    Raises:
+        UserError: for what is wrong with the config, the data or the workdir.
+        MachineFault: a disk or another host fails.
+    """
     began = time.time()
-    trace = Trace(args.workdir / "profile", args.profile)
+    trace = Trace(workdir / "profile", profile)
     start_jax()
-    config = load(args.config, overrides)
+    config = load(path_and_variant, overrides)
     distributed.check_same_config(configs.plain(config))  # first of all, as what `assemble` does together depends on the mesh
-    with lock_workdir(args.workdir, PATIENCE if args.saved_code else 0.0):  # an engine may be faster than the end of the start before
-        check_same_workdir(args.workdir)
+    with lock_workdir(workdir, PATIENCE if saved_code else 0.0):  # an engine may be faster than the end of the start before
+        check_same_workdir(workdir)
         this = build_experiment(config)
         distributed.check_same_config(configs.plain(this.config))
-        record_config(args.workdir, configs.plain(this.config))
-        write_json(args.workdir / "provenance.json", provenance())
-        record_start(args.workdir, began)
-        restarted = distributed.launched_process(os.environ) is not None or args.saved_code != 0  # by `launchers.supervise`, or by an engine of `submit`
+        record_config(workdir, configs.plain(this.config))
+        write_json(workdir / "provenance.json", provenance())
+        record_start(workdir, began)
+        restarted = process_variables.place(os.environ) is not None or saved_code != 0  # by `launchers.supervise`, or by an engine of `submit`
         try:
-            with Watchdog(args.workdir / "processes", jax.process_index(), jax.process_count(), restarted) as watchdog:
-                train(this, args.workdir, trace, watchdog)
+            with Watchdog(workdir / "processes", jax.process_index(), jax.process_count(), restarted) as watchdog:
+                train(this, workdir, trace, watchdog)
         except loop.Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
-            return args.saved_code if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
+            return saved_code if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
     return 0
 
 
@@ -172,7 +150,7 @@ def train(this: Experiment, workdir: Path, trace: Trace, watchdog: Watchdog) -> 
 
     batches = iterate(this.batches, start, total, config.data.workers)
     try:
-        with loop.Signals() as watch, Progress(start, total) as progress:
+        with loop.Signals() as watch, Progress(start, total, config.batch_size) as progress:
 
             def show(step, metrics):
                 progress.update(step, metrics)
@@ -214,7 +192,7 @@ def train(this: Experiment, workdir: Path, trace: Trace, watchdog: Watchdog) -> 
 
 
 def save_views(this: Experiment, workdir: Path) -> None:
-    """`pictures/views.png`: a row per image, what the first phase sees of it in step 0."""
+    """`pictures/views.png`: a column per image, what the first phase sees of it in step 0 below it."""
     if "views" not in this.method.fns:
         return
     batch = this.batches[0]
@@ -227,4 +205,4 @@ def save_views(this: Experiment, workdir: Path) -> None:
     rows = [np.asarray(views)]
     if originals.shape[1:] == views.shape[2:]:
         rows.insert(0, originals[:, None] / 255)
-    save_grid(np.concatenate(rows, 1), workdir / "pictures" / "views.png")
+    save_grid(np.concatenate(rows, 1).swapaxes(0, 1), workdir / "pictures" / "views.png")

@@ -11,46 +11,17 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ssl_jax.cli.process_variables import TPU_VM, engine, place
 from ssl_jax.errors import MachineFault, UserError
 
 log = logging.getLogger(__name__)
 
-COORDINATOR, PROCESSES, PROCESS = "SSL_JAX_COORDINATOR", "SSL_JAX_PROCESSES", "SSL_JAX_PROCESS"  # set by `launchers.supervise`
-TPU_VM = "SSL_JAX_TPU_VM"  # set by `launchers.tpu_vm`: on those hosts no variable of Google's tells of the others, only metadata
 HEARTBEAT = 30  # seconds after which a process that has died or was stopped is missed, and all others abort
-
-
-class LaunchedProcess(NamedTuple):
-    """Of this process, as the one that started it told."""
-
-    coordinator: str
-    processes: int
-    process: int
-
-
-def launched_process(environment: Mapping[str, str]) -> LaunchedProcess | None:
-    """What `launchers.supervise` told; None where it did not start this process."""
-    if COORDINATOR not in environment:
-        return None
-    return LaunchedProcess(environment[COORDINATOR], int(environment[PROCESSES]), int(environment[PROCESS]))
-
-
-def detect_launcher(environment: Mapping[str, str]) -> str | None:
-    """What started this process as one of several, judged by its environment; None for a process of its own."""
-    several = {
-        "Slurm": "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1,
-        "Open MPI": int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1,
-        "GKE": "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment,
-        "Cloud TPU": TPU_VM in environment,
-        "JAX_COORDINATOR_ADDRESS": "JAX_COORDINATOR_ADDRESS" in environment,
-    }
-    return next((name for name, found in several.items() if found), None)
 
 
 def initialize() -> None:
@@ -65,7 +36,7 @@ def initialize() -> None:
     """
     if jax.distributed.is_initialized():
         return
-    told, found = launched_process(os.environ), detect_launcher(os.environ)
+    told, found = place(os.environ), engine(os.environ)
     if told is None and found is None:
         if jax.process_count() > 1:  # the driver of a TPU knows all hosts of its slice; checkpoints and SIGTERM need them joined
             raise UserError(f"this is one of {jax.process_count()} hosts of a TPU; start every one of them with {TPU_VM}=1")

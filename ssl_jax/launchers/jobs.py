@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
@@ -13,12 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ssl_jax.engine.metrics import read_metrics
+from ssl_jax.engine.records import read_metrics
 from ssl_jax.errors import UserError
 
-ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "local"}
+ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "detached"}
 SAVED = 75  # exit code of a training that SIGTERM ended: not done, to be started again
 
 
@@ -30,7 +29,7 @@ class JobRequest(NamedTuple):
     workdir: Path
     max_restarts: int
     number: int  # of this submission from its workdir, from 1
-    options: argparse.Namespace  # the flags of the engine
+    options: Any  # the flags of the engine, as attributes
     rest: Sequence[str]  # what else was said, for an engine that passes it on
 
     def arguments(self, workdir: Path | None = None) -> list[str]:

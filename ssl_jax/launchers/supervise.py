@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from ssl_jax.cli.process_variables import COORDINATOR, PROCESS, PROCESSES
 from ssl_jax.errors import MachineFault, UserError
-from ssl_jax.experiment.distributed import COORDINATOR, PROCESS, PROCESSES
 
 log = logging.getLogger(__name__)
 

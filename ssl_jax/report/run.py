@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_jax.engine.metrics import read_metrics, read_starts
 from ssl_jax.engine.optim import duration
+from ssl_jax.engine.records import read_metrics, read_starts
 from ssl_jax.errors import UserError
 
 LOGGED = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) (.*)")

@@ -1,0 +1,35 @@
+"""Export the encoder of a finished run.
+
+  python launch.py export --workdir=runs/simclr
+  python launch.py export --workdir=runs/simclr --format=safetensors --output=/models/simclr
+  python launch.py export --workdir=runs/simclr --step=2000
+
+Writes WORKDIR/export/<format>/ with the weights and card.json: safetensors in torchvision's or timm's naming, Orbax
+parameters, and StableHLO with a free batch. `ssl_jax.load(folder)` gives encode(images) back from each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_jax.cli.main import add_workdir
+from ssl_jax.errors import UserError
+
+
+def add_arguments(sub) -> None:
+    add_workdir(sub)
+    sub.add_argument("--format", default="all", help="safetensors, orbax, stablehlo or all (default): every one there is")
+    sub.add_argument("--step", type=int, help="which checkpoint (default: the last one of a finished run)")
+    sub.add_argument("--output", type=Path, help="folder for the folders of the formats (default: WORKDIR/export)")
+    sub.add_argument("--dtype", default="float32", help="of the exported computation: float32 (default) or bfloat16")
+
+
+def main(args, overrides) -> int:
+    if overrides:
+        raise UserError(f"argument {overrides[0]!r} is not understood; export writes a run as it was trained")
+    from ssl_jax.cli.export import export  # JAX, which --help does without
+
+    for folder, card in export(args.workdir, args.output or args.workdir / "export", args.format, args.step, args.dtype):
+        size = sum(file["bytes"] for file in card["files"].values()) / 2**20
+        print(f"{folder}: step {card['step']}, {size:.1f} MiB, features within {card['largest_difference']:.0e} of the run's")
+    return 0

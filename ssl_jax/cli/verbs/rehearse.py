@@ -1,0 +1,48 @@
+"""Compile the train step of a config for devices that are not there, and tell what it needs; no data, no weights, no accelerator.
+
+  python launch.py rehearse --config=configs/simclr.py:imagenet --topology=cpu:8
+  python launch.py rehearse --config=configs/vq_prior.py:imagenet256_base --topology=v5e:16x16 --output=rehearsal.json
+  python launch.py rehearse --config=configs/supervised.py:imagenet_vit_g14 --topology=v5p:4x4x4 --fit
+
+It is the step that `train` runs: the same method, optimizers, shardings and donated state, for `config.mesh` over all devices of the
+topology. A stage without a workdir is that of its recipe. Sizes of data are known for common datasets; say --config.data.examples=N
+(and data.num_classes, data.image_shape) of others.
+
+TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; without it as many fake CPU devices take their place. GPUs
+(h100:HOSTSxGPUS, h200) need theirs (requirements-rehearse-gpu.txt). The time of a step is predicted: the bound of the slowest of
+arithmetic, memory and network, and the band in which published runs, on TPUs, lay; for several GPUs the bound of arithmetic and memory
+only. Exit code 1: it does not fit into the memory, of GPUs into the share that JAX takes (75 %, or XLA_CLIENT_MEM_FRACTION). GPUs are
+rehearsed with XLA's attention: with cuDNN's, which needs a GPU, long sequences take less memory than told.
+
+--fit tries meshes, batches (half, twice) and rematerializations, and prints those that fit by predicted images per second. Another
+batch is another recipe: its rates are the config's, scaled as the config says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ssl_jax.rehearsal.chips import DECODED, EXAMPLES
+
+
+def add_arguments(sub) -> None:
+    sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
+    sub.add_argument("--topology", required=True, help=f"devices to compile for: {EXAMPLES}")
+    sub.add_argument("--slices", type=int, default=1, help="how many such slices, joined by the network of their hosts (default: 1)")
+    sub.add_argument("--fit", action="store_true", help="look for a mesh, a batch and a rematerialization that fit, the fastest first")
+    sub.add_argument("--effort", choices=("quick", "full"), default="quick", help="of the compiler (default: quick)")
+    sub.add_argument(
+        "--decode-rate", type=float, default=DECODED, help=f"images that a core of a host reads per second (default: {DECODED:.0f})"
+    )
+    sub.add_argument("--output", type=Path, help="file to write what was found to, as JSON")
+
+
+def main(args, overrides) -> int:
+    from ssl_jax.cli.rehearse import rehearse_config  # JAX, which --help does without
+
+    choices = (args.slices, args.fit, args.effort == "quick", args.decode_rate, args.output)
+    remedy = rehearse_config(args.config, overrides, args.topology, *choices)
+    if remedy:
+        print(f"error: {remedy}", file=sys.stderr)
+    return 1 if remedy else 0
