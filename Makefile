@@ -1,16 +1,21 @@
-# Two commands: `make demo` trains the embedded default and shows its result, `make test` runs the tests.
+# `make demo` trains the embedded default and shows its result, `make test` runs the quick tests, `make test-all` all but those of hours.
 PYTHON ?= python3
 VENV ?= .venv
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test reference lint clean
+.PHONY: demo test test-all reference lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python launch.py train --config=configs/simclr.py --workdir=runs/simclr
 
 test: $(VENV)/tested
-	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	$(PYTEST) -m "not full and not slow"
+
+test-all: test
+	$(PYTEST) -m "full and not slow"
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
@@ -22,13 +27,14 @@ reference: $(VENV)/tested
 	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 lightly==1.6.0 lightly_utils pytorch_lightning torch-fidelity==0.4.0
 
 $(VENV)/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "ssl_jax needs Python 3.11 or later: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
-	touch $@
+	@touch $@
 
 $(VENV)/tested: $(VENV)/ready requirements-test.txt
 	$(BIN)/pip install --quiet -r requirements-test.txt
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

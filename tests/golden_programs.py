@@ -24,10 +24,10 @@ if __name__ == "__main__":
 
 import jax
 
-from ssl_jax.cli.rehearse import QUICK
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
+from ssl_jax.experiment.rehearse import QUICK
 from ssl_jax.rehearsal import memory
 from ssl_jax.rehearsal.collectives import collectives
 from ssl_jax.rehearsal.topology import Slice, open_topology

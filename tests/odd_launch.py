@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.data.pipeline import TrainBatches
 from ssl_jax.data.reader import Reader
 from ssl_jax.engine.loop import Signals

@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 from xla_flags import flags
 
-from ssl_jax.experiment import launch_environment
+from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSES
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES, BATCH = 96, 32  # of an epoch, of a step
@@ -57,7 +57,7 @@ class Running:
     def child(self, process) -> int:
         """The id of a process of the run."""
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        told = f"{launch_environment.PROCESS}={process}"
+        told = f"{PROCESS}={process}"
         return next(int(pid) for pid in children if told in pathlib.Path(f"/proc/{pid}/environ").read_text().split("\0"))
 
 
@@ -65,8 +65,8 @@ def both(*arguments) -> list[Running]:
     """Two processes of one run with two devices each, with an own command line for each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        place = {launch_environment.COORDINATOR: f"127.0.0.1:{probe.getsockname()[1]}", launch_environment.PROCESSES: 2}
-    return [Running(each, environment(2, **place, **{launch_environment.PROCESS: process})) for process, each in enumerate(arguments)]
+        place = {COORDINATOR: f"127.0.0.1:{probe.getsockname()[1]}", PROCESSES: 2}
+    return [Running(each, environment(2, **place, **{PROCESS: process})) for process, each in enumerate(arguments)]
 
 
 class Runs:

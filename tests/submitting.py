@@ -4,7 +4,7 @@ import json
 import pathlib
 import time
 
-from ssl_jax.cli.main import main
+from launch import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "tests" / "data" / "jobset_v1alpha2.schema.json").read_text())

@@ -165,6 +165,7 @@ def minimize(loss, params, steps=2000, rate=0.02):
     return jax.jit(lambda start: jax.lax.scan(step, start, length=steps)[0][0])((params, optimizer.init(params)))
 
 
+@pytest.mark.full
 def test_the_best_linear_autoencoder_spans_the_principal_components():
     """Baldi and Hornik 1989: the least squared error of k linear units is that of k components, and the subspace is theirs."""
     r = np.random.default_rng(0)
@@ -189,6 +190,7 @@ def objective(this, state, images, params):
     return this.phases[0].loss(params, state, {"image": images}, jax.random.key(0))[0]
 
 
+@pytest.mark.full
 def test_a_sparse_code_stays_alive_where_the_weight_is_that_of_the_tutorial():
     """1e-4 beside a mean over pixels is 784e-4 beside a sum; a hundred times that makes one code of all images."""
     x = np.random.default_rng(0).random((32, 1, 1)) * np.ones((32, 28, 28))

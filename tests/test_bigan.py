@@ -206,6 +206,7 @@ def begin(config, batch=16, seed=0):
     return this._replace(encode=jax.jit(this.encode), fns=fns, sampler=sampler._replace(latents=this.sampler.latents)), state, images
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["smoke", "mnist"])
 def test_the_first_scores_are_zero_and_both_losses_are_ln2(variant):
     config = load(variant)
@@ -250,6 +251,7 @@ def test_the_method_plays_the_papers_game():
         assert not any(jax.tree.leaves(same)), group
 
 
+@pytest.mark.full
 def test_reconstructions_and_samples_are_images_and_the_encoder_infers_one_by_one():
     config = load("smoke")
     this, state, batch = begin(config)
@@ -273,6 +275,7 @@ def test_reconstructions_and_samples_are_images_and_the_encoder_infers_one_by_on
         this.sampler.sample(prepared, z, 0.5)
 
 
+@pytest.mark.full
 def test_grayscale_and_a_generator_smaller_than_the_views():
     config = load("mnist", generator=dict(widths=(16, 16)), encoder=dict(widths=(16, 16)), discriminator=dict(widths=(16, 16)))
     this, state, batch = begin(config)
@@ -312,6 +315,9 @@ def test_reconstruction_is_measured_against_the_other_images_too():
     exact = measured(lambda x: x / 255.0)
     assert exact.metrics["distance"] < 1e-5 < exact.metrics["distance_shuffled"]
     assert "test(12)" in exact.protocol
+    above, below = exact.picture[2:10], exact.picture[12:20]  # a row of originals and one of reconstructions, 2 pixels apart
+    np.testing.assert_array_equal(above[:, 12:20], images[1])
+    np.testing.assert_array_equal(below[:, 12:20], images[1])
     gray = measured(lambda x: jnp.full(x.shape, 0.5), examples=12)
     np.testing.assert_allclose(gray.metrics["ratio"], 1, rtol=1e-6)
     np.testing.assert_allclose(gray.metrics["distance"], np.mean([np.linalg.norm(x / 255 - 0.5) for x in images]), rtol=1e-5)

@@ -125,6 +125,7 @@ def test_losses_and_the_way_of_every_gradient(begun):
     assert set(logs) == {"mean_squared", "mean_variance", "deviation", "correlation"}
 
 
+@pytest.mark.full
 def test_the_discriminators_phase_hinges_each_score_and_moves_nothing_else(begun):
     config, this, state, batch = begun
     key, phase = jax.random.key(4), this.phases[0]
@@ -138,6 +139,7 @@ def test_the_discriminators_phase_hinges_each_score_and_moves_nothing_else(begun
     np.testing.assert_allclose(logs["score_z_gap"], told["enc"]["z"].mean() - told["gen"]["z"].mean(), atol=1e-5)
 
 
+@pytest.mark.full
 def test_features_reconstructions_and_samples(begun):
     _, this, state, batch = begun
     out = jax.jit(this.encode)(state.params, state.mutable, batch["image"])
@@ -157,6 +159,7 @@ def test_features_reconstructions_and_samples(begun):
     assert jax.jit(this.fns.discriminate)(state.params, state.mutable, batch["image"]).shape == (16,)
 
 
+@pytest.mark.full
 def test_the_average_begins_with_the_weights_of_its_start(begun):
     _, this, state, _ = begun
     params = {**state.params, "generator": jax.tree.map(lambda x: x + 1, state.params["generator"])}

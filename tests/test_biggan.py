@@ -71,6 +71,7 @@ def test_parameters_of_discriminators(size, project_equal, parameters):
     assert count(discriminator, jnp.zeros((2, size, size, 3))) == parameters
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("size", "generator", "discriminator"),
     [(128, 50_244_484, 34_590_210), (256, 55_736_708, 38_247_426), (512, 56_019_780, 38_301_122)],
@@ -80,7 +81,7 @@ def test_parameters_of_biggan_deep(size, generator, discriminator):
     assert count(DeepDiscriminator(size, classes=1000), jnp.zeros((2, size, size, 3))) == discriminator
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_biggan_deep_makes_and_reads_small_images():
     z, label = jax.random.normal(jax.random.key(0), (3, 8)), jnp.arange(3)
     generator = DeepGenerator(32, channels=8, classes=3, embedding=4, attention=(16,))
@@ -127,6 +128,7 @@ def small():
     return generator, *create(generator, jax.random.key(1), z, jnp.zeros(6, jnp.int32)), z
 
 
+@pytest.mark.full
 def test_classes_and_each_chunk_matter_and_images_are_in_range(small):
     generator, params, state, z = small
     make = jax.jit(lambda z, label: run(generator, params, state, z, label, train=False)[0])
@@ -178,6 +180,7 @@ def test_attention_is_the_identity_at_first_and_then_its_formula():
     np.testing.assert_allclose(got, wide + 0.7 * project(mixed, "output"), atol=1e-4)
 
 
+@pytest.mark.full
 def test_discriminator_sums_over_pixels_and_projects_on_the_label():
     x, label = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3)) * 2 - 1, jnp.array([0, 2, 1, 2])
     module = BigGANDiscriminator(32, channels=4, classes=3, attention=(16,))
@@ -210,6 +213,7 @@ def test_blocks_of_the_discriminator_rectify_the_image_nowhere():
         assert (jnp.abs(inner - shortcut).max() < 1e-5) == (not first)  # relu(-1) = 0: only the shortcut is left
 
 
+@pytest.mark.full
 def test_shortcuts_of_biggan_deep_drop_and_append_channels():
     x, c = jax.random.normal(jax.random.key(0), (2, 4, 4, 16)), jax.random.normal(jax.random.key(1), (2, 5))
 
@@ -227,6 +231,7 @@ def test_shortcuts_of_biggan_deep_drop_and_append_channels():
     np.testing.assert_allclose(y[..., 16:], halved @ normalized(params["shortcut"], state["spectral"]["shortcut"])[0, 0], atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [DeepGeneratorBlock, DeepDiscriminatorBlock])
 def test_tensor_rules_of_biggan_deep_change_nothing(kind):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices()[:8])
@@ -249,6 +254,7 @@ def test_tensor_rules_of_biggan_deep_change_nothing(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), together, forward(params, *args))
 
 
+@pytest.mark.full
 def test_power_iterations_settle_on_the_weights_during_the_passes_of_standing_statistics(small):
     generator, params, state, _ = small
 
@@ -280,6 +286,7 @@ def game():
     return method, State(jnp.int32(0), params, {}, mutable, {}), batch
 
 
+@pytest.mark.full
 def test_labels_are_those_of_real_images_and_uniform_for_fakes(game):
     method, state, batch = game
     drawn = method.sampler.latents(jax.random.key(0), 30_000)
@@ -298,6 +305,7 @@ def test_labels_are_those_of_real_images_and_uniform_for_fakes(game):
     np.testing.assert_allclose(whole, np.mean(logits, 0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_real_and_made_images_are_judged_at_once_each_with_its_label(game):
     """As if apart, each after one power iteration; interleaved, so that no image leaves its device."""
     method, state, batch = game
@@ -333,6 +341,7 @@ def test_a_discriminator_with_batch_statistics_is_refused():
         build_method(config)
 
 
+@pytest.mark.full
 def test_orthogonal_regularization_is_that_of_all_kernels_and_no_embedding(game):
     _, state, batch = game
     train = {"generator": state.params["generator"]}
@@ -349,6 +358,7 @@ def test_orthogonal_regularization_is_that_of_all_kernels_and_no_embedding(game)
     np.testing.assert_allclose(told[1][1][1]["orthogonality"], by_hand, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_the_average_starts_late_and_samples_are_settled_and_truncated(game):
     method, state, _ = game
     moved = state._replace(params={**state.params, "generator": jax.tree.map(lambda x: x + 1, state.params["generator"])})

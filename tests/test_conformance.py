@@ -1,4 +1,8 @@
-"""What every method promises, tested for each config merely because it exists (its `:smoke` variant, the same code small)."""
+"""What every method promises, tested for each config merely because it exists (its `:smoke` variant, the same code small).
+
+The quick tests trace: they build every method, its phases, its step and its encoder from shapes. The others, marked `full`, compile and
+run; `make test` runs them, too, for a method whose file or config is not that of the main branch (see conftest).
+"""
 
 import functools
 import gc
@@ -32,8 +36,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
 SMALL = ("--config.batch_size=32",)
 every_config = pytest.mark.parametrize("name", NAMES)
-QUICK = ("bigan", "gan", "simclr")  # a simultaneous game, an alternating one, and no game
-few_configs = pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 
 
 def load(name, variant="smoke", *overrides):
@@ -145,14 +147,15 @@ def variants(name):
     return [variant.name for variant in importlib.import_module(f"configs.{name}").VARIANTS]
 
 
+@pytest.mark.parametrize("published", [False, pytest.param(True, marks=pytest.mark.full)])
 @every_config
-def test_every_variant_locks_and_builds_abstractly(name):
+def test_every_variant_locks_and_builds_abstractly(name, published):
     """Published recipes build too: shapes only, no data, no arrays."""
     found = variants(name)
     assert {"", "smoke"} <= set(found)
     with pytest.raises(UserError, match="variant 'nonsense' does not exist; there are"):
         load(name, "nonsense")
-    for variant in found:
+    for variant in found if published else ("", "smoke"):
         config = load(name, variant)
         assert config.is_locked
         evals.check(config.evals)
@@ -168,7 +171,7 @@ def test_every_variant_locks_and_builds_abstractly(name):
 
 @every_config
 def test_data_fits_the_method(name):
-    this = made(name, 8, 2)
+    this = made(name, 1, 1)
     spec = element_spec(this.batches.source, this.config.data.ops, this.method.inputs)
     assert spec == {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in this.method.inputs.items()}
 
@@ -206,8 +209,9 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
         jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5), *ends)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.slow)])
-@few_configs
+@every_config
 def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
     """The network as it is: states of one device, each also given to data 4 x fsdp 2 (SimCLR: data 8 too); loss, gradient norm, the
     vectors of spectral normalization and batch statistics agree, the step is traced once, and the state keeps its tree, shapes, types
@@ -247,7 +251,8 @@ def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
             assert all("fsdp" in x.sharding.spec for x in split)
 
 
-@few_configs
+@pytest.mark.full
+@every_config
 def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
     this, first = made(name, 8, 2), initial(name)
     state, _ = steps(this, 2, begin(name, this))  # the first may have a learning rate of zero
@@ -265,16 +270,19 @@ def test_each_phase_moves_its_groups_only_and_the_step_is_counted(name):
         assert moved(first.params, after.params) == moved(first.opt, after.opt) == set(trained(phase)), phase.name
 
 
-@few_configs
-def test_sub_steps_and_parts_in_loops_keep_shapes_and_types(name):
-    """As accelerators run them; CPUs write them out. A loop carries what it was given."""
+@every_config
+def test_a_traced_step_keeps_shapes_and_types_and_has_metrics_of_every_phase(name):
+    """Sub-steps and parts of a batch in loops, as accelerators run them; CPUs write them out. A loop carries what it was given."""
     this = made(name, 1, 1)
     first = this.run.abstract
     optimizers, _ = make_optimizers(this.config.optim, first.params, this.durations["total"], this.config.batch_size, 1000)
     step = make_step(this.method, optimizers, accumulate=1 if this.method.couples_batch else 2)
     batch = {k: v for k, v in this.batches[0].items() if k != "_skipped"}
-    after, _ = jax.eval_shape(step, first, batch, this.run.root)
+    after, metrics = jax.eval_shape(step, first, batch, this.run.root)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
+    for phase in this.method.phases:
+        assert {f"{phase.name}/loss", *(f"{phase.name}/grad_norm/{group}" for group in trained(phase))} <= set(metrics)
+    assert set().union(*map(trained, this.method.phases)) == groups(this.method) == set(first.params)
 
 
 def moved(before, after):
@@ -283,7 +291,8 @@ def moved(before, after):
             if not jax.tree.all(jax.tree.map(np.array_equal, before[group], tree))}  # fmt: skip
 
 
-@few_configs
+@pytest.mark.full
+@every_config
 def test_save_restore_step_equals_uninterrupted_also_on_another_mesh(name, tmp_path):
     this = made(name, 8, 2)
     state, _ = steps(this, 2, begin(name, this))
@@ -300,6 +309,7 @@ def test_save_restore_step_equals_uninterrupted_also_on_another_mesh(name, tmp_p
     saved.close()
 
 
+@pytest.mark.full
 @every_config
 def test_encode_gives_finite_features(name):
     this, state = made(name, 8, 2), initial(name)
@@ -421,13 +431,16 @@ def test_evaluations_are_laid_out_as_steps_are():
 @every_config
 def test_encode_takes_a_batch_of_any_size(name):
     """As exports need it: traced once, with an unknown number of images."""
-    this, state = made(name, 8, 2), initial(name)
+    this = made(name, 1, 1)
+    state = this.run.abstract
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *this.config.data.image_shape[-3:]), np.uint8)
     features = jax.eval_shape(this.method.encode, state.params, inference_state(state), images)
     assert all(x.shape[0] == batch for x in features.values())
+    assert (features["pooled"].ndim, features["pooled"].dtype) == (2, jnp.float32)
 
 
+@pytest.mark.full
 @every_config
 def test_loss_falls_on_one_batch(name):
     this = made(name, 8, 2)
@@ -443,6 +456,7 @@ def test_loss_falls_on_one_batch(name):
     assert last < first - 0.05, (first, last)
 
 
+@pytest.mark.full
 @every_config
 def test_accumulation_is_refused_iff_the_loss_couples_the_batch(name):
     if made(name, 8, 2).method.couples_batch:
@@ -453,6 +467,7 @@ def test_accumulation_is_refused_iff_the_loss_couples_the_batch(name):
         assert np.isfinite(losses(steps(this, 1, begin(name, this))[1])).all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["simclr", "gan"])
 def test_the_initial_state_does_not_depend_on_the_devices(name):
     ours = jax.device_get(made(name, 8, 2).run.init())
@@ -468,6 +483,7 @@ def collectives(text):
     return {kind: count for kind, count in counts.items() if count}
 
 
+@pytest.mark.full
 def test_collectives_of_simclr_are_those_that_the_method_needs():
     """Data parallel: only sums (statistics, gradients, that of the gathered embeddings) and one gathering of the embeddings; FSDP adds
     gathers of parameters.

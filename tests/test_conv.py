@@ -39,6 +39,7 @@ def jaxpr_of_gradient(layer, params, x):
     return str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(layer.apply(p, x))))(params))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("chunk_bytes", [1, 2**12])
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradients_are_those_of_lax(case, chunk_bytes, monkeypatch):
@@ -54,6 +55,7 @@ def test_value_and_gradients_are_those_of_lax(case, chunk_bytes, monkeypatch):
         np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
 
 
+@pytest.mark.full
 def test_bfloat16_and_second_order():
     quick, plain = layers(4, 3, 2, 1)
     x = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
@@ -106,6 +108,7 @@ def test_compiled_for_an_accelerator_it_is_xlas_own():
     assert "stablehlo.dot_general" in text(quick, "cpu")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (5, 2), (3, 2), (2, 2), (6, 3), (3, 1)])
 def test_transposed_convolution_is_the_gradient_of_a_convolution(kernel, stride):
     """Values against the transposition that JAX derives; gradients of any order against those of that map."""

@@ -12,7 +12,8 @@ import pytest
 from ssl_jax.engine import loop, sharding
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt, checksums, verify
 from ssl_jax.engine.method import Method, Phase, Spec, State, every
-from ssl_jax.engine.metrics import MetricsWriter, read_metrics
+from ssl_jax.engine.metrics import MetricsWriter
+from ssl_jax.engine.records import read_metrics
 from ssl_jax.engine.step import make_step, split
 from ssl_jax.errors import UserError
 

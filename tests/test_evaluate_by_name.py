@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_jax.cli import evaluate, main
-from ssl_jax.cli.baselines import baseline_context, initial_state
-from ssl_jax.cli.train import load as load_to_train
+from launch import main
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.errors import UserError
 from ssl_jax.evals import evaluator, reference
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import EvaluatedModel
 from ssl_jax.experiment import config as configs
+from ssl_jax.experiment import evaluate
+from ssl_jax.experiment.baselines import baseline_context, initial_state
 from ssl_jax.experiment.build import any_context, build_experiment
 from ssl_jax.experiment.evaluations import comparable
+from ssl_jax.experiment.training import load as load_to_train
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
@@ -217,7 +218,7 @@ def entries(workdir):
 
 
 def test_baselines_that_are_missing_are_measured_with_an_evaluation_that_is_added(run, capsys):
-    assert main.main(["evaluate", f"--workdir={run}", "--eval=knn,k=3", "--eval=knn,k=3,layer=projection,label=late"]) == 0
+    assert main(["evaluate", f"--workdir={run}", "--eval=knn,k=3", "--eval=knn,k=3,layer=projection,label=late"]) == 0
     table = capsys.readouterr().out
     assert all(word in table for word in ("trained, step 2", "untrained", "raw pixels", "knn_k3/top1", "late/top1"))
     found = {entry["subject"]: entry for entry in entries(run)}
@@ -228,10 +229,10 @@ def test_baselines_that_are_missing_are_measured_with_an_evaluation_that_is_adde
     assert set(found["raw pixels"]["protocols"]) == {"knn_k3"}  # pixels have no projection
     assert "nan" not in table and "-" not in next(line for line in table.splitlines() if "knn_k3/top1" in line)
 
-    assert main.main(["evaluate", f"--workdir={run}", "--eval=knn,k=3"]) == 0  # they are there by now, and measured once
+    assert main(["evaluate", f"--workdir={run}", "--eval=knn,k=3"]) == 0  # they are there by now, and measured once
     assert sorted(entry["subject"] for entry in entries(run)) == ["raw pixels", "trained", "trained", "untrained"]
     assert "late/top1" not in capsys.readouterr().out
-    assert main.main(["evaluate", f"--workdir={run}", "--eval=fewshot,shots=(1,)", "--subjects=untrained,pixels"]) == 0
+    assert main(["evaluate", f"--workdir={run}", "--eval=fewshot,shots=(1,)", "--subjects=untrained,pixels"]) == 0
     assert "trained, step" not in capsys.readouterr().out.replace("untrained", "").split("fewshot/1shot")[1].splitlines()[0]
     assert [entry["subject"] for entry in entries(run)][-2:] == ["untrained", "raw pixels"]
 
@@ -246,13 +247,13 @@ def test_baselines_that_are_missing_are_measured_with_an_evaluation_that_is_adde
 )
 def test_mistakes_end_before_anything_is_loaded(run, arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "assemble", lambda *_: pytest.fail("the data were opened"))
-    assert main.main(["evaluate", f"--workdir={run}", *arguments]) == 2
+    assert main(["evaluate", f"--workdir={run}", *arguments]) == 2
     told = capsys.readouterr().err.strip()
     assert message in told and "\n" not in told
 
 
 def test_an_evaluation_that_the_method_does_not_offer_is_named(run, capsys):
-    assert main.main(["evaluate", f"--workdir={run}", "--eval=generation"]) == 2
+    assert main(["evaluate", f"--workdir={run}", "--eval=generation"]) == 2
     assert "kind='generation' needs a method that gives samples, and this does not" in capsys.readouterr().err
 
 
@@ -261,9 +262,9 @@ def test_a_finished_run_that_is_started_again_with_a_new_evaluation_runs_it(run,
     flags = [f"--config={ROOT}/configs/simclr.py:smoke", f"--workdir={run}", *TINY, "--config.best_metric="]
     flags.append("--config.evals={'knn': {'kind': 'knn', 'k': 3}}")
     again = ["--config.evals.shape.kind=representation", "--config.evals.shape.examples=32"]
-    assert main.main(["train", *flags]) == 0
+    assert main(["train", *flags]) == 0
     before = entries(run)
-    assert main.main(["train", *flags, *again]) == 0
+    assert main(["train", *flags, *again]) == 0
     new = entries(run)[len(before):]
     assert [(entry["subject"], entry["step"], list(entry["protocols"])) for entry in new] == [
         ("trained", 2, ["shape"]), ("raw pixels", 0, ["shape"]), ("untrained", 0, ["shape"]),
@@ -271,7 +272,7 @@ def test_a_finished_run_that_is_started_again_with_a_new_evaluation_runs_it(run,
     assert new[0]["metrics"]["shape/rankme"] == new[2]["metrics"]["shape/rankme"]
     last = json.loads(pathlib.Path(run, "metrics.jsonl").read_text().splitlines()[-1])
     assert {"knn/top1", "shape/rankme"} <= set(last)
-    assert main.main(["train", *flags, *again]) == 0  # nothing is left to do
+    assert main(["train", *flags, *again]) == 0  # nothing is left to do
     assert len(entries(run)) == len(before) + 3
     assert "shape/rankme" in capsys.readouterr().out
 
@@ -289,11 +290,11 @@ def test_data_without_labels_leave_out_what_needs_them(tmp_path, caplog):
         config.evals = dict(knn=dict(kind="knn", k=3), shape=dict(kind="representation", examples=8))
     workdir = finished(config, tmp_path / "run")
     caplog.set_level(logging.WARNING)
-    assert main.main(["evaluate", f"--workdir={workdir}"]) == 0
+    assert main(["evaluate", f"--workdir={workdir}"]) == 0
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert told == [f"evals.knn is left out: kind='knn' needs 'label', and '{tmp_path / 'images'}' has only image"]
     assert all(list(entry["protocols"]) == ["shape"] for entry in entries(workdir)) and len(entries(workdir)) == 3
-    assert main.main(["evaluate", f"--workdir={workdir}", "--eval=knn"]) == 2
+    assert main(["evaluate", f"--workdir={workdir}", "--eval=knn"]) == 2
 
 
 # --- the records

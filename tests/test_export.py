@@ -1,6 +1,5 @@
 """Exports give the same features from every form, in PyTorch too, and mistakes with them are one line."""
 
-import argparse
 import functools
 import json
 import pathlib
@@ -15,12 +14,13 @@ from safetensors.numpy import load_file, save_file
 from torch_reference import require_timm, require_torch, require_torchvision
 
 import ssl_jax
+from launch import main
 from ssl_jax import export
-from ssl_jax.cli import export as verb
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.method import Method, State
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
+from ssl_jax.experiment import export_run as exporting
 from ssl_jax.export import card as cards
 from ssl_jax.export.source import difference, find_encoder
 from ssl_jax.models.backbones.encoders import build_encoder
@@ -72,10 +72,9 @@ def images(batch=3, size=SIZE, seed=1):
     return np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), np.uint8)
 
 
-def arguments(workdir, *flags):
-    parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
-    return parser.parse_known_args([f"--workdir={workdir}", *flags])
+def export_run(workdir, form="all", step=None, output=None, dtype="float32"):
+    """What was exported: {folder: card}."""
+    return dict(exporting.export(workdir, output or workdir / "export", form, step, dtype))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def workdir(tmp_path_factory):
         checkpoints.save(State(np.int32(step), params, {"net": jnp.zeros(3)}, mutable, {}), configs.plain(config))
     checkpoints.wait()
     checkpoints.close()
-    assert verb.main(*arguments(path)) == 0
+    assert [folder.name for folder in export_run(path)] == list(export.FORMATS)
     return path
 
 
@@ -190,6 +189,7 @@ def test_pytorch_gives_the_same_features_from_a_run(workdir, encoders, monkeypat
     assert encoders["safetensors"].card["torch"]["constructor"] is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("fields", "constructor"),
     [
@@ -351,24 +351,24 @@ def test_unfinished_runs_other_steps_and_foreign_folders(workdir, tmp_path, caps
         (tmp_path / name).symlink_to(workdir / name)
     (tmp_path / "config.json").write_text(json.dumps({**config, "total": "20 steps"}))
     with pytest.raises(UserError, match=r"is unfinished \(step 8 of 20\); finish .* with --step=8"):
-        verb.main(*arguments(tmp_path))
+        export_run(tmp_path)
     with pytest.raises(UserError, match=r"has no checkpoint 5; there are \[4, 8\]"):
-        verb.main(*arguments(tmp_path, "--step=5"))
-    with pytest.raises(UserError, match=r"'--config.seed=1' is not understood; export writes a run as it was trained"):
-        verb.main(*arguments(tmp_path, "--config.seed=1"))
+        export_run(tmp_path, step=5)
     with pytest.raises(UserError, match="--dtype=float16 is unknown; choose float32, bfloat16"):
-        verb.main(*arguments(tmp_path, "--dtype=float16"))
+        export_run(tmp_path, dtype="float16")
     with pytest.raises(UserError, match="--format=onnx is unknown; choose safetensors, orbax, stablehlo, all"):
-        verb.main(*arguments(tmp_path, "--format=onnx"))
+        export_run(tmp_path, form="onnx")
+    assert main(["export", f"--workdir={tmp_path}", "--config.seed=1"]) == 2
+    assert "'--config.seed=1' is not understood; export writes a run as it was trained" in capsys.readouterr().err
 
     output = tmp_path / "output"
     (output / "safetensors").mkdir(parents=True)
     (output / "safetensors" / "precious.txt").write_text("mine")
     flags = ("--format=safetensors", "--step=4", f"--output={output}", "--dtype=bfloat16")
-    with pytest.raises(UserError, match="exists and is not an export; choose another --output"):
-        verb.main(*arguments(tmp_path, *flags))
+    assert main(["export", f"--workdir={tmp_path}", *flags]) == 2
+    assert "exists and is not an export; choose another --output" in capsys.readouterr().err
     (output / "safetensors" / "precious.txt").unlink()
-    assert verb.main(*arguments(tmp_path, *flags)) == 0
+    assert main(["export", f"--workdir={tmp_path}", *flags]) == 0
     assert [path.name for path in output.iterdir()] == ["safetensors"]
     assert "step 4" in capsys.readouterr().out
     encoder = ssl_jax.load(output / "safetensors" / "weights.safetensors")

@@ -17,11 +17,10 @@ import pytest
 from PIL import Image
 from xla_flags import flags
 
-from ssl_jax.cli import train
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.loop import Signals
-from ssl_jax.engine.metrics import read_metrics, read_starts
+from ssl_jax.engine.records import read_metrics, read_starts
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
 
@@ -141,7 +140,7 @@ def test_a_run_leaves_what_the_readme_says(straight):
     assert (straight / "pictures" / "views.png").stat().st_size > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_all_of_a_run_is_watched_and_paused_where_it_is_no_step(here, folder, tmp_path, monkeypatch):
     dogs, paused = [], {}
     enter = Watchdog.__enter__
@@ -158,8 +157,9 @@ def test_all_of_a_run_is_watched_and_paused_where_it_is_no_step(here, folder, tm
         monkeypatch.setattr(owner, name, call)
 
     noted(Checkpoints, "restore_latest")
-    for name in ("save_views", "raw_pixels", "save_neighbors", "write_report"):
-        noted(train, name)
+    for name in ("save_views", "baseline_context", "save_neighbors"):
+        noted(training, name)
+    noted(write, "write_report")
     noted(Trace, "close")
     noted(Checkpoints, "close")
     noted(Signals, "stop")
@@ -169,11 +169,12 @@ def test_all_of_a_run_is_watched_and_paused_where_it_is_no_step(here, folder, tm
     assert len(paused) == 7
     assert len({since for _, since in paused.values()}) == 5  # each of them has two hours: start, baseline, step, closing, end
     assert dogs[0].ends and not dogs[0]._thread.is_alive()
-    monkeypatch.setattr(train, "train", lambda *_: None)
+    monkeypatch.setattr(training, "train", lambda *_: None)
     assert here(command(tmp_path / "run", folder, *settings)).returncode == 0
     assert not dogs[1].ends  # nobody would start it again
 
 
+@pytest.mark.full
 def test_kill_9_then_the_same_numbers(straight, folder, tmp_path):
     workdir = tmp_path / "killed"
     code, _ = interrupt_at(command(workdir, folder), workdir, 5, signal.SIGKILL)
@@ -219,7 +220,8 @@ def test_every_family_killed_with_9_goes_on_to_the_same_numbers(name, tmp_path, 
     np.testing.assert_equal(lines(tmp_path / "killed"), lines(tmp_path / "straight"))  # bit for bit; NaN where a lazy phase rested
 
 
-@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+@pytest.mark.full
+@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path, signum, expected):
     workdir = tmp_path / "stopped"
     code, stderr = interrupt_at(command(workdir, folder), workdir, 4, signum)
@@ -232,7 +234,7 @@ def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path, signum
     assert lines(workdir) == lines(straight)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_evaluation_that_sigterm_kept_from_happening_is_made_when_the_run_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(nn, "relu", nn.relu)  # the config replaces it
     monkeypatch.chdir(ROOT)
@@ -253,7 +255,7 @@ def test_an_evaluation_that_sigterm_kept_from_happening_is_made_when_the_run_goe
         assert ["representation/rankme" in line and "ssl/loss" in line for line in lines(tmp_path)] == [False, True, False, True]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_worker_processes_and_eight_devices_change_nothing(straight, folder, tmp_path):
     """Workers: bit-identical, over a kill. Devices: losses to 1e-5, from 1 to 8 and back."""
     workdir = tmp_path / "mixed"
@@ -353,6 +355,7 @@ def verb(here):
 REPRESENTATION = "--config.evals={'representation': {'kind': 'representation'}}"
 
 
+@pytest.mark.full
 def test_evaluate_again_with_other_settings(finished, verb):
     before = len(json.loads((finished / "evaluations.json").read_text()))
     for k, more in ((3, 1), (1, 2), (3, 2)):  # another protocol stands beside the first, the same replaces it
@@ -362,6 +365,7 @@ def test_evaluate_again_with_other_settings(finished, verb):
         assert len(json.loads((finished / "evaluations.json").read_text())) == before + more
 
 
+@pytest.mark.full
 def test_evaluate_and_export_a_corrupt_checkpoint(finished, verb):
     newest = max((path for path in (finished / "checkpoints").iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
@@ -373,6 +377,7 @@ def test_evaluate_and_export_a_corrupt_checkpoint(finished, verb):
     assert newest.exists()  # only `train` moves it aside
 
 
+@pytest.mark.full
 def test_evaluate_on_pictures_whose_colors_have_no_meaning_as_rgb(finished, tmp_path, verb):
     before = (finished / "evaluations.json").read_text()
     for i in range(16):
@@ -383,6 +388,7 @@ def test_evaluate_on_pictures_whose_colors_have_no_meaning_as_rgb(finished, tmp_
     assert (finished / "evaluations.json").read_text() == before
 
 
+@pytest.mark.full
 def test_export_of_an_unfinished_run(finished, verb):
     shutil.rmtree(finished / "checkpoints" / "12")
     one_line(verb("export", finished), "is unfinished (step 9 of 12)")
@@ -399,18 +405,20 @@ def test_data_whose_preparation_was_interrupted(tmp_path, here):
 NOT_FINITE = ("--config.optim.net.lr=1e30", "--config.model.temperature=1e-30")
 
 
-def test_nan_loss_names_the_step_and_keeps_the_checkpoint(folder, tmp_path):
-    done = run(command(tmp_path / "w", folder, *NOT_FINITE, "--config.checkpoint_every=1 steps"))
+@pytest.mark.full
+def test_nan_loss_names_the_step_and_keeps_the_checkpoint(here, folder, tmp_path):
+    done = here(command(tmp_path / "w", folder, *NOT_FINITE, "--config.checkpoint_every=1 steps"))
     one_line(done, "in phase 'ssl'")
 
 
-@pytest.mark.slow
-def test_nan_loss_is_skipped_if_told_so(folder, tmp_path):
-    skipped = run(command(tmp_path / "s", folder, *NOT_FINITE, "--config.on_nonfinite=skip"))
+@pytest.mark.full
+def test_nan_loss_is_skipped_if_told_so(here, folder, tmp_path):
+    skipped = here(command(tmp_path / "s", folder, *NOT_FINITE, "--config.on_nonfinite=skip"))
     assert skipped.returncode == 0, skipped.stderr
     assert any(row.get("ssl/skipped") == 1 for row in lines(tmp_path / "s"))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is a tmpfs of 3 MB, and mounting needs root")
 def test_full_disk_loses_nothing(folder, tmp_path):
     disk = tmp_path / "disk"

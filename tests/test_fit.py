@@ -8,12 +8,12 @@ import types
 import jax
 import pytest
 
-from ssl_jax.cli import rehearse as verb
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.engine.sharding import make_mesh
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import fit as search
+from ssl_jax.experiment import rehearse as rehearsing
 from ssl_jax.rehearsal import roofline
 from ssl_jax.rehearsal.chips import CHIPS
 from ssl_jax.rehearsal.topology import Slice
@@ -162,12 +162,13 @@ def test_gpus_are_ranked_without_their_network(nothing_is_traced, capsys):
     assert "network not included: no one figure of it is known" in printed and "published" not in printed
 
 
+@pytest.mark.full
 def test_the_whole_search(tmp_path, monkeypatch, capsys):
     """From the command line, compiled for two fake devices with a little memory."""
-    monkeypatch.setattr(verb, "open_topology", lambda name, slices: chips(memory=30_000_000, devices=2))
+    monkeypatch.setattr(rehearsing, "open_topology", lambda name, slices: chips(memory=30_000_000, devices=2))
     config = supervised(**MLP)
     loaded = lambda _, overrides: configs.apply_overrides(config.copy_and_resolve_references(), overrides)  # noqa: E731
-    monkeypatch.setattr(verb.configs, "load", loaded)
+    monkeypatch.setattr(rehearsing.configs, "load", loaded)
     arguments = [f"--config={SUPERVISED}", "--topology=v5e:2x4", f"--output={tmp_path}/told.json"]
     assert main(["rehearse", *arguments, "--fit"]) == 0
     told = json.loads((tmp_path / "told.json").read_text())

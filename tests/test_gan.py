@@ -54,6 +54,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [32, 48])
 @pytest.mark.parametrize(("generator", "discriminator"), NETWORKS, ids=lambda spec: spec["name"])
 def test_pictures_lie_in_range_and_features_have_their_shapes(generator, discriminator, size):
@@ -161,6 +162,7 @@ def made():
     return config, method, params, mutable, {"image": images}
 
 
+@pytest.mark.full
 def test_the_average_begins_at_its_start_and_then_decays(made):
     """A constant source is a fixed point; the weight of the start after n steps is decay^n."""
     from ssl_jax.engine.method import State
@@ -193,6 +195,7 @@ def test_the_discriminators_loss_is_that_of_its_game_and_leaves_the_generator_al
     assert config.model.discriminator_steps == method.phases[0].repeat == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["gradient_penalty", "r1", "r2"])
 def test_penalties_are_added_with_their_weight(name):
     from ssl_jax.engine.method import State
@@ -212,6 +215,7 @@ def test_penalties_are_added_with_their_weight(name):
     assert (of_others["penalty"] == logs["penalty"]) == (name == "r1")  # the only one that no sample has a part in
 
 
+@pytest.mark.full
 def test_samples_repeat_and_truncation_brings_them_together(made):
     _, method, params, mutable, _ = made
     prepared = jax.jit(method.sampler.prepare)(params, mutable, jax.random.key(0))

@@ -235,6 +235,7 @@ def run():
     return this, this.run.init()
 
 
+@pytest.mark.full
 def test_a_run_offers_its_samples_and_its_discriminator(run):
     this, state = run
     entries = {"generation": dict(kind="generation", examples=40, subsets=2), "judge": dict(kind="discriminator_memorization", examples=50)}
@@ -247,6 +248,7 @@ def test_a_run_offers_its_samples_and_its_discriminator(run):
     assert again == results and len(this.known) == 1
 
 
+@pytest.mark.full
 def test_a_method_that_does_not_sample_and_a_missing_file_are_told_before_training(run):
     this, state = run
     without = this._replace(sampler=None)
@@ -261,6 +263,7 @@ def test_a_method_that_does_not_sample_and_a_missing_file_are_told_before_traini
         this.config.evals.generation.extractor = "random_conv"
 
 
+@pytest.mark.full
 def test_an_exported_encoder_compares_pictures_under_its_own_name(run, tmp_path):
     this, state = run[0], jax.device_get(run[1])
     source = export.make_source(this.config, state.params, state.mutable)

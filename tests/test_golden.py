@@ -24,12 +24,14 @@ def found(name, topology):
     return golden.describe(golden.CASES[name], open_topology(topology))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", LONG)
 def test_parameters_lie_where_they_lay(name):
     told = golden.differences({**golden.read(name, ""), "collectives": {}}, golden.describe(golden.CASES[name], None))
     assert not told, ANEW
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in golden.CASES])
 def test_steps_send_what_they_sent(name):
     assert not golden.differences(golden.read(name, "cpu:8"), found(name, "cpu:8")), ANEW

@@ -13,7 +13,6 @@ from PIL import Image
 from configs import common
 from ssl_jax.augment import views as views_module
 from ssl_jax.augment.views import SIZES, check_recipes, make_views, output_size
-from ssl_jax.cli.train import save_views
 from ssl_jax.data import catalog
 from ssl_jax.data.features import Feature, after_host, named, of_tfds
 from ssl_jax.data.pipeline import TrainBatches, eval_batches
@@ -27,6 +26,7 @@ from ssl_jax.experiment import build as assemble_module
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.experiment.build import build_experiment, context
+from ssl_jax.experiment.training import save_views
 
 MANY = 6  # boxes an image is padded to
 SIDE = 48

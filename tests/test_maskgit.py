@@ -136,6 +136,7 @@ def test_features_are_of_each_block_and_of_no_other_image(made):
     np.testing.assert_allclose(again[::-1], features["pooled"], atol=1e-6)
 
 
+@pytest.mark.full
 def test_samples_depend_on_their_own_seed_and_class(made, prepared):
     this, _ = made
     drawn, sample = this.sampler.latents(jax.random.key(4), 8), jax.jit(this.sampler.sample)
@@ -148,6 +149,7 @@ def test_samples_depend_on_their_own_seed_and_class(made, prepared):
         this.sampler.sample(prepared, drawn, 0.5)
 
 
+@pytest.mark.full
 def test_completions_keep_the_upper_half(made, prepared):
     this, _ = made
     completed = jax.jit(this.sampler.complete)(prepared, this.sampler.latents(jax.random.key(4), 8), BATCH["image"])

@@ -76,6 +76,7 @@ RESNET_COUNTS = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("fields", "expected"), RESNET_COUNTS, ids=str)
 def test_resnet_parameter_counts(fields, expected):
     module = build_encoder({"name": "resnet", **fields})

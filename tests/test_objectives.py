@@ -134,6 +134,7 @@ def test_every_way_gives_the_values_and_gradients_of_dense(name, way, monkeypatc
         assert "f32[48,48]" not in text and "f32[24,24]" not in text  # of one device: never all similarities
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", contrastive.LOSSES)
 def test_a_ring_of_twice_the_devices_holds_half_as_much_in_each(name):
     """Of the whole step: rows that the backward pass kept of every device would not become fewer."""
@@ -147,6 +148,7 @@ def test_a_ring_of_twice_the_devices_holds_half_as_much_in_each(name):
     assert temporaries[1] < 0.55 * temporaries[0]
 
 
+@pytest.mark.full
 def test_a_ring_of_one_device_and_a_batch_of_one():
     z = stack(A, B)
     assert float(nt_xent(z, 0.2, "ring")[0]) == pytest.approx(float(nt_xent(z, 0.2)[0]))

@@ -59,6 +59,7 @@ def test_full_ways_are_measured_anywhere_on_them():
         evals.check({"path": dict(kind="perceptual_path", examples=1)})
 
 
+@pytest.mark.full
 def test_lpips_needs_its_file_and_is_measured_with_its_weights(tmp_path):
     rng = np.random.default_rng(2)
     arrays = {name: (rng.standard_normal(shape) * 0.05).astype(np.float32) for name, shape in vgg.shapes().items()}

@@ -15,9 +15,10 @@ import time
 import pytest
 from process_runs import Running, Runs, both, environment
 
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.engine import watchdog
-from ssl_jax.experiment import distributed, launch_environment
+from ssl_jax.experiment import distributed
+from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSES
 
 pytestmark = pytest.mark.slow
 STEPS, EVERY = 60, 5
@@ -176,7 +177,7 @@ def test_port_taken(runs):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        place = {launch_environment.COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", launch_environment.PROCESSES: 2, launch_environment.PROCESS: 0}
+        place = {COORDINATOR: f"127.0.0.1:{taken.getsockname()[1]}", PROCESSES: 2, PROCESS: 0}
         began = time.monotonic()
         told = Running(runs.arguments("port"), environment(2, **place)).finish(code=74)
     assert re.search(r"error: port \d+ of the coordinator is taken", told)

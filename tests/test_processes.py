@@ -9,9 +9,10 @@ import time
 import pytest
 from process_runs import Runs, both
 
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import distributed, launch_environment
+from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSES, TPU_VM
 from ssl_jax.launchers import supervise
 
 
@@ -26,7 +27,7 @@ from ssl_jax.launchers import supervise
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "GKE"),
         ({"MEGASCALE_COORDINATOR_ADDRESS": "a:8080"}, "GKE"),
-        ({launch_environment.TPU_VM: "1"}, "Cloud TPU"),
+        ({TPU_VM: "1"}, "Cloud TPU"),
     ],
 )
 def test_what_started_this_process(environment, found):
@@ -35,19 +36,19 @@ def test_what_started_this_process(environment, found):
 
 
 def test_the_place_that_the_launcher_tells():
-    told = {launch_environment.COORDINATOR: "127.0.0.1:1", launch_environment.PROCESSES: "4", launch_environment.PROCESS: "2"}
+    told = {COORDINATOR: "127.0.0.1:1", PROCESSES: "4", PROCESS: "2"}
     assert launch_environment.launched_process(told) == ("127.0.0.1:1", 4, 2)
 
 
 def test_hosts_of_a_tpu_are_joined_or_told_how(monkeypatch):
-    for name in (launch_environment.COORDINATOR, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS"):
+    for name in (COORDINATOR, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     joined = []
     monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda **options: joined.append(options))
     monkeypatch.setattr(distributed.jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match=r"one of 4 hosts of a TPU; start every one of them with SSL_JAX_TPU_VM=1"):
         distributed.initialize()
-    monkeypatch.setenv(launch_environment.TPU_VM, "1")
+    monkeypatch.setenv(TPU_VM, "1")
     distributed.initialize()
     assert joined == [{"heartbeat_timeout_seconds": distributed.HEARTBEAT}]
 
@@ -57,7 +58,7 @@ def test_others_that_cannot_be_joined_are_no_bad_input(monkeypatch, capsys):
         raise RuntimeError("Failed to recognize coordinator address a-0\nmore")
 
     monkeypatch.setattr(distributed.jax.distributed, "initialize", fails)
-    monkeypatch.setenv(launch_environment.TPU_VM, "1")
+    monkeypatch.setenv(TPU_VM, "1")
     with pytest.raises(SystemExit) as ended:
         main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"])
     assert ended.value.code.startswith("error: the other processes (Cloud TPU) could not be joined (Failed to recognize")  # which is 1
@@ -65,7 +66,7 @@ def test_others_that_cannot_be_joined_are_no_bad_input(monkeypatch, capsys):
 
 def test_a_port_that_another_was_faster_to_take_is_no_bad_input(monkeypatch, capsys):
     with socket.create_server(("", 0)) as taken:
-        place = ((launch_environment.COORDINATOR, f"127.0.0.1:{taken.getsockname()[1]}"), (launch_environment.PROCESSES, "1"), (launch_environment.PROCESS, "0"))
+        place = ((COORDINATOR, f"127.0.0.1:{taken.getsockname()[1]}"), (PROCESSES, "1"), (PROCESS, "0"))
         for name, value in place:
             monkeypatch.setenv(name, value)
         assert main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"]) == 74
@@ -87,13 +88,13 @@ def test_each_process_has_a_gpu_of_its_own_among_the_visible_ones(monkeypatch, v
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    for name, value in ((launch_environment.COORDINATOR, "127.0.0.1:1"), (launch_environment.PROCESSES, "2"), (launch_environment.PROCESS, "1")):
+    for name, value in ((COORDINATOR, "127.0.0.1:1"), (PROCESSES, "2"), (PROCESS, "1")):
         monkeypatch.setenv(name, value)
     told = []
     monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *places, **_: told.append(places))
     distributed.initialize()
-    monkeypatch.setenv(launch_environment.PROCESSES, "1")
-    monkeypatch.setenv(launch_environment.PROCESS, "0")
+    monkeypatch.setenv(PROCESSES, "1")
+    monkeypatch.setenv(PROCESS, "0")
     monkeypatch.setattr(distributed, "_check_port", lambda coordinator: None)
     distributed.initialize()  # one alone has all
     assert told == [("127.0.0.1:1", 2, 1, [1], "deactivate"), ("127.0.0.1:1", 1, 0, None, "deactivate")]
@@ -105,7 +106,7 @@ def scripted(tmp_path, monkeypatch):
 
     def start(text, processes=2, max_restarts=0):
         path = tmp_path / "script.py"
-        me, folder = f"int(os.environ[{launch_environment.PROCESS!r}])", f"pathlib.Path({str(tmp_path)!r})"
+        me, folder = f"int(os.environ[{PROCESS!r}])", f"pathlib.Path({str(tmp_path)!r})"
         head = f"import os, pathlib, signal, sys, time\nme, folder = {me}, {folder}"
         path.write_text(f"{head}\n{text}")
         monkeypatch.setattr(supervise, "LAUNCHER", path)
@@ -153,7 +154,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(scripted, caplog, tmp_path):
 
 
 def test_a_fault_of_the_machine_is_and_at_another_port(scripted, tmp_path):
-    note = f"(folder / ('0-' + os.environ[{launch_environment.COORDINATOR!r}])).touch()\n"
+    note = f"(folder / ('0-' + os.environ[{COORDINATOR!r}])).touch()\n"
     assert scripted(note + "sys.exit(74 if len(list(folder.glob('0-*'))) == 1 else 0)", 1, max_restarts=1) == 0
     assert len(list(tmp_path.glob("0-*"))) == 2
     assert scripted("sys.exit(74)") == 74
@@ -194,6 +195,7 @@ def wait_until(running, text):
         time.sleep(0.05)
 
 
+@pytest.mark.full
 def test_sigterm_before_the_first_step_ends_a_process_that_the_launcher_started(tmp_path):
     runs = Runs(tmp_path, "simclr")
     running = runs.start("early", 1, "--processes=1", "--config.baselines=('untrained',)")
@@ -203,6 +205,7 @@ def test_sigterm_before_the_first_step_ends_a_process_that_the_launcher_started(
     assert runs.logged("early") == 0
 
 
+@pytest.mark.full
 def test_hosts_that_see_different_folders_are_told(tmp_path):
     runs = Runs(tmp_path, "simclr")
     for running in both(runs.arguments("one"), runs.arguments("other")):
@@ -221,6 +224,7 @@ def runs(request, tmp_path_factory):
     return runs
 
 
+@pytest.mark.full
 def test_another_count_of_processes_goes_on_with_the_same_examples_to_the_same_curve(runs):
     """Two processes, one of which is told to stop; one process with all devices."""
     stop_one(runs, "stopped", 2)

@@ -145,6 +145,7 @@ def test_normalization_has_a_gradient_at_zero_where_other_forms_have_none():
     np.testing.assert_allclose(q.normalized(z), unit(z), atol=1e-6)
 
 
+@pytest.mark.full
 def test_losses_of_a_learned_codebook():
     """beta weighs the commitment; unused codes get no gradient; that of the commitment of unit codes is at right angles to z."""
     quantizer = build_quantizer(dict(name="learned", size=64, dim=8, normalize=True))
@@ -217,6 +218,7 @@ def test_averages_are_those_of_the_global_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), spread, one)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("update", ["average", "gradient"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_dead_codes_start_again_at_vectors_of_the_batch(update, normalize):
@@ -289,6 +291,7 @@ def test_entropy_loss_against_a_loop_and_its_range():
     assert np.isfinite(jax.grad(lambda z: q.entropy_loss(z, codes, 1e-6))(z)).all()
 
 
+@pytest.mark.full
 def test_entropies_of_bits_are_those_of_their_codes():
     z, tau = 0.3 * normal(0, 40, 6), 0.5
     codes = np.asarray(q.lfq_codes(jnp.arange(64), 6))
@@ -301,6 +304,7 @@ def test_entropies_of_bits_are_those_of_their_codes():
 # --------------------------------------------------------------------------------------------------- FSQ and LFQ
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("levels", [(8, 5, 5, 5), (8, 8, 8), (7, 4, 3)])
 def test_fsq_is_a_bijection_on_its_levels(levels):
     size = int(np.prod(levels))

@@ -139,6 +139,7 @@ def stacked():
     return this, states, told
 
 
+@pytest.mark.full
 def test_each_machine_learns_in_its_window_and_rests_after_it(stacked):
     _, states, told = stacked
     moved = [
@@ -153,6 +154,7 @@ def test_each_machine_learns_in_its_window_and_rests_after_it(stacked):
     assert jax.tree.all(jax.tree.map(np.array_equal, resting[0], resting[-1]))
 
 
+@pytest.mark.full
 def test_the_second_machine_sees_the_hidden_units_of_the_first(stacked):
     _, states, told = stacked
     state = states[2]
@@ -163,6 +165,7 @@ def test_the_second_machine_sees_the_hidden_units_of_the_first(stacked):
     np.testing.assert_allclose(told[2]["rbm2/squared_error"], ((v - again) ** 2).sum(-1).mean(), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_tuning_begins_at_the_unrolled_machines_and_descends_as_on_copies_of_their_weights(stacked):
     this, states, told = stacked
     start = states[4].params

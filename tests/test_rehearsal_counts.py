@@ -113,6 +113,7 @@ def vit_forward(depth, width, hidden, tokens, patch):
     return depth * block + 2 * (tokens - 1) * width * 3 * patch**2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("spec", "forward"),
     [

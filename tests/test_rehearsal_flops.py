@@ -26,6 +26,7 @@ def transformer(depth, width, hidden, tokens):
     return depth * (2 * tokens * width * (4 * width + 2 * hidden) + 4 * tokens**2 * width)
 
 
+@pytest.mark.full
 def test_simclr_with_resnet50():
     """Two views, three times 4.09 GMACs each (torchvision's count)."""
     assert counted("simclr.py:imagenet")[0] == pytest.approx(2 * 3 * 2 * 4.09e9, rel=0.05)
@@ -38,6 +39,7 @@ def test_vit_g14():
     assert 0.6 * blocks < repeated < blocks  # the forward pass once more, without what its last products give
 
 
+@pytest.mark.full
 def test_vim_large(monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes of stages are relative paths
     blocks, head = transformer(36, 2048, 8192, 1024), 2 * 1024 * 2048 * 8192
@@ -51,6 +53,7 @@ def non_local(channels, pixels):
     return 2 * pixels * (channels * (2 * channels // 8 + channels // 2 + channels // 2) + pixels // 4 * (channels // 8 + channels // 2))
 
 
+@pytest.mark.full
 def test_biggan_128():
     """Two updates of a discriminator, with half of the batch each and as many fakes, and one of the generator with half of it."""
     ch = 96

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from ssl_jax.cli import rehearse as verb
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.data import catalog
 from ssl_jax.data.sources import open_source
 from ssl_jax.engine import sharding
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
+from ssl_jax.experiment import rehearse as rehearsing
 from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.rehearsal import gpus, memory, roofline
@@ -43,6 +43,7 @@ def program(this, example):
     return this.run.trace(this.run.abstract, example, this.run.root).lower().as_text()
 
 
+@pytest.mark.full
 def test_it_is_the_step_that_train_runs():
     """The same program to the letter, with the same shapes, shardings and donated arguments."""
     overrides = ("--config.mesh.fsdp=2", "--config.batch_size=32")
@@ -55,6 +56,7 @@ def test_it_is_the_step_that_train_runs():
     assert rehearsed.total == trained.durations["total"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["vq_prior", "maskgit"])
 def test_a_stage_is_that_of_its_recipe_or_of_a_run_without_its_weights(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes are relative paths
@@ -77,6 +79,7 @@ def rehearsed(tmp_path_factory):
     return json.loads(output.read_text())
 
 
+@pytest.mark.full
 def test_what_is_told_adds_up(rehearsed):
     assert rehearsed["fits"]
     assert rehearsed["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
@@ -94,6 +97,7 @@ def test_what_is_told_adds_up(rehearsed):
     assert summed >= told["parameters"]  # gradients, and statistics besides
 
 
+@pytest.mark.full
 def test_the_memory_of_a_chip_stands_beside_what_is_needed(rehearsed):
     assert rehearsed["chip_bytes"] is None  # of a fake device
     file = io.StringIO()
@@ -101,11 +105,12 @@ def test_the_memory_of_a_chip_stands_beside_what_is_needed(rehearsed):
     assert re.search(r"a device has +16 GiB", file.getvalue())
 
 
+@pytest.mark.full
 def test_a_step_has_the_share_of_a_gpu_that_jax_takes(rehearsed, monkeypatch, tmp_path, capsys):
     """And what several of them need for it at least is told without their network."""
     total = rehearsed["compiled_bytes"]["total"]
     chip = CHIPS["h100"]._replace(memory=1.2 * total, share=0.75)
-    monkeypatch.setattr(verb, "open_topology", lambda name, slices: open_topology("cpu:8")._replace(chip=chip))
+    monkeypatch.setattr(rehearsing, "open_topology", lambda name, slices: open_topology("cpu:8")._replace(chip=chip))
     flags = ("--config.mesh.fsdp=2", "--config.batch_size=32", f"--output={tmp_path}/told.json")
     assert main(["rehearse", SIMCLR, "--topology=h100:1x8", *flags]) == 1
     told, printed = json.loads((tmp_path / "told.json").read_text()), capsys.readouterr()
@@ -239,6 +244,7 @@ MESSAGE = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("chip", "remedy"),
     [
@@ -252,7 +258,7 @@ def test_what_does_not_fit_is_an_answer(monkeypatch, tmp_path, capsys, chip, rem
         raise jax.errors.JaxRuntimeError(MESSAGE)
 
     where = open_topology("cpu:8")._replace(chip=CHIPS.get(chip))
-    monkeypatch.setattr(verb, "open_topology", lambda name, slices: where)
+    monkeypatch.setattr(rehearsing, "open_topology", lambda name, slices: where)
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     assert main(["rehearse", SIMCLR, "--topology=cpu:8", f"--output={tmp_path}/told.json"]) == 1
     told = json.loads((tmp_path / "told.json").read_text())
@@ -309,7 +315,7 @@ def test_hosts_of_gpus():
 def test_the_time_of_a_step_on_one_gpu_is_predicted():
     where = open_topology("h200:1x1")
     assert where.devices[0].device_kind == "NVIDIA H200"
-    told = verb.rehearse(build_abstract(load("supervised.py:smoke"), where.devices, where.platform), where, verb.QUICK["gpu"])
+    told = rehearsing.rehearse(build_abstract(load("supervised.py:smoke"), where.devices, where.platform), where, rehearsing.QUICK["gpu"])
     assert told["fits"]
     assert told["prediction"]["bound"]["step_seconds"] == told["busy_seconds"]["memory"] > told["busy_seconds"]["compute"] > 0
     assert "network" not in told["busy_seconds"]
@@ -320,7 +326,7 @@ def test_the_time_of_a_step_on_one_gpu_is_predicted():
 def test_a_step_is_compiled_for_tpus():
     where = open_topology("v5e:2x4")
     config = load("supervised.py:smoke", "--config.batch_size=64", "--config.mesh.fsdp=2")
-    told = verb.rehearse(build_abstract(config, where.devices, where.platform), where, verb.QUICK["tpu"])
+    told = rehearsing.rehearse(build_abstract(config, where.devices, where.platform), where, rehearsing.QUICK["tpu"])
     assert told["fits"] and told["chip_bytes"] == 16 * 2**30
     assert told["dtype"] == "bfloat16"
     assert told["prediction"]["binding"] in ("compute", "memory", "network")

@@ -146,6 +146,7 @@ def test_samples_without_classes_are_told_before_training_and_classes_without_im
             module.evaluate(unknown, extractor="means", examples=8, acceptance=0.5)
 
 
+@pytest.mark.full
 def test_a_run_makes_its_candidates_twice_of_the_latents_that_its_sampler_has():
     small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:64]", "--config.eval_batch_size=32")
     this = build_experiment(configs.load(f"{ROOT}/configs/biggan.py:smoke", small))

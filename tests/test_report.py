@@ -1,6 +1,5 @@
 """The report of a run: right numbers, self-contained, safe, and complete about what is missing."""
 
-import argparse
 import io
 import json
 import re
@@ -11,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_jax.cli import report
+from launch import main
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import OTHER, SAME, UNKNOWN, fetch_images, save_neighbors
-from ssl_jax.report.charts import chart, labels, thinned, ticks
+from ssl_jax.report.charts import PERCENT, chart, labels, thinned, ticks
+from ssl_jax.report.write import write_report
 
 HOSTILE = '<script>alert("x")</script>&<img src="http://example.com/a.png">'
 VOID = {"meta", "img", "br"}
@@ -95,7 +95,7 @@ def write_run(workdir, steps=20, **config):
 
 
 def read(workdir) -> tuple[str, Page]:
-    path = report.write_report(workdir)
+    path = write_report(workdir)
     assert path == workdir / "report.html"
     assert not list(workdir.glob("*.tmp"))
     source = path.read_text(encoding="utf-8")
@@ -118,12 +118,12 @@ def test_a_numbered_series_is_a_film_strip(tmp_path):
     """All frames in order where there are few; the first and the last where there are many."""
     run = tmp_path / "run"
     write_run(run)
-    page = Page(report.write_report(run).read_text())
+    page = Page(write_report(run).read_text())
     frames = [value for name, value in page.attributes if name == "alt" and value.startswith("step ")]
     assert frames == ["step 10", "step 20"]
     for step in range(30, 400, 10):
         (run / "pictures" / f"samples_{step:06d}.png").write_bytes(png((step % 256, 20, 30)))
-    page = Page(report.write_report(run).read_text())
+    page = Page(write_report(run).read_text())
     frames = [int(value[5:]) for name, value in page.attributes if name == "alt" and value.startswith("step ")]
     assert len(frames) == 8
     assert frames == sorted(frames)
@@ -137,7 +137,7 @@ def test_page_holds_the_numbers(tmp_path):
     assert re.search(r"kNN 63\.1[23] % against 31\.25 % untrained and 18\.02 % raw pixels", told)
     for expected in ("70.75 %", "10.00 %", "83.20 %", "quoted: published", "12.5", "kNN k=20", "L-BFGS", "+30.75",
                      "abc123", "20 of 20", "1,280 (2 epochs)", "321 (median)", "3 min",
-                     "75 % of the time from the first start to the last logged step; the rest is starting, compiling",
+                     "Goodput 75 %", "the share of the time from the first start to the last logged step that was spent in steps",
                      "WARNING example 7 is left out (x 3)",
                      "flip(p=0.5)", "optim.net.lr", "0.003", "the newest of 2 in pictures/"):  # fmt: skip
         assert expected in told, expected
@@ -152,6 +152,32 @@ def test_page_holds_the_numbers(tmp_path):
                       "images per second", "where the time of a step goes"]  # fmt: skip
     check_self_contained(source, page)
     assert "nan" not in re.sub(r"base64,[^\"]*", "", source).lower().replace("provenance", "")
+
+
+def test_goodput_is_a_number_among_the_facts_and_explained_below(tmp_path):
+    source, _ = read(write_run(tmp_path / "run"))
+    facts = source[source.index('<dl class="facts">') : source.index("</dl>")]
+    assert f"<dt>Goodput</dt><dd>75{PERCENT}</dd>" in facts and "compiling" not in facts
+
+
+@pytest.mark.parametrize(
+    ("names", "heading"),
+    [
+        (("views", "neighbors", "reconstruction_00000010", "samples_000010"), "Samples"),
+        (("views", "neighbors", "reconstruction_00000010"), "Reconstructions"),
+        (("views", "neighbors"), "Augmented views"),
+    ],
+)
+def test_the_report_opens_with_what_the_run_makes_or_sees(tmp_path, names, heading):
+    run = write_run(tmp_path / "run")
+    for path in (run / "pictures").iterdir():
+        path.unlink()
+    for name in names:
+        (run / "pictures" / f"{name}.png").write_bytes(png("red"))
+    source, page = read(run)
+    headings = re.findall(r"<h2>([^<]*)</h2>", source)
+    assert headings[0] == heading and len(headings) == len(set(headings))
+    assert page.tags.count("img") == len(names)
 
 
 def test_verdict_does_not_flatter(tmp_path):
@@ -224,15 +250,12 @@ def test_unfinished_and_damaged(tmp_path):
 
 
 def test_verb(tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
-    args = parser.parse_args(["--workdir", str(tmp_path)])
-    assert report.main(args, []) == 0
+    assert main(["report", f"--workdir={tmp_path}"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
-    with pytest.raises(UserError, match=r"--config\.a=1"):
-        report.main(args, ["--config.a=1"])
+    assert main(["report", f"--workdir={tmp_path}", "--config.a=1"]) == 2
+    assert "--config.a=1" in capsys.readouterr().err
     with pytest.raises(UserError, match="no directory"):
-        report.write_report(tmp_path / "absent")
+        write_report(tmp_path / "absent")
 
 
 def test_chart_geometry():

@@ -54,8 +54,8 @@ def test_a_checkpoint_of_another_step_than_its_name_is_corrupt(tmp_path):
 LISTINGS = f"""
 import logging, pathlib, sys, threading
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from ssl_jax.cli import cluster
-cluster.join()
+from ssl_jax.experiment import distributed
+distributed.initialize()
 import jax
 from jax.experimental import multihost_utils
 from test_engine import toy
@@ -72,7 +72,7 @@ for step in (5, 10):
 saved.wait()
 for name, later in (("late", True), ("never", False)):
     seen = folder / "all"
-    if not cluster.first():
+    if not distributed.is_lead():
         seen = folder / name
         seen.mkdir()
         (seen / "5").symlink_to(folder / "all" / "5")
@@ -86,7 +86,7 @@ for name, later in (("late", True), ("never", False)):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_processes_that_list_different_checkpoints_wait_for_the_same_ones_or_are_told(tmp_path):
     command = [sys.executable, "-c", LISTINGS, str(tmp_path)]
     for process, running in enumerate(both(command, command)):
@@ -95,7 +95,7 @@ def test_processes_that_list_different_checkpoints_wait_for_the_same_ones_or_are
         assert "told: process 1 sees checkpoints [5] in" in told and "process 0 [5, 10]; see that all hosts mount" in told
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_one_process_cannot_read_its_part(tmp_path):
     """The parameters are spread over both, and the files of the second one are cut off."""
     runs, flags = Runs(tmp_path, "simclr", 6, 3), ("--config.mesh.data=1", "--config.mesh.fsdp=4")

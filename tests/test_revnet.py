@@ -59,6 +59,7 @@ def test_groups_are_joined_by_averages_and_zeros():
     np.testing.assert_array_equal(y[..., [0, 3]], 0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("width", "millions", "dim"), [(1, 5.4, 2048), (4, 86, 8192)])
 def test_parameters_and_features_of_the_published_networks(width, millions, dim):
     """86 M as in the table of Chen et al. 2020 (arXiv:2002.05709) that has BigBiGAN; by hand to the last one."""
@@ -76,6 +77,7 @@ def test_parameters_and_features_of_the_published_networks(width, millions, dim)
     assert [out[f"layer{i}"].shape[1:3] for i in range(1, 5)] == [(56, 56), (28, 28), (14, 14), (7, 7)]
 
 
+@pytest.mark.full
 def test_remat_changes_no_gradient(monkeypatch):
     monkeypatch.setitem(revnet.DEPTHS, 10, (1, 1))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 16, 3)), jnp.float32)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_jax.cli import sample
-from ssl_jax.cli.main import main
-from ssl_jax.engine.metrics import read_metrics
+from launch import main
+from ssl_jax.engine.records import read_metrics
+from ssl_jax.experiment import sample_pages
 from ssl_jax.experiment.config import load
 from ssl_jax.experiment.sampler import OpenSampler
 
@@ -23,6 +23,7 @@ def workdir(tmp_path_factory):
     return path
 
 
+@pytest.mark.full
 def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir):
     grids = sorted(path.name for path in (workdir / "pictures").glob("samples_*.png"))
     assert grids == [f"samples_{step:08d}.png" for step in (0, 4, 8)]
@@ -37,6 +38,7 @@ def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir)
     assert all(f'alt="step {step}"' in page for step in (0, 4, 8))
 
 
+@pytest.mark.full
 def test_sample_writes_its_pages_and_repeats_them(workdir, capsys, tmp_path):
     assert main(["sample", f"--workdir={workdir}", "--count=12"]) == 0
     written = {path.name for path in (workdir / "samples").iterdir()}
@@ -47,6 +49,7 @@ def test_sample_writes_its_pages_and_repeats_them(workdir, capsys, tmp_path):
         assert (workdir / "samples" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+@pytest.mark.full
 def test_a_variational_autoencoder_shows_its_latents(tmp_path):
     assert main(["train", "--config=configs/vae.py:smoke", f"--workdir={tmp_path}", "--config.evals={}", "--config.best_metric="]) == 0
     assert main(["sample", f"--workdir={tmp_path}", "--count=12"]) == 0
@@ -65,7 +68,7 @@ def test_the_grid_has_a_row_for_each_class(classes, count, shape):
     def pictures(latents, truncation):
         return np.broadcast_to(np.asarray(latents.get("label", latents["z"]))[:, None, None, None], (len(latents["z"]), 2, 2, 3))
 
-    page = sample.grid(OpenSampler(None, latents, pictures, None), classes, count, 0, None)
+    page = sample_pages.grid(OpenSampler(None, latents, pictures, None), classes, count, 0, None)
     assert page.shape == (*shape, 2, 2, 3)
     if len(shape) == 2:
         np.testing.assert_array_equal(page[:, :, 0, 0, 0], np.broadcast_to(np.arange(classes)[:, None], shape))
@@ -73,7 +76,7 @@ def test_the_grid_has_a_row_for_each_class(classes, count, shape):
         assert (np.diff(page[:, 0, 0, 0]) > 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sample_shows_styles_and_classes(tmp_path):
     flags = ["--config.model.conditional=True", "--config.evals={}", "--config.best_metric="]
     assert main(["train", "--config=configs/stylegan.py:smoke", f"--workdir={tmp_path}", *flags]) == 0
@@ -81,6 +84,7 @@ def test_sample_shows_styles_and_classes(tmp_path):
     assert {path.stem for path in (tmp_path / "samples").iterdir()} == {"grid", "truncation", "interpolation", "mixing", "neighbors"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -103,7 +107,7 @@ def test_mistakes_are_one_line(workdir, flags, told, capsys):
 def test_the_way_between_normal_latents_keeps_their_length():
     a, b = jax.random.normal(jax.random.key(0), (2, 5, 512))
     t = jnp.linspace(0, 1, 7)[:, None, None]
-    arc, line = sample.spherical(a, b, t), sample.linear(a, b, t)
+    arc, line = sample_pages.spherical(a, b, t), sample_pages.linear(a, b, t)
     np.testing.assert_allclose(arc[0], a, atol=1e-4)
     np.testing.assert_allclose(arc[-1], b, atol=1e-4)
     lengths = jnp.linalg.norm(arc, axis=-1)
@@ -116,5 +120,5 @@ def test_the_way_between_normal_latents_keeps_their_length():
 
 def test_every_generative_config_says_how_its_latents_are_drawn():
     """StyleGAN's config has no kind: they are normal."""
-    kinds = {name: sample.kind_of_latents(load(f"configs/{name}.py:smoke", ())) for name in ("gan", "bigan", "stylegan")}
+    kinds = {name: sample_pages.kind_of_latents(load(f"configs/{name}.py:smoke", ())) for name in ("gan", "bigan", "stylegan")}
     assert kinds == {"gan": "normal", "bigan": "uniform", "stylegan": "normal"}

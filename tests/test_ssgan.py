@@ -61,6 +61,7 @@ def test_rotations_are_those_of_numpy_and_labels_are_repeated():
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
 
 
+@pytest.mark.full
 def test_each_player_ignores_the_other_ones_rotation_weight():
     told, (state, batch) = {}, start(smoke()[1])
     for name, weights in (("as it is", {}), ("generator", {"generator": 5.0}), ("discriminator", {"discriminator": 5.0})):
@@ -74,6 +75,7 @@ def test_each_player_ignores_the_other_ones_rotation_weight():
         np.testing.assert_allclose(told[mine, phase][0] - value, (5.0 - weight) * logs["rotation_loss"], rtol=1e-4)
 
 
+@pytest.mark.full
 def test_the_head_learns_from_real_images_only():
     """Other fakes, same real images: the gradient of the head for rotations is the same."""
     _, method = smoke()
@@ -86,6 +88,7 @@ def test_the_head_learns_from_real_images_only():
     assert not equal(one["net"], two["net"])
 
 
+@pytest.mark.full
 def test_without_a_game_it_is_a_step_of_rotation_prediction():
     config, method = smoke(game=0.0)
     state, batch = start(method)

@@ -46,6 +46,7 @@ def standing_on(workdir, **fields):
     return config
 
 
+@pytest.mark.full
 def test_a_stage_becomes_part_of_the_config_and_of_the_frozen_state(stage):
     workdir, saved = stage
     this = build_experiment(standing_on(workdir), jax.devices()[:2])
@@ -63,6 +64,7 @@ def test_a_stage_becomes_part_of_the_config_and_of_the_frozen_state(stage):
     assert this.run.abstract.frozen is state.frozen  # a restored state has it at once
 
 
+@pytest.mark.full
 def test_it_goes_on_with_the_checkpoint_that_it_was_started_with(stage):
     workdir, _ = stage
     config, _ = open_stages(standing_on(workdir, step=0))
@@ -71,6 +73,7 @@ def test_it_goes_on_with_the_checkpoint_that_it_was_started_with(stage):
     assert again.stages.teacher.fingerprint == config.stages.teacher.fingerprint
 
 
+@pytest.mark.full
 def test_what_is_missing_or_another_is_one_line(stage, tmp_path):
     workdir, state = stage
     with pytest.raises(UserError, match=r"stages\.teacher\.workdir is not set.*--config=configs/supervised\.py:smoke"):
@@ -87,6 +90,7 @@ def test_what_is_missing_or_another_is_one_line(stage, tmp_path):
         open_stages(config)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_when_its_stage_has_moved_or_ran_elsewhere_but_not_on_another_checkpoint(stage, tmp_path):
     config = configs.plain(open_stages(standing_on(stage[0]))[0])
     record_config(tmp_path, config)

@@ -295,6 +295,7 @@ def test_half_precision_maps_are_near_and_images_float32(name):
     assert np.abs(images - expected).mean() < 0.03 * np.abs(expected).mean() + 0.01
 
 
+@pytest.mark.full
 @every_discriminator
 def test_discriminators_score_and_their_features_see_one_image_at_a_time(name):
     model, x = DISCRIMINATORS[name], normal(0, 4, 8, 8, 3)

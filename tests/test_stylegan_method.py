@@ -64,6 +64,7 @@ def test_decay_of_the_average_by_half_lives_in_images():
     assert float(subject.average_decay(jnp.int32(10**6), 64, 500_000, 0.05)) == pytest.approx(0.5 ** (64 / 500_000))
 
 
+@pytest.mark.full
 def test_samples_follow_psi_and_mixes_their_latents():
     method, params, mutable = made()
     sample, mix, generator = jax.jit(method.sampler.sample), jax.jit(method.sampler.mix), method.sampler.prepare(params, mutable, None)
@@ -119,6 +120,7 @@ def test_the_center_is_a_slow_mean_of_w():
     assert 0 < float(jnp.linalg.norm(moved)) < 0.02 * float(jnp.linalg.norm(state.mutable["w_average"]))
 
 
+@pytest.mark.full
 def test_the_probability_of_augmentation_moves_at_every_fourth_step():
     _, _, update, logs = after_one_loss("d")  # step 3, three quarters of the certainty are in: above 0.6 whatever comes
     signs = 2 * logs["accuracy_real"] - 1
@@ -128,6 +130,7 @@ def test_the_probability_of_augmentation_moves_at_every_fourth_step():
     assert float(update["augment"]["certainty"]) == 0
 
 
+@pytest.mark.full
 def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
     model = dict(r1=dict(weight=7.0, interval=1), path_length=dict(weight=0.0, interval=4), augment=dict(policy=(), target=0.0))
     config = load(**model)
@@ -147,6 +150,7 @@ def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
     np.testing.assert_allclose(logs["penalty"], expected, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_mixes_are_truncated_as_samples_are():
     method, params, mutable = made()
     generator, drawn = method.sampler.prepare(params, mutable, None), method.sampler.latents(jax.random.key(1), 4)
@@ -155,6 +159,7 @@ def test_mixes_are_truncated_as_samples_are():
     assert np.abs(mix(generator, drawn, drawn, 2, 0.3) - mix(generator, drawn, drawn, 2)).max() > 1e-3
 
 
+@pytest.mark.full
 def test_ways_between_latents_are_float32_and_stay_in_their_class():
     exact, rounded = load(conditional=True), load(conditional=True)
     with rounded.unlocked():

@@ -11,7 +11,7 @@ import yaml
 from submitting import GKE, ROOT, SCHEMA, TPU, dry, error, submit, wait
 from xla_flags import flags
 
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.launchers import detached, jobs, tpu_slices
 
 
@@ -357,7 +357,7 @@ def test_logs_follow_until_the_end(tmp_path, capsys):
     assert capsys.readouterr().out == "2\n3\nmore 1\nmore 2\n"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_submitted_canceled_submitted_again(tmp_path, capsys, monkeypatch):
     """A real training of this machine: it saves when it is canceled, and goes on where it was."""
     monkeypatch.setenv("XLA_FLAGS", flags(1))

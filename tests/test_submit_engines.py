@@ -10,7 +10,7 @@ import time
 import pytest
 from submitting import GKE, ROOT, TPU, calls, dry, error, submit, wait
 
-from ssl_jax.cli.main import main
+from launch import main
 
 
 @pytest.fixture(autouse=True)

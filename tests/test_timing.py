@@ -13,7 +13,8 @@ import pytest
 
 from ssl_jax.engine import loop, sharding
 from ssl_jax.engine.method import State
-from ssl_jax.engine.metrics import MetricsWriter, goodput, read_metrics
+from ssl_jax.engine.metrics import MetricsWriter
+from ssl_jax.engine.records import goodput, read_metrics
 from ssl_jax.engine.timing import Clock, Trace
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
@@ -34,6 +35,31 @@ def test_waits_are_shares_and_pauses_are_no_part_of_a_step():
     assert told["time/input_wait"] == pytest.approx(0.5, rel=0.2)
     assert told["time/input_wait"] + told["time/device_wait"] + told["time/host"] == pytest.approx(1)
     assert clock.split(13)["time/input_wait"] == 0
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_images_per_second_do_not_jump_where_the_state_is_saved(monkeypatch, synchronous):
+    """The loop of `engine.loop.train` with a report at every step and a save at every other one, of devices whose steps take 0.5 s:
+    while they are dispatched (CPUs), or while their metrics are waited for."""
+    now, ready = 0.0, 0.0
+    monkeypatch.setattr("ssl_jax.engine.timing.time.perf_counter", lambda: now)
+    clock, waiting, speeds = Clock(0, batch_size=8), [], []
+    for step in range(1, 13):
+        clock.begin_step()
+        ready = max(now, ready) + 0.5
+        waiting.append((step, ready))
+        now = ready if synchronous else now + 0.001
+        save = step % 2 == 0
+        while len(waiting) > (0 if save else 1):
+            done, its_end = waiting.pop(0)
+            with clock.waiting("device"):
+                now = max(now, its_end) + 0.001
+            speeds.append((done, clock.split(done)["time/images_per_second"]))
+        if save:
+            with clock.paused():
+                now += 7.0
+    assert [done for done, _ in speeds] == list(range(1, 13))
+    assert all(speed == pytest.approx(16, rel=0.5) for _, speed in speeds[3:]), speeds
 
 
 @pytest.mark.parametrize("steps", ["5", "5-7", "0:3", "7:5", "a:b"])

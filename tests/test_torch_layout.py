@@ -70,6 +70,7 @@ def torchvision_resnet(depth, stem="imagenet"):
     return randomize(model)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("spec", "size"),
     [
@@ -120,6 +121,7 @@ GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 REGISTERS = {"reg_tokens": 4, "no_embed_class": True}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("spec", "name", "arguments"),
     [

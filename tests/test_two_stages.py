@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import main
 from ssl_jax import load
-from ssl_jax.cli.main import main
 from ssl_jax.errors import UserError
 
 TOKENIZER = "--config.stages.tokenizer.workdir="
@@ -31,6 +31,7 @@ def prior(tokens, tmp_path_factory):
     return path
 
 
+@pytest.mark.full
 def test_the_prior_writes_down_what_it_stands_on(tokens, prior):
     stage = json.loads((prior / "config.json").read_text())["stages"]["tokenizer"]
     assert stage["config"] == json.loads((tokens / "config.json").read_text())
@@ -43,11 +44,13 @@ def test_the_prior_writes_down_what_it_stands_on(tokens, prior):
     assert any(name.startswith("depth/") for name in metrics)
 
 
+@pytest.mark.full
 def test_a_tokenizer_shows_its_reconstructions(tokens):
     assert main(["sample", f"--workdir={tokens}"]) == 0
     assert [path.name for path in (tokens / "samples").iterdir()] == ["reconstruction.png"]
 
 
+@pytest.mark.full
 def test_pictures_of_a_prior(prior, tmp_path):
     assert main(["sample", f"--workdir={prior}", "--count=12"]) == 0
     written = {path.name for path in (prior / "samples").iterdir()}
@@ -61,6 +64,7 @@ def test_pictures_of_a_prior(prior, tmp_path):
     assert {name for name in first if not np.array_equal(first[name], second[name])} == {"grid.png"}
 
 
+@pytest.mark.full
 def test_an_export_of_a_prior_needs_no_other_directory(prior, tokens, tmp_path):
     folder, hidden = tmp_path / "export", tokens.with_name("hidden")
     assert main(["export", f"--workdir={prior}", "--format=orbax", f"--output={folder}"]) == 0
@@ -73,6 +77,7 @@ def test_an_export_of_a_prior_needs_no_other_directory(prior, tokens, tmp_path):
     assert np.isfinite(features).all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", ["orbax", "stablehlo"])
 def test_an_exported_tokenizer_makes_tokens_and_pictures(form, tokens, prior, tmp_path):
     folder = tmp_path / "export"
@@ -91,6 +96,7 @@ def test_an_exported_tokenizer_makes_tokens_and_pictures(form, tokens, prior, tm
         load(folder / form).tokens(images)
 
 
+@pytest.mark.full
 def test_another_a_missing_or_an_unfit_tokenizer_is_one_line(tokens, prior, tmp_path, capsys):
     def refused(*flags, workdir=tmp_path / "new"):
         assert main(["train", "--config=configs/vq_prior.py:smoke", f"--workdir={workdir}", *flags]) == 2

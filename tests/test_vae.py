@@ -131,6 +131,7 @@ def test_log_prob_with_a_decoder_that_ignores_its_code_is_known_exactly(digits):
     np.testing.assert_array_equal(few["iwae"], again["iwae"])
 
 
+@pytest.mark.full
 def test_streamed_importance_weights_are_the_bound_of_all(digits):
     this, state = digits
     key, k = jax.random.key(3), 6
@@ -154,6 +155,7 @@ def colors():
     return begin(load("smoke", 16), COLORS)
 
 
+@pytest.mark.full
 def test_an_untrained_model_of_colors_costs_about_8_bits(colors):
     this, state = colors
     told = jax.jit(this.fns.log_prob, static_argnums=4)(state.params, {}, COLORS, jax.random.key(0), 2)
@@ -164,6 +166,7 @@ def test_an_untrained_model_of_colors_costs_about_8_bits(colors):
     assert this.notes == {"likelihood": "discretized logistic, 256 levels"}
 
 
+@pytest.mark.full
 def test_codes_samples_reconstructions_and_traversals(colors):
     this, state = colors
     features = jax.jit(this.encode)(state.params, {}, COLORS)

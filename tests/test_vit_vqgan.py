@@ -124,6 +124,7 @@ def test_tokens_decode_to_the_reconstruction(smoke):
     assert this.fns.discriminate(state.params, state.mutable, images).shape == (4,)
 
 
+@pytest.mark.full
 def test_the_discriminator_judges_images_and_reconstructions(smoke):
     _, this, state, images = smoke
     train = {"discriminator": state.params["discriminator"]}
@@ -136,6 +137,7 @@ def test_the_discriminator_judges_images_and_reconstructions(smoke):
     assert update["discriminator"] == {}
 
 
+@pytest.mark.full
 def test_gradient_penalty_is_lazy_and_of_each_image(smoke):
     """interval x gamma / 2 x mean over images of the squared norm, over all pixels, of the gradient of its own score."""
     config, this, state, images = smoke
@@ -150,6 +152,7 @@ def test_gradient_penalty_is_lazy_and_of_each_image(smoke):
     np.testing.assert_allclose(value, 2 * 10 * 0.5 * np.mean(norms), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_before_its_start_the_discriminator_has_no_effect(smoke):
     _, _, state, images = smoke
     late = method.build(load(adversarial=dict(start=3)), {})
@@ -163,6 +166,7 @@ def test_before_its_start_the_discriminator_has_no_effect(smoke):
     assert not bool(phase(late, "r1").when(4))
 
 
+@pytest.mark.full
 def test_without_a_discriminator_there_is_one_phase_and_no_coupling():
     config = load("", adversarial=dict(weight=0.0), quantizer=dict(size=16))
     this = method.build(config, {})
@@ -188,6 +192,7 @@ def vqgan(weight):
     return config
 
 
+@pytest.mark.full
 def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_equally_long():
     """0.8 lambda |gradient of the adversarial loss| = 0.8 |that of the reconstruction| there, with the networks of VQGAN."""
     this, state, images = begin(vqgan(0.8))

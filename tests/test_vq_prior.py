@@ -118,6 +118,7 @@ def test_features_are_of_each_block_and_of_no_other_image(made):
     np.testing.assert_array_equal(encode(state.params, inference_state(state), last)["pooled"], features["pooled"])
 
 
+@pytest.mark.full
 def test_samples_are_pictures_of_the_codebook_and_of_their_own_seed(made, sampled):
     this, _ = made
     drawn, prepared, pictures = sampled
@@ -134,6 +135,7 @@ def test_samples_are_pictures_of_the_codebook_and_of_their_own_seed(made, sample
         this.sampler.sample(prepared, drawn, 0.5)
 
 
+@pytest.mark.full
 def test_guidance_mixes_the_logits_with_and_without_a_class(made, sampled):
     """The first token of each picture is the largest of 2 l_class - l_none and its noise."""
     _, state = made
@@ -147,6 +149,7 @@ def test_guidance_mixes_the_logits_with_and_without_a_class(made, sampled):
     assert (np.argmax(first(drawn["label"]) + noise, -1) != drawn_first).any()
 
 
+@pytest.mark.full
 def test_completions_keep_the_upper_half(made, sampled):
     this, _ = made
     drawn, prepared, _ = sampled

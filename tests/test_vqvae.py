@@ -74,6 +74,7 @@ def learned():
     return config, this, state, images, train(state.params, state, {"image": images}, jax.random.key(1))
 
 
+@pytest.mark.full
 def test_the_loss_is_the_papers(learned):
     """|x - decode(codes)|^2 / variance + |sg(z) - e|^2 + beta |z - sg(e)|^2, written out with the networks."""
     config, this, state, images, ((loss, (update, logs)), grads) = learned
@@ -114,6 +115,7 @@ def test_tokens_decode_to_the_reconstruction(learned):
     assert features["out"].shape == (8, 4, 4, 8)
 
 
+@pytest.mark.full
 def test_moving_averages_are_state_and_grayscale_is_one_channel():
     config = load("mnist_t10k_revival", 8)
     with config.unlocked():

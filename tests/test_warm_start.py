@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.cli.train import load
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import warm_start as subject
+from ssl_jax.experiment.training import load
 
 RECIPE = "configs/supervised.py:finetune"
 THERE = {"net": {"encoder": {"kernel": np.ones((2, 3), np.float32)}, "head": {"bias": np.ones(3, np.float32)}}}

@@ -9,10 +9,11 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from ssl_jax.errors import MachineFault, UserError
-from ssl_jax.experiment import distributed
 
 VERBS = {
     "train": "train a config in a workdir, or go on where it stopped",
@@ -49,7 +50,9 @@ class _Once(logging.Filter):
         return fresh
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Of `argv`: only the verb that it asks for is imported, and has its flags."""
+    asked = next((argument for argument in argv if not argument.startswith("-")), None)
     top = Parser(
         prog="python launch.py",
         description="ssl_jax: visual representation pretraining in JAX. Every method runs under the same verbs.",
@@ -58,13 +61,17 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in VERBS.items():
-        module = importlib.import_module(f"ssl_jax.cli.{verb}")
-        sub = verbs.add_parser(
-            verb, help=summary, description=module.__doc__, allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        module.add_arguments(sub)
+        sub = verbs.add_parser(verb, help=summary, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if verb == asked:
+            module = verb_module(verb)
+            sub.description = module.__doc__
+            module.add_arguments(sub)
     return top
+
+
+def verb_module(verb: str) -> ModuleType:
+    """It has `add_arguments(sub)` and `main(args, overrides) -> exit code`, and imports JAX in `main` only."""
+    return importlib.import_module(f"ssl_jax.cli.{verb}")
 
 
 def main(argv: list[str]) -> int:
@@ -76,18 +83,26 @@ def main(argv: list[str]) -> int:
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax: every file, and a traceback of what it raises anyway
     try:
-        args, overrides = parser().parse_known_args(argv)
-        return importlib.import_module(f"ssl_jax.cli.{args.verb}").main(args, overrides)
+        args, overrides = parser(argv).parse_known_args(argv)
+        return verb_module(args.verb).main(args, overrides)
     except (UserError, MachineFault) as error:
-        distributed.abort(error)
+        _leave(error)
         print(f"error: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:  # whatever it was: of several processes this one ends, of one it goes on with its traceback
-        distributed.abort(error)
+        _leave(error)
         raise
+
+
+def _leave(error: BaseException) -> None:
+    """End this process at once if it is one of several."""
+    if "jax" in sys.modules:  # else it has not joined others
+        from ssl_jax.experiment import distributed
+
+        distributed.abort(error)
 
 
 def add_workdir(sub: argparse.ArgumentParser) -> None:

@@ -18,29 +18,10 @@ Writes to WORKDIR/samples/ (or --output):
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
-
-from ssl_jax.cli.evaluate import restore
 from ssl_jax.cli.main import add_workdir
-from ssl_jax.engine.method import inference_state
-from ssl_jax.engine.pictures import save_grid
 from ssl_jax.errors import UserError
-from ssl_jax.evals.kinds.knn import neighbors
-from ssl_jax.evals.lib import rejection
-from ssl_jax.evals.lib.features import extract
-from ssl_jax.experiment.build import any_context, build_experiment, open_eval, start_jax
-from ssl_jax.experiment.extractors import open_extractor
-from ssl_jax.experiment.neighbors import fetch_images
-from ssl_jax.experiment.sampler import OpenSampler, open_labels, open_sampler
-from ssl_jax.experiment.workdir import read_config
-
-STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0.2)}  # of truncation, per row
-ROWS, COLUMNS = 6, 10
-OF_IMAGES = ("reconstruction", "traversal")  # pages of a method that does not sample
 
 
 def add_arguments(sub) -> None:
@@ -55,167 +36,15 @@ def add_arguments(sub) -> None:
 
 
 def main(args, overrides) -> int:
-    start_jax()
     if overrides:
         raise UserError(f"argument {overrides[0]!r} is not understood; sample shows a run as it was trained")
     if args.count < 1:
         raise UserError(f"--count={args.count} must be at least 1")
     if args.truncation is not None and args.truncation < 0:
         raise UserError(f"--truncation={args.truncation} must not be negative; leave it out for none")
-    rejection.check_rate(args.acceptance, "--acceptance")
-    this = build_experiment(read_config(args.workdir), workdir=args.workdir)
-    rejection.check_labels(args.acceptance, "--acceptance", open_labels(this))
-    extractor = open_extractor(args.extractor, "legacy", mesh=this.run.mesh)
-    state = restore(args.workdir, this, args.step)
-    sampler = None if this.sampler is None and this.fns.reconstruct else open_sampler(this, state)
-    folder = args.output or args.workdir / "samples"
+    from ssl_jax.experiment.sample_pages import save_pages  # JAX, which --help does without
 
-    def prefer(labels):
-        opened = any_context(this, state)
-        batches, *_ = rejection.preferred(opened, extractor, labels, args.seed, args.truncation, args.acceptance)
-        return np.concatenate(list(batches)) / np.float32(255)
-
-    pages = {
-        "grid": lambda: grid(sampler, this.config.data.num_classes, args.count, args.seed, args.truncation,
-                             None if args.acceptance == 1 else prefer),
-        "truncation": lambda: truncations(sampler, this.config, args.seed),
-        "interpolation": lambda: interpolations(sampler, this.config, args.seed, args.truncation),
-        "mixing": lambda: mixing(sampler, args.seed, args.truncation),
-        "reconstruction": lambda: reconstructions(this, state),
-        "traversal": lambda: traversals(this, state),
-        "completion": lambda: completions(this, sampler, args.seed),
-        "neighbors": lambda: nearest(this, sampler, extractor, args.seed, args.truncation),
-    }
-    for name, page in pages.items():
-        if sampler is None and name not in OF_IMAGES:
-            continue
-        pictures = page()
-        if pictures is not None:
-            save_grid(pictures, folder / f"{name}.png")
-            print(f"{folder / name}.png")
+    choices = (args.count, args.seed, args.truncation, args.acceptance, args.extractor)
+    for path in save_pages(args.workdir, args.output or args.workdir / "samples", args.step, *choices):
+        print(path)
     return 0
-
-
-def grid(
-    sampler: OpenSampler, classes: int | None, count: int, seed: int, truncation: float | None, prefer: Callable | None = None
-) -> np.ndarray:
-    """[count, h, w, 3]; of a conditional generator [classes, columns, h, w, 3], classes in order and at least `count` pictures; where
-    there are more classes than that, [count, h, w, 3] with a picture for every so many of them.
-
-    `prefer`: classes in order, int [N] -> their pictures, in place of the first ones that are made.
-    """
-    latents = dict(sampler.latents(count, seed))
-    if "label" not in latents:
-        return sampler.sample(latents, truncation)
-    columns = -(-count // classes)
-    if count >= classes:
-        count = columns * classes
-        latents = dict(sampler.latents(count, seed))
-    latents["label"] = jnp.arange(count, dtype=jnp.int32) * classes // count
-    pictures = sampler.sample(latents, truncation) if prefer is None else prefer(np.asarray(latents["label"]))
-    return pictures.reshape(classes, columns, *pictures.shape[1:]) if count >= classes else pictures
-
-
-def truncations(sampler: OpenSampler, config, seed: int) -> np.ndarray | None:
-    """[strengths, COLUMNS, h, w, 3]; None where latents cannot be truncated."""
-    kind = "psi" if sampler.unbound.mix else kind_of_latents(config)
-    if kind not in STRENGTHS:
-        return None
-    latents = sampler.latents(COLUMNS, seed)
-    return np.stack([sampler.sample(latents, strength) for strength in STRENGTHS[kind]])
-
-
-def interpolations(sampler: OpenSampler, config, seed: int, truncation: float | None) -> np.ndarray | None:
-    """[ROWS, COLUMNS, h, w, 3]: from one latent of a row to another, the class of the first; None without latents z."""
-    ends = sampler.latents(2 * ROWS, seed)
-    if "z" not in ends:
-        return None
-    between = spherical if kind_of_latents(config) == "normal" else linear
-    z = between(ends["z"][:ROWS, None], ends["z"][ROWS:, None], jnp.linspace(0, 1, COLUMNS)[None, :, None])
-    others = {name: jnp.repeat(x[:ROWS], COLUMNS, axis=0) for name, x in ends.items() if name != "z"}
-    pictures = sampler.sample({"z": z.reshape(-1, z.shape[-1]), **others}, truncation)
-    return pictures.reshape(ROWS, COLUMNS, *pictures.shape[1:])
-
-
-def kind_of_latents(config) -> str:
-    """'normal' or 'uniform'; 'tokens' of a run that stands on a tokenizer. The configs of StyleGAN and VAE do not say that theirs are
-    normal.
-    """
-    return "tokens" if "tokenizer" in config.get("stages", {}) else config.model.get("latent", {}).get("kind", "normal")
-
-
-def linear(a, b, t):
-    """From a (t=0) to b (t=1)."""
-    return a + t * (b - a)
-
-
-def spherical(a, b, t):
-    """From a to b along a great circle, with lengths in between: a mean of two normal vectors is shorter than either."""
-    lengths = jnp.linalg.norm(a, axis=-1, keepdims=True) * jnp.linalg.norm(b, axis=-1, keepdims=True)
-    cosine = jnp.sum(a * b, -1, keepdims=True) / lengths
-    angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))
-    return (jnp.sin((1 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)
-
-
-def mixing(sampler: OpenSampler, seed: int, truncation: float | None) -> np.ndarray | None:
-    """[1 + ROWS, 1 + ROWS, h, w, 3]: Karras et al. 2019, figure 3; the first row and column are the unmixed pictures."""
-    if sampler.unbound.mix is None:
-        return None
-    latents = sampler.latents(2 * ROWS, seed)
-    first, second = ({name: x[part] for name, x in latents.items()} for part in (slice(ROWS), slice(ROWS, None)))
-    repeated = {name: jnp.repeat(x, ROWS, axis=0) for name, x in first.items()}, {name: jnp.tile(x, (ROWS,) + (1,) * (x.ndim - 1))
-                for name, x in second.items()}  # fmt: skip
-    mixed = np.asarray(sampler.unbound.mix(sampler.prepared(), *repeated, 2, truncation))
-    table = np.ones((1 + ROWS, 1 + ROWS, *mixed.shape[1:]), np.float32)
-    table[1:, 0], table[0, 1:] = sampler.sample(first, truncation), sampler.sample(second, truncation)
-    table[1:, 1:] = mixed.reshape(ROWS, ROWS, *mixed.shape[1:])
-    return table
-
-
-def reconstructions(this, state) -> np.ndarray | None:
-    """[6, COLUMNS, h, w, 3]: rows of test images, each above what the codes give; None without an encoder."""
-    if this.fns.reconstruct is None:
-        return None
-    images = next(iter(open_eval(this.config, "test")))["image"]
-    columns = min(COLUMNS, len(images) // 3)
-    if not columns:
-        raise UserError(f"config.eval_batch_size={len(images)} is too small for three rows of reconstructions")
-    images = images[: 3 * columns]
-    again = np.asarray(this.fns.reconstruct(state.params, inference_state(state), images))
-    pairs = np.stack([images.reshape(3, columns, *images.shape[1:]) / 255, again.reshape(3, columns, *again.shape[1:])], 1)
-    return pairs.reshape(6, columns, *images.shape[1:])
-
-
-def traversals(this, state) -> np.ndarray | None:
-    """[latents, COLUMNS, h, w, 3] of the first test image; None for a method without."""
-    if this.fns.traverse is None:
-        return None
-    image = next(iter(open_eval(this.config, "test")))["image"][:1]
-    return np.asarray(this.fns.traverse(state.params, inference_state(state), image, np.linspace(-3, 3, COLUMNS, dtype=np.float32)))[0]
-
-
-def completions(this, sampler: OpenSampler, seed: int) -> np.ndarray | None:
-    """[COLUMNS, ROWS, h, w, 3]: a test image, the upper half of it, and ways to go on; None for a method without."""
-    if sampler.unbound.complete is None:
-        return None
-    batch = next(iter(open_eval(this.config, "test")))
-    images = batch["image"][:COLUMNS]
-    whole = images / np.float32(255)
-    rows = [whole, np.where(np.arange(whole.shape[1])[:, None, None] < whole.shape[1] // 2, whole, 0.5)]
-    for i in range(ROWS - len(rows)):
-        latents = dict(sampler.latents(len(images), seed + i))
-        if "label" in latents:
-            latents["label"] = jnp.asarray(batch["label"][:COLUMNS])
-        rows.append(np.asarray(sampler.unbound.complete(sampler.prepared(), latents, images)))
-    return np.stack(rows, 1)
-
-
-def nearest(this, sampler: OpenSampler, extractor, seed: int, truncation: float | None) -> np.ndarray:
-    """[ROWS, COLUMNS, h, w, 3]: has the generator learned pictures by heart? Cosine similarity of features."""
-    samples = np.round(sampler.pictures(ROWS, seed, truncation) * 255).astype(np.uint8)
-    batches = open_eval(this.config, "train", this.run.mesh)
-    bank = extract(extractor.encode, batches, "pooled", this.run.mesh).x
-    features = np.asarray(extractor.encode(samples)["pooled"])
-    index, _ = neighbors(bank, features, min(COLUMNS - 1, len(bank)), mesh=this.run.mesh)
-    found = fetch_images(open_eval(this.config, "train"), index.ravel(), len(bank))
-    return np.stack([np.stack([sample, *(found[i] for i in row)]) for sample, row in zip(samples, index.tolist(), strict=True)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssl_jax.cli.main import add_workdir, refuse_rest
-from ssl_jax.engine.metrics import read_metrics
+from ssl_jax.engine.records import read_metrics
 from ssl_jax.launchers import jobs
 
 

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssl_jax.cli import train
 from ssl_jax.cli.main import Parser, add_workdir
-from ssl_jax.engine.timing import Trace
 from ssl_jax.errors import UserError
 from ssl_jax.launchers import jobs
 
@@ -56,8 +54,11 @@ def main(args, rest) -> int:
         )
     if args.max_restarts < 0:
         raise UserError(f"--max_restarts={args.max_restarts} must not be negative")
-    train.load(args.config, overrides)
-    Trace(args.workdir, args.profile)  # says what is no range of steps
+    from ssl_jax.engine.timing import Trace
+    from ssl_jax.experiment import training  # JAX, which --help does without
+
+    training.load(args.config, overrides)
+    Trace(args.workdir, args.profile)  # raises UserError for what is no range of steps
     flags = [*overrides, *([f"--profile={args.profile}"] if args.profile else [])]
     before = jobs.earlier(args.workdir)
     number = before["number"] + 1 if before else 1

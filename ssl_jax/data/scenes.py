@@ -192,7 +192,7 @@ def _prepare_alone(root: Path, config: str) -> Scenes:
         for leftover in target.parent.glob(f"*{target.name}*"):
             shutil.rmtree(leftover)
     scenes = builder.builder_config.train + builder.builder_config.test
-    print(f"preparing the embedded dataset: rendering {scenes} scenes into {target} ...", end=" ", flush=True)
+    print(f"preparing the embedded dataset: rendering {scenes} scenes into {target}", flush=True)
     start = time.perf_counter()
     quiet = io.StringIO()  # TFDS draws several bars
     with (
@@ -201,5 +201,5 @@ def _prepare_alone(root: Path, config: str) -> Scenes:
         tempfile.TemporaryDirectory() as downloads,  # stays empty; TFDS would make one in the home directory
     ):
         builder.download_and_prepare(download_dir=downloads)
-    print(f"{time.perf_counter() - start:.0f} s")
+    print(f"the embedded dataset is ready after {time.perf_counter() - start:.0f} s", flush=True)
     return Scenes(data_dir=root, config=config)

@@ -247,6 +247,7 @@ def train(
     source = to_device(batches, run.mesh)
     for step in range(start + 1, total + 1):
         watchdog.beat(step)
+        clock.begin_step()
         trace.before(step, state)
         with clock.waiting("input"):
             batch = next(source)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +18,28 @@ from ssl_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 
+RECENT = 5  # steps of before the last report whose times count for the next one, too
+
+
 class Clock:
-    """Splits the time between two reports: waiting for input, waiting for the devices, and the rest, which is the host's own work."""
+    """Splits the time between two reports: waiting for input, waiting for the devices, and the rest, which is the host's own work.
+
+    Images per second are a median: of the times that two adjacent steps took together. The mean between two reports would jump where
+    the state is saved, since two steps are reported there at once; single steps would, too, since where devices work on while the host
+    goes on, both are waited for in one and none in the next.
+    """
 
     def __init__(self, step: int, batch_size: int):
         self.step, self.batch_size, self.spent = step, batch_size, 0.0
+        self._step_began, self._step_pause, self._recent = None, 0.0, []
         self._restart()
+
+    def begin_step(self) -> None:
+        """At the beginning of every step."""
+        now = time.perf_counter()
+        if self._step_began is not None:
+            self._recent.append(now - self._step_began - self._step_pause)
+        self._step_began, self._step_pause = now, 0.0
 
     def _restart(self) -> None:
         self.began, self.waits, self.pause = time.perf_counter(), {"input": 0.0, "device": 0.0}, 0.0
@@ -38,19 +56,24 @@ class Clock:
         """Around what is no part of a step: evaluating, saving."""
         before = time.perf_counter()
         yield
-        self.pause += time.perf_counter() - before
+        pause = time.perf_counter() - before
+        self.pause += pause
+        self._step_pause += pause
 
     def split(self, step: int) -> dict[str, float]:
         """Metrics of the steps since the last report, under 'time/'; `input_wait`, `device_wait` and `host` are shares of 1 (of the
         seconds that are then in `spent`)."""
         self.spent = spent = time.perf_counter() - self.began - self.pause
         seconds = spent / (step - self.step)
+        pairs = [(a + b) / 2 for a, b in itertools.pairwise(self._recent)]
+        median = statistics.median(pairs) if pairs else seconds
+        self._recent = self._recent[-RECENT:]
         waits = {f"time/{what}_wait": seconds_waited / spent for what, seconds_waited in self.waits.items()}
         self.step = step
         self._restart()
         return {
             "time/seconds_per_step": seconds,
-            "time/images_per_second": self.batch_size / seconds,
+            "time/images_per_second": self.batch_size / median,
             **waits,
             "time/host": 1.0 - sum(waits.values()),
             "time/clock": time.time(),

@@ -116,4 +116,4 @@ def kinds() -> list[str]:
 
 def find(kind: str) -> Evaluator:
     """The record of a kind."""
-    return importlib.import_module(f"ssl_jax.evals.{kind}").EVALUATOR
+    return importlib.import_module(f"ssl_jax.evals.kinds.{kind}").EVALUATOR

@@ -26,8 +26,8 @@ def memory() -> str:
 class Progress:
     """`update(step, metrics)` at every logged step."""
 
-    def __init__(self, start: int, total: int):
-        self.total = total
+    def __init__(self, start: int, total: int, batch_size: int):
+        self.total, self.batch_size = total, batch_size
         self.bar = Bar(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn(),
             disable=not sys.stderr.isatty(),
@@ -43,7 +43,7 @@ class Progress:
         told = f"{losses}  {metrics['time/images_per_second']:,.0f} images/s  {memory()}"
         self.bar.update(self.task, completed=step, told=told)
         if self.bar.disable:
-            left = (self.total - step) * metrics["time/seconds_per_step"]
+            left = (self.total - step) * self.batch_size / metrics["time/images_per_second"]
             log.info("step %d/%d  %s  %d:%02d left", step, self.total, told, left // 60, left % 60)
 
     def __exit__(self, *_):

@@ -33,9 +33,9 @@ for attempt in $(seq 0 "$0"); do
   sleep 5
 done
 echo $code > train.code"""
-ALIVE = (
-    "kill -0 -- -$(cat train.pid) 2> /dev/null"  # the whole session, as the shell may end before the training has saved
-)
+# The process itself, which has no session in its first moment; and all of its session, as the shell may end before the training has
+# saved.
+ALIVE = "{ kill -0 $(cat train.pid) || kill -0 -- -$(cat train.pid); } 2> /dev/null"
 
 
 def add_arguments(group) -> None:

@@ -17,7 +17,7 @@ from jax.experimental import topologies
 
 from ssl_jax.errors import UserError
 from ssl_jax.rehearsal import gpus
-from ssl_jax.rehearsal.chips import CHIPS, Chip
+from ssl_jax.rehearsal.chips import CHIPS, EXAMPLES, Chip
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ LIBTPU = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-EXAMPLES = "cpu:8, v4:4x4x8, v5e:16x16, v5p:8x8x8, v6e:16x16, h100:128x8"
 
 
 class Slice(NamedTuple):

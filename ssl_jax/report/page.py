@@ -42,6 +42,7 @@ p { margin: 6px 0; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 10px 18px;
   margin: 16px 0 0; }
 .facts dt { color: var(--soft); font-size: 12.5px; } .facts dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+.facts .wide { grid-column: span 2; }
 .scroll { overflow-x: auto; }
 .film { display: flex; gap: 10px; margin-top: 12px; }
 .film figure { margin: 0; text-align: center; font-size: 12px; }

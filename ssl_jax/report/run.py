@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_jax.engine.durations import to_steps
-from ssl_jax.engine.metrics import read_metrics, read_starts
+from ssl_jax.engine.records import read_metrics, read_starts
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ssl_jax.engine.metrics import REST, SPAN, goodput
+from ssl_jax.engine.records import REST, SPAN, goodput
 from ssl_jax.experiment.evaluations import OF_THE_FEATURES, comparable
 from ssl_jax.report.charts import PERCENT, chart, number
 from ssl_jax.report.run import EXPECTED, ReportEntry, RunRecord
@@ -28,15 +28,21 @@ SHARES = {
 UNSEEN = {"step", "time/seconds_per_step", "time/clock", "time/slowest_input_process"}
 FROM_ZERO = ("images per second", "where the time of a step goes")  # charts whose small changes mean little
 MAX_WARNINGS = 30
+WIDE = 30  # characters of a fact from which on it has two columns
 FRAMES, FRAME = 8, 200  # of a film strip: how many at most, and their longer side in pixels
+OPENING = ("samples", "reconstruction", "views")  # pictures that a report may open with, the first one that there is
 CAPTIONS = {
     "views": (
         "Augmented views",
-        "A row per image: the image (where it has the size of a view), then its views as the first step saw them.",
+        "Images (where they have the size of a view), each with its views as the first step saw them.",
     ),
     "samples": (
         "Samples",
         "What the averaged generator makes of the same latents at every evaluation.",
+    ),
+    "reconstruction": (
+        "Reconstructions",
+        "Rows of test images, each above what its code gives.",
     ),
     "codebook": (
         "Use of the codebook",
@@ -62,10 +68,15 @@ def header(run: RunRecord) -> str:
         banner = '<p class="banner">No step has been logged yet; this page tells what there is.</p>'
     elif run.total and run.step < run.total:
         banner = f'<p class="banner">Unfinished: step {run.step:,} of {run.total:,}.</p>'
-    told = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in _facts(run).items())
+    facts = _facts(run)
+    told = "".join(
+        f'<div class="{"wide" if len(value) > WIDE else "narrow"}"><dt>{text(name)}</dt><dd>{text(value)}</dd></div>'
+        for name, value in facts.items()
+    )
+    note = f'<p class="note">Goodput: the share {SPAN} that was spent in steps. The rest is {REST}.</p>' if "Goodput" in facts else ""
     return (
         f'<h1>{text(run.title)}</h1><p class="soft">{text(run.workdir.resolve().name)}</p>{banner}'
-        f'<div class="card">{_verdict(run)}<dl class="facts">{told}</dl></div>'
+        f'<div class="card">{_verdict(run)}<dl class="facts">{told}</dl>{note}</div>'
     )
 
 
@@ -77,7 +88,8 @@ def _facts(run: RunRecord) -> dict[str, str]:
         facts["Images seen"] = f"{seen:,}" + (f" ({seen / examples:.3g} epochs)" if examples else "")
         facts["Batch size"] = f"{batch:,}"
     if isinstance(encoder, Mapping) and "name" in encoder:
-        details = [f"{k} {v}" for k, v in encoder.items() if k != "name" and isinstance(v, int | float | str)]
+        shown = {k: v for k, v in encoder.items() if k != "name" and isinstance(v, int | float | str) and not isinstance(v, bool)}
+        details = [f"{k} {v}" for k, v in shown.items()]
         facts["Encoder"] = " ".join([str(encoder["name"]), *details])
     facts["Machine"] = run.provenance.get("devices", "unknown")
     facts["Computed in"] = run.setting("dtype", "unknown")
@@ -87,7 +99,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
         facts["Time in steps"] = _span(run.seconds)
     share = goodput(run.lines, run.starts)
     if share is not None:
-        facts["Goodput"] = f"{100 * share:.0f} % {SPAN}; the rest is {REST}"
+        facts["Goodput"] = f"{100 * share:.0f}{PERCENT}"
     return facts
 
 
@@ -178,7 +190,7 @@ def _protocol(run: RunRecord, label: str) -> str:
         return f'<b class="bad">Measured under different protocols; these numbers may not compare:</b><br>{told}'
     protocol = next(iter(protocols.values()), "")
     own = {subject: OF_THE_FEATURES.findall(told) for subject, told in protocols.items() if told != protocol}
-    return text(protocol) + "".join(text(f"; {subject}: {''.join(parts).strip()}") for subject, parts in own.items())
+    return text(protocol) + "".join(text(f"; {subject}: {''.join(parts).strip()}") for subject, parts in own.items() if parts)
 
 
 def curves(run: RunRecord) -> str:
@@ -230,27 +242,48 @@ def _place(name: str) -> tuple[str, str, float]:
     return rest.replace("_", " ") if first == "time" else name, "last", 1
 
 
-def pictures(run: RunRecord) -> str:
-    """Views and neighbors, then all others; of a numbered series (samples_000100) the newest, and all of it as a film strip."""
+def _series(run: RunRecord) -> dict[str, list[str]]:
+    """{stem: the pictures of a numbered series, such as samples_000100, or a single one}; views and neighbors come first."""
     series: dict[str, list[str]] = {stem: [] for stem in EXPECTED}
     for name in run.pictures:
         series.setdefault(re.sub(r"[_-]?\d+$", "", name) or name, []).append(name)
+    return series
+
+
+def _opening(series: Mapping[str, list[str]]) -> str | None:
+    return next((stem for stem in OPENING if series.get(stem)), None)
+
+
+def opening(run: RunRecord) -> str:
+    """What the run makes: samples or reconstructions; or what it sees: views."""
+    series = _series(run)
+    stem = _opening(series)
+    return _picture(run, stem, series[stem]) if stem else ""
+
+
+def pictures(run: RunRecord) -> str:
+    """All pictures but the one that the report opens with."""
+    series = _series(run)
     parts = []
     for stem, members in series.items():
-        heading, caption = CAPTIONS.get(stem, (stem.replace("_", " ").capitalize(), ""))
         if not members:
-            parts.append(_section(heading, _missing(f"pictures/{stem}.png does not exist; {EXPECTED[stem]}.")))
-            continue
-        newest = max(members, key=lambda name: (len(name), name))
-        if len(members) > 1:
-            caption = f"{caption} {newest}, the newest of {len(members)} in pictures/.".strip()
-        data = base64.b64encode(run.pictures[newest]).decode()
-        image = f'<img alt="{text(heading)}" src="data:image/png;base64,{data}">'
-        caption = f'<figcaption class="note">{text(caption)}</figcaption>'
-        film = _film(run, members) if len(members) > 1 else ""
-        figure = f'<figure class="picture card {text(stem)}"><div class="scroll">{image}</div>{caption}{film}</figure>'
-        parts.append(_section(heading, figure))
+            parts.append(_section(CAPTIONS[stem][0], _missing(f"pictures/{stem}.png does not exist; {EXPECTED[stem]}.")))
+        elif stem != _opening(series):
+            parts.append(_picture(run, stem, members))
     return "\n".join(parts)
+
+
+def _picture(run: RunRecord, stem: str, members: list[str]) -> str:
+    """The newest picture of a series, and all of it as a film strip."""
+    heading, caption = CAPTIONS.get(stem, (stem.replace("_", " ").capitalize(), ""))
+    newest = max(members, key=lambda name: (len(name), name))
+    if len(members) > 1:
+        caption = f"{caption} {newest}, the newest of {len(members)} in pictures/.".strip()
+    data = base64.b64encode(run.pictures[newest]).decode()
+    image = f'<img alt="{text(heading)}" src="data:image/png;base64,{data}">'
+    caption = f'<figcaption class="note">{text(caption)}</figcaption>'
+    film = _film(run, members) if len(members) > 1 else ""
+    return _section(heading, f'<figure class="picture card {text(stem)}"><div class="scroll">{image}</div>{caption}{film}</figure>')
 
 
 def _film(run: RunRecord, members: list[str]) -> str:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax.engine.pictures import grid
 from ssl_jax.evals.context import Context, Result
 from ssl_jax.evals.evaluator import EXTRACTOR, RESIZE, Evaluator, Option
 from ssl_jax.evals.lib import distances, quality, real_features
@@ -57,7 +58,15 @@ def evaluate(
     if extractor != "none":
         found, told = _frechet(context, extractor, resize, tuple(shape[:2]))
         metrics, protocol = metrics | found, f"{protocol}; {told}"
-    return Result({name: float(value) for name, value in metrics.items()}, protocol)
+    return Result({name: float(value) for name, value in metrics.items()}, protocol, picture=_pairs(real, again, shape))
+
+
+def _pairs(real: np.ndarray, again: np.ndarray, shape: list[int]) -> np.ndarray:
+    """uint8 [H, W, 3]: up to three rows of ten images [N, D] of `shape`, each above its reconstruction."""
+    columns = min(10, len(real))
+    rows = min(3, len(real) // columns)
+    pairs = np.stack([real, again], axis=1)[: rows * columns].reshape(rows, columns, 2, *shape)
+    return grid(pairs.swapaxes(1, 2).reshape(2 * rows, columns, *shape))
 
 
 EVALUATOR = Evaluator(

@@ -1,0 +1,84 @@
+"""Exports the encoder of a run as it was trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssl_jax.engine.checkpoint import Checkpoints
+from ssl_jax.errors import UserError
+from ssl_jax.experiment.build import provenance, start_jax
+from ssl_jax.experiment.config import resolve
+from ssl_jax.experiment.stages import open_stages
+from ssl_jax.experiment.workdir import read_config
+from ssl_jax.export import FORMATS, TOLERANCES, NoTorchLayout, make_source, write
+
+log = logging.getLogger(__name__)
+
+
+def export(workdir: Path, folder: Path, form: str, step: int | None, dtype: str) -> Iterator[tuple[Path, dict]]:
+    """Write the encoder of checkpoint `step` (None: the last one of a finished run) into `folder`/<format>, and yield (that folder,
+    its card) for each format of `form` ('all': every one there is).
+
+    Raises:
+        UserError: an unknown format or dtype, no such run or checkpoint, or an unfinished run.
+        NoTorchLayout: `form` is 'safetensors', and the encoder has no names in PyTorch.
+    """
+    start_jax()
+    for flag, value, valid in (("format", form, (*FORMATS, "all")), ("dtype", dtype, tuple(TOLERANCES))):
+        if value not in valid:
+            raise UserError(f"--{flag}={value} is unknown; choose {', '.join(valid)}")
+    config = read_config(workdir)
+    config.dtype = dtype
+    total = resolve(config, config.data.examples)["total"]
+    step, saved = read_checkpoint(workdir, total, step)
+    _, frozen = open_stages(config)
+    source = make_source(config, saved["params"], {**saved["mutable"], **frozen})
+    about = {"step": step, "total_steps": total, **scores(workdir, step), "versions": versions(workdir)}
+    for name in FORMATS if form == "all" else [form]:
+        try:
+            card = write(folder / name, name, source, about)
+        except NoTorchLayout as error:
+            if form != "all":
+                raise
+            log.warning("no %s: %s", name, error)
+            continue
+        yield folder / name, card
+
+
+def read_checkpoint(workdir: Path, total: int, step: int | None) -> tuple[int, dict]:
+    """(step, {'params', 'mutable'}) of a checkpoint: the one asked for, or the last one of a finished run.
+
+    Raises:
+        UserError: there is no such checkpoint, it is corrupt, or the run is unfinished and no step was asked for.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    try:
+        steps = checkpoints.steps()
+        if not steps or (step is not None and step not in steps):
+            raise UserError(f"{workdir} has no checkpoint {'' if step is None else step}; there are {steps or 'none'}")
+        if step is None and steps[-1] < total:
+            raise UserError(
+                f"{workdir} is unfinished (step {steps[-1]} of {total}); finish it with the same train command, "
+                f"or export what there is with --step={steps[-1]}"
+            )
+        step = steps[-1] if step is None else step
+        return step, checkpoints.read(step)
+    finally:
+        checkpoints.close()
+
+
+def scores(workdir: Path, step: int) -> dict:
+    """{'metrics', 'protocols'} that the run recorded at `step`; empty if it was not evaluated then."""
+    path = workdir / "evaluations.json"
+    entries = json.loads(path.read_text()) if path.exists() else []
+    found = [entry for entry in entries if (entry["subject"], entry["step"]) == ("trained", step)]
+    return {name: {k: v for entry in found for k, v in entry[name].items()} for name in ("metrics", "protocols")}
+
+
+def versions(workdir: Path) -> dict:
+    """What trained the run and what exports it."""
+    path = workdir / "provenance.json"
+    return {"training": json.loads(path.read_text()) if path.exists() else None, "export": provenance()}

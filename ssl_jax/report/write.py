@@ -1,0 +1,42 @@
+"""Writes the report of a run: one self-contained HTML page."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from ssl_jax.errors import UserError, not_written
+from ssl_jax.report import sections
+from ssl_jax.report.page import PAGE
+from ssl_jax.report.run import read_run
+
+
+def write_report(workdir: Path) -> Path:
+    """Write `<workdir>/report.html` and return its path.
+
+    Raises:
+        UserError: there is no such directory.
+        MachineFault: it cannot be written.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is no directory; give the directory of a run")
+    run = read_run(workdir)
+    body = [
+        sections.header(run),
+        sections.opening(run),
+        sections.evaluations(run),
+        sections.curves(run),
+        sections.pictures(run),
+        sections.warnings(run),
+        sections.settings(run),
+        sections.provenance(run),
+        f"<footer>{sections.text(workdir.resolve())} · written {time.strftime('%Y-%m-%d %H:%M')}</footer>",
+    ]
+    path, temporary = workdir / "report.html", workdir / "report.html.tmp"
+    try:
+        temporary.write_text(PAGE.substitute(title=sections.text(run.title), body="\n".join(body)), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise not_written(path, error) from error
+    return path
