@@ -23,6 +23,8 @@ from ssl_jax.engine.loop import Signals
 from ssl_jax.engine.records import read_metrics, read_starts
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
+from ssl_jax.experiment import training
+from ssl_jax.report import write
 
 ROOT = pathlib.Path(__file__).parent.parent
 PIXELS = 24

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ssl_jax.errors import MachineFault, UserError
-from ssl_jax.experiment.launch_environment import TPU_VM, engine, place
+from ssl_jax.experiment.launch_environment import TPU_VM, detect_launcher, launched_process
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def initialize() -> None:
     """
     if jax.distributed.is_initialized():
         return
-    told, found = place(os.environ), engine(os.environ)
+    told, found = launched_process(os.environ), detect_launcher(os.environ)
     if told is None and found is None:
         if jax.process_count() > 1:  # the driver of a TPU knows all hosts of its slice; checkpoints and SIGTERM need them joined
             raise UserError(f"this is one of {jax.process_count()} hosts of a TPU; start every one of them with {TPU_VM}=1")
