@@ -93,6 +93,7 @@ def by_hand(config, state, images, key):
     return scores
 
 
+@pytest.mark.full
 def test_losses_and_the_way_of_every_gradient(begun):
     """Phase 'ge': the encoder learns from s_z and s_xz of its codes, the generator from s_x and s_xz of its images, nothing else."""
     config, this, state, batch = begun

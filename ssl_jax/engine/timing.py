@@ -66,7 +66,7 @@ class Clock:
         self.spent = spent = time.perf_counter() - self.began - self.pause
         seconds = spent / (step - self.step)
         pairs = [(a + b) / 2 for a, b in itertools.pairwise(self._recent)]
-        median = statistics.median(pairs) if pairs else seconds
+        median = statistics.median(pairs[1:] or pairs or self._recent or [seconds])  # the first pair of a run has compiled
         self._recent = self._recent[-RECENT:]
         waits = {f"time/{what}_wait": seconds_waited / spent for what, seconds_waited in self.waits.items()}
         self.step = step
