@@ -4,7 +4,7 @@ VENV ?= .venv
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 BIN := $(VENV)/bin
 
-.PHONY: demo test reference lint clean
+.PHONY: demo test reference lint docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python launch.py train --config=configs/simclr.py --workdir=runs/simclr
@@ -15,6 +15,12 @@ test: $(VENV)/tested
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+# Tables from docs/results/*.csv and reference pages from the code, then the site, in site/.
+docs: $(VENV)/ready requirements-docs.txt
+	$(BIN)/pip install --quiet -r requirements-docs.txt
+	JAX_PLATFORMS=cpu $(BIN)/python docs/render.py
+	$(BIN)/mkdocs build --strict --quiet
 
 # The PyTorch references of the parity tests, which skip without them.
 reference: $(VENV)/tested

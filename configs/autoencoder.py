@@ -78,7 +78,7 @@ def scenes(config):
     config.optim = adam()
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
-    config.evals.reduction = dict(kind="reduction")
+    config.evals.reduction = dict(kind="pca_baseline")
     config.best_metric = "-reduction/squared_error"
     config.evaluate_every_steps, config.checkpoint_every_steps, config.log_every_steps = 1000, 500, 50
 
@@ -130,7 +130,7 @@ def digits(config, epochs, batch, encoder, decoder, code):
     config.optim = adam()
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
-    config.evals.reduction = dict(kind="reduction")
+    config.evals.reduction = dict(kind="pca_baseline")
     config.best_metric = "-reduction/squared_error"
     config.evaluate_every_epochs, config.checkpoint_every_epochs, config.log_every_steps = epochs / 4, 2.5, 20
 

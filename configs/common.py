@@ -91,7 +91,7 @@ def stage(recipe) -> dict:
 def generation(config) -> None:
     """Evaluations of a model that samples: its samples, and its features. Kept is the checkpoint with the nearest samples."""
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
-    config.evals.judge = dict(kind="judge")
+    config.evals.judge = dict(kind="discriminator_memorization")
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.best_metric = "-generation/frechet"
     config.baselines = ("untrained",)

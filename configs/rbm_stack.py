@@ -42,7 +42,7 @@ def scenes(config):
     stack(config, (256, 128), 32, each=500, batch=100, channels=3)
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
-    config.evals.reduction = dict(kind="reduction")
+    config.evals.reduction = dict(kind="pca_baseline")
     config.best_metric = "-reduction/squared_error"
     config.evaluate_every_steps, config.checkpoint_every_steps, config.log_every_steps = 500, 500, 50
 

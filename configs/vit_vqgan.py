@@ -85,7 +85,7 @@ def scenes(config):
 def scenes_adversarial(config):
     scenes(config)
     adversarial(config)
-    config.evals.judge = dict(kind="judge")
+    config.evals.judge = dict(kind="discriminator_memorization")
 
 
 def scenes_random(config):
@@ -150,7 +150,7 @@ def cifar10(config):
     config.batch_size, config.total_steps = 128, 50_000
     config.optim = dict(tokenizer=rate(2e-4, 2000))
     adversarial(config)
-    config.evals.judge = dict(kind="judge")
+    config.evals.judge = dict(kind="discriminator_memorization")
 
 
 def imagenet256(config):

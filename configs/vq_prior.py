@@ -57,10 +57,10 @@ def scenes(config):
     )
     transformer(config, depth=4, width=128, heads=4)
     config.optim = dict(net=dict(name="adamw", lr=1e-3, b2=0.96, warmup_steps=100, weight_decay=0.045))
-    config.evals.prior = dict(kind="prior")
-    config.evals.depth = dict(kind="depth")
+    config.evals.prior = dict(kind="token_likelihood")
+    config.evals.depth = dict(kind="linear_by_layer")
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
-    config.evals.classified = dict(kind="classified", examples=1024)
+    config.evals.classified = dict(kind="sample_class_accuracy", examples=1024)
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
     config.best_metric = "-prior/bits_per_token"
     config.baselines = ("untrained",)
@@ -184,13 +184,13 @@ def imagenet256_large_adafactor(config):
 def imagenet256_base_probe(config):
     imagenet256_base(config)
     config.model.conditional = False
-    config.evals.depth = dict(kind="depth", solver="sgd")
+    config.evals.depth = dict(kind="linear_by_layer", solver="sgd")
 
 
 def imagenet256_large_probe(config):
     imagenet256_large(config)
     config.model.conditional = False
-    config.evals.depth = dict(kind="depth", solver="sgd")
+    config.evals.depth = dict(kind="linear_by_layer", solver="sgd")
     del config.evals["generation_half"]
     config.model.transformer.dropout = 0.0
 

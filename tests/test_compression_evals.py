@@ -288,8 +288,8 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
     )  # fmt: skip
     encode = jax.jit(lambda x: {"code": x[:, 0, 0] / 255.0, "layer1": x[:, 0, 0] / 255.0})
     spec = {
-        "reconstruction": dict(kind="reconstruction"), "reduction": dict(kind="reduction"), "codebook": dict(kind="codebook"),
-        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="prior"), "depth": dict(kind="depth", solver="ridge"),
+        "reconstruction": dict(kind="reconstruction"), "reduction": dict(kind="pca_baseline"), "codebook": dict(kind="codebook"),
+        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="token_likelihood"), "depth": dict(kind="linear_by_layer", solver="ridge"),
     }  # fmt: skip
     results = []
     for devices in (1, 8):
@@ -308,12 +308,12 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
         (dict(kind="likelihood", k=0), "k=0"),
         (dict(kind="denoising", sigma=0.0), "sigma=0.0 must be positive"),
         (dict(kind="codebook", examples=0), "examples=0"),
-        (dict(kind="prior", examples=1), "examples=1"),
-        (dict(kind="reduction", examples=10), "examples=10 must be above 10"),
-        (dict(kind="depth", layers="("), "no regular expression"),
-        (dict(kind="depth", solver="adam"), "'adam'.*choose one of"),
+        (dict(kind="token_likelihood", examples=1), "examples=1"),
+        (dict(kind="pca_baseline", examples=10), "examples=10 must be above 10"),
+        (dict(kind="linear_by_layer", layers="("), "no regular expression"),
+        (dict(kind="linear_by_layer", solver="adam"), "'adam'.*choose one of"),
         (dict(kind="disentanglement", factors=()), "must name features"),
-        (dict(kind="classified", examples=0), "examples=0"),
+        (dict(kind="sample_class_accuracy", examples=0), "examples=0"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(entry, message):
@@ -328,9 +328,9 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
         with pytest.raises(UserError, match=f"evals.one: kind='{kind}' needs a method that gives "):
             evals.check_needs({"one": dict(kind=kind)}, made(images))
     with pytest.raises(UserError, match="no layer fits"):
-        evals.check_needs({"one": dict(kind="depth")}, made(images))
+        evals.check_needs({"one": dict(kind="linear_by_layer")}, made(images))
     with pytest.raises(UserError, match="the code 'code' does not exist; the encoder has pooled"):
-        evals.check_needs({"one": dict(kind="reduction")}, made(images, reconstruct=to_floats))
+        evals.check_needs({"one": dict(kind="pca_baseline")}, made(images, reconstruct=to_floats))
     with pytest.raises(UserError, match=r"has 108 numbers, no fewer than a picture of 6x6"):
         pca_baseline.prepare(made(images, reconstruct=to_floats), layer="pooled")
     with pytest.raises(UserError, match=r"at most 20 numbers; leave it out"):
@@ -338,7 +338,7 @@ def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
     with pytest.raises(UserError, match=r"of the size of images, \(6, 6\), and they are \(3, 6\)"):
         denoising.prepare(made(images, reconstruct=jax.jit(lambda x: x[:, :3] / 255.0)))
     floor = Context(jax.jit(lambda x: {"pooled": x[:, 0, 0]}), lambda split: iter(()))
-    assert evals.run({"a": dict(kind="depth"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
+    assert evals.run({"a": dict(kind="linear_by_layer"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
 
 
 # --- bound by the command line

@@ -12,7 +12,7 @@ from feature_clouds import mesh_of
 from ssl_jax import export
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.evals.context import Context, Extractor, ModelFns, pixel_context
+from ssl_jax.evals.context import Context, EvaluatedModel, Extractor, pixel_context
 from ssl_jax.evals.kinds import discriminator_memorization, generation
 from ssl_jax.evals.lib import distances
 from ssl_jax.evals.lib.resize import to_size
@@ -57,7 +57,7 @@ def pictured(real, fake, mesh=None, known=None, extractor=open_extractor, **opti
             yield fake[start : min(start + 48, count)]
 
     known = {} if known is None else known
-    pictures = ModelFns(samples, options.pop("judge", None), lambda spec, mode: extractor(spec, mode, mesh), known)
+    pictures = EvaluatedModel(samples, options.pop("judge", None), lambda spec, mode: extractor(spec, mode, mesh), known)
     made = Context(lambda x: {"pooled": x}, open_batches, None, mesh, pictures=pictures, **options)
     made.opened = opened
     return made
@@ -162,12 +162,12 @@ def test_larger_real_images_are_reduced_to_the_size_of_samples_and_smaller_ones_
 
 def test_what_cannot_be_measured_is_said_in_one_line():
     real, fake = scene(0, 40), scene(1, 40)
-    entries = {"generation": dict(kind="generation", examples=40, subsets=1), "judge": dict(kind="judge")}
+    entries = {"generation": dict(kind="generation", examples=40, subsets=1), "judge": dict(kind="discriminator_memorization")}
     assert evals.run(entries, pixel_context(lambda split: batches_of(real))) == {}  # the floor has neither
-    neither = Context(lambda x: x, batches_of, pictures=ModelFns(None, None, open_extractor, {}))
+    neither = Context(lambda x: x, batches_of, pictures=EvaluatedModel(None, None, open_extractor, {}))
     with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples, and this does not"):
         evals.run(entries, neither)
-    with pytest.raises(UserError, match=r"evals\.judge: kind='judge' needs a method that gives judge"):
+    with pytest.raises(UserError, match=r"evals\.judge: kind='discriminator_memorization' needs a method that gives judge"):
         evals.run({"judge": entries["judge"]}, neither)
     for wrong, message in (
         (dict(k=0), "k=0 of at least 1"),
@@ -181,7 +181,7 @@ def test_what_cannot_be_measured_is_said_in_one_line():
         with pytest.raises(UserError, match=message):
             evals.check({"generation": dict(kind="generation", **wrong)})
     with pytest.raises(UserError, match="examples=0"):
-        evals.check({"judge": dict(kind="judge", examples=0)})
+        evals.check({"judge": dict(kind="discriminator_memorization", examples=0)})
     with pytest.raises(UserError, match="the real split has 3 images, too few for k=3"):
         generation.evaluate(pictured(real[:3], fake), examples=40, subsets=1)
     with pytest.raises(UserError, match="all real images have the same features"):
@@ -234,7 +234,7 @@ def run():
 
 def test_a_run_offers_its_samples_and_its_discriminator(run):
     this, state = run
-    entries = {"generation": dict(kind="generation", examples=40, subsets=2), "judge": dict(kind="judge", examples=50)}
+    entries = {"generation": dict(kind="generation", examples=40, subsets=2), "judge": dict(kind="discriminator_memorization", examples=50)}
     results = evals.run(entries, context(this, state))
     metrics = results["generation"].metrics | results["judge"].metrics
     assert {"generation/frechet", "generation/recall", "judge/accuracy_train"} <= set(metrics)

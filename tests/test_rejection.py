@@ -108,7 +108,7 @@ def test_evaluations_see_the_pictures_that_are_kept():
     alone = pictured(samples=lambda *_: iter([pictures]), sampled_labels=lambda *_: asked[kept])
     for label, entry, judged in (
         ("g", dict(kind="generation", extractor="means", examples=40, subsets=2, subset_size=30, seed=1), "truncation=none"),
-        ("c", dict(kind="classified", extractor="means", examples=40, seed=1), "seed=1"),
+        ("c", dict(kind="sample_class_accuracy", extractor="means", examples=40, seed=1), "seed=1"),
     ):
         (half,) = evals.run({label: {**entry, "acceptance": 0.5}}, pictured()).values()
         (whole,) = evals.run({label: entry}, alone).values()

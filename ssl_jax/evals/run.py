@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import ssl_jax.evals
+import ssl_jax.evals.kinds
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
 
@@ -74,7 +74,7 @@ def check_needs(evals: Mapping[str, Mapping[str, Any]], context: Context) -> Non
 
 def kinds() -> list[str]:
     """Names of all evaluators."""
-    names = (module.name for module in pkgutil.iter_modules(ssl_jax.evals.__path__))
+    names = (module.name for module in pkgutil.iter_modules(ssl_jax.evals.kinds.__path__))
     return sorted(name for name in names if hasattr(_import(name), "evaluate"))
 
 
@@ -87,7 +87,7 @@ def _evaluator(label: str, entry: Mapping[str, Any]) -> ModuleType:
 
 
 def _import(name: str) -> ModuleType:
-    return importlib.import_module(f"ssl_jax.evals.{name}")
+    return importlib.import_module(f"ssl_jax.evals.kinds.{name}")
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ssl_jax.engine.metrics import read_metrics
 from ssl_jax.errors import UserError
 
-ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "local"}
+ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "detached"}
 SAVED = 75  # exit code of a training that SIGTERM ended: not done, to be started again
 
 
