@@ -20,7 +20,7 @@ lint: $(VENV)/tested
 docs: $(VENV)/ready requirements-docs.txt
 	$(BIN)/pip install --quiet -r requirements-docs.txt
 	JAX_PLATFORMS=cpu $(BIN)/python docs/render.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The PyTorch references of the parity tests, which skip without them.
 reference: $(VENV)/tested

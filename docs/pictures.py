@@ -1,5 +1,6 @@
-"""Make the pictures of the documentation from finished runs.
+"""Make the pictures of the documentation from finished runs, and its charts from docs/results/*.csv.
 
+  python docs/pictures.py            charts only
   python docs/pictures.py RUNS
 
 RUNS holds a workdir for each run, trained with the command in the caption of its picture (docs/methods/) and sampled with
@@ -18,6 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
+from render import read, select
 
 OUTPUT = Path(__file__).resolve().parent / "pictures"
 GAP = 2  # pixels between the cells of a grid, before it is enlarged
@@ -55,6 +57,10 @@ BANNER = (
 )
 
 
+SCENES = {"SNDCGAN": ("gan", ""), "DCGAN": ("gan", "scenes_dcgan"), "BigGAN": ("biggan", ""), "StyleGAN2": ("stylegan", ""),
+          "BigBiGAN": ("bigbigan", "")}  # fmt: skip
+
+
 def cells(path: Path, size: int) -> np.ndarray:
     """A picture written by `save_grid` -> its cells, uint8 [rows, columns, size, size, 3], enlarged ones made small again."""
     picture = Image.open(path).convert("RGB")
@@ -87,6 +93,39 @@ def curve(workdir: Path, metric: str, label: str, path: Path) -> None:
     plt.close(figure)
 
 
+def over_steps(metric: str, label: str, path: Path, scale: str = "linear") -> None:
+    """One metric of the adversarial methods on the embedded scenes, over steps."""
+    lines = {}
+    for name, (method, variant) in SCENES.items():
+        rows = select(read("generation"), {"protocol": "scenes-generation", "method": method, "variant": variant, "metric": metric})
+        lines[name] = [(int(row["step"]), float(row["value"])) for row in rows]
+    chart(lines, "step", label, path, scale)
+
+
+def over_depth(where: dict, path: Path) -> None:
+    """Linear probe of each block, a line per seed, and their mean."""
+    lines = {}
+    for row in select(read("tokens"), where):
+        block = row["metric"].removeprefix("depth/").removeprefix("block")
+        if row["metric"].startswith("depth/") and block.isdigit() and row["seed"].isdigit():
+            lines.setdefault(f"seed {row['seed']}", []).append((int(block), float(row["value"])))
+    blocks = next(iter(lines.values()))
+    lines["mean"] = [(x, float(np.mean([line[i][1] for line in lines.values()]))) for i, (x, _) in enumerate(blocks)]
+    chart(lines, "block", "linear probe, %", path)
+
+
+def chart(lines: dict[str, list[tuple[float, float]]], x: str, y: str, path: Path, scale: str = "linear") -> None:
+    figure, axes = plt.subplots(figsize=(6, 3), dpi=100, layout="constrained")
+    for name, points in lines.items():
+        style = {"color": "black", "linewidth": 2.5} if name == "mean" else {}
+        axes.plot(*zip(*points, strict=True), marker=".", label=name, **style)
+    axes.set(xlabel=x, ylabel=y, yscale=scale)
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def banner(runs: Path, path: Path) -> None:
     """One picture of several runs, side by side."""
     ratios = [columns for *_, columns, _ in BANNER]
@@ -104,8 +143,18 @@ def banner(runs: Path, path: Path) -> None:
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
-def main(runs: Path) -> None:
+def charts() -> None:
+    over_steps("generation/frechet", "Frechet distance", OUTPUT / "scenes_frechet.png", "log")
+    over_steps("linear/top1", "linear probe, %", OUTPUT / "scenes_linear.png")
+    over_depth({"variant": "mnist_t10k_probe", "subject": "trained"}, OUTPUT / "vq_prior_depth.png")
+    over_depth({"method": "maskgit", "subject": "trained"}, OUTPUT / "maskgit_depth.png")
+
+
+def main(runs: Path | None) -> None:
     OUTPUT.mkdir(exist_ok=True)
+    charts()
+    if runs is None:
+        return
     for name, (run, metric, label) in CURVES.items():
         if (runs / run / "report.html").exists():  # the run has ended
             curve(runs / run, metric, label, OUTPUT / f"{name}.png")
@@ -120,4 +169,4 @@ def main(runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
