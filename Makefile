@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-all reference lint clean
+.PHONY: demo test test-all reference lint docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python launch.py train --config=configs/simclr.py --workdir=runs/simclr
@@ -20,6 +20,12 @@ test-all: test
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+# Tables from docs/results/*.csv and reference pages from the code, then the site, in site/.
+docs: $(VENV)/ready requirements-docs.txt
+	$(BIN)/pip install --quiet -r requirements-docs.txt
+	JAX_PLATFORMS=cpu $(BIN)/python docs/render.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The PyTorch references of the parity tests, which skip without them.
 reference: $(VENV)/tested

@@ -1,4 +1,4 @@
-"""Faults of runs of two processes: what is noticed, after how long, what is lost. Each prints a line of the table in docs/results.md:
+"""Faults of runs of two processes: what is noticed, after how long, what is lost. Each prints a row of docs/robustness.md:
 
   python -m pytest -m slow tests/test_process_faults.py -s
 """

@@ -13,7 +13,7 @@ Test accuracy in per cent, config `full`:
     SimCLR, configs/simclr.py, 45 epochs                               61.8 / 67.0
     supervised, configs/supervised.py, 20 epochs                       92.5 / 92.7
 
-Seeds and deviations are in docs/results.md.
+Seeds and deviations are in docs/methods/simclr.md and supervised.md.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def sums(z: jax.Array, tokens: jax.Array, size: int) -> jax.Array:
     """The sum of the vectors of each code: z [..., D], tokens [...] -> [size, D].
 
     As products with one-hot rows, as many as the look-up takes: where many vectors have one code, as at the start of training, a
-    scattered sum adds them one after the other (docs/results.md, On an accelerator).
+    scattered sum adds them one after the other (docs/performance.md, On an accelerator).
     """
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1, 1)
 
