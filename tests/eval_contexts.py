@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.evals.context import Context, Extractor, ModelFns
+from ssl_jax.evals.context import Context, EvaluatedModel, Extractor
 
-NONE = ModelFns(None, None, None, {})
+NONE = EvaluatedModel(None, None, None, {})
 
 
 def smooth(seed, count, size=12, gray=False):

@@ -9,7 +9,7 @@ from torch_reference import require_torch
 from ssl_jax.engine.method import Phase, State
 from ssl_jax.engine.step import differentiate, make_step
 from ssl_jax.errors import UserError
-from ssl_jax.evals.context import Context, ModelFns
+from ssl_jax.evals.context import Context, EvaluatedModel
 from ssl_jax.evals.kinds import reconstruction
 from ssl_jax.experiment import config as configs
 from ssl_jax.methods import bigan as method
@@ -306,7 +306,7 @@ def test_reconstruction_is_measured_against_the_other_images_too():
         yield {"image": np.concatenate([images[8:], images[:4]]), "_valid": np.arange(8) < 4}
 
     def measured(reconstruct, **options):
-        context = Context(lambda x: x, open_batches, pictures=ModelFns(None, None, None, {}, jax.jit(reconstruct)))
+        context = Context(lambda x: x, open_batches, pictures=EvaluatedModel(None, None, None, {}, jax.jit(reconstruct)))
         return reconstruction.evaluate(context, **options)
 
     exact = measured(lambda x: x / 255.0)

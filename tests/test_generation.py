@@ -12,7 +12,7 @@ from feature_clouds import mesh_of
 from ssl_jax import export
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.evals.context import Context, Extractor, ModelFns, pixel_context
+from ssl_jax.evals.context import Context, EvaluatedModel, Extractor, pixel_context
 from ssl_jax.evals.kinds import discriminator_memorization, generation
 from ssl_jax.evals.lib import distances
 from ssl_jax.evals.lib.resize import to_size
@@ -57,7 +57,7 @@ def pictured(real, fake, mesh=None, known=None, extractor=open_extractor, **opti
             yield fake[start : min(start + 48, count)]
 
     known = {} if known is None else known
-    pictures = ModelFns(samples, options.pop("judge", None), lambda spec, mode: extractor(spec, mode, mesh), known)
+    pictures = EvaluatedModel(samples, options.pop("judge", None), lambda spec, mode: extractor(spec, mode, mesh), known)
     made = Context(lambda x: {"pooled": x}, open_batches, None, mesh, pictures=pictures, **options)
     made.opened = opened
     return made
@@ -164,7 +164,7 @@ def test_what_cannot_be_measured_is_said_in_one_line():
     real, fake = scene(0, 40), scene(1, 40)
     entries = {"generation": dict(kind="generation", examples=40, subsets=1), "judge": dict(kind="discriminator_memorization")}
     assert evals.run(entries, pixel_context(lambda split: batches_of(real))) == {}  # the floor has neither
-    neither = Context(lambda x: x, batches_of, pictures=ModelFns(None, None, open_extractor, {}))
+    neither = Context(lambda x: x, batches_of, pictures=EvaluatedModel(None, None, open_extractor, {}))
     with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples, and this does not"):
         evals.run(entries, neither)
     with pytest.raises(UserError, match=r"evals\.judge: kind='discriminator_memorization' needs a method that gives judge"):

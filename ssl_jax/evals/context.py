@@ -37,7 +37,7 @@ class Extractor(NamedTuple):
     resize: str = "none"  # how `encode` brings images to the size of the network
 
 
-class ModelFns(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """What evaluations of a model are given beside its features; None where its method does not offer it.
 
     Images are uint8 [B, H, W, 3] or float32 in [0, 1]; pictures float32 [B, h, w, 3] in [0, 1].
@@ -82,7 +82,7 @@ class Context:
         encode_views: Callable | None = None,
         limits: Mapping[str, int] | None = None,
         layers: tuple[str, ...] | None = None,
-        pictures: ModelFns | None = None,
+        pictures: EvaluatedModel | None = None,
         notes: Mapping[str, str] | None = None,
     ):
         self.mesh, self.layers, self.pictures, self.notes = mesh, layers, pictures, dict(notes or {})

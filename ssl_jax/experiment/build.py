@@ -28,7 +28,7 @@ from ssl_jax.engine.method import Method, State, inference_state
 from ssl_jax.engine.xla_options import xla_options
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.evals.context import Context, ModelFns, pixel_context
+from ssl_jax.evals.context import Context, EvaluatedModel, pixel_context
 from ssl_jax.experiment import distributed
 from ssl_jax.experiment.config import resolve
 from ssl_jax.experiment.extractors import open_extractor
@@ -238,7 +238,7 @@ def any_context(this: Experiment, state: State) -> Context:
         split_names(config),
         this.run.mesh,
         bind(this.encode_views) if this.encode_views else None,
-        pictures=ModelFns(
+        pictures=EvaluatedModel(
             open_samples(this, state),
             offered.get("judge"),
             functools.partial(open_extractor, mesh=this.run.mesh),

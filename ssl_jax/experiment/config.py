@@ -139,6 +139,6 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             told += differences(a, b, f"{name}.")
-        elif a != b:
+        elif a != b and not (key not in old and b == {}):  # a table that runs of before do not have
             told.append(f"{name}: {a} -> {b}")
     return told
