@@ -2,8 +2,9 @@
 
     TFDS_DATA_DIR=... python benchmarks/input_path.py [--split original] [--rounds 5] [--png crops.png]
 
-Three paths turn the same encoded JPEGs into two random resized crops each:
+Four paths turn the same encoded JPEGs into two random resized crops each:
     ours         the host op `random_resized_crops`: one decode at the scale the crops need, OpenCV geometry
+    reader       the same through `Reader`, with a label, as batches are read: what asking for features by name costs
     reference    Pillow decodes once, torchvision's RandomResizedCrop runs twice on it: a careful PyTorch loader
     two decodes  Pillow decodes for every crop
 They take turns round by round (a loader runs one path, so one does not empty the caches of another), in one thread, and
@@ -25,7 +26,9 @@ from PIL import Image
 
 from ssl_jax.data import geometry
 from ssl_jax.data.decode import Picture
-from ssl_jax.data.sources import open_source
+from ssl_jax.data.features import Feature
+from ssl_jax.data.reader import Reader
+from ssl_jax.data.sources import Source, open_source
 
 SIZE = 224
 
@@ -42,8 +45,29 @@ def torchvision_crop(interpolation):
     return transforms.RandomResizedCrop(SIZE, interpolation=transforms.InterpolationMode(interpolation))
 
 
-def paths(interpolation):
-    """{name: function of encoded bytes that makes two crops}"""
+class Bytes(Source):
+    """Encoded images with a label each."""
+
+    features = {"image": Feature((None, None, 3), "uint8", "image"), "label": Feature((), "int32")}  # noqa: RUF012
+    num_classes = label_names = image_shape = None
+    name = split = "bytes"
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"image": self.images[index], "label": index}
+
+    def select(self, features):
+        return self
+
+
+def paths(interpolation, images):
+    """{name: function of encoded bytes and their place in `images` that makes two crops}"""
     crop = torchvision_crop(interpolation)
     rng = np.random.default_rng(0)
     ops = (("random_resized_crops", {"size": SIZE, "crops": 2, "interpolation": interpolation}),)
@@ -55,24 +79,26 @@ def paths(interpolation):
         image = decode(data)
         return np.stack([np.asarray(crop(image)) for _ in range(2)])
 
+    reader = Reader(Bytes(images), ops, ("image", "label"))
     return {
-        "ours": lambda data: geometry.apply_host_ops(ops, Picture(data), rng),
-        "reference": reference,
-        "two decodes": lambda data: np.stack([np.asarray(crop(decode(data))) for _ in range(2)]),
+        "ours": lambda data, i: geometry.apply_host_ops(ops, Picture(data), rng),
+        "reader": lambda data, i: reader.read(i, (0, i)),
+        "reference": lambda data, i: reference(data),
+        "two decodes": lambda data, i: np.stack([np.asarray(crop(decode(data))) for _ in range(2)]),
     }
 
 
 def compare_paths(images, interpolation, rounds):
     """CPU seconds of every path over all images, [rounds] each."""
-    functions = paths(interpolation)
+    functions = paths(interpolation, images)
     for function in functions.values():
-        function(images[0])
+        function(images[0], 0)
     seconds = {name: np.zeros(rounds) for name in functions}
     for i in range(rounds):
         for name, function in functions.items():
             start = time.process_time()
-            for data in images:
-                function(data)
+            for place, data in enumerate(images):
+                function(data, place)
             seconds[name][i] = time.process_time() - start
     return seconds
 

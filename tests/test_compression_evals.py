@@ -314,7 +314,7 @@ def test_mistakes_are_named_before_anything_runs(entry, message):
 
 def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
     images = smooth(0, 16, 6)
-    for kind in ("likelihood", "codebook", "prior", "reduction", "denoising", "disentanglement", "classified"):
+    for kind in ("likelihood", "codebook", "prior", "reduction", "denoising", "classified"):
         with pytest.raises(UserError, match=f"evals.one: kind='{kind}' needs a method that gives "):
             evals.check_needs({"one": dict(kind=kind)}, made(images))
     with pytest.raises(UserError, match="no layer fits"):

@@ -177,6 +177,8 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             told += differences(a, b, f"{name}.")
+        elif key not in old and b == {}:
+            continue  # a table that runs of before do not have
         elif a != b and not _same_duration(name, a, b):
             told.append(f"{name}: {a} -> {b}")
     return told
