@@ -20,7 +20,7 @@ class Variant(NamedTuple):
     about: str  # in one line
     hardware: str = ""  # that the recipe is made for, or was published with
     time: str = ""  # of a whole run on that hardware, such as "40 min"; "" if nobody has measured or published it
-    expected: str = ""  # the numbers to compare a run with
+    expected: str = ""  # the numbers to compare a run with, as `source` gives them
     source: str = ""  # who found those numbers: a paper, a repository, or "ours" (docs/results.md)
 
 
