@@ -51,6 +51,8 @@ def add_missing(this: Experiment, evaluations: Evaluations, names: Sequence[str]
 
 def unmeasurable(config, spec: evals.Evals) -> dict[str, str]:
     """{label: what is missing}: evaluations that read a feature, such as the label, which the data do not have."""
+    if not spec:
+        return {}
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
     without_classes = isinstance(source, FolderSource) and source.label_names is None
     features = [name for name in source.features if not (without_classes and name == "label")]

@@ -56,7 +56,7 @@ def _without(entries: Sequence[Mapping], new: Mapping) -> list[dict]:
     for entry in entries:
         if (entry["subject"], entry["step"]) == (new["subject"], new["step"]):
             others = {label for label, protocol in entry["protocols"].items() if new["protocols"].get(label) != protocol}
-            if not others:
+            if not others and (entry["protocols"] or not new["protocols"]):  # an entry of no evaluations tells that there were none
                 continue
             entry = entry | {key: _of(entry[key], others) for key in ("metrics", "protocols", "evals") if key in entry}
         kept.append(entry)
