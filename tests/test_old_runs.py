@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import ssl_jax
-from ssl_jax.cli.main import main
-from ssl_jax.engine.metrics import read_metrics
+from launch import main
+from ssl_jax.engine.records import read_metrics
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
@@ -128,9 +128,9 @@ def test_old_keys_of_every_kind_are_translated():
         "checkpoint_every_examples": 3_000_000,
         "optim": {"net": {"lr": 0.1, "warmup_epochs": 0.1, "warmup_steps": None, "decay": [["a", 1.0]], "rates": [["b", 0.0]]},
                   "decay": {"name": "sgd"}},
-        "model": {"quantizer": {"normalize": True, "straight_through": "normalized", "decay": 0.9, "update": "average"},
-                  "ema": {"decay": 0.99}, "encoder": {"flavor": "simclr"}, "likelihood": "discretized_logistic", "total_steps": 3},
-        "stages": {"t": {"workdir": "w", "config": {"total_epochs": 2.5, "model": {"quantizer": {"size": 3}}, "stages": {}}}},
+        "model": {"quantiser": {"normalise": True, "straight_through": "normalised", "decay": 0.9, "update": "average"},
+                  "ema": {"decay": 0.99}, "encoder": {"flavour": "simclr"}, "likelihood": "discretised_logistic", "total_steps": 3},
+        "stages": {"t": {"workdir": "w", "config": {"total_epochs": 2.5, "model": {"quantiser": {"size": 3}}, "stages": {}}}},
     }  # fmt: skip
     new = {
         "total": "45 epochs",
@@ -155,8 +155,8 @@ def test_old_keys_of_every_kind_are_translated():
         ("evaluate_every_steps=5", "config.evaluate_every_steps was renamed: say --config.evaluate_every='5 steps'"),
         ("optim.net.warmup_epochs=1.0", "config.optim.net.warmup_epochs was renamed: say --config.optim.net.warmup='1.0 epochs'"),
         ("optim.net.decay=()", "config.optim.net.decay was renamed: say --config.optim.net.weight_decay_mask=()"),
-        ("model.encoder.flavor=simclr", "config.model.encoder.flavor was renamed: say --config.model.encoder.flavor=simclr"),
-        ("model.quantizer.size=3", "config.model.quantizer.size was renamed: say --config.model.quantizer.size=3"),
+        ("model.encoder.flavour=simclr", "config.model.encoder.flavour was renamed: say --config.model.encoder.flavor=simclr"),
+        ("model.quantiser.size=3", "config.model.quantiser.size was renamed: say --config.model.quantizer.size=3"),
         ("total=200", "config.total='200' has no unit; say '200 steps', '200 epochs' or '200 examples'"),
     ],
 )
@@ -170,9 +170,9 @@ def test_an_old_name_on_the_command_line_is_one_line(override, message):
 
 
 def test_an_old_value_on_the_command_line_is_one_line():
-    message = "config.model.likelihood='discretized_logistic' was renamed: say 'discretized_logistic'"
+    message = "config.model.likelihood='discretised_logistic' was renamed: say 'discretized_logistic'"
     with pytest.raises(UserError, match=message):
-        configs.load(f"{HERE.parent}/configs/vae.py", ("--config.model.likelihood=discretized_logistic",))
+        configs.load(f"{HERE.parent}/configs/vae.py", ("--config.model.likelihood=discretised_logistic",))
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_an_old_value_on_the_command_line_is_one_line():
         ("config.total_steps = 8", "config.total_steps was renamed: say config.total = '8 steps'"),
         ("config.optim.net.rates = ()", "config.optim.net.rates was renamed: say config.optim.net.lr_multipliers"),
         ("config.optim.net.warmup_steps = 3", "config.optim.net.warmup_steps was renamed: say config.optim.net.warmup = '3 steps'"),
-        ("config.model.likelihood = 'discretized_logistic'",
-         "config.model.likelihood='discretized_logistic' was renamed: say 'discretized_logistic'"),
+        ("config.model.likelihood = 'discretised_logistic'",
+         "config.model.likelihood='discretised_logistic' was renamed: say 'discretized_logistic'"),
     ],
 )  # fmt: skip
 def test_an_old_name_in_a_config_file_is_one_line(tmp_path, line, message):
