@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from configs import common
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.engine import durations
 
 ROOT = pathlib.Path(__file__).parent.parent

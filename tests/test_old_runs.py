@@ -19,6 +19,7 @@ from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.stages import open_stages
 from ssl_jax.experiment.warm_start import warm_start
 from ssl_jax.experiment.workdir import read_config
@@ -201,3 +202,13 @@ def test_one_duration_written_in_two_ways_is_no_difference():
     assert configs.differences({"total": "45.0 epochs", "optim": {"net": {"warmup": "1000 steps"}}},
                                {"total": "45 epochs", "optim": {"net": {"warmup": "1k steps"}}}) == []  # fmt: skip
     assert configs.differences({"total": "45 epochs"}, {"total": "45 steps"}) == ["total: 45 epochs -> 45 steps"]
+
+
+def test_protocols_of_before_are_comparable_with_those_of_now(tmp_path):
+    old = "linear probe lbfgs, standardised frozen features; kNN normalisation=none, 10 neighbours of normalised, uncentred features"
+    entry = {"subject": "trained", "step": 8, "metrics": {"knn/top1": 50.0}, "protocols": {"knn": old}}
+    (tmp_path / "evaluations.json").write_text(json.dumps([entry]))
+    (read,) = Evaluations(tmp_path, {}).entries
+    assert read["protocols"]["knn"] == (
+        "linear probe lbfgs, standardized frozen features; kNN normalization=none, 10 neighbors of normalized, uncentered features"
+    )

@@ -22,6 +22,7 @@ KEYS = {
     r"model\.quanti[sz]er\.normalise": "normalize",
     r"model\.quanti[sz]er\.update": "codebook_update",  # `update` is a method of every config
     r"model\.(encoder|generator|discriminator)\.flavour": "flavor",
+    r"evals\.[^.]+\.normalisation": "normalization",
 }
 EVALUATION_KINDS = {
     "depth": "linear_by_layer",
@@ -37,6 +38,11 @@ VALUES = {
     r"evals\.[^.]+\.layer": {"normalised": "normalized"},
     r"evals\.[^.]+\.kind": EVALUATION_KINDS,
 }
+# Words in the protocols of evaluations, so that numbers of earlier versions stay comparable.
+PROTOCOLS = {
+    "standardised": "standardized", "normalisation=": "normalization=", "normalised": "normalized", "neighbours": "neighbors",
+    "uncentred": "uncentered",
+}  # fmt: skip
 MODULES = {"quantiser": "quantizer"}  # keys of params, and of what optimizers keep of them
 STAGE = re.compile(r"^(stages\.[^.]+\.config\.)+")  # a run's config holds the configs of the runs that it stands on
 
@@ -62,6 +68,13 @@ def _translate(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         else:
             new[_new_part(name)] = _new_value(name, value)
     return new
+
+
+def protocol(text: str) -> str:
+    """The protocol of an evaluation, of any version, in the words of this one."""
+    for old, new in PROTOCOLS.items():
+        text = text.replace(old, new)
+    return text
 
 
 def duration_text(value: Any, unit: str) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ssl_jax.engine.checkpoint import of_each_process, write_json
 from ssl_jax.engine.pictures import save_picture
+from ssl_jax.engine.renamed_keys import protocol
 from ssl_jax.errors import not_written
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
@@ -55,7 +56,7 @@ def _without(entries: Sequence[Mapping], new: Mapping) -> list[dict]:
     kept = []
     for entry in entries:
         if (entry["subject"], entry["step"]) == (new["subject"], new["step"]):
-            others = {label for label, protocol in entry["protocols"].items() if new["protocols"].get(label) != protocol}
+            others = {label for label, text in entry["protocols"].items() if new["protocols"].get(label) != text}
             if not others and (entry["protocols"] or not new["protocols"]):  # an entry of no evaluations tells that there were none
                 continue
             entry = entry | {key: _of(entry[key], others) for key in ("metrics", "protocols", "evals") if key in entry}
@@ -81,7 +82,10 @@ class Evaluations:
             self._change(lambda entries: [entry for entry in entries if entry["step"] <= upto_step])
 
     def _read(self) -> list[dict]:
-        return json.loads(self.path.read_text()) if self.path.exists() else []
+        entries = json.loads(self.path.read_text()) if self.path.exists() else []
+        return [
+            {**entry, "protocols": {label: protocol(text) for label, text in entry.get("protocols", {}).items()}} for entry in entries
+        ]
 
     def _change(self, change: Callable[[list[dict]], list[dict]]) -> None:
         """Of several processes the first one writes. Raises MachineFault."""
