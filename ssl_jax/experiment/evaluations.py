@@ -184,5 +184,5 @@ class Evaluations:
                 table.add_row(name, *(_short(metrics[name]) if name in metrics else "-" for metrics in subjects.values()))
         console = Console()
         console.print(table)
-        for label, protocol in newest["protocols"].items():
-            console.print(f"{label}: {protocol}", style="dim", highlight=False)
+        for label, text in newest["protocols"].items():
+            console.print(f"{label}: {text}", style="dim", highlight=False)
