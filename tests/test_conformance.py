@@ -160,7 +160,7 @@ def test_every_variant_locks_and_builds_abstractly(name, published):
         assert config.is_locked
         evals.check(config.evals)
         json.dumps(configs.plain(config))
-        told = [dict(kwargs) for _, kwargs in (*config.data.ops, *config.views[0])]
+        told = [dict(kwargs) for _, kwargs in (*config.data.ops, *(config.views[0] if "views" in config else ()))]
         size = next((kwargs[key] for kwargs in told for key in ("size", "crop") if key in kwargs), 32)
         crops = next((dict(kwargs).get("crops", 2) for op, kwargs in config.data.ops if op == "random_resized_crops"), None)
         shape = (size, size, 3) if crops is None else (crops, size, size, 3)
