@@ -32,7 +32,7 @@ CURVES = {
     "autoencoder_curve": ("autoencoder_deep", "ae/reconstruction", "reconstruction loss"),
     "rbm_stack_curve": ("rbm_stack", "tuning/loss", "loss after unrolling"),
     "vae_curve": ("vae", "vae/loss", "loss, nats"),
-    "vit_vqgan_curve": ("vit_vqgan", "tokenizer/squared_error", "squared error"),
+    "vit_vqgan_curve": ("vit_vqgan", "tokenizer/squared", "squared error"),
     "biggan_curve": ("biggan", "d/loss", "discriminator loss"),
 }
 # {picture: (file of a run, rows, columns, pixels of a cell)}: the upper left part of a grid
@@ -45,10 +45,9 @@ GRIDS = {
     "vae_samples": ("vae/samples/grid.png", 4, 8, 28),
     "vae_traversal": ("vae/samples/traversal.png", 6, 10, 28),
     "rbm_stack_reconstruction": ("rbm_stack/samples/reconstruction.png", 4, 10, 28),
-    "autoencoder_denoising": ("autoencoder_denoising/samples/reconstruction.png", 4, 10, 28),
     "vit_vqgan_reconstruction": ("vit_vqgan/samples/reconstruction.png", 4, 10, 32),
 }
-COPIES = {"vqvae_codebook": "vqvae_l2/pictures/codebook_00000400.png"}
+COPIES = {"vqvae_codebook": "vqvae_l2/pictures/codebook_00000400.png", "simclr_neighbors": "simclr/pictures/neighbors.png"}
 # Of the README: (picture of GRIDS, title, rows and columns that are shown, every how many columns one)
 BANNER = (
     ("simclr_views", "SimCLR: two views of each picture", 4, 4, 1),
