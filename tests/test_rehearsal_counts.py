@@ -15,7 +15,7 @@ from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.rehearsal.collectives import Collective, collectives
 from ssl_jax.rehearsal.flops import Count, count
 from ssl_jax.rehearsal.largest import largest
-from ssl_jax.rehearsal.replicas import axes_of, groups_of
+from ssl_jax.rehearsal.replicas import mesh_axes, device_groups
 
 
 def flops(function, *shapes):
@@ -155,11 +155,11 @@ MESH = {"data": 2, "fsdp": 4, "tensor": 1}
     ],
 )
 def test_groups_of_devices(line, groups, axes):
-    found = groups_of(f"all-reduce(%x), {line}, metadata={{}}", 8)
+    found = device_groups(f"all-reduce(%x), {line}, metadata={{}}", 8)
     assert found.tolist() == groups
-    assert axes_of(found, MESH) == axes
+    assert mesh_axes(found, MESH) == axes
     with pytest.raises(ValueError, match="in an unknown form"):
-        groups_of("replica_groups=new", 8)
+        device_groups("replica_groups=new", 8)
 
 
 def test_collectives_of_a_program_are_those_that_it_was_written_with():
