@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ssl_jax.rehearsal.hlo import parse_computations, count_runs, shape_bytes
-from ssl_jax.rehearsal.replicas import mesh_axes, device_groups
+from ssl_jax.rehearsal.hlo import count_runs, parse_computations, shape_bytes
+from ssl_jax.rehearsal.replicas import device_groups, mesh_axes
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 SAME_SIZE = ("all-to-all", "ragged-all-to-all", "collective-permute")  # operand and result have the same size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ssl_jax.rehearsal.hlo import parse_computations, count_runs, shape_bytes
+from ssl_jax.rehearsal.hlo import count_runs, parse_computations, shape_bytes
 
 # These move nothing themselves.
 FREE = {"parameter", "tuple", "get-tuple-element", "constant", "bitcast", "while", "conditional", "call", "after-all", "opt-barrier",
