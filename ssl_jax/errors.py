@@ -6,8 +6,8 @@ from pathlib import Path
 class UserError(Exception):
     """Bad input. The message is one line that names the cause and the remedy.
 
-    The command line prints it without a traceback and exits with status 2, after which no launcher restarts the run. Any other exception
-    except `MachineFault` is a bug in ssl_jax and keeps its traceback.
+    The command line prints it without a traceback and exits with status 2, after which no launcher restarts the run. Any other
+    exception except `MachineFault` is a bug in ssl_jax and keeps its traceback.
     """
 
     code = 2
@@ -24,4 +24,5 @@ class MachineFault(Exception):
 
 def not_written(path: Path, error: OSError) -> MachineFault:
     """The MachineFault to raise if the file `path` of a run cannot be written."""
-    return MachineFault(f"{path} cannot be written ({error.strerror}); free space or repair the directory and run the same command again")
+    remedy = "free space or repair the directory and run the same command again"
+    return MachineFault(f"{path} cannot be written ({error.strerror}); {remedy}")

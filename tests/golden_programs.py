@@ -3,9 +3,9 @@
   python tests/golden_programs.py            # writes all files; or some: python tests/golden_programs.py vit_g14_fsdp
   git diff tests/golden                      # read what changed, and explain it in the commit
 
-A file describes one config on eight devices: the axes over which parameters are sharded, and the bytes of the step's collectives per
-device, by kind and mesh axes. With libtpu (requirements-rehearse.txt) the programs of a TPU slice are written, too; without it those in
-the files stay.
+A file describes one config on eight devices: the axes over which parameters are sharded, and the bytes of the step's collectives
+per device, by kind and mesh axes. With libtpu (requirements-rehearse.txt) the programs of a TPU slice are written, too; without it
+those in the files stay.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ CASES = {
     "vq_prior_fsdp": Case("vq_prior.py:smoke", mesh_flags(2, 4)),
     "biggan_fsdp": Case("biggan.py:smoke", mesh_flags(2, 4, 1, "--config.batch_size=64")),
     "vim_large_tensor": Case("vq_prior.py:imagenet256_large", mesh_flags(2, 2, 2, "--config.batch_size=64")),
-    "biggan_deep_tensor": Case("biggan.py:deep128", mesh_flags(2, 2, 2, "--config.batch_size=64", *resized(32))),  # 128 pixels would take minutes
+    # Images of 128 pixels would take minutes.
+    "biggan_deep_tensor": Case("biggan.py:deep128", mesh_flags(2, 2, 2, "--config.batch_size=64", *resized(32))),
     "stylegan_fsdp": Case("stylegan.py:smoke", mesh_flags(fsdp=8)),
 }
 

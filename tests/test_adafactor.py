@@ -29,7 +29,7 @@ def updated(spec, steps):
 
 
 def reference(b1, steps):
-    """The NumPy reference. Each matrix of a stack has its own row and column moments; the updates of the stack are clipped together."""
+    """Each matrix of a stack has its own row and column moments; the updates of the stack are clipped together."""
     params = jax.tree.map(np.copy, WEIGHTS)
     rows, columns, plain, first = np.zeros((3, 8)), np.zeros((3, 16)), np.zeros((3, 16)), [np.zeros((3, 8, 16)), np.zeros((3, 16))]
     for t, gradient in enumerate(GRADIENTS[:steps], 1):
@@ -71,4 +71,4 @@ def test_adafactor_state_is_factored_and_sharded_like_parameters():
     placed = sharding.shard_state(((".*", ("fsdp", "tensor")),), jax.eval_shape(lambda: state), mesh).opt["net"]
     where = {x.shape: s.spec for x, s in zip(jax.tree.leaves(state.opt["net"]), jax.tree.leaves(placed), strict=True)}
     assert where[2, 1024, 256] == sharding.P(None, "fsdp", "tensor")
-    assert where[2, 1024] == sharding.P(None, "fsdp") and where[1,] == sharding.P()  # a rule with axes only fits the parameter's shape
+    assert where[2, 1024] == sharding.P(None, "fsdp") and where[1,] == sharding.P()  # the rule's axes only fit the parameter

@@ -1,7 +1,7 @@
 """The contract of every method, tested with the `:smoke` variant of each config file, without a list of names.
 
-The quick tests trace every method, its phases, its step and its encoder with shapes. The others, marked `full`, compile and run. `make
-test` also runs those for methods whose file or config differs from the main branch (see conftest).
+The quick tests trace every method, its phases, its step and its encoder with shapes. The others, marked `full`, compile and run.
+`make test` also runs those for methods whose file or config differs from the main branch (see conftest).
 """
 
 import functools
@@ -97,8 +97,9 @@ def initial(name):
 
 @pytest.fixture(autouse=True)
 def free_programs_of_other_configs(request):
-    """Free the compiled programs of a config after its last test. A pytest-xdist worker runs all tests of a config in a row (see conftest);
-    a single process does not, and keeps them.
+    """Free the compiled programs of a config after its last test.
+
+    A pytest-xdist worker runs all tests of a config in a row (see conftest). A single process does not, and keeps the programs.
     """
     name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
     if "PYTEST_XDIST_WORKER" in os.environ and SEEN and name not in SEEN:
@@ -183,9 +184,9 @@ def test_inputs_of_a_method_equal_the_data(name):
 def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
     """Losses of two independent runs, on 1 device and on data 4 x fsdp 2; with the small learning rate the parameters, too.
 
-    Devices sum in different orders, so parameters differ by 1e-8. If that moves one ReLU across its kink, the gradient jumps (by the share
-    of one unit in the batch, 0.5 % in a head), and the runs diverge although both are correct. So the network stays as it is with a small
-    learning rate, and its activations are smooth with the config's own optimizer.
+    Devices sum in different orders, so parameters differ by 1e-8. If that moves one ReLU across its kink, the gradient jumps (by
+    the share of one unit in the batch, 0.5 % in a head), and the runs diverge although both are correct. So the network stays as it
+    is with a small learning rate, and its activations are smooth with the config's own optimizer.
     """
     config = load(name, "smoke")
     if smooth:
@@ -216,8 +217,8 @@ def test_eight_devices_equal_one_over_20_steps(name, smooth, monkeypatch):
 def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
     """Each state of a run on one device is also the start of a step on data 4 x fsdp 2 (SimCLR: data 8, too).
 
-    Losses, gradient norms, the vectors of spectral normalization and batch statistics agree. The step is traced once, and the state keeps
-    its tree, shapes, types and shardings. Every lazy phase of a smoke config runs within four steps.
+    Losses, gradient norms, the vectors of spectral normalization and batch statistics agree. The step is traced once, and the state
+    keeps its tree, shapes, types and shardings. Every lazy phase of a smoke config runs within four steps.
     """
     one, history = shared_experiment(name, 1, 1), []
     state = begin(name, one)
@@ -233,8 +234,8 @@ def test_from_the_same_state_eight_devices_take_the_same_step(name, count):
             described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), before)
             after, metrics = steps(exp, 1, before, start=step)
             on_eight += metrics
-            # In one of BigGAN's 20 states kernels differ by 6.5e-6 (3e-8 in the others), as if a ReLU had crossed its kink. The spectral
-            # vectors follow, and so does the loss of the next phase, by 1.7e-5.
+            # In one of BigGAN's 20 states kernels differ by 6.5e-6 (3e-8 in the others), as if a ReLU had crossed its kink. The
+            # spectral vectors follow, and so does the loss of the next phase, by 1.7e-5.
             kernels = zip(jax.tree.leaves(after.params), jax.tree.leaves(states[step + 1].params), strict=True)
             apart = min(1e-5, max(np.abs(np.asarray(ours) - theirs).max() for ours, theirs in kernels))
             for ours, theirs in zip(statistics(after, "spectral"), statistics(states[step + 1], "spectral"), strict=True):
@@ -272,7 +273,10 @@ def test_each_phase_updates_only_its_groups_and_the_step_increments(name):
 
 @every_config
 def test_a_traced_step_keeps_shapes_and_types_and_has_metrics_of_every_phase(name):
-    """With loops over sub-steps and parts of a batch, as on accelerators; on CPUs they are unrolled. The carry of a loop must keep its type."""
+    """With loops over sub-steps and parts of a batch, as on accelerators; on CPUs they are unrolled.
+
+    The carry of a loop must keep its type.
+    """
     exp = shared_experiment(name, 1, 1)
     first = exp.run.abstract
     optimizers, _ = make_optimizers(exp.config.optim, first.params, exp.durations["total"], exp.config.batch_size, 1000)
@@ -485,8 +489,8 @@ def collectives(text):
 
 @pytest.mark.full
 def test_simclr_step_has_only_the_necessary_collectives():
-    """Data parallelism needs all-reduces (statistics, gradients, gradient of the gathered embeddings) and one all-gather of the embeddings.
-    FSDP adds all-gathers of parameters.
+    """Data parallelism needs all-reduces (statistics, gradients, gradient of the gathered embeddings) and one all-gather of the
+    embeddings. FSDP adds all-gathers of parameters.
     """
     counted = {}
     for fsdp in (1, 2):

@@ -182,8 +182,8 @@ def same(a, b):
 def test_checksum_changes_with_any_bit_and_not_with_the_sharding():
     mesh = sharding.make_mesh(dict(data=1, fsdp=8))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1024, 4)), jnp.float32)
-    spread = jax.device_put(x, sharding.NamedSharding(mesh, sharding.P("fsdp")))
-    assert checksums({"x": x}) == checksums({"x": spread})
+    sharded = jax.device_put(x, sharding.NamedSharding(mesh, sharding.P("fsdp")))
+    assert checksums({"x": x}) == checksums({"x": sharded})
     raw = np.asarray(x).copy()
     for bit in (0, 1, 9999, raw.nbytes * 8 - 1):
         broken = raw.copy()

@@ -100,7 +100,8 @@ def test_batch_is_halved_where_rematerialization_does_not_suffice(without_tracin
     report, seen = tried(most=4)
     of_data, of_fsdp = ([(batch, remat) for mesh, batch, remat in seen if mesh == wanted] for wanted in ((8, 1, 1), (1, 8, 1)))
     assert of_fsdp == [(64, "none"), (64, "dots"), (64, "full"), (32, "full")]
-    assert of_data == [(64, "none"), (64, "full"), (32, "full")]  # the config's own; the others are skipped, since they did not fit with a smaller state
+    # The config's own mesh. What did not fit with a smaller state is skipped.
+    assert of_data == [(64, "none"), (64, "full"), (32, "full")]
     assert not report["own"]["fits"]
     assert report["candidates"][0]["batch_size"] == 32
     report, seen = tried(most=1, name="resnet", depth=10, width=0.125)  # this network has no rematerialization

@@ -46,7 +46,10 @@ def test_collectives_on_a_tpu_slice_equal_the_golden_file(name):
 
 @pytest.mark.slow
 def test_stylegan_step_has_no_involuntary_rematerialization():
-    """XLA warns if it replicates an array in order to reshard it. The tests' environment hides its warnings, so a subprocess runs it."""
+    """XLA warns if it replicates an array in order to reshard it.
+
+    The tests' environment hides its warnings, so a subprocess runs it.
+    """
     command = [sys.executable, "launch.py", "rehearse", "--config=configs/stylegan.py:smoke", "--topology=cpu:8"]
     done = subprocess.run(
         [*command, "--config.mesh.data=1", "--config.mesh.fsdp=8"],
@@ -64,7 +67,8 @@ def test_golden_file_detects_unconstrained_activations(monkeypatch):
 
 
 def test_differences_lists_shardings_and_bytes():
-    program = {"shardings": {"a": "fsdp", "b": "- fsdp"}, "state_bytes": 8, "collectives": {"all-reduce data": 1000, "all-gather fsdp": 1}}
+    collectives = {"all-reduce data": 1000, "all-gather fsdp": 1}
+    program = {"shardings": {"a": "fsdp", "b": "- fsdp"}, "state_bytes": 8, "collectives": collectives}
     assert golden.differences(program, program) == []
     near = {**program, "collectives": {"all-reduce data": 1049, "all-gather fsdp": 2}}
     assert golden.differences(program, near) == []

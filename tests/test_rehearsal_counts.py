@@ -69,7 +69,11 @@ def test_flops_count_rematerialization():
     plain, remat = (flops(jax.grad(loss(wrap), (0, 1)), (4, 4), (4, 4)) for wrap in (lambda f: f, jax.checkpoint))
     assert plain == Count(6 * cube)
     assert remat == Count(7 * cube, repeated=cube)  # only the first product is needed again
-    in_loop = lambda x, w: lax.scan(lambda x, _: (jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)(x), None), x, None, length=3)[0].sum()  # noqa: E731
+
+    def in_loop(x, w):
+        body = jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)
+        return lax.scan(lambda x, _: (body(x), None), x, None, length=3)[0].sum()
+
     assert flops(jax.grad(in_loop, (0, 1)), (4, 4), (4, 4)) == Count(21 * cube, repeated=3 * cube)
 
 
@@ -175,9 +179,9 @@ def test_collectives_of_a_compiled_program():
         part = lax.psum_scatter(jnp.cos(whole), ("data", "fsdp"), scatter_dimension=0, tiled=True)  # [2, 6]
         return lax.ppermute(part, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
 
-    spread = jax.shard_map(program, mesh=mesh, in_specs=P("fsdp"), out_specs=P(("data", "fsdp")), check_vma=False)
+    sharded = jax.shard_map(program, mesh=mesh, in_specs=P("fsdp"), out_specs=P(("data", "fsdp")), check_vma=False)
     placed = jax.ShapeDtypeStruct((16, 6), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
-    hlo = jax.jit(spread).lower(placed).compile().as_text()
+    hlo = jax.jit(sharded).lower(placed).compile().as_text()
     found, unknown = collectives(hlo, mesh.shape)
     assert unknown == 0
     expected = {
@@ -211,9 +215,9 @@ TPU = """HloModule jit_step
 %body (t: (s32[], f32[4])) -> (s32[], f32[4]) {
   %start = (f32[4]{0}, f32[32]{0}) all-gather-start(%x), replica_groups=[1,8]<=[8], dimensions={0}
   %done = f32[32]{0} all-gather-done(%start)
-  %begun = ((bf16[64,128]{1,0}), bf16[8,128]{1,0}) reduce-scatter-start(%y), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
-  %ended = bf16[8,128]{1,0} reduce-scatter-done(%begun)
-  %scattered = bf16[8,128]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+  %begun = ((bf16[64,128]{1,0}), bf16[8,128]{1,0}) reduce-scatter-start(%y), replica_groups=[1,8]<=[8], dimensions={0},
+  to_apply=%add %ended = bf16[8,128]{1,0} reduce-scatter-done(%begun) %scattered = bf16[8,128]{1,0} fusion(%y), kind=kCustom,
+  calls=%all-reduce-scatter.1
 }
 
 ENTRY %main (a: f32[4]) -> f32[4] {

@@ -49,8 +49,9 @@ def test_flops_of_vim_large(monkeypatch):
 
 
 def non_local(channels, pixels):
-    """Forward FLOPs of a non-local block: queries and keys with 1/8 of the channels, values with 1/2, products of pixels with 1/4 of them."""
-    return 2 * pixels * (channels * (2 * channels // 8 + channels // 2 + channels // 2) + pixels // 4 * (channels // 8 + channels // 2))
+    """Forward FLOPs of a non-local block: queries and keys have 1/8 of the channels, values 1/2; pixels attend to 1/4 of them."""
+    projections = channels * (2 * channels // 8 + channels // 2 + channels // 2)
+    return 2 * pixels * (projections + pixels // 4 * (channels // 8 + channels // 2))
 
 
 @pytest.mark.full
@@ -67,6 +68,6 @@ def test_flops_of_biggan_128():
         size //= 2
     discriminator += 2 * size**2 * 2 * 9 * (16 * ch) ** 2
     step = generator + 2 * 3 * discriminator + (3 * generator + 2 * discriminator) / 2
-    plain, repeated = counted("biggan.py:imagenet128", "--config.model.orthogonal=0.0")  # its FLOPs depend on weights, not on examples
+    plain, repeated = counted("biggan.py:imagenet128", "--config.model.orthogonal=0.0")  # its FLOPs do not depend on the batch
     assert plain == pytest.approx(step, rel=0.05)
     assert repeated == 0

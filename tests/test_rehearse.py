@@ -47,7 +47,8 @@ def program(exp, example):
 def test_rehearsed_step_equals_the_step_of_train():
     """The same program text, with the same shapes, shardings and donated arguments."""
     overrides = ("--config.mesh.fsdp=2", "--config.batch_size=32")
-    rehearsed, trained = abstract("simclr.py:smoke", *overrides), build_experiment(load("simclr.py:smoke", *overrides), jax.devices()[:8])
+    rehearsed = abstract("simclr.py:smoke", *overrides)
+    trained = build_experiment(load("simclr.py:smoke", *overrides), jax.devices()[:8])
     assert rehearsed.config == trained.config
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), rehearsed.run.abstract) == jax.tree.map(
         lambda x: (x.shape, x.dtype, x.sharding), trained.run.abstract
@@ -315,7 +316,8 @@ def test_topology_of_gpu_hosts():
 def test_prediction_for_one_gpu():
     where = open_topology("h200:1x1")
     assert where.devices[0].device_kind == "NVIDIA H200"
-    report = rehearsing.rehearse(build_abstract(load("supervised.py:smoke"), where.devices, where.platform), where, rehearsing.QUICK["gpu"])
+    exp = build_abstract(load("supervised.py:smoke"), where.devices, where.platform)
+    report = rehearsing.rehearse(exp, where, rehearsing.QUICK["gpu"])
     assert report["fits"]
     assert report["prediction"]["bound"]["step_seconds"] == report["busy_seconds"]["memory"] > report["busy_seconds"]["compute"] > 0
     assert "network" not in report["busy_seconds"]

@@ -40,11 +40,11 @@ def test_from_local_rows_equals_the_batch_sharding():
     assert sharding.local_parts(mesh) == ((0, 1, 2, 3), 4)
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
     with jax.transfer_guard("disallow"):
-        spread = sharding.from_local_rows(rows, mesh)
-    np.testing.assert_array_equal(spread, rows)
-    assert spread.sharding.spec == sharding.BATCH
+        batch = sharding.from_local_rows(rows, mesh)
+    np.testing.assert_array_equal(batch, rows)
+    assert batch.sharding.spec == sharding.BATCH
     for place, devices in enumerate(mesh.devices.reshape(4, 2)):
-        held = [shard.data for shard in spread.addressable_shards if shard.device in devices]
+        held = [shard.data for shard in batch.addressable_shards if shard.device in devices]
         assert len(held) == 2 and all(np.array_equal(x, rows[2 * place : 2 * place + 2]) for x in held)
 
 

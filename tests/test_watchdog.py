@@ -103,7 +103,7 @@ def test_step_durations_exclude_pauses(timed):
 
 
 def between_instructions(function, traced, act):
-    """Call `function`, with `act(i)` before instruction i of the functions whose code is in `traced`; returns the number of instructions."""
+    """Call `function`, with `act(i)` before instruction i of the code in `traced`; returns the number of instructions."""
     count = 0
 
     def trace(frame, event, _):

@@ -1,4 +1,7 @@
-"""Orbax checkpoints: asynchronous, atomic, verified leaf by leaf on restore. A corrupt one is moved aside and the one before is used."""
+"""Orbax checkpoints: asynchronous, atomic, verified leaf by leaf on restore.
+
+A corrupt one is moved aside and the one before is used.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ from ssl_jax.errors import MachineFault, UserError, not_written
 
 log = logging.getLogger(__name__)
 STALE = 70  # seconds after which every host sees a directory as it is: NFS caches listings for up to a minute
-# Faults of a device, of memory or of a disk: the checkpoint itself may be intact. A missing file is the exception (see `_read_together`).
+# Faults of a device, of memory or of a disk: the checkpoint itself may be intact. A missing file is the exception (see
+# `_read_together`).
 MACHINE_ERRORS = (jax.errors.JaxRuntimeError, MemoryError, OSError)
 
 
@@ -69,8 +73,8 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run in `directory`: the last `keep`, and the best one by `best_metric`.
 
-    The best checkpoint has the largest value, or the smallest if the name starts with '-'. A checkpoint without the metric is the worst.
-    Each holds the state, the resolved config, and a checksum per leaf. The position in the data follows from the step.
+    The best checkpoint has the largest value, or the smallest if the name starts with '-'. A checkpoint without the metric is the
+    worst. Each holds the state, the resolved config, and a checksum per leaf. The position in the data follows from the step.
 
     Raises:
         UserError: `read_only`, and the directory does not exist.
@@ -188,7 +192,10 @@ class Checkpoints:
             raise self._save_failed(error) from error
 
     def _check_space(self, tree) -> None:
-        """Raises OSError, in every process, if a disk has less free space than the arrays need. Cheaper than a save that fails halfway."""
+        """Raises OSError, in every process, if a disk has less free space than the arrays need.
+
+        Cheaper than a save that fails halfway.
+        """
         arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
         shards = [shard for array in arrays for shard in array.addressable_shards if shard.replica_id == 0]
         needed = sum(gather(sum(shard.data.nbytes for shard in shards) / 2**20))
@@ -212,8 +219,8 @@ class Checkpoints:
 
         Raises:
             UserError: it belongs to another config (names, shapes or dtypes differ).
-            Corrupt: in every process, if one cannot read it, a leaf has another checksum than saved, or it holds another step than its
-                directory name.
+            Corrupt: in every process, if one cannot read it, a leaf has another checksum than saved, or it holds another step than
+                its directory name.
         """
         wanted = saved_part(target)
         tree = _read_together(lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")

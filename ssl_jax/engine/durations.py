@@ -60,8 +60,8 @@ def parse(text: Any, key: str) -> Duration:
 def to_steps(text: Any, key: str, batch_size: int, examples: int, up: bool = False) -> int:
     """The number of steps of a duration, for batches of `batch_size` examples and epochs of `examples`.
 
-    A fraction of a step is rounded down, or up if `up`. Intervals are rounded up, so that one that divides the run ends with the run
-    rather than a few steps before.
+    A fraction of a step is rounded down, or up if `up`. Intervals are rounded up, so that one that divides the run ends with the
+    run rather than a few steps before.
 
     Raises:
         UserError: as `parse`.

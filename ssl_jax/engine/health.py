@@ -1,7 +1,7 @@
 """Health checks: rules on the logged metrics that warn of collapse or of slow input, in the log and in the report.
 
-The rules cover the failures that the papers describe, such as Brock et al. 2019 (arXiv:1809.11096, sections 4.1 and 4.2). A rule is off
-for methods that do not log its metrics.
+The rules cover the failures that the papers describe, such as Brock et al. 2019 (arXiv:1809.11096, sections 4.1 and 4.2). A rule is
+off for methods that do not log its metrics.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ RULES = (
         1000,
     ),
     Rule(
-        "the discriminator has collapsed: all logits are nearly equal (standard deviation below 0.001); raise its learning rate, or weaken "
-        "its penalty",
+        "the discriminator has collapsed: all logits are nearly equal (standard deviation below 0.001); raise its learning rate, or "
+        "weaken its penalty",
         _all(("/logit_std",), lambda x: x < 1e-3),
         200,
     ),
@@ -69,8 +69,8 @@ RULES = (
         1000,
     ),
     Rule(
-        "the generator no longer learns: its gradient norm is below a thousandth of the discriminator's; use the non-saturating or the "
-        "hinge loss (config.model.game)",
+        "the generator no longer learns: its gradient norm is below a thousandth of the discriminator's; use the non-saturating or "
+        "the hinge loss (config.model.game)",
         _vanished,
         1000,
     ),
@@ -101,13 +101,13 @@ RULES = (
         1000,
     ),
     Rule(
-        "the discriminator memorizes its training images (accuracy 30 points above that on held-out images); stop early, or augment",
+        "the discriminator memorizes its training images (accuracy 30 points above held-out images); stop early, or augment",
         _memorized,
         0,
     ),
     Rule(
-        "the input is too slow: process {time/slowest_input_process:.0f} waits for it {time/slowest_input_wait:.0%} of the time, which "
-        "stalls all devices; raise config.data.workers, or prepare smaller images",
+        "the input is too slow: process {time/slowest_input_process:.0f} waits for it {time/slowest_input_wait:.0%} of the time, "
+        "which stalls all devices; raise config.data.workers, or prepare smaller images",
         _all(("time/slowest_input_wait",), lambda x: x > 0.5),
         100,
     ),

@@ -153,8 +153,8 @@ def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: in
 class Signals:
     """Remembers the first SIGTERM or SIGINT; a second SIGINT raises KeyboardInterrupt.
 
-    With several processes JAX's coordinator handles a SIGTERM to any of them, and picks a step that none has passed yet. Its count must
-    begin at the start of these processes, or it would miss a SIGTERM that arrives before the first step.
+    With several processes JAX's coordinator handles a SIGTERM to any of them, and picks a step that none has passed yet. Its count
+    must begin at the start of these processes, or it would miss a SIGTERM that arrives before the first step.
     """
 
     def __enter__(self):
@@ -214,8 +214,8 @@ def train(
     """Train `state` to step `total`.
 
     `settings` has `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps` and `on_nonfinite`. `config` is
-    stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a step
-    are fetched while the next one runs, so that the devices never idle.
+    stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a
+    step are fetched while the next one runs, so that the devices never idle.
 
     Raises:
         Interrupted: after a signal; the state has been saved.

@@ -32,7 +32,8 @@ class Spec(NamedTuple):
 class State(NamedTuple):
     """The whole run: one pytree, one checkpoint (minus `frozen`).
 
-    It holds no random state, since every key is `fold_in(root, step, ...)`, and no position in the data, which follows from the step.
+    It holds no random state, since every key is `fold_in(root, step, ...)`, and no position in the data, which follows from the
+    step.
     """
 
     step: jax.Array  # int32 scalar, number of completed steps
@@ -45,8 +46,8 @@ class State(NamedTuple):
 class Phase(NamedTuple):
     """Differentiate `loss` with respect to the parameter groups in `trains`, then update exactly those groups.
 
-    Simultaneous updates of adversarial networks have several loss groups: `trains` is a tuple of tuples, and `loss` returns a tuple of
-    scalars, one per loss group, from one forward pass. Every parameter group gets the gradient of its own loss.
+    Simultaneous updates of adversarial networks have several loss groups: `trains` is a tuple of tuples, and `loss` returns a tuple
+    of scalars, one per loss group, from one forward pass. Every parameter group gets the gradient of its own loss.
     """
 
     name: str  # prefix of its metrics: 'd', 'g', 'ssl'
@@ -60,28 +61,29 @@ class Phase(NamedTuple):
 def every(interval: int) -> Callable[[jax.Array], jax.Array]:
     """For `Phase.when`: the last step of every `interval` steps.
 
-    Logged steps are multiples of round numbers, counted from 1. The last step of an interval is such a step, so the phase's metrics are
-    logged; those of the first step never would be.
+    Logged steps are multiples of round numbers, counted from 1. The last step of an interval is such a step, so the phase's metrics
+    are logged; those of the first step never would be.
 
     Raises:
         UserError: an interval below 1.
     """
     if interval < 1:
-        raise UserError(f"a phase of config.model has interval={interval}; it must be at least 1 (a weight of 0 disables the phase)")
+        raise UserError(f"config.model: a phase has interval={interval}; it must be at least 1 (a weight of 0 disables the phase)")
     return lambda step: (step + 1) % interval == 0
 
 
 class ModelFns(NamedTuple):
     """What a model offers beside `encode`; None for what it does not have.
 
-    All are pure functions of (params, mutable, ...), where `mutable` is the result of `inference_state`. `count` is a Python integer and
-    static under jit; all other arguments are arrays. "images" are uint8 [B, H, W, 3] or float32 in [0, 1]; "pictures" are
-    float32 [B, h, w, 3] in [0, 1]. Evaluations get this record with `params` and `mutable` bound.
+    All are pure functions of (params, mutable, ...), where `mutable` is the result of `inference_state`. `count` is a Python
+    integer and static under jit; all other arguments are arrays. "images" are uint8 [B, H, W, 3] or float32 in [0, 1]; "pictures"
+    are float32 [B, h, w, 3] in [0, 1]. Evaluations get this record with `params` and `mutable` bound.
     """
 
     reconstruct: Callable | None = None  # (params, mutable, images) -> pictures, decoded from the codes of the images
     traverse: Callable | None = None
-    # (params, mutable, images, values [V]) -> float32 [B, Z, V, h, w, 3] in [0, 1]: one of Z latents at a time takes each of the values
+    # (params, mutable, images, values [V]) -> float32 [B, Z, V, h, w, 3] in [0, 1]: one of Z latents at a time takes each of the
+    # values
     log_prob: Callable | None = None
     # (params, mutable, images, key, count) -> {'elbo': [B], 'iwae': [B], 'dimensions': []}: bounds on log p(image) in nats from
     # `count` samples, and the number of values in an image
@@ -99,8 +101,8 @@ class Sampler(NamedTuple):
     """How a model generates pictures: sample latents, prepare once, then sample any number of times.
 
     "latents" are {name: array [N, ...]}: 'z' float32 [N, Z] if there is one vector per picture, 'label' int32 [N] if the model is
-    conditional on classes, and whatever else `sample` needs. `truncation` is None or a float32 scalar; smaller values sample nearer to the
-    mean. "pictures" are float32 [N, h, w, 3] in [0, 1].
+    conditional on classes, and whatever else `sample` needs. `truncation` is None or a float32 scalar; smaller values sample nearer
+    to the mean. "pictures" are float32 [N, h, w, 3] in [0, 1].
     """
 
     latents: Callable  # (key, count) -> `count` latents; `count` is a Python integer, static under jit
@@ -108,12 +110,13 @@ class Sampler(NamedTuple):
     # (params, mutable, key, truncation=None) -> prepared, a tree: averaged weights, batch statistics of such latents, ...
     sample: Callable  # (prepared, latents, truncation=None) -> pictures; UserError if the latents cannot be truncated
     mix: Callable | None = None
-    # (prepared, coarse latents, fine latents, layer int32 [], truncation=None) -> pictures: layers before `layer` take the styles of
-    # `coarse`, the others those of `fine`
+    # (prepared, coarse latents, fine latents, layer int32 [], truncation=None) -> pictures: layers before `layer` take the styles
+    # of `coarse`, the others those of `fine`
     complete: Callable | None = None  # (prepared, latents, images) -> pictures: the first part of `images`, completed
     between: Mapping[str, Callable] = {}
-    # {space: (prepared, start latents, end latents, place float32 [N]) -> float32 [N, h, w, 3], about [0, 1], not clipped}: pictures
-    # on the path from start (place 0) to end (1); Karras et al. 2019 measure perceptual path lengths in the spaces 'z' and 'w'
+    # {space: (prepared, start latents, end latents, place float32 [N]) -> float32 [N, h, w, 3], about [0, 1], not clipped}:
+    # pictures on the path from start (place 0) to end (1); Karras et al. 2019 measure perceptual path lengths in the spaces 'z' and
+    # 'w'
 
 
 class Method(NamedTuple):
@@ -132,8 +135,8 @@ class Method(NamedTuple):
     fns: ModelFns = ModelFns()
     sampler: Sampler | None = None
     encoder: tuple[str, ...] | None = None
-    # path of the network of config.model.encoder in the parameters, such as ('net', 'encoder'); if they have no such group, in `mutable`
-    # (an averaged encoder); None for a method without such a network
+    # path of the network of config.model.encoder in the parameters, such as ('net', 'encoder'); if they have no such group, in
+    # `mutable` (an averaged encoder); None for a method without such a network
     encoder_stats: tuple[str, ...] = ("batch_stats", "encoder")  # path of the encoder's batch statistics, if any, in `mutable`
     frozen: Mapping[str, Callable[[], Tree]] = {}
     # {name: read}: arrays that only training needs (a perceptual network), read into `State.frozen`

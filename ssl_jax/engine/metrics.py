@@ -29,8 +29,8 @@ else:  # tensorboardX imports an installed PyTorch just for a type name, which w
 class MetricsWriter:
     """Appends one JSON object per logged step to `<workdir>/metrics.jsonl`. Only process 0 writes.
 
-    Metrics that depend on the clock or the machine have names that start with `time/`; the rest is the same in every run of a config.
-    A restart removes the lines past the resumed step, so that no step is logged twice.
+    Metrics that depend on the clock or the machine have names that start with `time/`; the rest is the same in every run of a
+    config. A restart removes the lines past the resumed step, so that no step is logged twice.
     """
 
     def __init__(self, workdir: Path, start_step: int = 0, tensorboard: bool = True):

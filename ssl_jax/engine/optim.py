@@ -24,7 +24,7 @@ def schedule(
     kind: str, peak: float, total: int, warmup: int = 0, milestones: Sequence[float] = (), factor: float = 0.1, end: float = 0.0,
     hold: float = 0.0,
 ):  # fmt: skip
-    """step -> learning rate: linear warm-up from 0 over `warmup` steps, `peak` until the fraction `hold` of `total` steps, then `kind`:
+    """step -> learning rate: linear warm-up from 0 over `warmup` steps, `peak` until the fraction `hold` of `total`, then `kind`:
 
     'cosine', 'linear', 'exponential'  decays to `end` x peak at `total`
     'step'      multiplied by `factor` at each fraction of `total` in `milestones`
@@ -59,7 +59,8 @@ def schedule(
 def scale_by_rate(rate) -> optax.GradientTransformationExtraArgs:
     """Updates times -rate(step), where `step` is the step of the run.
 
-    optax would count updates instead. That count runs ahead for a group that is updated several times in a step, and lags for a lazy one.
+    optax would count updates instead. That count runs ahead for a group that is updated several times in a step, and lags for a
+    lazy one.
     """
 
     def update(updates, state, params=None, *, step, **_):
@@ -74,13 +75,13 @@ def _core(spec: Mapping, rate, adapt, add_decay) -> list[optax.GradientTransform
     if kind == "sgd":
         return [add_decay, optax.trace(spec["momentum"], spec["nesterov"]), scale_by_rate(rate)]
     if kind == "lars":
-        # LARS (You et al. 2017) as in SimCLR's code: the rate is inside the momentum, and only `adapt`ed leaves get the trust ratio. With
-        # the rate outside, as in other codebases, results differ under a schedule.
+        # LARS (You et al. 2017) as in SimCLR's code: the rate is inside the momentum, and only `adapt`ed leaves get the trust
+        # ratio. With the rate outside, as in other codebases, results differ under a schedule.
         trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=spec["trust"]), adapt)
         return [add_decay, trust, scale_by_rate(rate), optax.trace(spec["momentum"])]
     if kind == "adafactor":
-        # The factored second moment and update clipping of Shazeer & Stern 2018 (arXiv:1804.04235), with a first moment in bfloat16 and
-        # without scaling by parameters (Zhai et al. 2022, arXiv:2106.04560, section 3.4).
+        # The factored second moment and update clipping of Shazeer & Stern 2018 (arXiv:1804.04235), with a first moment in bfloat16
+        # and without scaling by parameters (Zhai et al. 2022, arXiv:2106.04560, section 3.4).
         first = [optax.ema(spec["b1"], debias=False, accumulator_dtype=jnp.bfloat16)] if spec["b1"] else []
         second = optax.scale_by_factored_rms(decay_rate=spec["power"], min_dim_size_to_factor=spec["factored_from"])
         return [second, optax.clip_by_block_rms(spec["threshold"]), *first, add_decay, scale_by_rate(rate)]
@@ -95,7 +96,8 @@ DEFAULTS = {
     "lars": dict(momentum=0.9, trust=0.001),
     "adam": dict(b1=0.9, b2=0.999, eps=1e-8),
     "adamw": dict(b1=0.9, b2=0.999, eps=1e-8),
-    # power: the second moment decays by 1 - t^-power at step t. factored_from: a matrix is factored if both sides are at least this large.
+    # power: the second moment decays by 1 - t^-power at step t. factored_from: a matrix is factored if both sides are at least this
+    # large.
     "adafactor": dict(b1=0.9, power=0.8, threshold=1.0, factored_from=128),
 }
 COMMON = dict(
@@ -110,7 +112,7 @@ def base_rate(spec: Mapping, batch_size: int) -> float:
     if spec["lr_scale"] not in scales:
         raise UserError(f"config.optim: unknown lr_scale {spec['lr_scale']!r}; choose {', '.join(scales)}")
     if spec["lr"] is None or not spec["lr"] > 0:
-        raise UserError(f"config.optim: lr={spec['lr']} must be positive; to freeze parameters give lr_multipliers=((regex, 0.0), ...)")
+        raise UserError(f"config.optim: lr={spec['lr']} must be positive; to freeze parameters, set lr_multipliers=((regex, 0.0), ...)")
     return spec["lr"] * scales[spec["lr_scale"]]
 
 
@@ -129,8 +131,8 @@ def resolve(spec: Mapping, group: str) -> dict:
 def make_optimizer(group: str, spec: Mapping, params, total: int, batch_size: int, examples: int):
     """The optax transformation for one parameter group, and its learning-rate schedule (step -> rate).
 
-    `weight_decay_mask` and `lr_multipliers` are (regex, number) lists on 'group/module/leaf' names that must cover every parameter. A
-    multiplier of 0 freezes. Arrays that are never trained belong in `State.frozen`, which has no optimizer moments.
+    `weight_decay_mask` and `lr_multipliers` are (regex, number) lists on 'group/module/leaf' names that must cover every parameter.
+    A multiplier of 0 freezes. Arrays that are never trained belong in `State.frozen`, which has no optimizer moments.
 
     Args:
         params: arrays or shapes of the group.

@@ -16,8 +16,8 @@ REST = "starting, compiling, evaluating, saving, repeated steps and not running"
 def goodput(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, float]]) -> float | None:
     """Goodput: the share of the time from the first start of a run to its last logged line that went into steps, in [0, 1].
 
-    A step counts with the median time of the logged lines around it. Only lines of the same start count, without its first line, which
-    includes compiling.
+    A step counts with the median time of the logged lines around it. Only lines of the same start count, without its first line,
+    which includes compiling.
 
     Args:
         lines: from `read_metrics`; lines logged before the first of `starts` are ignored.

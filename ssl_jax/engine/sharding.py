@@ -48,8 +48,8 @@ def make_mesh(spec: Mapping[str, int], devices: Sequence[jax.Device] | None = No
 def warm_up_connections(mesh: Mesh) -> None:
     """With several processes on CPUs, connect all groups of devices now, while all processes are at the same point of the program.
 
-    Gloo connects a group at its first collective, and gives up if a process arrives 30 s after the others. Without this, a process that
-    compiles the first step for longer would fail.
+    Gloo connects a group at its first collective, and gives up if a process arrives 30 s after the others. Without this, a process
+    that compiles the first step for longer would fail.
     """
     if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
         return
@@ -65,7 +65,7 @@ def warm_up_connections(mesh: Mesh) -> None:
 def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
     """(indices of the parts of a batch that devices of this process hold, number of all parts), under the sharding `BATCH`.
 
-    This is not one part per process: processes along 'tensor' hold the same parts, and the devices of a TPU host need not be adjacent.
+    Processes along 'tensor' hold the same parts, and the devices of a TPU host need not be adjacent.
     """
     grid = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     own = tuple(i for i, devices in enumerate(grid) if any(d.process_index == jax.process_index() for d in devices))
@@ -73,7 +73,7 @@ def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
 
 
 def from_local_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """One global array [B, ...] with sharding `BATCH` from the rows [b, ...] that this process has read, those of its `local_parts`."""
+    """A global array [B, ...] with sharding `BATCH` from the rows [b, ...] of this process, those of its `local_parts`."""
     own, count = local_parts(mesh)
     assert len(rows) % len(own) == 0, f"{len(rows)} rows are not {len(own)} equal parts"
     size = len(rows) // len(own)
@@ -170,8 +170,8 @@ def spec_of(rule, shape: tuple[int, ...], mesh: Mesh, name: str) -> P:
 def shard_state(rules: Sequence[tuple[str, object]], shapes, mesh: Mesh):
     """Shardings for a `State` of shapes. `rules` match 'group/module/leaf' names of parameters.
 
-    Optimizer moments are sharded like their parameters, and averages of a group like the group. Counters, statistics and frozen trees
-    are replicated.
+    Optimizer moments are sharded like their parameters, and averages of a group like the group. Counters, statistics and frozen
+    trees are replicated.
     """
     names = leaf_names(shapes.params)
     rule_of = dict(zip(names, match(rules, names, "config.sharding"), strict=True))
@@ -207,7 +207,7 @@ def shard_state(rules: Sequence[tuple[str, object]], shapes, mesh: Mesh):
 
 
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1, name: str = "batch_size") -> None:
-    """Raises UserError unless config.<name>, a batch size, divides by the devices along 'data' and 'fsdp' times `parts` of a step."""
+    """Raises UserError unless the batch size config.<name> divides by the devices along 'data' and 'fsdp' times `parts`."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1 or batch_size % (devices * parts):
         raise UserError(

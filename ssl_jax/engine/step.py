@@ -48,8 +48,8 @@ def loss_and_grads(phase: Phase, train: dict, state: State, batch: Batch, key: j
     Returns:
         ({'loss': scalar, ...}, mutable with the updates of the loss, metrics of the loss, {group: gradients}).
 
-    With several loss groups there is one forward pass and one backward pass per loss. A parameter group gets the gradient of its own loss.
-    'loss' is then the sum, and 'loss/<groups>' are its terms.
+    With several loss groups there is one forward pass and one backward pass per loss. A parameter group gets the gradient of its
+    own loss. 'loss' is then the sum, and 'loss/<groups>' are its terms.
     """
     if len(loss_groups(phase)) == 1:
         (loss, (update, metrics)), grads = jax.value_and_grad(phase.loss, has_aux=True)(train, state, batch, key)
@@ -139,18 +139,18 @@ def make_step(
         optimizers: one optax transformation per parameter group.
         accumulate: average the gradient over this many parts of the batch before each update.
         skip_nonfinite: keep the old state if a loss or gradient is not finite (counted in `<phase>/skipped`).
-        unroll: unroll the loops over sub-steps and over parts of a batch. Compiling takes longer, but convolutions inside XLA's loops are
-            slow on CPUs: unrolled, a step of WGAN-GP takes two thirds of the time.
+        unroll: unroll the loops over sub-steps and over parts of a batch. Compiling takes longer, but convolutions inside XLA's
+            loops are slow on CPUs: unrolled, a step of WGAN-GP takes two thirds of the time.
 
-    Metrics are float32 scalars, prefixed with the phase's name: those that its loss returns, `loss`, and a gradient norm per group. A phase
-    with sub-steps reports the last one; its `skipped` is the sum. A phase that `when` disables in a step reports NaN.
+    Metrics are float32 scalars, prefixed with the phase's name: those that its loss returns, `loss`, and a gradient norm per group.
+    A phase with sub-steps reports the last one; its `skipped` is the sum. A phase that `when` disables in a step reports NaN.
 
     Raises:
         UserError: `accumulate` > 1 for a method whose loss mixes the examples of a batch.
     """
     if accumulate > 1 and method.couples_batch:
         raise UserError(
-            "config.accumulate > 1, but this method's loss mixes the examples of a batch, so accumulation would change the gradient; "
+            "config.accumulate > 1, but this method's loss mixes the examples of a batch, so that the gradient would change; "
             "set config.accumulate=1 and use more devices or config.model.encoder.remat"
         )
     options = StepOptions(optimizers, accumulate, skip_nonfinite, unroll)

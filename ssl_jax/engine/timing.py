@@ -22,9 +22,9 @@ RECENT = 5  # steps before the last report whose times also count for the next o
 class Clock:
     """Splits the time between two reports into waiting for input, waiting for devices, and the rest, which is work of the host.
 
-    Images per second come from the median time of two adjacent steps. The mean between two reports would jump at every save, where two
-    steps are reported at once. The time of a single step would jump, too: with asynchronous dispatch the host waits for both steps in one
-    and for neither in the next.
+    Images per second come from the median time of two adjacent steps. The mean between two reports would jump at every save, where
+    two steps are reported at once. The time of a single step would jump, too: with asynchronous dispatch the host waits for both
+    steps in one and for neither in the next.
     """
 
     def __init__(self, step: int, batch_size: int):
@@ -59,8 +59,10 @@ class Clock:
         self._step_pause += pause
 
     def split(self, step: int) -> dict[str, float]:
-        """Metrics 'time/...' of the steps since the last report. `input_wait`, `device_wait` and `host` are shares in [0, 1] of `spent`,
-        the seconds between the reports without pauses."""
+        """Metrics 'time/...' of the steps since the last report.
+
+        `input_wait`, `device_wait` and `host` are shares in [0, 1] of `spent`, the seconds between the reports without pauses.
+        """
         self.spent = spent = time.perf_counter() - self.began - self.pause
         seconds = spent / (step - self.step)
         pairs = [(a + b) / 2 for a, b in itertools.pairwise(self._recent)]

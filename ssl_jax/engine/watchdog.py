@@ -56,12 +56,12 @@ class Heartbeat(NamedTuple):
 
 
 class Watchdog:
-    """Call `beat(step)` at the beginning of each step, and use `paused()` around longer work (evaluating, saving). It begins paused.
+    """Call `beat(step)` at the beginning of each step; use `paused()` around longer work (evaluating, saving). It begins paused.
 
-    A thread of every process writes a Heartbeat to <folder>/<process>.json. If a step is slow, it writes the stacks of all threads to
-    <folder>/<process>.stacks.txt. If the step is stuck, it names the process that is furthest behind and ends its own process with exit
-    code 70; all processes do so. The launcher restarts them from the last checkpoint. They do not end while the process behind has time
-    left by its own account, such as process 0 saving pictures while the others wait.
+    A thread of every process writes a Heartbeat to <folder>/<process>.json. If a step is slow, it writes the stacks of all threads
+    to <folder>/<process>.stacks.txt. If the step is stuck, it names the process that is furthest behind and ends its own process
+    with exit code 70; all processes do so. The launcher restarts them from the last checkpoint. They do not end while the process
+    behind has time left by its own account, such as process 0 saving pictures while the others wait.
 
     Args:
         restarted: a launcher restarts the run, so a run of one process ends, too; otherwise it is only reported.
@@ -69,7 +69,13 @@ class Watchdog:
     """
 
     def __init__(
-        self, folder: Path, process: int = 0, processes: int = 1, restarted: bool = False, least: float = LEAST, pause: float = PAUSE
+        self,
+        folder: Path,
+        process: int = 0,
+        processes: int = 1,
+        restarted: bool = False,
+        least: float = LEAST,
+        pause: float = PAUSE,
     ):
         self.folder, self.process, self.processes, self.least, self.pause = folder, process, processes, least, pause
         self.ends, self.soon = restarted or processes > 1, min(SOON, least)
@@ -197,8 +203,8 @@ class Watchdog:
     def _find_behind(self, at: Position) -> tuple[str, float]:
         """(message that names the processes furthest behind, seconds until they would be stuck, or 0 if they have no time left).
 
-        A process that evaluates or saves after a step is ahead of one within that step. If a process stops writing, its remaining time
-        decreases by the clock of this process.
+        A process that evaluates or saves after a step is ahead of one within that step. If a process stops writing, its remaining
+        time decreases by the clock of this process.
         """
         self._read_others()
         places = {i: (beat.step, beat.paused) for i, (beat, _) in self._others.items()} | {self.process: (at.step, at.pauses > 0)}
@@ -210,7 +216,7 @@ class Watchdog:
         if at.pauses and self.process in behind:  # this process is behind and waits for no other
             seconds_left = []
         left = max(seconds_left, default=0.0)
-        # Processes that wait for each other become stuck within one write interval; such a short rest is no reason to wait.
+        # Processes that wait for each other all become stuck within one write interval; that is no reason to wait.
         return f"{names} is {_where(*least)}, the furthest {_where(*most)}", left if left > 2 * self._every else 0.0
 
 

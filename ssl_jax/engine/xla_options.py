@@ -1,8 +1,9 @@
-"""Named sets of XLA options by platform, for `config.xla`. They are passed to the compiler of the train step, not by the environment.
+"""Named sets of XLA options by platform, for `config.xla`. They go to the compiler of the train step, not into the environment.
 
   default  XLA's defaults
-  overlap  collectives overlap with computation. On TPUs: the options that MaxText recommends for sharded parameters, which make gathers
-           asynchronous and fuse them into the loops that need them. On GPUs: the latency-hiding scheduler, as in NVIDIA's JAX images.
+  overlap  collectives overlap with computation. On TPUs: the options that MaxText recommends for sharded parameters; gathers
+           become asynchronous and are fused into the loops that need them. On GPUs: the latency-hiding scheduler, as in NVIDIA's
+           JAX images.
 
 They change results by rounding only. `launch.py rehearse` compiles with them, too. Their speed has not been measured.
 """

@@ -1,7 +1,7 @@
 """Peak speeds and memory of TPUs and GPUs.
 
-TPUs: Google's documentation (cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, and /system-architecture for v3). All figures are per device
-as JAX counts devices: a core of v3, a chip of the others.
+TPUs: Google's documentation (cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e, and /system-architecture for v3). All figures are per
+device as JAX counts devices: a core of v3, a chip of the others.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ CHIPS = {
     "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, slice_network=6.4e12 / 8 / 256),  # of a pod, divided by its chips
     "v5p": Chip("TPU v5p", 459e12, 96 * GIB, 2765e9, 600e9),  # documented as 95 GB; programs get 95.74 GiB
     "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1600e9, 400e9, slice_network=25.6e12 / 8 / 256),
-    # NVIDIA's data sheets; the memory is that shown by nvidia-smi. GPUs have NVLink within a host and another network between hosts.
+    # NVIDIA's data sheets; the memory is that shown by nvidia-smi. GPUs have NVLink within a host and another network between
+    # hosts.
     "h100": Chip("NVIDIA H100 SXM", 989e12, 84942979072, 3352e9, None),
     "h200": Chip("NVIDIA H200 SXM", 989e12, 143771 * 2**20, 4800e9, None),
 }

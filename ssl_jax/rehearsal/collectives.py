@@ -44,8 +44,8 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> tuple[list[Collective], in
       mesh: {axis: size}.
 
     An asynchronous start/done pair is one collective. A collective in a loop counts as often as the loop runs. All branches of
-    conditionals count. Traffic between slices has kind 'send' and axes 'slices': TPUs split a collective over slices into one within each
-    slice and a send. Collectives with the same kind, axes and group are summed; the largest comes first.
+    conditionals count. Traffic between slices has kind 'send' and axes 'slices': TPUs split a collective over slices into one
+    within each slice and a send. Collectives with the same kind, axes and group are summed; the largest comes first.
     """
     computations, entry = parse_computations(hlo)
     runs, endless = count_runs(computations, entry)

@@ -10,7 +10,7 @@ _BUFFER = re.compile(r"^\s*\d+\. Size: ([\d.]+)([KMGT])$(.*?)^\s*=+$", re.MULTIL
 
 
 def exhausted(message: str, most: int = 5) -> dict | None:
-    """{'message': its first line, 'used', 'limit': bytes per device, 'largest': [{'bytes', 'shape', 'of'}]}; None for other messages.
+    """{'message': its first line, 'used', 'limit': bytes per device, 'largest': [{'bytes', 'shape', 'of'}]}; None for other errors.
 
     'largest' has up to `most` distinct buffers from the message; 'of' is the operation that computes one, as JAX names it.
     """

@@ -30,8 +30,8 @@ class Count(NamedTuple):
 def count(program: ClosedJaxpr) -> Count:
     """FLOPs of one run of `program`, without dead code and with rematerialized operations.
 
-    The most expensive branch of a conditional counts. A convolution counts every output position times every kernel element, including
-    padding, as published counts do. Zeros between the elements of a dilated input do not count.
+    The most expensive branch of a conditional counts. A convolution counts every output position times every kernel element,
+    including padding, as published counts do. Zeros between the elements of a dilated input do not count.
     """
     jaxpr, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
     return _jaxpr(jaxpr)

@@ -18,8 +18,8 @@ FLAGS = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "XLA_FLAGS": "--xla_gpu_enable_
 # The share of a GPU's memory that JAX preallocates. The first variable changes it, the second is its old name.
 SHARE, VARIABLES = 0.75, ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
-# A GpuTargetConfigProto as text, from NVIDIA's H100 white paper and the CUDA programming guide (compute capability 9.0). An H200 is the
-# same processor with larger and faster memory.
+# A GpuTargetConfigProto as text, from NVIDIA's H100 white paper and the CUDA programming guide (compute capability 9.0). An H200 is
+# the same processor with larger and faster memory.
 HOPPER = """
 platform_name: "CUDA"
 device_description_str: "{name}"

@@ -11,8 +11,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def largest(program: ClosedJaxpr, devices: int, most: int = 5) -> list[dict]:
     """[{'bytes', 'shape', 'of'}] of up to `most` results of `program` with distinct shapes, the largest first.
 
-    'shape' is the global shape, 'bytes' are per device if it is sharded evenly over `devices`, and 'of' is the operation, as JAX names it.
-    A compiler may fuse some of these arrays away.
+    'shape' is the global shape, 'bytes' are per device if it is sharded evenly over `devices`, and 'of' is the operation, as JAX
+    names it. A compiler may fuse some of these arrays away.
     """
     found = {}
     for equation in _equations(program.jaxpr):

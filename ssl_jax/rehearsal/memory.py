@@ -19,7 +19,7 @@ def bytes_of_device(tree) -> int:
 
 
 def largest(tree, most: int = 5) -> list[dict]:
-    """[{'bytes', 'shape', 'of'}] of the largest leaves per device of a tree of shapes with shardings, in the format of `exhausted`."""
+    """[{'bytes', 'shape', 'of'}] of the leaves that are largest per device, in the format of `exhausted`."""
     found = [
         {
             "bytes": bytes_of_device(x),
@@ -34,7 +34,8 @@ def largest(tree, most: int = 5) -> list[dict]:
 def needed(program: Mapping[str, int], platform: str) -> int:
     """Bytes of device memory that a program needs; `program` is the result of `of_program`.
 
-    On TPUs it is the peak, since their compiler accepts programs whose total exceeds the memory of a chip. Elsewhere it is the total.
+    On TPUs it is the peak, since their compiler accepts programs whose total exceeds the memory of a chip. Elsewhere it is the
+    total.
     """
     return (platform == "tpu" and program["peak"]) or program["total"]
 
@@ -42,8 +43,8 @@ def needed(program: Mapping[str, int], platform: str) -> int:
 def of_program(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     """Bytes per device of a running program; None if the compiler has no memory analysis.
 
-    'aliased' are outputs that reuse the memory of donated arguments. 'total' is an upper bound: arguments, outputs that are not aliased,
-    temporaries and code. 'peak' is XLA's own figure for its schedule (0 if unknown).
+    'aliased' are outputs that reuse the memory of donated arguments. 'total' is an upper bound: arguments, outputs that are not
+    aliased, temporaries and code. 'peak' is XLA's own figure for its schedule (0 if unknown).
     """
     analysis = compiled.memory_analysis()
     if analysis is None:

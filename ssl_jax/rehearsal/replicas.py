@@ -35,7 +35,7 @@ def device_groups(line: str, devices: int) -> np.ndarray:
 
 
 def mesh_axes(groups: np.ndarray, mesh: Mapping[str, int]) -> str:
-    """The axes along which the devices of a group differ, as 'data+fsdp'; 'part of ...' if a group does not cover them completely."""
+    """The axes along which the devices of a group differ, as 'data+fsdp'; 'part of ...' if a group does not cover whole axes."""
     places = np.unravel_index(groups, tuple(mesh.values()))
     along = [axis for axis, place in zip(mesh, places, strict=True) if (place != place[:, :1]).any()]
     whole = groups.shape[1] == math.prod(mesh[axis] for axis in along)
@@ -57,7 +57,7 @@ def _iota(shape: str, order: str | None) -> np.ndarray:
 
 
 def _mesh_groups(match: re.Match) -> np.ndarray:
-    """mesh['a'=4,'b'=2] {'a'}: groups along 'a', one per index of 'b'. {'a':(2)2}: groups along the minor factor 2 of 'a' = 2 x 2."""
+    """mesh['a'=4,'b'=2] {'a'}: groups along 'a', one per index of 'b'. {'a':(2)2}: groups along the minor factor of 'a' = 2 x 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'?([\w.\-]+)'?=(\d+)", match[1])}
     ids = _iota(match[2], match[3]) if match[2] else np.arange(math.prod(sizes.values()))
     factors, inside = [], []

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ssl_jax.rehearsal.chips import Chip
 from ssl_jax.rehearsal.collectives import BETWEEN_SLICES, Collective
 
-# The share of the roofline bound that six published runs of ResNet-50, BiT, ViT-S/16 and SimCLR on TPUs v2 and v3 reached, including
-# evaluation and startup: Flax 47, 69 and 76 %, big_vision 41 and 55-64 %, SimCLR 32 % (their READMEs, configs and paper).
+# The share of the roofline bound that six published runs of ResNet-50, BiT, ViT-S/16 and SimCLR on TPUs v2 and v3 reached,
+# including evaluation and startup: Flax 47, 69 and 76 %, big_vision 41 and 55-64 %, SimCLR 32 % (their READMEs, configs and paper).
 REACHED = (0.32, 0.76)
 
 
@@ -45,12 +45,12 @@ def moved_bytes(accessed: float, counted: float, flops: float) -> float:
 def predict(busy: dict[str, float], steps: int, batch_size: int, devices: int, chips: int, model_flops: float, chip: Chip) -> dict:
     """{'binding', 'bound', 'expected', 'reached', 'network'} of a run of `steps`.
 
-    'binding' is the busiest resource, and 'bound' the speed if it never idles. 'expected' are the speeds at the shares 'reached' of that
-    bound (see REACHED), slowest last. 'network' is False if `busy` lacks the network of several devices; then 'expected' is empty, since
-    REACHED refers to bounds that include the network.
+    'binding' is the busiest resource, and 'bound' the speed if it never idles. 'expected' are the speeds at the shares 'reached' of
+    that bound (see REACHED), slowest last. 'network' is False if `busy` lacks the network of several devices; then 'expected' is
+    empty, since REACHED refers to bounds that include the network.
 
-    Each speed has 'mfu' (model FLOPs utilization): `model_flops`, those of a step on all devices without rematerialization, over the
-    peak of the devices.
+    Each speed has 'mfu' (model FLOPs utilization): `model_flops`, those of a step on all devices without rematerialization, over
+    the peak of the devices.
     """
     whole = devices == 1 or chip.network is not None
     binding = max(busy, key=busy.get)

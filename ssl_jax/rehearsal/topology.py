@@ -1,4 +1,4 @@
-"""Devices to compile for without having them: fake CPU devices, TPU slices (described by libtpu) and GPUs (by JAX's CUDA packages)."""
+"""Devices to compile for without having them: fake CPU devices, TPU slices (by libtpu) and GPUs (by JAX's CUDA packages)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Slice(NamedTuple):
 
 
 def open_topology(name: str, slices: int = 1) -> Slice:
-    """The devices of a topology: 'cpu:N', TPUs 'KIND:AxB' or 'KIND:AxBxC' in chips (`slices` times), or GPUs 'h100:HOSTSxGPUS' (or h200).
+    """The devices of a topology: 'cpu:N'; TPUs 'KIND:AxB' or 'KIND:AxBxC' in chips, `slices` times; or GPUs 'h100:HOSTSxGPUS' (h200).
 
     Without libtpu, TPUs become the same number of fake CPU devices, with a warning. Call it before JAX initializes its devices.
 
@@ -99,7 +99,8 @@ def _tpu(name: str, shape: str, slices: int) -> Slice:
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")  # libtpu only compiles; what has to run meanwhile runs on CPUs
     try:
-        devices = topologies.get_topology_desc(name, "tpu", **chip.options, **({"num_slices": slices} if slices > 1 else {})).devices
+        options = {**chip.options, "num_slices": slices} if slices > 1 else chip.options
+        devices = topologies.get_topology_desc(name, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology={name}: {str(error).splitlines()[0]}; shapes are like {EXAMPLES}") from error
     number = [getattr(device, "slice_index", 0) for device in devices]

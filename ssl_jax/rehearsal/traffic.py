@@ -19,8 +19,9 @@ _INSIDE = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 def traffic(hlo: str) -> int:
     """Bytes per step that instructions read and write, where a fusion is one instruction.
 
-    It is an upper estimate, since data that a cache keeps between two instructions counts, too. A fusion that only takes slices of an array
-    reads those slices, and one that updates a part of an array in place writes that part. Loops of unknown length count once.
+    It is an upper estimate, since data that a cache keeps between two instructions counts, too. A fusion that only takes slices of
+    an array reads those slices, and one that updates a part of an array in place writes that part. Loops of unknown length count
+    once.
     """
     computations, entry = parse_computations(hlo)
     runs, _ = count_runs(computations, entry)
