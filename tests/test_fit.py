@@ -23,8 +23,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 PRIOR = f"{ROOT}/configs/vq_prior.py:smoke"
 SUPERVISED = f"{ROOT}/configs/supervised.py:smoke"
 VIT = dict(name="vit", variant="mu/8", remat="none", scan=True)
-
-
 MLP = dict(name="mlp", widths=(256, 256))
 LITTLE_MEMORY = 21_000_000  # bytes: slightly less than the state of that MLP with two moments
 
@@ -47,7 +45,7 @@ def bound(images_per_second):
     return {"bound": at, "expected": [at, at], "reached": [0.3, 0.7], "binding": "compute"}
 
 
-def fake_rehearsal(most, speeds=()):
+def fake_rehearsal(most):
     """(fake rehearsal, its calls): memory is (batch per device) x 4, x 2 with remat 'dots', x 1 with 'full', and `most` fits."""
     seen = []
 

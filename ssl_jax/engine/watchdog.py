@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-TIMES = 10  # a step is slow after so many times the median step, and a pause after so many times the longest pause
-SOON, LEAST = 5.0, 60.0  # seconds before which a step is neither reported nor ends the run
-PAUSE = 7200.0  # seconds before which a pause is not stuck: some evaluations read all of ImageNet
-MANY = 16  # with more processes each writes only every SELDOM seconds
-SELDOM = 10.0  # seconds between two reads of all files by process 0
-MEMORY = 20.0  # time constant of the mean wait for input, in seconds
+SLOW_FACTOR = 10  # a step is slow at 10 x the median step, and a pause at 10 x the longest pause so far
+REPORT_AFTER, END_AFTER = 5.0, 60.0  # seconds; a shorter step is not reported, or does not end the run, however slow it is
+PAUSE = 7200.0  # seconds; a shorter pause is never slow, since some evaluations read all of ImageNet
+MANY_PROCESSES = 16  # more processes write only every SLOW_INTERVAL seconds
+SLOW_INTERVAL = 10.0  # seconds between two reads of all files by process 0
+AVERAGING_TIME = 20.0  # time constant of the moving average of the wait for input, in seconds
 EXIT = 70  # exit code of a stuck run; 75 is that of a run that saved after SIGTERM
 
 
@@ -34,7 +34,7 @@ class Position(NamedTuple):
     pauses: int  # number of open (nested) pauses; 0 within a step
     since: float  # when the current stretch began: the pause, the step, or the rest of the step after a pause
     before: float  # seconds of the step before `since`, without pauses
-    limit: float  # seconds after which it is slow; see TIMES and PAUSE (which also holds for the first three steps: they compile)
+    limit: float  # seconds after which it is slow; the first three steps have the limit of a pause, since they compile
 
     def seconds(self, now: float) -> float:
         """Seconds of the pause, or of the step without its pauses, until `now`."""
@@ -65,7 +65,8 @@ class Watchdog:
 
     Args:
         restarted: a launcher restarts the run, so a run of one process ends, too; otherwise it is only reported.
-        least, pause: seconds, as LEAST and PAUSE.
+        least: seconds, as END_AFTER.
+        pause: seconds, as PAUSE.
     """
 
     def __init__(
@@ -74,11 +75,11 @@ class Watchdog:
         process: int = 0,
         processes: int = 1,
         restarted: bool = False,
-        least: float = LEAST,
+        least: float = END_AFTER,
         pause: float = PAUSE,
     ):
         self.folder, self.process, self.processes, self.least, self.pause = folder, process, processes, least, pause
-        self.ends, self.soon = restarted or processes > 1, min(SOON, least)
+        self.ends, self.report_after = restarted or processes > 1, min(REPORT_AFTER, least)
         self._input_wait = 0.0  # of this process
         self._slowest = (0.0, process)  # (largest input wait among the other processes, that process)
         self._longest = 0.0  # seconds of the longest pause
@@ -86,7 +87,7 @@ class Watchdog:
         self._at = self._position(-1, 1, time.monotonic(), 0.0)
         # Only the watchdog's thread uses these:
         self._others: dict[int, tuple[Heartbeat, float]] = {}  # {process: (its heartbeat, when it changed by the clock here)}
-        self._every = 1.0 if processes <= MANY else SELDOM
+        self._every = 1.0 if processes <= MANY_PROCESSES else SLOW_INTERVAL
         self._written = self._read = -math.inf
         self._reported: Position | None = None
         self._excused: tuple[Position | None, float] = (None, 0.0)  # (a slow position, the seconds until which it may go on)
@@ -114,12 +115,12 @@ class Watchdog:
 
         It goes into an exponential moving average, since with several readers one step waits for all of them and the next for none.
         """
-        self._input_wait += (1 - math.exp(-seconds / MEMORY)) * (input_wait - self._input_wait)
+        self._input_wait += (1 - math.exp(-seconds / AVERAGING_TIME)) * (input_wait - self._input_wait)
 
     def slowest_input(self) -> dict[str, float]:
         """Metrics: the process with the longest wait for input, and its share of time. {} except in process 0, which logs them.
 
-        The values of other processes are up to SELDOM seconds old.
+        The values of other processes are up to SLOW_INTERVAL seconds old.
         """
         if self.process != 0:
             return {}
@@ -140,8 +141,8 @@ class Watchdog:
 
     def _position(self, step: int, pauses: int, since: float, before: float) -> Position:
         if pauses or len(self._durations) < 3:
-            return Position(step, pauses, since, before, max(self.pause, TIMES * self._longest))
-        return Position(step, pauses, since, before, TIMES * statistics.median(self._durations))
+            return Position(step, pauses, since, before, max(self.pause, SLOW_FACTOR * self._longest))
+        return Position(step, pauses, since, before, SLOW_FACTOR * statistics.median(self._durations))
 
     def _watch(self) -> None:
         while True:
@@ -149,7 +150,7 @@ class Watchdog:
             if now - self._written >= self._every:
                 self._write()
                 self._written = now
-            if self.process == 0 and now - self._read >= SELDOM:
+            if self.process == 0 and now - self._read >= SLOW_INTERVAL:
                 self._read_others()
                 self._slowest = max(((beat.input_wait, i) for i, (beat, _) in self._others.items()), default=self._slowest)
                 self._read = now
@@ -161,13 +162,14 @@ class Watchdog:
         now = time.monotonic()
         at = self._at  # read after the clock, so that a position that begins in between does not seem older than it is
         seconds = at.seconds(now)
-        if seconds >= max(self.soon, at.limit) and at is not self._reported:
+        slow_after = max(self.report_after, at.limit)
+        if seconds >= slow_after and at is not self._reported:
             self._reported = at
             path = self.folder / f"{self.process}.stacks.txt"
             with contextlib.suppress(OSError), path.open("a") as file:  # the disk may be full; the warning below still appears
                 file.write(f"{at} after {seconds:.0f} s\n")
                 faulthandler.dump_traceback(file, all_threads=True)
-            log.warning("%s has taken %.0f s, longer than %.0f s; stacks are in %s", at, seconds, max(self.soon, at.limit), path)
+            log.warning("%s has taken %.0f s, longer than %.0f s; stacks are in %s", at, seconds, slow_after, path)
         excused, until = self._excused
         if not self.ends or seconds < max(self.least, at.limit, until if at is excused else 0.0):
             return
