@@ -30,8 +30,7 @@ from ssl_jax.errors import MachineFault, UserError, not_written
 
 log = logging.getLogger(__name__)
 STALE = 70  # seconds after which every host sees a directory as it is: NFS caches listings for up to a minute
-# Faults of a device, of memory or of a disk: the checkpoint itself may be intact. A missing file is the exception (see
-# `_read_together`).
+# Faults of a device, of memory or of a disk: the checkpoint itself may be intact. (A missing file means that it is not.)
 MACHINE_ERRORS = (jax.errors.JaxRuntimeError, MemoryError, OSError)
 
 
