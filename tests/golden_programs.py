@@ -1,11 +1,11 @@
-"""How recipes lie on meshes and what their steps send: JSON files in tests/golden, and the one way to write them anew.
+"""Golden files of shardings and collectives of recipes (tests/golden/*.json), and the script that writes them.
 
-  python tests/golden_programs.py            # all of them; or name some: python tests/golden_programs.py vit_g14_fsdp
-  git diff tests/golden                      # read what has changed, and say in the commit why
+  python tests/golden_programs.py            # writes all files; or some: python tests/golden_programs.py vit_g14_fsdp
+  git diff tests/golden                      # read what changed, and explain it in the commit
 
-With libtpu (requirements-rehearse.txt) the programs of a slice are written too; without it those that are there stay. A file is of
-one config on eight devices: the axes along which its parameters are split, where they are, and the bytes of its collectives in a
-step on each device, by kind and axes of the mesh.
+A file describes one config on eight devices: the axes over which parameters are sharded, and the bytes of the step's collectives
+per device, by kind and mesh axes. With libtpu (requirements-rehearse.txt) the programs of a TPU slice are written, too; without it
+those in the files stay.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-def on(data=1, fsdp=1, tensor=1, *others: str) -> tuple[str, ...]:
+def mesh_flags(data=1, fsdp=1, tensor=1, *others: str) -> tuple[str, ...]:
     return (f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}", f"--config.mesh.tensor={tensor}", *others)
 
 
@@ -52,74 +52,77 @@ def resized(pixels):
 
 
 CASES = {
-    "simclr_data": Case("simclr.py:smoke", on(data=8)),
-    "simclr_fsdp": Case("simclr.py:smoke", on(fsdp=8)),
-    "vit_g14_fsdp": Case("supervised.py:imagenet_vit_g14", on(1, 8, 1, "--config.batch_size=256")),
-    "vit_g14_tensor": Case("supervised.py:imagenet_vit_g14", on(2, 2, 2, "--config.batch_size=256")),
-    "vq_prior_fsdp": Case("vq_prior.py:smoke", on(2, 4)),
-    "biggan_fsdp": Case("biggan.py:smoke", on(2, 4, 1, "--config.batch_size=64")),
-    "vim_large_tensor": Case("vq_prior.py:imagenet256_large", on(2, 2, 2, "--config.batch_size=64")),
-    "biggan_deep_tensor": Case("biggan.py:deep128", on(2, 2, 2, "--config.batch_size=64", *resized(32))),  # of 128 pixels: minutes
-    "stylegan_fsdp": Case("stylegan.py:smoke", on(fsdp=8)),
+    "simclr_data": Case("simclr.py:smoke", mesh_flags(data=8)),
+    "simclr_fsdp": Case("simclr.py:smoke", mesh_flags(fsdp=8)),
+    "vit_g14_fsdp": Case("supervised.py:imagenet_vit_g14", mesh_flags(1, 8, 1, "--config.batch_size=256")),
+    "vit_g14_tensor": Case("supervised.py:imagenet_vit_g14", mesh_flags(2, 2, 2, "--config.batch_size=256")),
+    "vq_prior_fsdp": Case("vq_prior.py:smoke", mesh_flags(2, 4)),
+    "biggan_fsdp": Case("biggan.py:smoke", mesh_flags(2, 4, 1, "--config.batch_size=64")),
+    "vim_large_tensor": Case("vq_prior.py:imagenet256_large", mesh_flags(2, 2, 2, "--config.batch_size=64")),
+    # Images of 128 pixels would take minutes.
+    "biggan_deep_tensor": Case("biggan.py:deep128", mesh_flags(2, 2, 2, "--config.batch_size=64", *resized(32))),
+    "stylegan_fsdp": Case("stylegan.py:smoke", mesh_flags(fsdp=8)),
 }
 
 
 def describe(case: Case, where: Slice | None) -> dict:
-    """{'shardings', 'state_bytes', and with `where` also 'collectives'} as the files have them. Recipes of stages are relative paths:
-    run it in the root of the repository.
+    """{'shardings', 'state_bytes', and with `where` also 'collectives'} in the format of the files.
+
+    Recipes of stages are relative paths, so call it in the root of the repository.
     """
     config = configs.load(f"{ROOT}/configs/{case.config}", case.overrides)
     devices, platform = (where.devices, where.platform) if where else (jax.devices()[:8], "cpu")
-    this = build_abstract(config, devices, platform)
-    params = this.run.abstract.params
+    exp = build_abstract(config, devices, platform)
+    params = exp.run.abstract.params
     specs = dict(zip(leaf_names(params), (x.sharding.spec for x in jax.tree.leaves(params)), strict=True))
-    told = {
+    program = {
         "shardings": {name: " ".join(axis or "-" for axis in spec) for name, spec in specs.items() if any(spec)},
-        "state_bytes": sum(memory.bytes_of_device(x) for x in (params, this.run.abstract.opt)),
+        "state_bytes": sum(memory.bytes_of_device(x) for x in (params, exp.run.abstract.opt)),
     }
     if where:
-        traced = this.run.trace(this.run.abstract, this.example, this.run.root)
+        traced = exp.run.trace(exp.run.abstract, exp.example, exp.run.root)
         hlo = traced.lower().compile(compiler_options=QUICK[platform]).as_text()
         sums = {}
-        for x in collectives(hlo, this.run.mesh.shape)[0]:
+        for x in collectives(hlo, exp.run.mesh.shape)[0]:
             key = f"{x.kind} {x.axes}"
             sums[key] = sums.get(key, 0) + x.bytes
-        told["collectives"] = dict(sorted(sums.items()))
-    return told
+        program["collectives"] = dict(sorted(sums.items()))
+    return program
 
 
 def differences(expected: dict, found: dict, tolerance: float = 0.05) -> list[str]:
-    """Lines of what differs: any sharding, and bytes by more than `tolerance` of theirs and a thousandth of all."""
-    told = []
+    """One line per difference: any sharding, and bytes that differ by more than `tolerance` and by a thousandth of the total."""
+    lines = []
     for name in sorted({*expected["shardings"], *found["shardings"]}):
         before, after = (x["shardings"].get(name, "replicated") for x in (expected, found))
         if before != after:
-            told.append(f"{name}: {before} -> {after}")
+            lines.append(f"{name}: {before} -> {after}")
     if expected["state_bytes"] != found["state_bytes"]:
-        told.append(f"state: {expected['state_bytes']:,} -> {found['state_bytes']:,} bytes of a device")
+        lines.append(f"state: {expected['state_bytes']:,} -> {found['state_bytes']:,} bytes per device")
     before, after = (x.get("collectives", {}) for x in (expected, found))
     for key in sorted({*before, *after}):
         old, new = before.get(key, 0), after.get(key, 0)
         if abs(new - old) > max(tolerance * old, 1e-3 * sum(before.values())):
-            told.append(f"{key}: {old:,} -> {new:,} bytes of a step")
-    return told
+            lines.append(f"{key}: {old:,} -> {new:,} bytes per step")
+    return lines
 
 
 def read(name: str, topology: str) -> dict:
-    """What `describe` said when the file was written."""
-    told = json.loads((GOLDEN / f"{name}.json").read_text())
-    return {**told, "collectives": told["collectives"].get(topology, {})}
+    """The result of `describe` that the golden file `name` records for `topology`."""
+    recorded = json.loads((GOLDEN / f"{name}.json").read_text())
+    return {**recorded, "collectives": recorded["collectives"].get(topology, {})}
 
 
 def write(name: str) -> None:
+    """Write the golden file `name`."""
     case, path = CASES[name], GOLDEN / f"{name}.json"
     programs = json.loads(path.read_text())["collectives"] if path.exists() else {}
-    told = describe(case, None)
+    recorded = describe(case, None)
     topologies = ["cpu:8", *([SLICE] if importlib.util.find_spec("libtpu") else [])]
     for topology in topologies:
         programs[topology] = describe(case, open_topology(topology))["collectives"]
-    told |= {"config": case.config, "overrides": list(case.overrides), "collectives": programs}
-    path.write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+    recorded |= {"config": case.config, "overrides": list(case.overrides), "collectives": programs}
+    path.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
     print(path.relative_to(ROOT), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Adafactor in the house's chain, written out in float64; what it holds, and where that lies."""
+"""Adafactor against a NumPy reference in float64; shapes and shardings of its state."""
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ def updated(spec, steps):
     return params, state
 
 
-def written_out(b1, steps):
-    """Of a stack of matrices each has rows and columns of its own; the stack is one leaf, whose updates are clipped together."""
+def reference(b1, steps):
+    """Each matrix of a stack has its own row and column moments; the updates of the stack are clipped together."""
     params = jax.tree.map(np.copy, WEIGHTS)
     rows, columns, plain, first = np.zeros((3, 8)), np.zeros((3, 16)), np.zeros((3, 16)), [np.zeros((3, 8, 16)), np.zeros((3, 16))]
     for t, gradient in enumerate(GRADIENTS[:steps], 1):
@@ -46,14 +46,14 @@ def written_out(b1, steps):
     return params
 
 
-def test_updates_are_those_written_out():
+def test_adafactor_updates_equal_the_reference():
     for b1, tolerance in ((0.0, 1e-5), (0.9, 2e-3)):  # the first moment is kept in bfloat16
         ours, _ = updated({**SPEC, "b1": b1}, 3)
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(written_out(b1, 3)), strict=True):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference(b1, 3)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=tolerance)
 
 
-def test_it_holds_half_a_moment_and_rows_and_columns_which_lie_as_their_parameters():
+def test_adafactor_state_is_factored_and_sharded_like_parameters():
     params, state = updated(SPEC, 1)
     kernel = [x for path, x in jax.tree.leaves_with_path(state) if "kernel" in jax.tree_util.keystr(path)]
     assert sorted((x.shape, str(x.dtype)) for x in kernel) == [
@@ -71,4 +71,4 @@ def test_it_holds_half_a_moment_and_rows_and_columns_which_lie_as_their_paramete
     placed = sharding.shard_state(((".*", ("fsdp", "tensor")),), jax.eval_shape(lambda: state), mesh).opt["net"]
     where = {x.shape: s.spec for x, s in zip(jax.tree.leaves(state.opt["net"]), jax.tree.leaves(placed), strict=True)}
     assert where[2, 1024, 256] == sharding.P(None, "fsdp", "tensor")
-    assert where[2, 1024] == sharding.P(None, "fsdp") and where[1,] == sharding.P()  # a rule of axes is of the parameter's dimensions
+    assert where[2, 1024] == sharding.P(None, "fsdp") and where[1,] == sharding.P()  # the rule's axes only fit the parameter

@@ -1,4 +1,4 @@
-"""Durations of a config in any unit, against hand-counted steps; and one line for whatever is none."""
+"""Durations of a config: units, exact fractions, rounding to steps, and one-line errors."""
 
 import pytest
 
@@ -24,13 +24,13 @@ from ssl_jax.errors import UserError
         ("0 steps", 0, "steps"),
     ],
 )
-def test_numbers_and_units(text, amount, unit):
+def test_duration_formats(text, amount, unit):
     found = parse(text, "config.total")
     assert (float(found.amount), found.unit) == (amount, unit)
     assert parse(str(found), "config.total") == found
 
 
-def test_tenths_are_exact():
+def test_amounts_are_exact_fractions():
     """As binary fractions 0.1 + 0.2 is not 0.3."""
     assert parse("0.1 epochs", "x").amount + parse("0.2 epochs", "x").amount == parse("0.3 epochs", "x").amount
     assert str(Duration(parse("0.3 epochs", "x").amount, "epochs")) == "0.3 epochs"
@@ -49,14 +49,14 @@ def test_tenths_are_exact():
         ("0 epochs", 0, 0),
     ],
 )
-def test_steps_of_a_duration(text, steps, steps_up):
-    """7,200 examples in batches of 256. A run leaves the last part of a step out; an interval makes it whole."""
+def test_durations_round_down_and_intervals_round_up(text, steps, steps_up):
+    """7,200 examples in batches of 256."""
     assert to_steps(text, "config.total", 256, 7200) == steps
     assert to_steps(text, "config.total", 256, 7200, up=True) == steps_up
 
 
 @pytest.mark.parametrize("epochs", ["0.29", "0.57", "0.58", "1.13"])
-def test_rounding_noise_takes_no_step_away(epochs):
+def test_float_rounding_does_not_lose_a_step(epochs):
     """0.29 * 100 is 28.999999999999996 in floating point."""
     expected = round(float(epochs) * 100)
     assert int(float(epochs) * 100) == expected - 1
@@ -64,12 +64,12 @@ def test_rounding_noise_takes_no_step_away(epochs):
         assert to_steps(f"{epochs} epochs", "config.total", 1, 100, up=up) == expected
 
 
-def test_a_third_of_nine_steps_is_three():
+def test_repeating_decimal_is_a_whole_number_of_steps():
     for up in (False, True):
         assert to_steps(f"{1 / 3} epochs", "config.total", 1, 9, up=up) == 3  # not 2 or 4 for its last digit
 
 
-def test_intervals_that_divide_a_run_end_with_it():
+def test_intervals_that_divide_a_run_end_with_the_run():
     """45 epochs of 28.125 steps: three intervals, and none that ends two steps before the run."""
     total, every = to_steps("45 epochs", "total", 256, 7200), to_steps("15 epochs", "every", 256, 7200, up=True)
     assert (total, every) == (1265, 422)
@@ -86,24 +86,24 @@ def test_intervals_that_divide_a_run_end_with_it():
         (True, "has no unit"),
         ("200", "config.total='200' has no unit; say '200 steps', "),
         ("10k", "has no unit"),
-        ("steps", "is no duration; say '200 steps', '45 epochs' or '3M examples'"),
-        ("45 epoches", "is no duration"),
-        ("ten epochs", "is no duration"),
-        ("1,000 steps", "is no duration"),
-        ("1m steps", "is no duration"),
-        ("_1 steps", "is no duration"),
-        (". epochs", "is no duration"),
-        ("1 2 steps", "is no duration"),
-        ("k steps", "is no duration"),
-        ("inf epochs", "is no duration"),
-        ("1e999999999 epochs", "is no duration"),
+        ("steps", "is not a duration; say '200 steps', '45 epochs' or '3M examples'"),
+        ("45 epoches", "is not a duration"),
+        ("ten epochs", "is not a duration"),
+        ("1,000 steps", "is not a duration"),
+        ("1m steps", "is not a duration"),
+        ("_1 steps", "is not a duration"),
+        (". epochs", "is not a duration"),
+        ("1 2 steps", "is not a duration"),
+        ("k steps", "is not a duration"),
+        ("inf epochs", "is not a duration"),
+        ("1e999999999 epochs", "is not a duration"),
         ("-1 epochs", "is negative"),
-        ("2.5 steps", "is a part of a step; give a whole number of steps"),
-        ("1e-1 examples", "is a part of an example"),
-        (("45 epochs",), "is no duration"),
+        ("2.5 steps", "is a fraction of a step; give a whole number of steps"),
+        ("1e-1 examples", "is a fraction of an example"),
+        (("45 epochs",), "is not a duration"),
     ],
 )
-def test_nonsense_is_one_line(text, message):
+def test_malformed_duration_is_a_one_line_error(text, message):
     with pytest.raises(UserError) as caught:
         parse(text, "config.total")
     assert message in str(caught.value)

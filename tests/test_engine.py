@@ -1,4 +1,4 @@
-"""The step, shardings and checkpoints on toy methods; real methods are in test_conformance.py."""
+"""The train step, shardings and checkpoints with toy methods; test_conformance.py has the real ones."""
 
 import json
 import shutil
@@ -18,8 +18,8 @@ from ssl_jax.engine.step import make_step, split
 from ssl_jax.errors import UserError
 
 
-def game(repeat=1, every=None, couples=False) -> Method:
-    """Two groups that pull on each other, a counter that moves, and a phase that may be lazy."""
+def two_phase_method(repeat=1, every=None, couples=False) -> Method:
+    """Two parameter groups whose losses depend on each other, a counter in `mutable`, and a second phase that may be lazy."""
 
     def d(train, state, batch, key):
         value = jnp.mean((batch["x"] @ train["d"]["w"] - jax.lax.stop_gradient(state.params["g"]["w"].sum())) ** 2)
@@ -55,8 +55,8 @@ def start(method, optimizers=SGD) -> State:
 BATCH = {"x": jnp.arange(32.0).reshape(8, 4) / 32}
 
 
-def test_phases_move_only_their_groups_and_lazy_phases_rest():
-    method = game(every=2)
+def test_phases_update_only_their_groups_and_lazy_phases_skip():
+    method = two_phase_method(every=2)
     step = jax.jit(make_step(method, SGD))
     zero = start(method)
     one, logs = step(zero, BATCH, jax.random.key(1))
@@ -74,7 +74,7 @@ def test_phases_move_only_their_groups_and_lazy_phases_rest():
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_repeat_gives_each_sub_step_its_part_of_the_batch(unroll):
-    method = game(repeat=4)
+    method = two_phase_method(repeat=4)
     state, logs = jax.jit(make_step(method, SGD, unroll=unroll))(start(method), BATCH, jax.random.key(1))
     assert float(logs["d/batch"]) == 2
     assert int(state.mutable["count"]) == 4
@@ -85,22 +85,22 @@ def test_repeat_gives_each_sub_step_its_part_of_the_batch(unroll):
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_accumulation_equals_the_whole_batch_and_is_refused_for_coupled_losses(unroll):
-    method = game()
+    method = two_phase_method()
     whole, _ = jax.jit(make_step(method, SGD))(start(method), BATCH, jax.random.key(1))
     parts, _logs = jax.jit(make_step(method, SGD, accumulate=4, unroll=unroll))(start(method), BATCH, jax.random.key(1))
     np.testing.assert_allclose(whole.params["d"]["w"], parts.params["d"]["w"], rtol=1e-5)
     with pytest.raises(UserError, match="accumulate"):
-        make_step(game(couples=True), SGD, accumulate=2)
+        make_step(two_phase_method(couples=True), SGD, accumulate=2)
 
 
-def test_unknown_mutable_is_caught_at_trace_time():
-    bad = game()._replace(phases=(Phase("d", ("d", "g"), lambda t, s, b, k: (t["d"]["w"].sum(), ({"coutn": 0.0}, {}))),))
+def test_unknown_mutable_raises_at_trace_time():
+    bad = two_phase_method()._replace(phases=(Phase("d", ("d", "g"), lambda t, s, b, k: (t["d"]["w"].sum(), ({"coutn": 0.0}, {}))),))
     with pytest.raises(AssertionError, match="coutn"):
         jax.eval_shape(make_step(bad, SGD), start(bad), BATCH, jax.random.key(0))
 
 
-def test_skip_leaves_everything_as_it_was():
-    method = game()
+def test_skip_nonfinite_keeps_the_state():
+    method = two_phase_method()
     step = jax.jit(make_step(method, SGD, skip_nonfinite=True))
     zero = start(method)
     one, logs = step(zero, {"x": BATCH["x"].at[0, 0].set(jnp.nan)}, jax.random.key(1))
@@ -111,22 +111,22 @@ def test_skip_leaves_everything_as_it_was():
 
 
 @pytest.mark.parametrize("unroll", [False, True])
-def test_a_sub_step_that_is_not_the_last_is_counted_when_it_is_skipped(unroll):
-    step = jax.jit(make_step(game(repeat=4), SGD, skip_nonfinite=True, unroll=unroll))
+def test_skipped_counts_all_sub_steps(unroll):
+    step = jax.jit(make_step(two_phase_method(repeat=4), SGD, skip_nonfinite=True, unroll=unroll))
     first = {"x": BATCH["x"].at[0, 0].set(jnp.nan)}
-    assert not np.isfinite(split(first, 4)["x"][0]).all()  # the row is of the first part
-    state, logs = step(start(game(repeat=4)), first, jax.random.key(1))
+    assert not np.isfinite(split(first, 4)["x"][0]).all()  # the row is in the first part
+    state, logs = step(start(two_phase_method(repeat=4)), first, jax.random.key(1))
     assert (float(logs["d/skipped"]), int(state.mutable["count"])) == (1, 3)
 
 
-def test_an_interval_is_at_least_one():
+def test_every_runs_in_the_last_step_of_an_interval():
     assert [bool(every(3)(step)) for step in range(6)] == [False, False, True] * 2
     with pytest.raises(UserError, match="interval=0; it must be at least 1"):
         every(0)
 
 
-def test_stop_names_step_phase_and_group():
-    method = game()
+def test_nonfinite_error_names_step_phase_and_group():
+    method = two_phase_method()
     with pytest.raises(UserError, match=r"step 7: the loss in phase 'd' \(groups d\) is nan"):
         loop.check_finite(method, 7, {"d/loss": float("nan"), "g/loss": 0.0})
     with pytest.raises(UserError, match="gradient of group 'g' in phase 'g'"):
@@ -136,11 +136,11 @@ def test_stop_names_step_phase_and_group():
 # ---------------------------------------------------------------- shardings
 
 
-def test_mesh_and_rules():
+def test_mesh_sizes_and_sharding_rules():
     mesh = sharding.make_mesh(dict(data=-1, fsdp=2))
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
-    for spec, told in ((dict(data=3), "make the product"), (dict(data=-1, fsdp=-1), "at most one"), (dict(dta=1), "unknown axis")):
-        with pytest.raises(UserError, match=told):
+    for spec, message in ((dict(data=3), "make the product"), (dict(data=-1, fsdp=-1), "at most one"), (dict(dta=1), "unknown axis")):
+        with pytest.raises(UserError, match=message):
             sharding.make_mesh(spec)
     assert sharding.spec_of("fsdp", (3, 3, 64, 128), mesh, "w") == sharding.P(None, None, None, "fsdp")
     assert sharding.spec_of("fsdp", (7,), mesh, "w") == sharding.P()
@@ -151,7 +151,7 @@ def test_mesh_and_rules():
         sharding.check_batch(60, mesh)
 
 
-def test_optimizer_moments_lie_as_their_parameters():
+def test_optimizer_moments_are_sharded_like_their_parameters():
     mesh = sharding.make_mesh(dict(data=4, fsdp=2))
     params = {"net": {"a": {"kernel": jnp.zeros((64, 64)), "bias": jnp.zeros(64)}}}
     adam = optax.adam(1e-3)
@@ -179,11 +179,11 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def test_checksum_sees_any_bit_and_no_layout():
+def test_checksum_changes_with_any_bit_and_not_with_the_sharding():
     mesh = sharding.make_mesh(dict(data=1, fsdp=8))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1024, 4)), jnp.float32)
-    spread = jax.device_put(x, sharding.NamedSharding(mesh, sharding.P("fsdp")))
-    assert checksums({"x": x}) == checksums({"x": spread})
+    sharded = jax.device_put(x, sharding.NamedSharding(mesh, sharding.P("fsdp")))
+    assert checksums({"x": x}) == checksums({"x": sharded})
     raw = np.asarray(x).copy()
     for bit in (0, 1, 9999, raw.nbytes * 8 - 1):
         broken = raw.copy()
@@ -192,7 +192,7 @@ def test_checksum_sees_any_bit_and_no_layout():
             verify({"x": jnp.asarray(broken)}, checksums({"x": x}))
 
 
-def test_save_restore_keeps_last_and_best(tmp_path):
+def test_checkpoints_keep_the_last_and_the_best(tmp_path):
     saved = Checkpoints(tmp_path / "c", keep=2, best_metric="knn/top1")
     scores = ({"knn/top1": 10.0}, {"knn/top1": 50.0}, {"knn/top1": 20.0}, {"fewshot/top1": 99.0}, None)
     for step, score in enumerate(scores, 1):
@@ -205,10 +205,10 @@ def test_save_restore_keeps_last_and_best(tmp_path):
     saved.close()
 
 
-def test_the_best_one_is_known_to_another_start_and_may_be_measured_then(tmp_path):
+def test_best_checkpoint_is_kept_across_restarts_and_late_metrics(tmp_path):
     for first, scores in ((1, (50.0, 1.0)), (3, (60.0, 1.0, 2.0)), (6, (None, None)), (8, (1.0, 2.0))):
         saved = Checkpoints(tmp_path / "c", keep=2, best_metric="knn/top1")
-        if first == 8:  # SIGTERM came before 7 was measured
+        if first == 8:  # SIGTERM had arrived before step 7 was evaluated
             saved.rate(7, {"knn/top1": 99.0})
             assert same(saved.restore_latest(toy()), toy(7))
         for step, score in enumerate(scores, first):
@@ -231,7 +231,7 @@ def test_restore_onto_another_mesh_is_bit_equal(tmp_path):
 
 
 def damage(directory, how):
-    """Truncate, or flip one bit in, every data file of a checkpoint (which one is read is Orbax's affair)."""
+    """Truncate, or flip one bit in, every data file of a checkpoint, since Orbax decides which of them it reads."""
     for path in (p for p in directory.rglob("d/*") if p.is_file()):
         raw = bytearray(path.read_bytes())
         raw[len(raw) // 2] ^= 1
@@ -239,7 +239,7 @@ def damage(directory, how):
 
 
 @pytest.mark.parametrize("how", ["truncate", "flip", "metadata"])
-def test_corrupt_newest_falls_back_loudly(tmp_path, caplog, how):
+def test_corrupt_checkpoint_is_set_aside_and_the_one_before_is_restored(tmp_path, caplog, how):
     saved = Checkpoints(tmp_path / "c", keep=3)
     for step in (1, 2):
         saved.save(toy(step, step), {})
@@ -261,7 +261,7 @@ def test_corrupt_newest_falls_back_loudly(tmp_path, caplog, how):
     saved.close()
 
 
-def test_a_directory_that_is_deleted_is_made_again(tmp_path, caplog):
+def test_deleted_checkpoint_directory_is_created_again(tmp_path, caplog):
     """Between two saves, and while one is being written."""
     saved = Checkpoints(tmp_path / "c")
     for step in range(1, 9):
@@ -274,17 +274,17 @@ def test_a_directory_that_is_deleted_is_made_again(tmp_path, caplog):
     saved.wait()
     assert saved.steps() == [7, 8]
     assert same(saved.restore_latest(toy()), toy(8, 8))
-    assert "deleted under this run; it is made again, and step 3 is saved into it" in caplog.text
+    assert "deleted during this run; creating it again and saving step 3 into it" in caplog.text
     saved.close()
 
 
-def test_checkpoint_of_another_config_is_left_alone(tmp_path):
+def test_checkpoint_of_another_config_is_an_error_and_stays(tmp_path):
     saved = Checkpoints(tmp_path / "c")
     saved.save(toy(1), {})
     saved.wait()
     other = toy()
     other.params["net"]["w"] = jnp.zeros((4, 4))
-    with pytest.raises(UserError, match=r"of another config: params/net/w has shape \(8, 8\) there and \(4, 4\) here"):
+    with pytest.raises(UserError, match=r"belongs to another config: params/net/w has shape \(8, 8\) there and \(4, 4\) here"):
         saved.restore_latest(other)
     other.params["net"]["w"] = jnp.zeros((8, 8), jnp.bfloat16)
     with pytest.raises(UserError, match="params/net/w has dtype float32 there and bfloat16 here"):
@@ -293,7 +293,7 @@ def test_checkpoint_of_another_config_is_left_alone(tmp_path):
     saved.close()
 
 
-def test_metrics_that_were_measured_later_are_in_the_line_of_their_step(tmp_path):
+def test_amend_adds_late_metrics_to_the_line_of_their_step(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=False)
     for step in (1, 2):
         writer.write(step, {"loss": 1.0})
@@ -307,7 +307,7 @@ def test_metrics_that_were_measured_later_are_in_the_line_of_their_step(tmp_path
     assert read_metrics(tmp_path)[1:] == later
 
 
-def test_metrics_are_cut_at_the_resumed_step(tmp_path):
+def test_metrics_after_the_resumed_step_are_removed(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=False)
     for step in range(1, 6):
         writer.write(step, {"loss": step / 3, "bad": float("nan")})

@@ -1,4 +1,4 @@
-"""Sick games are named once, healthy ones never; spectral norms are NumPy's."""
+"""Health rules: each symptom gives one warning after its patience, healthy metrics none. Spectral norms against known values."""
 
 import logging
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.engine.health import Watch, spectral_norms
+from ssl_jax.engine.health import HealthMonitor, spectral_norms
 
 HEALTHY = {
     "d/loss": 1.3, "d/accuracy_real": 0.7, "d/accuracy_fake": 0.99, "d/logit_std": 0.8, "d/diversity": 0.9, "game/code_variance": 0.3,
@@ -17,7 +17,7 @@ HEALTHY = {
 }  # fmt: skip
 SICK = [
     ({"d/accuracy_real": 0.99, "d/accuracy_fake": 0.995}, 1000, "the discriminator has won"),
-    ({"d/logit_std": 1e-4}, 200, "the discriminator has given up"),
+    ({"d/logit_std": 1e-4}, 200, "the discriminator has collapsed"),
     ({"d/diversity": 0.2}, 1000, "the generator collapses"),
     ({"g/grad_norm/generator": 1e-4}, 1000, "the generator no longer learns"),
     ({"game/code_variance": 1e-3}, 1000, "the encoder collapses: the variance"),
@@ -26,7 +26,7 @@ SICK = [
     ({"ae/code_deviation": 1e-5}, 1000, "the code collapses"),
     ({"vae/active_units": 0.0}, 1000, "the posterior collapses"),
     ({"vqvae/usage_of_batch": 0.02}, 1000, "the codebook collapses"),
-    ({"judge/accuracy_train": 98.0}, 0, "knows its training images by heart"),
+    ({"judge/accuracy_train": 98.0}, 0, "memorizes its training images"),
 ]
 
 
@@ -34,50 +34,50 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize(("change", "patience", "told"), SICK, ids=[told for *_, told in SICK])
-def test_each_sign_is_told_once_after_its_patience(change, patience, told, caplog):
-    watch = Watch()
+@pytest.mark.parametrize(("change", "patience", "message"), SICK, ids=[message for *_, message in SICK])
+def test_each_symptom_warns_once_after_its_patience(change, patience, message, caplog):
+    watch = HealthMonitor()
     for step in range(0, patience, 100):
         watch.update(step, {**HEALTHY, **change})
     assert not warnings(caplog)
     for step in range(patience, patience + 500, 100):
         watch.update(step, {**HEALTHY, **change})
     assert len(warnings(caplog)) == 1
-    assert told in warnings(caplog)[0]
+    assert message in warnings(caplog)[0]
     assert f"step {patience}:" in warnings(caplog)[0]
 
 
-@pytest.mark.parametrize(("change", "patience", "told"), SICK[:-1], ids=[told for *_, told in SICK[:-1]])
-def test_a_healthy_line_in_between_starts_the_wait_again(change, patience, told, caplog):
-    watch = Watch()
+@pytest.mark.parametrize(("change", "patience"), [row[:2] for row in SICK[:-1]], ids=[message for *_, message in SICK[:-1]])
+def test_healthy_line_restarts_the_patience(change, patience, caplog):
+    watch = HealthMonitor()
     for step in range(0, 3 * patience, 100):
         watch.update(step, HEALTHY if step % patience == patience - 100 else {**HEALTHY, **change})
     assert not warnings(caplog)
 
 
-def test_metrics_of_other_methods_are_not_watched(caplog):
-    watch = Watch()
+def test_rules_ignore_metrics_of_other_methods(caplog):
+    watch = HealthMonitor()
     for step in range(0, 5000, 100):
         watch.update(step, {"ssl/loss": 3.0, "ssl/grad_norm/net": 1e-9, "knn/top1": 12.0, "classified/accuracy_real": 67.6})
     assert not warnings(caplog)
 
 
-def test_a_generator_without_a_loss_is_not_watched(caplog):
-    watch = Watch()
+def test_generator_without_a_loss_does_not_warn(caplog):
+    watch = HealthMonitor()
     for step in range(0, 5000, 100):
         watch.update(step, {**HEALTHY, "g/grad_norm/generator": 0.0})
     assert not warnings(caplog)
 
 
-def test_a_jump_of_a_spectral_norm_is_told(caplog):
-    watch = Watch()
+def test_jump_of_a_spectral_norm_warns(caplog):
+    watch = HealthMonitor()
     for step, value in enumerate([0.1, 1.0, 1.1, 1.2, 6.0]):
         watch.update(step, {"spectral_norm/generator": value})
     assert len(warnings(caplog)) == 1
     assert "step 4: spectral_norm/generator jumped from 1.2 to 6" in warnings(caplog)[0]
 
 
-def test_spectral_norms_are_those_of_the_largest_kernel():
+def test_spectral_norm_of_a_group_is_that_of_its_largest_kernel():
     generator = np.random.default_rng(0)
     u, _ = np.linalg.qr(generator.normal(size=(18, 6)))
     v, _ = np.linalg.qr(generator.normal(size=(6, 6)))

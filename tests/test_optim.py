@@ -62,7 +62,7 @@ def test_optimizers_equal_torch(name):
     np.testing.assert_allclose(ours["kernel"], theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_simclr_schedule_checkpoints():
+def test_simclr_imagenet_schedule():
     """100 epochs of ImageNet at batch 4096 (official README): 4.8 after 3127 steps of warm-up, 2.4 in the middle, 0 at the end."""
     rate = optim.schedule("cosine", 4.8, 31279, 3127)
     for step, value in ((0, 0.0), (1000, 1.53502), (3127, 4.8), (17203, 2.4), (31279, 0.0)):
@@ -83,8 +83,8 @@ def test_schedules_warm_up_hold_and_decay(kind, values):
         assert float(rate(step)) == pytest.approx(value, abs=1e-6)
 
 
-def test_the_rate_is_that_of_the_step_however_often_a_group_is_updated():
-    """A count of updates would run ahead where a discriminator is updated five times in a step."""
+def test_learning_rate_follows_the_step_not_the_number_of_updates():
+    """With a count of updates, the rate of a discriminator with five updates per step would run ahead."""
     optimizer, _ = optim.make_optimizer("d", dict(name="adam", lr=1.0, schedule="linear"), {"w": jnp.ones(2)}, 10, 1, 10)
     state, seen = optimizer.init({"w": jnp.ones(2)}), []
     for _ in range(5):
@@ -93,7 +93,7 @@ def test_the_rate_is_that_of_the_step_however_often_a_group_is_updated():
     np.testing.assert_allclose(seen, -0.6, rtol=1e-5)
 
 
-def test_multipliers_freeze_and_scale():
+def test_lr_multipliers_freeze_and_scale():
     params = {"encoder": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}}
     spec = dict(name="sgd", lr=1.0, momentum=0.0, schedule="constant", lr_multipliers=(("encoder", 0.0), (".*", 0.5)))
     optimizer, _ = optim.make_optimizer("net", spec, params, 1, 1, 1)
@@ -103,11 +103,11 @@ def test_multipliers_freeze_and_scale():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict(name="sdg"), "config.optim.net.name='sdg' is unknown"),
         (dict(lr=-0.1), "must be positive"),
-        (dict(learning_rate=0.1), "learning_rate is no option of sgd"),
+        (dict(learning_rate=0.1), "learning_rate is not an option of sgd"),
         (dict(weight_decay_mask=(("kernel$", 1.0),)), "no rule matches parameter 'net/bias'"),
         (dict(weight_decay_mask=(("conv", 1.0), (".*", 1.0))), "rule 'conv' matches no parameter"),
         (dict(weight_decay_mask=(("(", 1.0),)), "not a regular expression"),
@@ -116,11 +116,11 @@ def test_multipliers_freeze_and_scale():
         (dict(schedule="exponential"), "give end > 0"),
         (dict(lr_scale="sqr"), "unknown lr_scale"),
         (dict(warmup=1), "config.optim.net.warmup=1 has no unit"),
-        (dict(warmup_steps=1), "warmup_steps is no option of sgd"),
+        (dict(warmup_steps=1), "warmup_steps is not an option of sgd"),
     ],
 )
-def test_optimizer_mistakes_are_one_line(change, told):
+def test_invalid_optimizer_config_is_a_one_line_error(change, message):
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    with pytest.raises(UserError, match=told.replace("(", r"\(")) as caught:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
         optim.make_optimizer("net", {**dict(name="sgd", lr=0.1), **change}, params, 10, 1, 10)
     assert "\n" not in str(caught.value)

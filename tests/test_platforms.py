@@ -1,4 +1,4 @@
-"""What differs from platform to platform: the kernel of attention, the options of the compiler. A CPU can only show the choice."""
+"""Platform-dependent choices: the attention kernel and compiler options. On CPUs the tests check the choice, not the kernel."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ from ssl_jax.models.common import attention, even_lengths, portable
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_is_a_softmax_of_products(causal):
+def test_attention_equals_softmax_in_numpy(causal):
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4))
     out = np.zeros((2, 5, 3, 4))
     for b, n, h in np.ndindex(2, 5, 3):
@@ -40,10 +40,9 @@ def test_attention_is_a_softmax_of_products(causal):
         ("cpu", jnp.bfloat16, 64, 2, "xla"),
     ],
 )
-def test_cudnn_where_it_has_type_and_width(monkeypatch, backend, dtype, width, length, chosen):
+def test_cudnn_attention_is_used_where_supported(monkeypatch, backend, dtype, width, length, chosen):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-
 
     def attend(query, *_, implementation, **__):
         asked.append(implementation)
@@ -58,8 +57,8 @@ def test_cudnn_where_it_has_type_and_width(monkeypatch, backend, dtype, width, l
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (4, 7), (6, 6)])
-def test_odd_lengths_are_padded_for_cudnn_and_nothing_else_changes(n, m, causal):
-    """Values and gradients, with XLA's attention in place of cuDNN's."""
+def test_padding_odd_lengths_for_cudnn_does_not_change_attention(n, m, causal):
+    """Values and gradients, with XLA's attention instead of cuDNN's."""
     q, k, v = (jax.random.normal(jax.random.key(i), (2, length, 3, 8)) for i, length in enumerate((n, m, m)))
     shapes = []
 
@@ -76,15 +75,15 @@ def test_odd_lengths_are_padded_for_cudnn_and_nothing_else_changes(n, m, causal)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), padded, plain)
 
 
-def test_an_unknown_set_is_one_line():
-    with pytest.raises(UserError, match=r"config.xla='fast' is unknown; choose of default, overlap"):
+def test_unknown_xla_option_set_is_a_one_line_error():
+    with pytest.raises(UserError, match=r"config.xla='fast' is unknown; choose one of default, overlap"):
         xla_options("fast", "tpu")
     assert xla_options("overlap", "cpu") == {}
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu: pip install -r requirements-rehearse.txt")
-def test_the_compiler_of_tpus_knows_every_option():
-    """It refuses unknown ones."""
+def test_tpu_compiler_accepts_all_xla_options():
+    """It refuses unknown options."""
     text = f"""
 from ssl_jax.rehearsal.topology import open_topology
 devices = open_topology("v5e:2x2").devices

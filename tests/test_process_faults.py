@@ -152,10 +152,10 @@ def test_checkpoints_deleted(runs):
     began = time.monotonic()
     shutil.rmtree(runs.folder / "deleted" / "checkpoints")
     told = running.finish()
-    assert "has been deleted under this run; it is made again" in told
+    assert "was deleted during this run; creating it again" in told
     runs.check("deleted", "straight")
     assert (runs.folder / "deleted" / "checkpoints" / str(STEPS)).is_dir()
-    tell("checkpoints deleted", "made again at the next save, told in the log", running.when("has been deleted") - began, "nothing")
+    tell("checkpoints deleted", "made again at the next save, told in the log", running.when("was deleted during") - began, "nothing")
 
 
 def test_slow_input(runs):

@@ -1,4 +1,4 @@
-"""The counts of a rehearsal: FLOPs of programs and collectives of HLO, against closed forms."""
+"""FLOPs of traced programs and collectives of HLO texts, against closed forms."""
 
 import functools
 
@@ -15,7 +15,7 @@ from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.rehearsal.collectives import Collective, collectives
 from ssl_jax.rehearsal.flops import Count, count
 from ssl_jax.rehearsal.largest import largest
-from ssl_jax.rehearsal.replicas import axes_of, groups_of
+from ssl_jax.rehearsal.replicas import device_groups, mesh_axes
 
 
 def flops(function, *shapes):
@@ -31,14 +31,14 @@ def conv(x, w, stride=1, padding="SAME", groups=1):
 MATMUL = 2 * 3 * 5 * 7  # of [3, 5] @ [5, 7]
 
 
-def test_products():
+def test_flops_of_matrix_products():
     assert flops(jnp.matmul, (3, 5), (5, 7)).flops == MATMUL
     assert flops(jnp.matmul, (4, 3, 5), (4, 5, 7)).flops == 4 * MATMUL
     assert flops(lambda x, y: jnp.sum(x) + jnp.sum(y), (3, 5), (5, 7)).flops == 0
 
 
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 4), (2, 4)])
-def test_convolutions_and_their_gradients_cost_the_same_each(stride, groups):
+def test_flops_of_convolutions_and_their_gradients(stride, groups):
     x, w = (2, 8, 8, 12), (3, 3, 12 // groups, 16)
     forward = 2 * (2 * (8 // stride) ** 2 * 16) * (3 * 3 * 12 // groups)
     assert flops(lambda x, w: conv(x, w, stride, groups=groups), x, w).flops == forward
@@ -47,7 +47,7 @@ def test_convolutions_and_their_gradients_cost_the_same_each(stride, groups):
     assert flops(jax.grad(loss, (0, 1)), x, w).flops == 3 * forward
 
 
-def test_loops_branches_and_what_nobody_needs():
+def test_flops_of_loops_branches_and_dead_code():
     step = lambda x, _: (x @ x, None)  # noqa: E731
     cube = 2 * 4**3
     assert flops(lambda x: lax.scan(step, x, None, length=11)[0], (4, 4)).flops == 11 * cube
@@ -60,21 +60,25 @@ def test_loops_branches_and_what_nobody_needs():
     assert flops(jax.jit(lambda x: jax.vmap(lambda y: y @ x)(x)), (4, 4)).flops == 2 * 4 * 4 * 4
 
 
-def test_rematerialization_is_counted_as_it_runs():
+def test_flops_count_rematerialization():
     def loss(wrap):
         block = wrap(lambda x, w: jnp.sin(x @ w) @ w)
         return lambda x, w: jnp.sum(block(x, w) ** 2)
 
     cube = 2 * 4**3
-    plain, again = (flops(jax.grad(loss(wrap), (0, 1)), (4, 4), (4, 4)) for wrap in (lambda f: f, jax.checkpoint))
+    plain, remat = (flops(jax.grad(loss(wrap), (0, 1)), (4, 4), (4, 4)) for wrap in (lambda f: f, jax.checkpoint))
     assert plain == Count(6 * cube)
-    assert again == Count(7 * cube, repeated=cube)  # the first product; the second is not needed
-    in_loop = lambda x, w: lax.scan(lambda x, _: (jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)(x), None), x, None, length=3)[0].sum()  # noqa: E731
+    assert remat == Count(7 * cube, repeated=cube)  # only the first product is needed again
+
+    def in_loop(x, w):
+        body = jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)
+        return lax.scan(lambda x, _: (body(x), None), x, None, length=3)[0].sum()
+
     assert flops(jax.grad(in_loop, (0, 1)), (4, 4), (4, 4)) == Count(21 * cube, repeated=3 * cube)
 
 
-def test_the_attention_of_cudnn_counts_as_its_products(monkeypatch):
-    """Without a GPU it is traced as if there were one. Its gradient computes the similarities once more."""
+def test_flops_of_cudnn_attention(monkeypatch):
+    """Traced without a GPU. The gradient recomputes the similarities."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
@@ -93,8 +97,8 @@ def test_the_attention_of_cudnn_counts_as_its_products(monkeypatch):
     assert counted("xla").flops == 6 * product
 
 
-def test_the_largest_results_of_a_trace():
-    """Within a loop, too; their bytes as spread over the devices, equal shapes once."""
+def test_largest_results_of_a_trace():
+    """Also inside a loop; bytes are per device, and equal shapes appear once."""
     body = lambda x, _: (jnp.sum(x @ x.T @ x, 0, keepdims=True) + x, None)  # noqa: E731
     program = jax.make_jaxpr(lambda x: lax.scan(body, x, None, length=3)[0])(jax.ShapeDtypeStruct((64, 8), jnp.float32))
     found = largest(program, devices=4, most=2)
@@ -102,7 +106,7 @@ def test_the_largest_results_of_a_trace():
     assert found[0]["of"] == "dot_general"
 
 
-def test_a_program_of_each_device_counts_for_all():
+def test_flops_of_shard_map_count_all_devices():
     mesh = sharding.make_mesh({"data": 4, "fsdp": 2}, jax.devices()[:8])
     each = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     assert flops(each, (16, 5)).flops == 8 * (2 * 4 * 4 * 5)  # the two along 'fsdp' do the same
@@ -122,8 +126,8 @@ def vit_forward(depth, width, hidden, tokens, patch):
     ],
     ids=["ViT-B/16", "ResNet-50"],
 )
-def test_networks(spec, forward):
-    """One image of 224 pixels forward, and three times that for a step, but for the gradient of the image itself."""
+def test_flops_of_vit_and_resnet(spec, forward):
+    """One image of 224 pixels: the forward pass, and three times that for a step (without the gradient of the image)."""
     network = build_encoder(spec)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     params = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), images)
@@ -154,16 +158,16 @@ MESH = {"data": 2, "fsdp": 4, "tensor": 1}
         ("source_target_pairs={{0,1},{1,2},{2,3},{3,0}}", [[0, 1], [1, 2], [2, 3], [3, 0]], "part of fsdp"),
     ],
 )
-def test_groups_of_devices(line, groups, axes):
-    found = groups_of(f"all-reduce(%x), {line}, metadata={{}}", 8)
+def test_device_groups_and_mesh_axes(line, groups, axes):
+    found = device_groups(f"all-reduce(%x), {line}, metadata={{}}", 8)
     assert found.tolist() == groups
-    assert axes_of(found, MESH) == axes
+    assert mesh_axes(found, MESH) == axes
     with pytest.raises(ValueError, match="in an unknown form"):
-        groups_of("replica_groups=new", 8)
+        device_groups("replica_groups=new", 8)
 
 
-def test_collectives_of_a_program_are_those_that_it_was_written_with():
-    """Sums and gathers along known axes, some of them in a loop of seven."""
+def test_collectives_of_a_compiled_program():
+    """Collectives along known axes, one of them in a loop of length 7."""
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4}, jax.devices()[:8])
 
     def program(x):  # [4, 6] on each device
@@ -175,9 +179,9 @@ def test_collectives_of_a_program_are_those_that_it_was_written_with():
         part = lax.psum_scatter(jnp.cos(whole), ("data", "fsdp"), scatter_dimension=0, tiled=True)  # [2, 6]
         return lax.ppermute(part, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
 
-    spread = jax.shard_map(program, mesh=mesh, in_specs=P("fsdp"), out_specs=P(("data", "fsdp")), check_vma=False)
+    sharded = jax.shard_map(program, mesh=mesh, in_specs=P("fsdp"), out_specs=P(("data", "fsdp")), check_vma=False)
     placed = jax.ShapeDtypeStruct((16, 6), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
-    hlo = jax.jit(spread).lower(placed).compile().as_text()
+    hlo = jax.jit(sharded).lower(placed).compile().as_text()
     found, unknown = collectives(hlo, mesh.shape)
     assert unknown == 0
     expected = {
@@ -211,9 +215,9 @@ TPU = """HloModule jit_step
 %body (t: (s32[], f32[4])) -> (s32[], f32[4]) {
   %start = (f32[4]{0}, f32[32]{0}) all-gather-start(%x), replica_groups=[1,8]<=[8], dimensions={0}
   %done = f32[32]{0} all-gather-done(%start)
-  %begun = ((bf16[64,128]{1,0}), bf16[8,128]{1,0}) reduce-scatter-start(%y), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
-  %ended = bf16[8,128]{1,0} reduce-scatter-done(%begun)
-  %scattered = bf16[8,128]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+  %begun = ((bf16[64,128]{1,0}), bf16[8,128]{1,0}) reduce-scatter-start(%y), replica_groups=[1,8]<=[8], dimensions={0},
+  to_apply=%add %ended = bf16[8,128]{1,0} reduce-scatter-done(%begun) %scattered = bf16[8,128]{1,0} fusion(%y), kind=kCustom,
+  calls=%all-reduce-scatter.1
 }
 
 ENTRY %main (a: f32[4]) -> f32[4] {
@@ -223,13 +227,13 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 """
 
 
-def test_a_program_of_tpus_is_read():
-    """Asynchronous pairs, a loop whose length stands in its condition, and a fusion that is a reduce-scatter."""
+def test_collectives_of_a_tpu_program():
+    """Asynchronous pairs, a loop whose length is in its condition, and a fusion that is a reduce-scatter."""
     found, unknown = collectives(TPU, MESH)
     assert unknown == 0
     assert set(found) == {
         Collective("all-gather", "data+fsdp", 8, 12, 12 * 32 * 4),
-        Collective("reduce-scatter", "data+fsdp", 8, 24, 24 * 64 * 128 * 2),  # one of them as GPUs have it: begun, and ended
+        Collective("reduce-scatter", "data+fsdp", 8, 24, 24 * 64 * 128 * 2),  # half of them asynchronous, as on GPUs
         Collective("collective-permute", "data", 2, 1, 4 * 4),
     }
     sent = '  %s = (f32[32,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, \

@@ -1,4 +1,4 @@
-"""The FLOPs that a rehearsal tells of published recipes are those of closed forms: forward and backward of every network in a step."""
+"""The FLOPs that a rehearsal counts for published recipes, against closed forms of all forward and backward passes."""
 
 import itertools
 
@@ -13,34 +13,34 @@ ROOT = __file__.rsplit("/", 2)[0]
 
 
 def counted(name, *overrides):
-    """(FLOPs for an example that nothing computes twice, those that rematerialization repeats)"""
+    """(FLOPs per example without rematerialization, FLOPs per example that it repeats)."""
     config = configs.load(f"{ROOT}/configs/{name}", ("--config.batch_size=64", "--config.mesh.fsdp=1", *overrides))
     config.mesh.data = -1
-    this = build_abstract(config, jax.devices()[:8], "tpu")
-    found = flops.count(this.run.trace(this.run.abstract, this.example, this.run.root).jaxpr)
+    exp = build_abstract(config, jax.devices()[:8], "tpu")
+    found = flops.count(exp.run.trace(exp.run.abstract, exp.example, exp.run.root).jaxpr)
     return (found.flops - found.repeated) / 64, found.repeated / 64
 
 
 def transformer(depth, width, hidden, tokens):
-    """Forward: four square matrices, the MLP, and two products of tokens with tokens."""
+    """Forward FLOPs: four square matrices, the MLP, and two products of tokens with tokens."""
     return depth * (2 * tokens * width * (4 * width + 2 * hidden) + 4 * tokens**2 * width)
 
 
 @pytest.mark.full
-def test_simclr_with_resnet50():
+def test_flops_of_simclr_resnet50():
     """Two views, three times 4.09 GMACs each (torchvision's count)."""
     assert counted("simclr.py:imagenet")[0] == pytest.approx(2 * 3 * 2 * 4.09e9, rel=0.05)
 
 
-def test_vit_g14():
+def test_flops_of_vit_g14():
     blocks = transformer(40, 1408, 6144, 257)
     plain, repeated = counted("supervised.py:imagenet_vit_g14")
     assert plain == pytest.approx(3 * (blocks + 2 * 256 * 1408 * 3 * 14**2), rel=0.05)
-    assert 0.6 * blocks < repeated < blocks  # the forward pass once more, without what its last products give
+    assert 0.6 * blocks < repeated < blocks  # the forward pass again, without its last products
 
 
 @pytest.mark.full
-def test_vim_large(monkeypatch):
+def test_flops_of_vim_large(monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes of stages are relative paths
     blocks, head = transformer(36, 2048, 8192, 1024), 2 * 1024 * 2048 * 8192
     tokenizer = transformer(8, 512, 2048, 1024)  # its encoder, forward only
@@ -49,13 +49,14 @@ def test_vim_large(monkeypatch):
 
 
 def non_local(channels, pixels):
-    """Forward: queries and keys of an eighth of the channels, values of half, two products of pixels with a quarter of them."""
-    return 2 * pixels * (channels * (2 * channels // 8 + channels // 2 + channels // 2) + pixels // 4 * (channels // 8 + channels // 2))
+    """Forward FLOPs of a non-local block: queries and keys have 1/8 of the channels, values 1/2; pixels attend to 1/4 of them."""
+    projections = channels * (2 * channels // 8 + channels // 2 + channels // 2)
+    return 2 * pixels * (projections + pixels // 4 * (channels // 8 + channels // 2))
 
 
 @pytest.mark.full
-def test_biggan_128():
-    """Two updates of a discriminator, with half of the batch each and as many fakes, and one of the generator with half of it."""
+def test_flops_of_biggan_128():
+    """Two discriminator updates, each with half of the batch and as many fakes, and one generator update with half of the batch."""
     ch = 96
     generator, size = non_local(2 * ch, 64**2) + 2 * 9 * ch * 3 * 128**2, 8
     for inputs, outputs in itertools.pairwise((16 * ch, 16 * ch, 8 * ch, 4 * ch, 2 * ch, ch)):
@@ -67,6 +68,6 @@ def test_biggan_128():
         size //= 2
     discriminator += 2 * size**2 * 2 * 9 * (16 * ch) ** 2
     step = generator + 2 * 3 * discriminator + (3 * generator + 2 * discriminator) / 2
-    plain, repeated = counted("biggan.py:imagenet128", "--config.model.orthogonal=0.0")  # of weights, not of examples
+    plain, repeated = counted("biggan.py:imagenet128", "--config.model.orthogonal=0.0")  # its FLOPs do not depend on the batch
     assert plain == pytest.approx(step, rel=0.05)
     assert repeated == 0

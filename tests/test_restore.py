@@ -1,4 +1,4 @@
-"""What is called a corrupt checkpoint, and what is not; of several processes all decide alike."""
+"""Which failures mean a corrupt checkpoint, and that all processes restore the same one."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 @pytest.mark.parametrize(
     "error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), MemoryError(), PermissionError(13, "denied"), OSError(5, "I/O error")]
 )
-def test_a_device_or_a_disk_that_fails_is_no_corrupt_checkpoint(tmp_path, monkeypatch, error):
+def test_device_or_disk_failure_does_not_mark_a_checkpoint_corrupt(tmp_path, monkeypatch, error):
     saved = Checkpoints(tmp_path / "c")
     saved.save(toy(1, 1), {})
     saved.wait()
@@ -30,7 +30,7 @@ def test_a_device_or_a_disk_that_fails_is_no_corrupt_checkpoint(tmp_path, monkey
     saved.close()
 
 
-def test_a_file_that_is_missing_is(tmp_path):
+def test_checkpoint_with_a_missing_file_is_corrupt(tmp_path):
     saved = Checkpoints(tmp_path / "c")
     saved.save(toy(1, 1), {})
     saved.wait()
@@ -40,7 +40,7 @@ def test_a_file_that_is_missing_is(tmp_path):
     saved.close()
 
 
-def test_a_checkpoint_of_another_step_than_its_name_is_corrupt(tmp_path):
+def test_checkpoint_with_another_step_than_its_name_is_corrupt(tmp_path):
     saved = Checkpoints(tmp_path / "c")
     saved.save(toy(1, 1), {})
     saved.wait()
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_another_step_than_its_name_is_corrupt(tmp_path):
     saved.close()
 
 
-# Process 1 lists a directory of its own, into which the newest checkpoint comes a second late; then one into which it never comes.
+# Process 1 lists its own directory. The newest checkpoint appears there a second late; in the second directory it never appears.
 LISTINGS = f"""
 import logging, pathlib, sys, threading
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -82,28 +82,28 @@ for name, later in (("late", True), ("never", False)):
         state = checkpoint.Checkpoints(seen, read_only=True).restore_latest(toy(0, 0, mesh))
         print(f"process {{jax.process_index()}} continues at step {{int(state.step)}}", file=sys.stderr, flush=True)
     except MachineFault as error:
-        print(f"told: {{error}}", file=sys.stderr, flush=True)
+        print(f"fault: {{error}}", file=sys.stderr, flush=True)
 """
 
 
 @pytest.mark.full
-def test_processes_that_list_different_checkpoints_wait_for_the_same_ones_or_are_told(tmp_path):
+def test_processes_that_list_different_checkpoints_wait_then_fail(tmp_path):
     command = [sys.executable, "-c", LISTINGS, str(tmp_path)]
     for process, running in enumerate(both(command, command)):
-        told = running.finish(timeout=120)
-        assert re.findall(r"continues at step \d+", told) == ["continues at step 10"], process
-        assert "told: process 1 sees checkpoints [5] in" in told and "process 0 [5, 10]; see that all hosts mount" in told
+        output = running.finish(timeout=120)
+        assert re.findall(r"continues at step \d+", output) == ["continues at step 10"], process
+        assert "fault: process 1 sees checkpoints [5] in" in output and "process 0 [5, 10]; see that all hosts mount" in output
 
 
 @pytest.mark.full
-def test_one_process_cannot_read_its_part(tmp_path):
-    """The parameters are spread over both, and the files of the second one are cut off."""
+def test_checkpoint_that_one_process_cannot_read_is_corrupt_for_all(tmp_path):
+    """The parameters are sharded over two processes; the files of process 1 are truncated."""
     runs, flags = Runs(tmp_path, "simclr", 6, 3), ("--config.mesh.data=1", "--config.mesh.fsdp=4")
     runs.start("cut", 2, *flags).finish()
     (own,) = (tmp_path / "cut" / "checkpoints" / "6" / "state").glob("ocdbt.process_1")
     for path in (path for path in own.rglob("d/*") if path.is_file()):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    told = runs.start("cut", 2, *flags).finish(timeout=400)
-    assert "checkpoint 6 is corrupt: process 1 cannot read it" in told
-    assert re.search("going on at step 3 of 6", told)
+    output = runs.start("cut", 2, *flags).finish(timeout=400)
+    assert "checkpoint 6 is corrupt: process 1 cannot read it" in output
+    assert re.search("going on at step 3 of 6", output)
     assert (tmp_path / "cut" / "checkpoints" / "6").is_dir() and (tmp_path / "cut" / "checkpoints_corrupt" / "6-0").is_dir()

@@ -240,7 +240,7 @@ def test_its_jobs_and_pods_are_those_of_kubernetes(capsys, no_programs):
         (("--to=local", "--nodes=2"), "argument '--nodes=2' is not understood with --to=local"),
         (("--to=local", "--processes=0"), "--processes=0 must be at least 1"),
         (("--to=local", "--max_restarts=-1"), "--max_restarts=-1 must not be negative"),
-        (("--to=slurm", "--profile=energy"), "--profile=energy is no range of steps"),
+        (("--to=slurm", "--profile=energy"), "--profile=energy is not a range of steps"),
         (("--to=slurm", "--nodes=0"), "--nodes=0"),
         (("--to=slurm", "--ntasks-per-node=4"), "--ntasks-per-node is set by submit"),
         (("--to=slurm", "partition=a100"), "'partition=a100' is not understood"),

@@ -1,4 +1,4 @@
-"""The split of a step's time, and traces of chosen steps."""
+"""Step timing, goodput, waits for input, and profiler traces of chosen steps."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 
 
-def test_waits_are_shares_and_pauses_are_no_part_of_a_step():
+def test_waits_are_shares_of_the_time_without_pauses():
     clock = Clock(10, batch_size=8)
     with clock.waiting("input"):
         time.sleep(0.2)
@@ -29,18 +29,20 @@ def test_waits_are_shares_and_pauses_are_no_part_of_a_step():
     with clock.paused():
         time.sleep(0.5)
     time.sleep(0.1)
-    told = clock.split(12)
-    assert told["time/seconds_per_step"] == pytest.approx(0.2, rel=0.2)
-    assert told["time/images_per_second"] == pytest.approx(40, rel=0.2)
-    assert told["time/input_wait"] == pytest.approx(0.5, rel=0.2)
-    assert told["time/input_wait"] + told["time/device_wait"] + told["time/host"] == pytest.approx(1)
+    times = clock.split(12)
+    assert times["time/seconds_per_step"] == pytest.approx(0.2, rel=0.2)
+    assert times["time/images_per_second"] == pytest.approx(40, rel=0.2)
+    assert times["time/input_wait"] == pytest.approx(0.5, rel=0.2)
+    assert times["time/input_wait"] + times["time/device_wait"] + times["time/host"] == pytest.approx(1)
     assert clock.split(13)["time/input_wait"] == 0
 
 
 @pytest.mark.parametrize("synchronous", [True, False])
-def test_images_per_second_do_not_jump_where_the_state_is_saved(monkeypatch, synchronous):
-    """The loop of `engine.loop.train` with a report at every step and a save at every other one, of devices whose steps take 0.5 s:
-    while they are dispatched (CPUs), or while their metrics are waited for."""
+def test_images_per_second_is_steady_across_saves(monkeypatch, synchronous):
+    """The loop of `engine.loop.train` with steps of 0.5 s, a report at every step and a save at every other one.
+
+    The host waits while it dispatches a step (CPUs, synchronous) or while it fetches metrics (accelerators).
+    """
     now, ready = 0.0, 0.0
     monkeypatch.setattr("ssl_jax.engine.timing.time.perf_counter", lambda: now)
     clock, waiting, speeds = Clock(0, batch_size=8), [], []
@@ -63,14 +65,14 @@ def test_images_per_second_do_not_jump_where_the_state_is_saved(monkeypatch, syn
 
 
 @pytest.mark.parametrize("steps", ["5", "5-7", "0:3", "7:5", "a:b"])
-def test_a_range_that_is_none_is_one_line(tmp_path, steps):
-    with pytest.raises(UserError, match=r"--profile=.* is no range of steps"):
+def test_invalid_profile_range_is_a_one_line_error(tmp_path, steps):
+    with pytest.raises(UserError, match=r"--profile=.* is not a range of steps"):
         Trace(tmp_path, steps)
 
 
 @pytest.mark.parametrize("until", [3, 6])
-def test_a_trace_holds_its_steps_and_no_others(tmp_path, until):
-    """Also of a run that ends within them."""
+def test_trace_holds_exactly_the_chosen_steps(tmp_path, until):
+    """Also if the run ends within the range."""
     trace, x = Trace(tmp_path, "2:4"), jnp.ones(4)
     for step in range(1, until + 1):
         trace.before(step, x)
@@ -84,7 +86,7 @@ def test_a_trace_holds_its_steps_and_no_others(tmp_path, until):
     assert steps == {str(step) for step in range(2, min(4, until) + 1)}
 
 
-def test_writing_a_trace_is_no_part_of_a_step(tmp_path):
+def test_writing_a_trace_does_not_count_as_step_time(tmp_path):
     class Slow(Trace):
         def close(self):
             if self.running:
@@ -117,7 +119,7 @@ def test_writing_a_trace_is_no_part_of_a_step(tmp_path):
     assert list(tmp_path.rglob("perfetto_trace.json.gz"))
 
 
-def test_each_process_has_a_trace_of_its_own(tmp_path, monkeypatch):
+def test_each_process_writes_its_trace_to_its_own_folder(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: begun.append(folder))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -126,17 +128,17 @@ def test_each_process_has_a_trace_of_its_own(tmp_path, monkeypatch):
     assert begun == [str(tmp_path / "1")]
 
 
-def test_a_run_that_goes_on_behind_the_range_says_that_nothing_is_traced(tmp_path, caplog):
+def test_resuming_after_the_profile_range_warns(tmp_path, caplog):
     trace = Trace(tmp_path, "3:4")
     for step in (4, 5):
         trace.before(step, ())
         trace.after(step, ())
-    assert caplog.text.count("--profile=3:4: nothing is traced, since the run goes on at step 4") == 1
+    assert caplog.text.count("--profile=3:4: nothing is traced, since the run resumes at step 4") == 1
     assert not list(tmp_path.iterdir())
 
 
 def logged(clock, steps, seconds, every=10):
-    """(lines of these steps, the clock behind them), which all take so many seconds."""
+    """(logged lines of `steps`, the clock after them), if each step takes `seconds`."""
     lines = [
         {"step": step, "time/clock": clock + seconds * (step - steps.start + 1), "time/seconds_per_step": seconds}
         for step in steps
@@ -149,21 +151,21 @@ def starts(*clocks):
     return [{"time/clock": clock} for clock in clocks]
 
 
-def test_goodput_counts_what_steps_are_worth_since_the_first_start():
+def test_goodput_is_step_time_since_the_first_start():
     assert goodput([], starts(5.0)) is None
     steady, end = logged(1000.0, range(1, 51), 2.0)
     assert goodput(steady, []) is None
     assert goodput(steady, starts(1000.0)) == pytest.approx(1.0)
     assert goodput(steady, starts(950.0)) == pytest.approx(100 / 150)  # it took 50 s to begin
-    assert goodput(steady, starts(850.0, 950.0)) == pytest.approx(100 / 250)  # the first start came to no line
-    more, _ = logged(end + 100.0, range(51, 61), 2.0)  # 100 s for evaluations, a restart and steps that were done twice
+    assert goodput(steady, starts(850.0, 950.0)) == pytest.approx(100 / 250)  # the first start logged no line
+    more, _ = logged(end + 100.0, range(51, 61), 2.0)  # 100 s for evaluations, a restart and repeated steps
     assert goodput([*steady, *more], starts(1000.0, end + 50.0)) == pytest.approx(120 / 220)
-    assert goodput([*steady, *more], starts(end + 50.0)) == pytest.approx(20 / 70)  # of a run that was begun by an earlier version
-    assert goodput(steady, starts(1000.0, 2000.0)) == pytest.approx(1.0)  # begun again when it was done: nothing was lost since
+    assert goodput([*steady, *more], starts(end + 50.0)) == pytest.approx(20 / 70)  # an earlier version began the run
+    assert goodput(steady, starts(1000.0, 2000.0)) == pytest.approx(1.0)  # restarted after it was finished
     assert goodput(steady, starts(2000.0)) is None
 
 
-def test_compiling_is_not_worth_its_time():
+def test_goodput_does_not_count_compiling():
     lines = logged(1000.0, range(1, 51), 2.0)[0]
     lines = [{**line, "time/clock": line["time/clock"] + 100.0} for line in lines]
     lines[0]["time/seconds_per_step"] = 12.0
@@ -171,8 +173,8 @@ def test_compiling_is_not_worth_its_time():
     assert goodput(lines[:2], starts(1000.0)) == pytest.approx(40 / 140)
 
 
-def test_goodput_of_a_run_that_became_faster():
-    """With and without another start in between."""
+def test_goodput_of_a_run_with_two_speeds():
+    """With and without a restart in between."""
     slow, end = logged(0.0, range(1, 601), 4.0)
     quick, _ = logged(end + 300.0, range(601, 1001), 2.0)
     assert goodput([*slow, *quick], starts(0.0, end + 250.0)) == pytest.approx(3200 / 3500)
@@ -180,27 +182,27 @@ def test_goodput_of_a_run_that_became_faster():
     assert goodput([*slow, *quick[:2]], starts(0.0, end + 250.0)) == pytest.approx(2440 / 2740)
 
 
-def test_the_process_that_waits_longest_for_its_input_is_known(tmp_path, monkeypatch):
+def test_slowest_input_names_the_process_that_waits_longest(tmp_path, monkeypatch):
     (tmp_path / "1.json").write_text('{"step": 6, "paused": false, "left": 9.0, "input_wait": 0.7}')
-    (tmp_path / "2.json").write_text('{"step": 6, ')  # just being written
-    (tmp_path / "3.json").write_text('{"step": 6, "input_wait": 0.9}')  # by another version
+    (tmp_path / "2.json").write_text('{"step": 6, ')  # incomplete
+    (tmp_path / "3.json").write_text('{"step": 6, "input_wait": 0.9}')  # of another version
     readers = set()
-    ask = Watchdog._ask
-    monkeypatch.setattr(Watchdog, "_ask", lambda dog: readers.add(threading.current_thread().name) or ask(dog))
+    read_others = Watchdog._read_others
+    monkeypatch.setattr(Watchdog, "_read_others", lambda dog: readers.add(threading.current_thread().name) or read_others(dog))
     with Watchdog(tmp_path, 0, 4) as dog:
-        dog.note(0.2, 1000.0)
+        dog.record_input_wait(0.2, 1000.0)
         deadline = time.monotonic() + 10
-        while (told := dog.slowest_input())["time/slowest_input_wait"] != 0.7 and time.monotonic() < deadline:
+        while (metrics := dog.slowest_input())["time/slowest_input_wait"] != 0.7 and time.monotonic() < deadline:
             time.sleep(0.01)
-        dog.note(0.8, 1000.0)
-        assert told == {"time/slowest_input_process": 1.0, "time/slowest_input_wait": 0.7}
+        dog.record_input_wait(0.8, 1000.0)
+        assert metrics == {"time/slowest_input_process": 1.0, "time/slowest_input_wait": 0.7}
         assert dog.slowest_input() == {"time/slowest_input_process": 0.0, "time/slowest_input_wait": pytest.approx(0.8)}
     with Watchdog(tmp_path, 1, 4) as dog:
-        assert dog.slowest_input() == {}  # process 0 writes the metrics, and it alone reads
-    assert readers == {"watchdog"}  # no step waits for the files of thousands of processes
+        assert dog.slowest_input() == {}  # only process 0 reads the files and logs metrics
+    assert readers == {"watchdog"}  # a thread reads the files, so no step waits for them
 
 
-def test_many_processes_write_seldom(tmp_path, monkeypatch):
+def test_many_processes_write_heartbeats_less_often(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(Watchdog, "_write", lambda dog: written.append(dog.processes))
     with Watchdog(tmp_path / "few", 0, 16), Watchdog(tmp_path / "many", 0, 17):
@@ -208,12 +210,12 @@ def test_many_processes_write_seldom(tmp_path, monkeypatch):
     assert written.count(17) == 1 and written.count(16) > 2
 
 
-def test_waits_of_several_readers_are_seen_together(tmp_path):
+def test_input_wait_is_a_moving_average(tmp_path):
     dog = Watchdog(tmp_path)
-    for _ in range(30):  # one step in two waits, for all readers
-        dog.note(0.99, 3.0)
-        dog.note(0.0, 0.6)
+    for _ in range(30):  # every other step waits for all readers
+        dog.record_input_wait(0.99, 3.0)
+        dog.record_input_wait(0.0, 0.6)
         assert dog.slowest_input()["time/slowest_input_wait"] < 0.9
     assert dog.slowest_input()["time/slowest_input_wait"] > 0.7
-    dog.note(0.0, 60.0)
+    dog.record_input_wait(0.0, 60.0)
     assert dog.slowest_input()["time/slowest_input_wait"] < 0.05

@@ -1,4 +1,4 @@
-"""Bytes that a program moves, read from its text: against XLA's own count, and by hand where that counts a loop once."""
+"""Memory traffic read from HLO text: against XLA's xla_bytes count, and by hand where XLA counts a loop once."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def compiled(function, *shapes):
     return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
 
 
-def own(program) -> float:
+def xla_bytes(program) -> float:
     return program.cost_analysis()["bytes accessed"]
 
 
@@ -25,13 +25,13 @@ def own(program) -> float:
         (lambda x, y: jax.lax.conv(x, y, (1, 1), "SAME").max(), ((2, 8, 16, 16), (4, 8, 3, 3))),
     ],
 )
-def test_as_xla_counts_where_nothing_is_repeated(function, shapes):
+def test_traffic_equals_the_count_of_xla_without_loops(function, shapes):
     program = compiled(function, *shapes)
-    assert own(program) > 4 * np.prod(shapes[0])
-    np.testing.assert_allclose(traffic(program.as_text()), own(program), rtol=0.01)
+    assert xla_bytes(program) > 4 * np.prod(shapes[0])
+    np.testing.assert_allclose(traffic(program.as_text()), xla_bytes(program), rtol=0.01)
 
 
-def test_a_loop_counts_as_often_as_it_runs():
+def test_traffic_of_a_loop_counts_every_iteration():
     def once(x, y):
         return jnp.tanh(x @ y)
 
@@ -41,7 +41,7 @@ def test_a_loop_counts_as_often_as_it_runs():
     shapes = (256, 256), (256, 256)
     single, loop = compiled(once, *shapes), compiled(often, *shapes)
     np.testing.assert_allclose(traffic(loop.as_text()), 10 * traffic(single.as_text()), rtol=0.1)
-    assert own(loop) < 3 * own(single)
+    assert xla_bytes(loop) < 3 * xla_bytes(single)
 
 
 PARTS = """
@@ -69,6 +69,6 @@ ENTRY %main (x: f32[100,8], i: s32[]) -> f32[100,8] {
 """
 
 
-def test_parts_of_arrays_count_as_parts():
+def test_slices_and_in_place_updates_count_only_their_part():
     row, index = 8 * 4, 4
     assert traffic(PARTS) == (row + index + row) + (row + index + row)

@@ -1,8 +1,7 @@
-"""Does a game between networks still go on, and do the devices have something to do? Rules on the logged metrics; a sick run says so
-in the log and in its report.
+"""Health checks: rules on the logged metrics that warn of collapse or of slow input, in the log and in the report.
 
-The signatures are those of Brock et al. 2019 (arXiv:1809.11096, sections 4.1 and 4.2) and of the failures that every paper on the
-subject describes. Metrics that a method does not log are not watched.
+The rules cover the failures that the papers describe, such as Brock et al. 2019 (arXiv:1809.11096, sections 4.1 and 4.2). A rule is
+off for methods that do not log its metrics.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ log = logging.getLogger(__name__)
 Line = Mapping[str, float]
 
 
-class Sign(NamedTuple):
-    """`sick(line)` is None where the metrics are absent; a warning is given after `patience` steps without a healthy line. `message`
-    may name metrics in braces.
-    """
+class Rule(NamedTuple):
+    """A symptom of an unhealthy run."""
 
-    message: str
-    sick: Callable[[Line], bool | None]
-    patience: int
+    message: str  # the warning; may name metrics in braces
+    sick: Callable[[Line], bool | None]  # of a logged line; None where the metrics are absent
+    patience: int  # steps without a healthy line before the warning
 
 
 def _ends(line: Line, suffix: str) -> list[float]:
@@ -43,7 +40,7 @@ def _all(suffixes: tuple[str, ...], test: Callable[[float], bool]) -> Callable[[
 
 def _vanished(line: Line) -> bool | None:
     norms = _ends(line, "/grad_norm/generator"), _ends(line, "/grad_norm/discriminator")
-    if not all(norms) or max(norms[0]) == 0:  # a generator without a loss is not meant to learn
+    if not all(norms) or max(norms[0]) == 0:  # a generator without a loss has no gradient by design
         return None
     return max(norms[0]) < 1e-3 * max(norms[1])
 
@@ -53,107 +50,109 @@ def _memorized(line: Line) -> bool | None:
     return train[0] - test[0] > 30 if train and test else None
 
 
-SIGNS = (
-    Sign(
-        "the discriminator has won: more than 98 % of real and of fake are judged right; regularize it (R1, spectral normalization), "
-        "or lower its rate or config.model.discriminator_steps",
+RULES = (
+    Rule(
+        "the discriminator has won: it classifies more than 98 % of real and of fake images correctly; regularize it (R1, spectral "
+        "normalization), or lower its learning rate or config.model.discriminator_steps",
         _all(("/accuracy_real", "/accuracy_fake"), lambda x: x > 0.98),
         1000,
     ),
-    Sign(
-        "the discriminator has given up: all its logits are alike (deviation below 0.001); raise its rate, or weaken its penalty",
+    Rule(
+        "the discriminator has collapsed: all logits are nearly equal (standard deviation below 0.001); raise its learning rate, or "
+        "weaken its penalty",
         _all(("/logit_std",), lambda x: x < 1e-3),
         200,
     ),
-    Sign(
-        "the generator collapses: its samples differ from each other less than half as much as real images do; see pictures/",
+    Rule(
+        "the generator collapses: its samples are less than half as diverse as real images; see pictures/",
         _all(("/diversity",), lambda x: x < 0.5),
         1000,
     ),
-    Sign(
-        "the generator no longer learns: its gradient is a thousandth of the discriminator's; use the non-saturating or the hinge game",
+    Rule(
+        "the generator no longer learns: its gradient norm is below a thousandth of the discriminator's; use the non-saturating or "
+        "the hinge loss (config.model.game)",
         _vanished,
         1000,
     ),
-    Sign(
+    Rule(
         "the encoder collapses: the variance of its codes is below 0.01; see reconstructions",
         _all(("/code_variance",), lambda x: x < 0.01),
         1000,
     ),
-    Sign(
-        "the encoder collapses: the means of its codes are the same for all images (variance below 0.001); see reconstructions",
+    Rule(
+        "the encoder collapses: the means of its codes are nearly equal for all images (variance below 0.001); see reconstructions",
         _all(("/mean_variance",), lambda x: x < 1e-3),
         1000,
     ),
-    Sign(
-        "the code collapses: all images have nearly the same (deviation below 0.001); lower the penalty on it",
+    Rule(
+        "the code collapses: it is nearly equal for all images (standard deviation below 0.001); lower the penalty on it",
         _all(("/code_deviation",), lambda x: x < 1e-3),
         1000,
     ),
-    Sign(
-        "the posterior collapses: no latent depends on the image; lower config.model.beta, or warm it up",
+    Rule(
+        "the posterior collapses: no latent depends on the image; lower config.model.beta or warm it up",
         _all(("/active_units",), lambda x: x < 1),
         1000,
     ),
-    Sign(
+    Rule(
         "the codebook collapses: fewer than 5 % of the codes occur in a batch; give it unit codes, revival or a smaller size "
         "(config.model.quantizer)",
         _all(("/usage_of_batch",), lambda x: x < 0.05),
         1000,
     ),
-    Sign(
-        "the discriminator knows its training images by heart (30 points better on them than on others); stop early, or augment",
+    Rule(
+        "the discriminator memorizes its training images (accuracy 30 points above held-out images); stop early, or augment",
         _memorized,
         0,
     ),
-    Sign(
-        "the input is too slow: process {time/slowest_input_process:.0f} waits for it {time/slowest_input_wait:.0%} of the time, and "
-        "all devices with it; raise config.data.workers, or prepare smaller images",
+    Rule(
+        "the input is too slow: process {time/slowest_input_process:.0f} waits for it {time/slowest_input_wait:.0%} of the time, "
+        "which stalls all devices; raise config.data.workers, or prepare smaller images",
         _all(("time/slowest_input_wait",), lambda x: x > 0.5),
         100,
     ),
 )
 
 
-class Watch:
-    """Reads every logged line; warns once of each sign that has lasted, and says so when it is over."""
+class HealthMonitor:
+    """Checks every logged line. Logs one warning when a symptom has lasted for its patience, and one message when it is over."""
 
-    def __init__(self, signs: tuple[Sign, ...] = SIGNS):
-        self.signs, self.since, self.warned = signs, {}, set()
-        self.norms: dict[str, list[float]] = {}  # spectral norms so far
+    def __init__(self, rules: tuple[Rule, ...] = RULES):
+        self.rules, self.since, self.warned = rules, {}, set()
+        self.norms: dict[str, list[float]] = {}  # {metric: spectral norms so far}
 
     def update(self, step: int, line: Line) -> None:
-        for sign in self.signs:
-            sick = sign.sick(line)
+        for rule in self.rules:
+            sick = rule.sick(line)
             if sick is None:
                 continue
             if not sick:
-                self.since.pop(sign.message, None)
-                if sign.message in self.warned:
-                    self.warned.remove(sign.message)
-                    log.info("step %d: over: %s", step, sign.message.format_map(line).partition(":")[0])
+                self.since.pop(rule.message, None)
+                if rule.message in self.warned:
+                    self.warned.remove(rule.message)
+                    log.info("step %d: over: %s", step, rule.message.format_map(line).partition(":")[0])
                 continue
-            since = self.since.setdefault(sign.message, step)
-            if step - since >= sign.patience and sign.message not in self.warned:
-                self.warned.add(sign.message)
-                log.warning("step %d: %s", step, sign.message.format_map(line))
+            since = self.since.setdefault(rule.message, step)
+            if step - since >= rule.patience and rule.message not in self.warned:
+                self.warned.add(rule.message)
+                log.warning("step %d: %s", step, rule.message.format_map(line))
         for name, value in line.items():
             if name.startswith("spectral_norm/"):
                 before = self.norms.setdefault(name, [])
-                if len(before) > 1 and value > 3 * before[-1]:  # the first ones grow anyhow
+                if len(before) > 1 and value > 3 * before[-1]:  # early growth is normal
                     log.warning(
-                        "step %d: %s jumped from %.3g to %.3g, as before the late collapse of large generators; prefer an earlier "
-                        "checkpoint", step, name, before[-1], value,
+                        "step %d: %s jumped from %.3g to %.3g, which precedes the late collapse of large generators; prefer an "
+                        "earlier checkpoint", step, name, before[-1], value,
                     )  # fmt: skip
                 before.append(value)
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
 def spectral_norms(params: Mapping, iterations: int = 20) -> dict[str, jax.Array]:
-    """{'spectral_norm/<group>': largest singular value among the kernels of a group}, as [-1, C_out] matrices.
+    """{'spectral_norm/<group>': largest singular value of the group's kernels}; a kernel is a matrix [-1, C_out].
 
-    By power iteration from the vector of ones: never above the true value, and near it where one direction dominates, which is the
-    case to be seen.
+    Power iteration starts from the vector of ones. The estimate is never above the true value, and close to it where one direction
+    dominates, as it does before a collapse.
     """
     return {f"spectral_norm/{group}": jnp.max(jnp.stack([_norm(x, iterations) for x in _kernels(tree)]))
             for group, tree in params.items()}  # fmt: skip

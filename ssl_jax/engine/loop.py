@@ -1,4 +1,4 @@
-"""The training loop: batches in, metrics out one step late, checkpoints, evaluations; flat and without a method's name."""
+"""The training loop: batches, metrics (fetched one step late), checkpoints and evaluations. It knows no method by name."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 
 class CompiledRun(NamedTuple):
-    """A compiled run: everything that does not change from step to step."""
+    """The jitted functions of a run, and what else stays the same from step to step."""
 
     mesh: Mesh
-    abstract: State  # shapes with shardings, to restore into; `frozen` is there already
-    init: Callable[[], State]  # makes the sharded initial state
-    step: Callable[[State, Batch, jax.Array], tuple[State, Mapping]]  # donates the state, but for `frozen`
-    trace: Callable  # (state, batch, root) -> jax.stages.Traced of the step; shapes will do
+    abstract: State  # shapes with shardings, the target of a restore; `frozen` already holds its arrays
+    init: Callable[[], State]  # creates the sharded initial state
+    step: Callable[[State, Batch, jax.Array], tuple[State, Mapping]]  # donates the state except `frozen`
+    trace: Callable  # (state, batch, root) -> jax.stages.Traced of the step; shapes suffice as arguments
     traces: Callable[[], int]  # how often the step has been traced
-    root: jax.Array  # the key that every other is folded from
+    root: jax.Array  # the random key that all others are folded from
 
 
 class Interrupted(Exception):
@@ -59,15 +59,15 @@ def compile_run(
     xla: Mapping[str, bool] | None = None,
     abstract: bool = False,
 ) -> tuple[CompiledRun, Mapping]:
-    """Shapes -> optimizers -> shardings -> jitted init and step. No array of the state exists yet.
+    """Shapes -> optimizers -> shardings -> jitted init and step. Creates no array of the state.
 
     Args:
         make_optimizers: shapes of the params -> ({group: transformation}, {group: schedule}).
         rules: (regex, rule) list for the parameters (`engine.sharding`).
         example: a host batch, for its shapes.
-        frozen: {stage: {'params': ..., 'mutable': ...}}, arrays of the host, or shapes where nothing is to be run.
-        xla: options of the compiler for the step (`engine.xla_options`).
-        abstract: nothing is to be run, and the devices of the mesh may be a description of some: `root` is a shape.
+        frozen: {stage: {'params': ..., 'mutable': ...}}, arrays of the host, or shapes if `abstract`.
+        xla: compiler options for the step (`engine.xla_options`).
+        abstract: nothing will run; the devices of the mesh may be descriptions, and `root` is a shape.
 
     Returns:
         (the run, {group: learning-rate schedule})
@@ -85,8 +85,8 @@ def compile_run(
         opt = {group: optimizers[group].init(params[group]) for group in params}
         return State(np.zeros((), np.int32), params, opt, mutable, {})
 
-    def step(moving, frozen, batch, root):
-        after, metrics = whole_step(moving._replace(frozen=frozen), batch, root)
+    def step(state, frozen, batch, root):
+        after, metrics = whole_step(state._replace(frozen=frozen), batch, root)
         return after._replace(frozen={}), metrics
 
     root = jax.eval_shape(jax.random.key, seed) if abstract else jax.random.key(seed)
@@ -94,7 +94,7 @@ def compile_run(
     state_shapes = jax.eval_shape(init, root, shapes, frozen)
     state_shardings = sharding.shard_state(rules, state_shapes, mesh)
     batch_shardings = {name: NamedSharding(mesh, sharding.BATCH) for name in example}
-    frozen = jax.tree.map(lambda x: _place(x, replicated), frozen)
+    frozen = jax.tree.map(lambda x: _put(x, replicated), frozen)
 
     jitted_init = jax.jit(init, out_shardings=state_shardings)
     jitted_step = jax.jit(
@@ -105,11 +105,11 @@ def compile_run(
         compiler_options=dict(xla or {}),
     )
 
-    # The frozen arrays are an argument of their own: they are not donated, and no step copies them.
+    # The frozen arrays are a separate argument, so that they are neither donated nor copied.
     def run_step(state, batch, root):
-        with jax.set_mesh(mesh):  # models pin activations to the ambient mesh
-            moving, metrics = jitted_step(state._replace(frozen={}), state.frozen, batch, root)
-        return moving._replace(frozen=state.frozen), metrics
+        with jax.set_mesh(mesh):  # models constrain activations to the ambient mesh
+            after, metrics = jitted_step(state._replace(frozen={}), state.frozen, batch, root)
+        return after._replace(frozen=state.frozen), metrics
 
     def trace_step(state, batch, root):
         with jax.set_mesh(mesh):
@@ -128,20 +128,20 @@ def compile_run(
         step=run_step,
         trace=trace_step,
         traces=jitted_step._cache_size,
-        root=_place(root, replicated) if abstract else jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)(),
+        root=_put(root, replicated) if abstract else jax.jit(lambda: jax.random.key(seed), out_shardings=replicated)(),
     )
     return run, schedules
 
 
-def _place(x, where: NamedSharding):
-    """An array, or the shape of one, on the mesh."""
+def _put(x, where: NamedSharding):
+    """A host array on the devices, or a shape with the sharding `where`."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     return sharding.put_global(np.asarray(x), where)
 
 
 def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[Batch]:
-    """Batches of this process as global arrays, `ahead` of them in flight."""
+    """The batches of this process as global arrays, with `ahead` transfers in flight."""
     queue: list[Batch] = []
     for batch in batches:
         queue.append({k: sharding.from_local_rows(x, mesh) for k, x in batch.items()})
@@ -151,27 +151,27 @@ def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: in
 
 
 class Signals:
-    """Remembers the first SIGTERM or SIGINT; a second SIGINT is a plain interrupt.
+    """Remembers the first SIGTERM or SIGINT; a second SIGINT raises KeyboardInterrupt.
 
-    With several processes JAX's coordinator listens for SIGTERM, to any of them, and names a step that none has passed yet. It counts
-    from none at all, so that steps are told from the start of these processes: a SIGTERM before the first one is heard in it.
+    With several processes JAX's coordinator handles a SIGTERM to any of them, and picks a step that none has passed yet. Its count
+    must begin at the start of these processes, or it would miss a SIGTERM that arrives before the first step.
     """
 
     def __enter__(self):
         self.received: int | None = None
         self._start: int | None = None
-        heard = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        self._before = {s: signal.signal(s, self._note) for s in heard}
+        handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {s: signal.signal(s, self._handle) for s in handled}
         return self
 
     def stop(self, step: int) -> int | None:
-        """The signal after which `step` is to be the last one; to be asked once in every step, by every process."""
+        """The signal that makes `step` the last one, or None. Every process must call it once in every step."""
         self._start = step - 1 if self._start is None else self._start
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step - self._start):
             self.received = signal.SIGTERM
         return self.received
 
-    def _note(self, signum, _frame):
+    def _handle(self, signum, _frame):
         if self.received == signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
@@ -182,7 +182,7 @@ class Signals:
 
 
 def check_finite(method: Method, step: int, metrics: Mapping[str, float]) -> None:
-    """Raises UserError if a loss or gradient of a phase that ran in `step` is not finite, naming step, phase and group."""
+    """Raises UserError, with step, phase and group, if `metrics` has a loss or gradient norm that is not finite."""
     for phase in method.phases:
         for name in ("loss", *(f"grad_norm/{group}" for group in trained(phase))):
             value = metrics.get(f"{phase.name}/{name}", 0.0)
@@ -213,36 +213,36 @@ def train(
 ) -> State:
     """Train `state` to step `total`.
 
-    `settings` needs `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps` and `on_nonfinite`;
-    `config` is what a checkpoint remembers. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows
-    them. The metrics of a step are fetched while the next one runs, so the device is never waited for with nothing to do.
+    `settings` has `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps` and `on_nonfinite`. `config` is
+    stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a
+    step are fetched while the next one runs, so that the devices never idle.
 
     Raises:
-        Interrupted: after a signal, with the state saved.
-        UserError: a loss that is not finite.
-        MachineFault: a checkpoint or a metric that cannot be written.
+        Interrupted: after a signal; the state has been saved.
+        UserError: a loss is not finite.
+        MachineFault: a checkpoint or a metric cannot be written.
     """
     start = int(state.step)
     waiting: list[tuple[int, Mapping]] = []
     clock = Clock(start, settings["batch_size"])
 
-    def settle(step: int, metrics: Mapping) -> dict[str, float]:
-        """Fetch and check the metrics of a step; a phase that did not run in it has none."""
+    def fetch(step: int, metrics: Mapping) -> dict[str, float]:
+        """Fetch and check the metrics of a step, without those of phases that did not run."""
         with clock.waiting("device"):
-            told = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+            values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
         idle = [p.name for p in method.phases if p.when is not None and not bool(p.when(np.int32(step - 1)))]
-        told = {name: x for name, x in told.items() if name.split("/")[0] not in idle}
+        values = {name: x for name, x in values.items() if name.split("/")[0] not in idle}
         if settings["on_nonfinite"] == "stop":
-            check_finite(method, step, told)
-        return told
+            check_finite(method, step, values)
+        return values
 
-    def report(step: int, told: Mapping[str, float], scores: Mapping[str, float]) -> None:
+    def report(step: int, metrics: Mapping[str, float], scores: Mapping[str, float]) -> None:
         rates = {f"lr/{group}": float(rate(step - 1)) for group, rate in schedules.items()}
         times = clock.split(step)
-        watchdog.note(times["time/input_wait"], clock.spent)
-        told = {**told, **rates, **scores, **times, **watchdog.slowest_input()}
-        writer.write(step, told)
-        progress(step, told)
+        watchdog.record_input_wait(times["time/input_wait"], clock.spent)
+        line = {**metrics, **rates, **scores, **times, **watchdog.slowest_input()}
+        writer.write(step, line)
+        progress(step, line)
 
     source = to_device(batches, run.mesh)
     for step in range(start + 1, total + 1):
@@ -253,7 +253,7 @@ def train(
             batch = next(source)
         with jax.profiler.StepTraceAnnotation("step", step_num=step), jax.transfer_guard("disallow"):
             state, metrics = run.step(state, batch, run.root)
-        if step == trace.last:  # it is written now, which may take minutes
+        if step == trace.last:  # writing the trace may take minutes
             with clock.paused(), watchdog.paused():
                 trace.after(step, state)
         waiting.append((step, metrics))
@@ -262,12 +262,12 @@ def train(
         save = due or stop or step % settings["checkpoint_every_steps"] == 0
         while len(waiting) > (0 if save else 1):
             done, metrics = waiting.pop(0)
-            told, scores = settle(done, metrics), {}
+            values, scores = fetch(done, metrics), {}
             if done == step and due and not stop:
                 with clock.paused(), watchdog.paused():
                     scores = evaluate(step, state)
             if scores or done == total or done % settings["log_every_steps"] == 0:
-                report(done, told, scores)
+                report(done, values, scores)
         if save:
             with clock.paused(), watchdog.paused():
                 checkpoints.save(state, config, scores)
@@ -281,6 +281,6 @@ def train(
 
 
 def describe(workdir: Path, state: State) -> str:
-    """'11,173,056 parameters in net' for the log."""
+    """'<workdir>: 11,173,056 parameters in 'net'', for the log."""
     sizes = {group: sum(x.size for x in jax.tree.leaves(tree)) for group, tree in state.params.items()}
     return f"{workdir}: " + ", ".join(f"{size:,} parameters in {group!r}" for group, size in sizes.items())

@@ -1,4 +1,4 @@
-"""Metrics on disk: JSON lines are the source of truth, TensorBoard is a copy to look at."""
+"""Metrics on disk: metrics.jsonl is the source of truth, TensorBoard files are a copy for viewing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 if "torch" in sys.modules:
     from tensorboardX import SummaryWriter
-else:  # tensorboardX imports PyTorch where it is installed, for the name of a type: two seconds of every start
+else:  # tensorboardX imports an installed PyTorch just for a type name, which would add two seconds to every start
     sys.modules["torch"] = None
     from tensorboardX import SummaryWriter
 
@@ -27,11 +27,10 @@ else:  # tensorboardX imports PyTorch where it is installed, for the name of a t
 
 
 class MetricsWriter:
-    """Appends one JSON object per logged step to `<workdir>/metrics.jsonl`.
+    """Appends one JSON object per logged step to `<workdir>/metrics.jsonl`. Only process 0 writes.
 
-    Everything that depends on the clock or the machine stands under keys that start with `time/`; the rest is the same in
-    every run of the same config. After a restart the lines past the resumed step are cut, so that a file never tells two
-    stories. Of several processes the first one writes.
+    Metrics that depend on the clock or the machine have names that start with `time/`; the rest is the same in every run of a
+    config. A restart removes the lines past the resumed step, so that no step is logged twice.
     """
 
     def __init__(self, workdir: Path, start_step: int = 0, tensorboard: bool = True):
@@ -42,11 +41,11 @@ class MetricsWriter:
         self._begin([line for line in read_metrics(workdir) if line["step"] <= start_step])
         if tensorboard:
             purge = start_step + 1 if start_step else None
-            # Its thread ends on a full disk, and then a short queue would fill up and stop the run.
+            # The writer's thread dies on a full disk. A short queue would then fill up and block the run.
             self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge, max_queue=1 << 15)
 
     def _begin(self, lines: Sequence[Mapping[str, float]]) -> None:
-        """A file of these lines, to append to."""
+        """Rewrite the file with `lines`, and open it for appending."""
         try:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -56,10 +55,10 @@ class MetricsWriter:
             raise not_written(self.path, error) from error
 
     def amend(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add what was measured later to the line of `step`, the last one; write it where there is none.
+        """Add metrics that were measured later to the last line, that of `step`. If there is no such line, write one.
 
         Raises:
-            MachineFault: the disk is full, or the directory gone.
+            MachineFault: the disk is full, or the directory is gone.
         """
         if self._file is None:
             return
@@ -67,29 +66,29 @@ class MetricsWriter:
         if last.get("step") != step:
             self.write(step, metrics)
             return
-        told = _finite(metrics)
+        finite = _finite(metrics)
         self._file.close()
-        self._begin([*before, {**last, **told}])
-        self._draw(step, told)
+        self._begin([*before, {**last, **finite}])
+        self._write_board(step, finite)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write what has a value; JSON has none for NaN and inf, and the loop has dealt with them before.
+        """Write the finite metrics. JSON has no NaN and inf, and the loop has checked for them.
 
         Raises:
-            MachineFault: the disk is full, or the directory gone.
+            MachineFault: the disk is full, or the directory is gone.
         """
         if self._file is None:
             return
-        told = _finite(metrics)
+        finite = _finite(metrics)
         try:
-            self._file.write(json.dumps({"step": step, **told}) + "\n")
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
         except OSError as error:
             raise not_written(self.path, error) from error
-        self._draw(step, told)
+        self._write_board(step, finite)
 
-    def _draw(self, step: int, told: Mapping[str, float]) -> None:
+    def _write_board(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._board is not None:
-            for name, value in told.items():
+            for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -97,7 +96,7 @@ class MetricsWriter:
             if opened is not None:
                 try:
                     opened.close()
-                except OSError as error:  # what is told of the run's end must not be lost to it
+                except OSError as error:  # only a warning, so that it does not hide the reason why the run ended
                     log.warning("%s cannot be closed (%s)", self.path.parent, error.strerror)
 
 
@@ -106,7 +105,7 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def record_start(workdir: Path, clock: float) -> None:
-    """Append to `<workdir>/starts.jsonl` when (time.time) this start of the run began. Of several processes the first one writes."""
+    """Append to `<workdir>/starts.jsonl` the time (time.time) at which this start of the run began. Only process 0 writes."""
     if jax.process_index() != 0:
         return
     path = Path(workdir) / "starts.jsonl"

@@ -1,5 +1,7 @@
-"""Config to optax: one optimizer per parameter group; multipliers of the learning rate (0 freezes) and a mask of weight decay are
-(regex, number) lists that must cover every parameter."""
+"""Optimizers from configs: one optax transformation per parameter group.
+
+Learning-rate multipliers (0 freezes) and the weight-decay mask are (regex, number) lists that must cover every parameter.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from ssl_jax.engine.durations import to_steps
 from ssl_jax.engine.sharding import leaf_names, match
 from ssl_jax.errors import UserError
 
-# Decay (and, under LARS, layer-wise rates) for weights only: biases and normalization parameters are left alone.
+# Weight decay (and, under LARS, trust ratios) for weights only, not for biases and normalization parameters.
 WEIGHTS_ONLY = ((r"(bias|scale)$", 0.0), (r".*", 1.0))
 
 
@@ -22,11 +24,14 @@ def schedule(
     kind: str, peak: float, total: int, warmup: int = 0, milestones: Sequence[float] = (), factor: float = 0.1, end: float = 0.0,
     hold: float = 0.0,
 ):  # fmt: skip
-    """step -> rate: linear warm-up from 0 over `warmup` steps, then `peak` up to the fraction `hold` of `total`, then one of
+    """step -> learning rate: linear warm-up from 0 over `warmup` steps, `peak` until the fraction `hold` of `total`, then `kind`:
 
-    'cosine', 'linear', 'exponential'  down to `end` x peak at `total`
-    'step'      x `factor` at each fraction of `total` in `milestones`
-    'constant'
+    'cosine', 'linear', 'exponential'  decays to `end` x peak at `total`
+    'step'      multiplied by `factor` at each fraction of `total` in `milestones`
+    'constant'  stays at `peak`
+
+    Raises:
+        UserError: an unknown kind, or 'exponential' without `end` > 0.
     """
     begin = max(warmup, round(hold * total))
     left = max(1, total - begin)
@@ -39,7 +44,7 @@ def schedule(
             raise UserError(f"config.optim: the schedule 'exponential' never reaches end={end}; give end > 0")
         tail = optax.exponential_decay(peak, left, end, end_value=end * peak)
     elif kind == "step":
-        # optax joins schedules at `begin` and counts the tail from there.
+        # optax.join_schedules counts the steps of the tail from `begin`.
         tail = optax.piecewise_constant_schedule(peak, {max(0, round(m * total) - begin): factor for m in milestones})
     elif kind == "constant":
         tail = optax.constant_schedule(peak)
@@ -51,9 +56,11 @@ def schedule(
     return optax.join_schedules([first, optax.constant_schedule(peak), tail], [warmup, begin])
 
 
-def descend(rate) -> optax.GradientTransformationExtraArgs:
-    """Updates times -rate(step), with the step of the run: a group that is updated several times in a step (or not in each) has
-    the rate of the step all the same, which a count of updates would not give.
+def scale_by_rate(rate) -> optax.GradientTransformationExtraArgs:
+    """Updates times -rate(step), where `step` is the step of the run.
+
+    optax would count updates instead. That count runs ahead for a group that is updated several times in a step, and lags for a
+    lazy one.
     """
 
     def update(updates, state, params=None, *, step, **_):
@@ -63,25 +70,25 @@ def descend(rate) -> optax.GradientTransformationExtraArgs:
 
 
 def _core(spec: Mapping, rate, adapt, add_decay) -> list[optax.GradientTransformation]:
-    """Gradients to updates, rate included."""
+    """The transformations from gradients to updates, including the learning rate."""
     kind = spec["name"]
     if kind == "sgd":
-        return [add_decay, optax.trace(spec["momentum"], spec["nesterov"]), descend(rate)]
+        return [add_decay, optax.trace(spec["momentum"], spec["nesterov"]), scale_by_rate(rate)]
     if kind == "lars":
-        # The rate goes inside the momentum and only `adapt`ed leaves get the trust ratio: SimCLR's LARS (You et al. 2017;
-        # other codebases put the rate outside, which differs under a schedule).
+        # LARS (You et al. 2017) as in SimCLR's code: the rate is inside the momentum, and only `adapt`ed leaves get the trust
+        # ratio. With the rate outside, as in other codebases, results differ under a schedule.
         trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=spec["trust"]), adapt)
-        return [add_decay, trust, descend(rate), optax.trace(spec["momentum"])]
+        return [add_decay, trust, scale_by_rate(rate), optax.trace(spec["momentum"])]
     if kind == "adafactor":
-        # Of Shazeer & Stern 2018 (arXiv:1804.04235) the factored second moment and the clipping of each update's mean square, with a
-        # first moment of half the size; no scaling by parameters (Zhai et al. 2022, arXiv:2106.04560, section 3.4).
+        # The factored second moment and update clipping of Shazeer & Stern 2018 (arXiv:1804.04235), with a first moment in bfloat16
+        # and without scaling by parameters (Zhai et al. 2022, arXiv:2106.04560, section 3.4).
         first = [optax.ema(spec["b1"], debias=False, accumulator_dtype=jnp.bfloat16)] if spec["b1"] else []
         second = optax.scale_by_factored_rms(decay_rate=spec["power"], min_dim_size_to_factor=spec["factored_from"])
-        return [second, optax.clip_by_block_rms(spec["threshold"]), *first, add_decay, descend(rate)]
+        return [second, optax.clip_by_block_rms(spec["threshold"]), *first, add_decay, scale_by_rate(rate)]
     moments = optax.scale_by_adam(spec["b1"], spec["b2"], spec["eps"])
     if kind == "adam":
-        return [add_decay, moments, descend(rate)]
-    return [moments, add_decay, descend(rate)]  # decoupled decay (Loshchilov & Hutter 2019, algorithm 2)
+        return [add_decay, moments, scale_by_rate(rate)]
+    return [moments, add_decay, scale_by_rate(rate)]  # decoupled decay (Loshchilov & Hutter 2019, algorithm 2)
 
 
 DEFAULTS = {
@@ -89,7 +96,8 @@ DEFAULTS = {
     "lars": dict(momentum=0.9, trust=0.001),
     "adam": dict(b1=0.9, b2=0.999, eps=1e-8),
     "adamw": dict(b1=0.9, b2=0.999, eps=1e-8),
-    # power: the second moment of step t decays by 1 - t^-power. factored_from: the size from which both sides of a matrix are.
+    # power: the second moment decays by 1 - t^-power at step t. factored_from: a matrix is factored if both sides are at least this
+    # large.
     "adafactor": dict(b1=0.9, power=0.8, threshold=1.0, factored_from=128),
 }
 COMMON = dict(
@@ -104,7 +112,7 @@ def base_rate(spec: Mapping, batch_size: int) -> float:
     if spec["lr_scale"] not in scales:
         raise UserError(f"config.optim: unknown lr_scale {spec['lr_scale']!r}; choose {', '.join(scales)}")
     if spec["lr"] is None or not spec["lr"] > 0:
-        raise UserError(f"config.optim: lr={spec['lr']} must be positive; to freeze parameters give lr_multipliers=((regex, 0.0), ...)")
+        raise UserError(f"config.optim: lr={spec['lr']} must be positive; to freeze parameters, set lr_multipliers=((regex, 0.0), ...)")
     return spec["lr"] * scales[spec["lr_scale"]]
 
 
@@ -113,18 +121,26 @@ def resolve(spec: Mapping, group: str) -> dict:
     kind = spec.get("name")
     if kind not in DEFAULTS:
         raise UserError(f"config.optim.{group}.name={kind!r} is unknown; choose {', '.join(DEFAULTS)}")
-    known = {"name": kind, **COMMON, **DEFAULTS[kind]}
-    unknown = sorted(set(spec) - set(known))
+    defaults = {"name": kind, **COMMON, **DEFAULTS[kind]}
+    unknown = sorted(set(spec) - set(defaults))
     if unknown:
-        raise UserError(f"config.optim.{group}.{unknown[0]} is no option of {kind}; options: {', '.join(sorted(known))}")
-    return {**known, **spec}
+        raise UserError(f"config.optim.{group}.{unknown[0]} is not an option of {kind}; options: {', '.join(sorted(defaults))}")
+    return {**defaults, **spec}
 
 
 def make_optimizer(group: str, spec: Mapping, params, total: int, batch_size: int, examples: int):
     """The optax transformation for one parameter group, and its learning-rate schedule (step -> rate).
 
-    `weight_decay_mask` and `lr_multipliers` are (regex, number) lists on 'group/module/leaf' names that must cover every parameter; a
-    multiplier of 0 freezes (what is never trained belongs in `State.frozen`, which costs no moments).
+    `weight_decay_mask` and `lr_multipliers` are (regex, number) lists on 'group/module/leaf' names that must cover every parameter.
+    A multiplier of 0 freezes. Arrays that are never trained belong in `State.frozen`, which has no optimizer moments.
+
+    Args:
+        params: arrays or shapes of the group.
+        total: steps of the run.
+        batch_size, examples: of a step and of an epoch, to convert durations.
+
+    Raises:
+        UserError: an unknown optimizer or option, a rule that matches nothing, or a parameter that no rule matches.
     """
     spec = resolve(spec, group)
     warmup = to_steps(spec["warmup"], f"config.optim.{group}.warmup", batch_size, examples)
@@ -138,7 +154,7 @@ def make_optimizer(group: str, spec: Mapping, params, total: int, batch_size: in
     structure = jax.tree.structure(params)
 
     def tree(key):
-        given = spec[key] is not COMMON[key]  # the defaults need not hit everything in every model
+        given = spec[key] is not COMMON[key]  # rules of the defaults may match nothing in some models
         return jax.tree.unflatten(structure, match(spec[key], names, f"config.optim.{group}.{key}", all_used=given))
 
     decay, multipliers = tree("weight_decay_mask"), tree("lr_multipliers")
@@ -160,5 +176,5 @@ def make_optimizers(config: Mapping, params: Mapping, total: int, batch_size: in
     """
     if set(config) != set(params):
         raise UserError(f"config.optim has groups {sorted(config)}, the method trains {sorted(params)}; give each one an optimizer")
-    made = {g: make_optimizer(g, config[g], params[g], total, batch_size, examples) for g in params}
-    return {g: m[0] for g, m in made.items()}, {g: m[1] for g, m in made.items()}
+    pairs = {g: make_optimizer(g, config[g], params[g], total, batch_size, examples) for g in params}
+    return {g: optimizer for g, (optimizer, _) in pairs.items()}, {g: rate for g, (_, rate) in pairs.items()}

@@ -1,4 +1,4 @@
-"""PNG grids."""
+"""Grids of images as PNG files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
-    """[rows, columns, h, w, 3] or [n, h, w, 3], uint8 or float in [0, 1] -> uint8 [H, W, 3] with white gaps."""
+    """[rows, columns, h, w, 3] or [n, h, w, 3], uint8 or float in [0, 1] -> uint8 [H, W, 3] with white gaps of `gap` pixels."""
     images = np.asarray(images)
     if images.ndim == 4:
         columns = int(np.ceil(np.sqrt(len(images))))
@@ -34,7 +34,7 @@ def save_grid(images: np.ndarray, path: Path) -> None:
 
 
 def save_picture(pixels: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 3] as PNG, enlarged (nearest) where it is a thumbnail; of several processes the first one writes."""
+    """Write uint8 [H, W, 3] as PNG; small images are enlarged (nearest neighbor). Only process 0 writes."""
     if jax.process_index() != 0:
         return
     picture = Image.fromarray(pixels)

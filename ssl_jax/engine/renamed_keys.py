@@ -1,7 +1,7 @@
 """Old names of config keys, of their values, and of modules in parameter trees.
 
-A config that an earlier version wrote (config.json of a run, the card of an export) is translated when it is read. A config or an
-override that a person types is refused with the new name. Weights are renamed when they are read.
+Configs that an earlier version wrote (config.json of a run, the card of an export) are translated on reading. Configs and overrides
+that a person types are refused, with the new name in the message. Weights are renamed on reading.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from ssl_jax.errors import UserError
 
-# A duration was three keys, of which one was given.
+# A duration used to be one of three keys.
 DURATIONS = re.compile(r"(total|evaluate_every|checkpoint_every|optim\.[^.]+\.warmup)_(steps|epochs|examples)")
-# A regular expression of the whole dotted key -> the new name of its last part.
+# {regular expression of the whole dotted key: new name of its last part}
 KEYS = {
     r"optim\.[^.]+\.rates": "lr_multipliers",
     r"optim\.[^.]+\.decay": "weight_decay_mask",
@@ -31,24 +31,24 @@ EVALUATION_KINDS = {
     "reduction": "pca_baseline",
     "prior": "token_likelihood",
 }
-# A regular expression of the whole dotted key -> {old value: new value}.
+# {regular expression of the whole dotted key: {old value: new value}}
 VALUES = {
     r"model\.quanti[sz]er\.straight_through": {"normalised": "normalized"},
     r"model\.likelihood": {"discretised_logistic": "discretized_logistic"},
     r"evals\.[^.]+\.layer": {"normalised": "normalized"},
     r"evals\.[^.]+\.kind": EVALUATION_KINDS,
 }
-# Words in the protocols of evaluations, so that numbers of earlier versions stay comparable.
+# Old words in the protocols of evaluations. Translating them keeps numbers of earlier versions comparable.
 PROTOCOLS = {
     "standardised": "standardized", "normalisation=": "normalization=", "normalised": "normalized", "neighbours": "neighbors",
     "uncentred": "uncentered",
 }  # fmt: skip
-MODULES = {"quantiser": "quantizer"}  # keys of params, and of what optimizers keep of them
-STAGE = re.compile(r"^(stages\.[^.]+\.config\.)+")  # a run's config holds the configs of the runs that it stands on
+MODULES = {"quantiser": "quantizer"}  # keys in trees of parameters and of optimizer states
+STAGE = re.compile(r"^(stages\.[^.]+\.config\.)+")  # a run's config contains the configs of its stages
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of JSON types, of any version, with the keys and values of this one. The argument is left as it is."""
+    """A copy of `config` (JSON types, any version) with the keys and values of this version."""
     return _translate(config, "")
 
 
@@ -71,19 +71,19 @@ def _translate(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def protocol(text: str) -> str:
-    """The protocol of an evaluation, of any version, in the words of this one."""
+    """The protocol of an evaluation (any version) in the words of this version."""
     for old, new in PROTOCOLS.items():
         text = text.replace(old, new)
     return text
 
 
 def duration_text(value: Any, unit: str) -> str:
-    """'45 epochs' of 45.0 and 'epochs'."""
+    """45.0, 'epochs' -> '45 epochs'."""
     return f"{int(value) if isinstance(value, float) and value.is_integer() else value} {unit}"
 
 
 def _new_part(name: str) -> str:
-    """The last part of a dotted key, as it is called now."""
+    """The new name of the last part of a dotted key."""
     return next((new for old, new in KEYS.items() if re.fullmatch(old, name)), name.rpartition(".")[2])
 
 
@@ -95,13 +95,13 @@ def _new_value(name: str, value: Any) -> Any:
 
 
 def new_name(name: str) -> str:
-    """A dotted key, every part of which is called what it is called now."""
+    """A dotted key with the new name of every part."""
     parts = name.split(".")
     return ".".join(_new_part(".".join(parts[: i + 1])) for i in range(len(parts)))
 
 
 def refuse_override(name: str, value: str) -> None:
-    """Raises UserError, with what to say instead, if `--config.NAME=VALUE` names an old key."""
+    """Raises UserError, with the new spelling, if `--config.NAME=VALUE` names an old key."""
     duration = DURATIONS.fullmatch(name)
     if duration:
         raise UserError(f"config.{name} was renamed: say --config.{duration[1]}={duration_text(value, duration[2])!r}")
@@ -110,7 +110,7 @@ def refuse_override(name: str, value: str) -> None:
 
 
 def refuse_old_names(config: Mapping[str, Any]) -> None:
-    """Raises UserError, with what to say instead, if a config that somebody wrote has an old key or value."""
+    """Raises UserError, with the new spelling, if a config file has an old key or value."""
     for name, value in _leaves(config, ""):
         duration = DURATIONS.fullmatch(name)
         if duration:
@@ -122,7 +122,7 @@ def refuse_old_names(config: Mapping[str, Any]) -> None:
 
 
 def rename(tree: Any, names: Mapping[str, str]) -> Any:
-    """A tree of dicts, tuples and lists with other keys in its dicts; `names` are {old: new}."""
+    """A tree of dicts, tuples and lists with renamed dict keys; `names` is {old: new}."""
     if isinstance(tree, Mapping):
         return {names.get(key, key): rename(value, names) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -130,16 +130,16 @@ def rename(tree: Any, names: Mapping[str, str]) -> Any:
     return type(tree)(rename(value, names) for value in tree) if isinstance(tree, tuple | list) else tree
 
 
-def names_of(tree: Any) -> dict[str, str]:
-    """{name of this version: name in `tree`} of the MODULES that have their old names there: {} of what this version wrote."""
+def old_names_in(tree: Any) -> dict[str, str]:
+    """{new name: old name} for the MODULES that have old names in `tree`; {} for trees of this version."""
     if isinstance(tree, Mapping):
         found = {MODULES[key]: key for key in tree if key in MODULES}
-        return found | {new: old for value in tree.values() for new, old in names_of(value).items()}
-    return {new: old for value in tree for new, old in names_of(value).items()} if isinstance(tree, tuple | list) else {}
+        return found | {new: old for value in tree.values() for new, old in old_names_in(value).items()}
+    return {new: old for value in tree for new, old in old_names_in(value).items()} if isinstance(tree, tuple | list) else {}
 
 
 def first_names(tree: Any) -> Any:
-    """`tree` with the names that its modules had first: a fingerprint over names stays the same when a module is renamed."""
+    """`tree` with the original names of its modules, so that a fingerprint over names survives a renaming."""
     return rename(tree, {new: old for old, new in MODULES.items()})
 
 

@@ -1,4 +1,4 @@
-"""Meshes and (regex, rule) shardings: parameters never exist unsharded."""
+"""Device meshes, shardings from (regex, rule) lists, and transfers between hosts and devices. Parameters never exist unsharded."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jax.sharding import PartitionSpec as P
 from ssl_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))  # every batch dimension is spread over both
+BATCH = P(("data", "fsdp"))  # every batch dimension is sharded over both axes
 
 
 def make_mesh(spec: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes ('data', 'fsdp', 'tensor'); one size may be -1: what is left.
+    """A mesh with axes ('data', 'fsdp', 'tensor') of the sizes in `spec`; one size may be -1 (all remaining devices).
 
     Raises:
-        UserError: if the product of the sizes is not the number of devices.
+        UserError: an unknown axis, an invalid size, or a product of sizes that is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: int(spec.get(axis, 1)) for axis in AXES}
@@ -32,13 +32,13 @@ def make_mesh(spec: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     if unknown:
         raise UserError(f"config.mesh: unknown axis {sorted(unknown)}; the axes are {', '.join(AXES)}")
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"config.mesh={sizes}: sizes are positive and at most one is -1 (what is left)")
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
+        raise UserError(f"config.mesh={sizes}: sizes are positive and at most one is -1 (all remaining devices)")
+    given = math.prod(size for size in sizes.values() if size != -1)
+    if free and len(devices) % given == 0:
+        sizes[free[0]] = len(devices) // given
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"config.mesh={sizes} asks for a multiple of {fixed} devices, but there are {len(devices)}; "
+            f"config.mesh={sizes} needs a multiple of {given} devices, but there are {len(devices)}; "
             "make the product of the sizes the number of devices, or set one to -1"
         )
     grid = np.asarray(devices).reshape([sizes[axis] for axis in AXES])
@@ -46,10 +46,10 @@ def make_mesh(spec: Mapping[str, int], devices: Sequence[jax.Device] | None = No
 
 
 def warm_up_connections(mesh: Mesh) -> None:
-    """Of several processes on CPUs: make the connections of all groups of devices now, while all processes are at the same place.
+    """With several processes on CPUs, connect all groups of devices now, while all processes are at the same point of the program.
 
-    They are made at the first collective of a group, and Gloo gives up when a process comes 30 s after the others: at a first step, the
-    one that compiles for longer.
+    Gloo connects a group at its first collective, and gives up if a process arrives 30 s after the others. Without this, a process
+    that compiles the first step for longer would fail.
     """
     if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
         return
@@ -63,9 +63,9 @@ def warm_up_connections(mesh: Mesh) -> None:
 
 @functools.cache
 def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
-    """The parts of a batch that devices of this process hold, and how many there are in all: as `BATCH` spreads it.
+    """(indices of the parts of a batch that devices of this process hold, number of all parts), under the sharding `BATCH`.
 
-    Not the number of processes: those along 'tensor' hold the same parts, and devices of a host of TPUs need not follow each other.
+    Processes along 'tensor' hold the same parts, and the devices of a TPU host need not be adjacent.
     """
     grid = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     own = tuple(i for i, devices in enumerate(grid) if any(d.process_index == jax.process_index() for d in devices))
@@ -73,7 +73,7 @@ def local_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
 
 
 def from_local_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Rows [b, ...] that each process has read, those of its `parts`, as one array [B, ...] over the devices."""
+    """A global array [B, ...] with sharding `BATCH` from the rows [b, ...] of this process, those of its `local_parts`."""
     own, count = local_parts(mesh)
     assert len(rows) % len(own) == 0, f"{len(rows)} rows are not {len(own)} equal parts"
     size = len(rows) // len(own)
@@ -83,21 +83,21 @@ def from_local_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
         start = first[index[0].indices(size * count)[0]]
         return rows[start : start + size]
 
-    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know
+    with jax.transfer_guard_host_to_device("allow"):  # an explicit transfer, like device_put, which the guard does not recognize
         return jax.make_array_from_callback((size * count, *rows.shape[1:]), NamedSharding(mesh, BATCH), read)
 
 
 def put_global(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Host array, equal on all processes, to devices: each device receives its own part only.
+    """A host array, equal on all processes, as a global array. Each device receives only its own shard.
 
-    `device_put` would compare the arrays of all processes, which brings as many copies of each to every one of them.
+    `device_put` would compare the arrays of all processes, for which every process gathers the copies of all others.
     """
-    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know
+    with jax.transfer_guard_host_to_device("allow"):  # an explicit transfer, like device_put, which the guard does not recognize
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def to_host(tree, mesh: Mesh):
-    """A tree of arrays as NumPy arrays, whole in every process."""
+    """A tree of global arrays as complete NumPy arrays in every process."""
     return jax.device_get(tree if jax.process_count() == 1 else _gather(mesh)(tree))
 
 
@@ -107,7 +107,7 @@ def _gather(mesh: Mesh):
 
 
 def leaf_names(tree) -> list[str]:
-    """'net/encoder/conv1/kernel'-like names of the leaves, in flattening order."""
+    """Names of the leaves, such as 'net/encoder/conv1/kernel', in flattening order."""
     return ["/".join(_key_name(k) for k in path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
@@ -116,10 +116,10 @@ def _key_name(key) -> str:
 
 
 def match(rules: Sequence[tuple[str, object]], names: Sequence[str], what: str, all_used: bool = True) -> list[object]:
-    """For each name the value of the first rule whose regex is found in it.
+    """For each name, the value of the first rule whose regex matches part of it. `what` names the config key in messages.
 
     Raises:
-        UserError: a rule that is no regex or (with `all_used`) matches nothing, or a name that no rule matches.
+        UserError: a rule is not a regex or (with `all_used`) matches nothing, or no rule matches a name.
     """
     try:
         compiled = [(re.compile(pattern), value) for pattern, value in rules]
@@ -139,10 +139,13 @@ def match(rules: Sequence[tuple[str, object]], names: Sequence[str], what: str, 
 
 
 def spec_of(rule, shape: tuple[int, ...], mesh: Mesh, name: str) -> P:
-    """The PartitionSpec that `rule` gives an array of this shape.
+    """The PartitionSpec that `rule` gives the array `name` of this shape.
 
-    Rules: 'replicate'; 'fsdp' (the largest dimension that divides is spread over 'fsdp'); or a sequence with one mesh axis,
-    or None, per dimension from the last one backwards when shorter than the shape.
+    Rules: 'replicate'; 'fsdp' (shards the largest divisible dimension over 'fsdp'); or a sequence of mesh axes or None, one per
+    dimension. A shorter sequence applies to the last dimensions.
+
+    Raises:
+        UserError: an unknown rule or axis, or a dimension that does not divide.
     """
     if rule == "replicate" or not shape:
         return P()
@@ -165,43 +168,46 @@ def spec_of(rule, shape: tuple[int, ...], mesh: Mesh, name: str) -> P:
 
 
 def shard_state(rules: Sequence[tuple[str, object]], shapes, mesh: Mesh):
-    """Shardings for a `State` of shapes. Rules are matched on 'group/module/leaf' names of the parameters, and optimizer
-    moments lie as their parameter does, averages of a group as the group; counters, statistics and frozen trees are replicated.
+    """Shardings for a `State` of shapes. `rules` match 'group/module/leaf' names of parameters.
+
+    Optimizer moments are sharded like their parameters, and averages of a group like the group. Counters, statistics and frozen
+    trees are replicated.
     """
     names = leaf_names(shapes.params)
     rule_of = dict(zip(names, match(rules, names, "config.sharding"), strict=True))
     shape_of = dict(zip(names, (x.shape for x in jax.tree.leaves(shapes.params)), strict=True))
 
-    def place(group: str, path: tuple, leaf) -> NamedSharding:
+    def leaf_sharding(group: str, path: tuple, leaf) -> NamedSharding:
         parts = [_key_name(key) for key in path]
-        owners = ("/".join([group, *parts[i:]]) for i in range(len(parts)))  # a moment's path ends as its parameter's does
+        owners = ("/".join([group, *parts[i:]]) for i in range(len(parts)))  # the path of a moment ends with that of its parameter
         owner = next((name for name in owners if name in rule_of), None)
         if owner is None:
             return NamedSharding(mesh, P())
-        axes = not isinstance(rule_of[owner], str)  # of each dimension, which a factored moment has fewer of
-        rule = "fsdp" if axes and leaf.shape != shape_of[owner] else rule_of[owner]
+        per_dimension = not isinstance(rule_of[owner], str)  # does not apply to a factored moment, which has fewer dimensions
+        rule = "fsdp" if per_dimension and leaf.shape != shape_of[owner] else rule_of[owner]
         return NamedSharding(mesh, spec_of(rule, leaf.shape, mesh, owner))
 
-    def place_groups(trees: Mapping) -> dict:
+    def group_shardings(trees: Mapping) -> dict:
         return {
-            group: jax.tree_util.tree_map_with_path(lambda path, leaf, group=group: place(group, path, leaf), tree)
+            group: jax.tree_util.tree_map_with_path(lambda path, leaf, group=group: leaf_sharding(group, path, leaf), tree)
             for group, tree in trees.items()
         }
 
-    def like(tree):
+    def leaf_shapes(tree):
         return jax.tree.map(lambda x: x.shape, tree)
 
-    replicated, params = NamedSharding(mesh, P()), place_groups(shapes.params)
-    everywhere = jax.tree.map(lambda _: replicated, shapes)
+    replicated, params = NamedSharding(mesh, P()), group_shardings(shapes.params)
+    all_replicated = jax.tree.map(lambda _: replicated, shapes)
+    group_of_shapes = [(leaf_shapes(tree), group) for group, tree in shapes.params.items()]
     mutable = {
-        name: next((params[group] for group in params if like(shapes.params[group]) == like(tree)), everywhere.mutable[name])
+        name: next((params[group] for like, group in group_of_shapes if like == leaf_shapes(tree)), all_replicated.mutable[name])
         for name, tree in shapes.mutable.items()
     }
-    return everywhere._replace(params=params, opt=place_groups(shapes.opt), mutable=mutable)
+    return all_replicated._replace(params=params, opt=group_shardings(shapes.opt), mutable=mutable)
 
 
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1, name: str = "batch_size") -> None:
-    """Raises UserError unless the batch of config.<name> divides over the devices and the parts of a step."""
+    """Raises UserError unless the batch size config.<name> divides by the devices along 'data' and 'fsdp' times `parts`."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1 or batch_size % (devices * parts):
         raise UserError(

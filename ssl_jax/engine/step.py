@@ -1,4 +1,4 @@
-"""The one train step: run the phases of a method in order, then its teachers, then advance the step."""
+"""The train step of every method: run the phases in order, then `Method.after`, then increment the step."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ssl_jax.errors import UserError
 
 
 def split(batch: Batch, n: int) -> Batch:
-    """`batch` as `n` interleaved parts: every array of [B, ...] as [n, B / n, ...], each part still spread over every device.
+    """`batch` as `n` interleaved parts: every array [B, ...] becomes [n, B / n, ...], and each part stays sharded over all devices.
 
-    `reshape(B // n, n, ...)` compiles to no collective; the reverse order of axes costs three.
+    `reshape(B // n, n, ...)` compiles without a collective; reshaping to (n, B // n, ...) would need three.
     """
     return {k: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
 
 
 def check_groups(method: Method, params: Mapping, optimizers: Mapping) -> None:
-    """The groups named by phases, returned by init and given optimizers must be the same set.
+    """Check that the phases, `Method.init` and config.optim have the same parameter groups.
 
     Raises:
-        UserError: if they are not, naming the three sets.
+        UserError: they differ; the message lists all three sets.
     """
     named = {"phases": groups(method), "init": set(params), "config.optim": set(optimizers)}
     if len({frozenset(names) for names in named.values()}) > 1:
@@ -34,7 +34,7 @@ def check_groups(method: Method, params: Mapping, optimizers: Mapping) -> None:
 
 
 class StepOptions(NamedTuple):
-    """What stays the same in every phase of a step; see `make_step`."""
+    """The arguments of `make_step` that all phases share; see there."""
 
     optimizers: Mapping[str, optax.GradientTransformation]
     accumulate: int
@@ -48,8 +48,8 @@ def loss_and_grads(phase: Phase, train: dict, state: State, batch: Batch, key: j
     Returns:
         ({'loss': scalar, ...}, mutable with the updates of the loss, metrics of the loss, {group: gradients}).
 
-    In a simultaneous game (several loss groups) there is one forward pass and one backward pass per loss. A parameter group keeps the
-    gradient of its own loss. 'loss' is then the sum, and 'loss/<groups>' are the parts.
+    With several loss groups there is one forward pass and one backward pass per loss. A parameter group gets the gradient of its
+    own loss. 'loss' is then the sum, and 'loss/<groups>' are its terms.
     """
     if len(loss_groups(phase)) == 1:
         (loss, (update, metrics)), grads = jax.value_and_grad(phase.loss, has_aux=True)(train, state, batch, key)
@@ -67,12 +67,12 @@ def loss_and_grads(phase: Phase, train: dict, state: State, batch: Batch, key: j
 
 
 def scan_parts(body: Callable, carry, batch: Batch, n: int, unroll: bool):
-    """`body(carry, (i, part i)) -> (carry, output)` for the n interleaved parts of a batch, one after the other."""
+    """Scan `body(carry, (i, part i)) -> (carry, output)` over the n interleaved parts of a batch."""
     return jax.lax.scan(body, carry, (jnp.arange(n), split(batch, n)), unroll=n if unroll else 1)
 
 
 def accumulate(phase: Phase, train: dict, state: State, batch: Batch, key: jax.Array, n: int, unroll: bool):
-    """`loss_and_grads` averaged over n parts of the batch; mutable collections move with each part."""
+    """`loss_and_grads` averaged over n parts of the batch; every part updates the mutable collections."""
 
     def one(mutable, part, key):
         losses, mutable, metrics, grads = loss_and_grads(phase, train, state._replace(mutable=mutable), part, key)
@@ -112,7 +112,7 @@ def update_groups(phase: Phase, state: State, batch: Batch, key: jax.Array, opti
 
 
 def run_phase(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
-    """One sub-step of `phase`; where `phase.when` is false the state stays and the metrics are NaN."""
+    """One sub-step of `phase`. Where `phase.when` is false, the state is unchanged and the metrics are NaN."""
     if phase.when is None:
         return update_groups(phase, state, batch, key, options)
 
@@ -138,20 +138,19 @@ def make_step(
         method: what to train.
         optimizers: one optax transformation per parameter group.
         accumulate: average the gradient over this many parts of the batch before each update.
-        skip_nonfinite: leave the state as it was where a loss or gradient is not finite (counted in `<phase>/skipped`).
-        unroll: write the sub-steps of a phase and the parts of a batch out instead of looping over them. The program grows and
-            compiles for longer, but XLA's loops on CPUs are slow (the step of WGAN-GP takes half as long again).
+        skip_nonfinite: keep the old state if a loss or gradient is not finite (counted in `<phase>/skipped`).
+        unroll: unroll the loops over sub-steps and over parts of a batch. Compiling takes longer, but convolutions inside XLA's
+            loops are slow on CPUs: unrolled, a step of WGAN-GP takes two thirds of the time.
 
-    Metrics are float32 scalars: what the phases return, prefixed with the name of the phase, with `loss` and a gradient norm for
-    each group. Of a phase's sub-steps they are the last one's, and `skipped` is their sum. A phase whose `when` is false in a step
-    has NaN there, which the writer leaves out.
+    Metrics are float32 scalars, prefixed with the phase's name: those that its loss returns, `loss`, and a gradient norm per group.
+    A phase with sub-steps reports the last one; its `skipped` is the sum. A phase that `when` disables in a step reports NaN.
 
     Raises:
         UserError: `accumulate` > 1 for a method whose loss mixes the examples of a batch.
     """
     if accumulate > 1 and method.couples_batch:
         raise UserError(
-            "config.accumulate > 1, but this method's loss mixes the examples of a batch (its gradient would be another one); "
+            "config.accumulate > 1, but this method's loss mixes the examples of a batch, so that the gradient would change; "
             "set config.accumulate=1 and use more devices or config.model.encoder.remat"
         )
     options = StepOptions(optimizers, accumulate, skip_nonfinite, unroll)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, and traces of chosen steps."""
+"""Timing of steps (input, devices, host) and profiler traces of chosen steps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ import jax
 from ssl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-RECENT = 5  # steps of before the last report whose times count for the next one, too
+RECENT = 5  # steps before the last report whose times also count for the next one
 
 
 class Clock:
-    """Splits the time between two reports: waiting for input, waiting for the devices, and the rest, which is the host's own work.
+    """Splits the time between two reports into waiting for input, waiting for devices, and the rest, which is work of the host.
 
-    Images per second are a median: of the times that two adjacent steps took together. The mean between two reports would jump where
-    the state is saved, since two steps are reported there at once; single steps would, too, since where devices work on while the host
-    goes on, both are waited for in one and none in the next.
+    Images per second come from the median time of two adjacent steps. The mean between two reports would jump at every save, where
+    two steps are reported at once. The time of a single step would jump, too: with asynchronous dispatch the host waits for both
+    steps in one and for neither in the next.
     """
 
     def __init__(self, step: int, batch_size: int):
@@ -35,7 +33,7 @@ class Clock:
         self._restart()
 
     def begin_step(self) -> None:
-        """At the beginning of every step."""
+        """Call it at the beginning of every step."""
         now = time.perf_counter()
         if self._step_began is not None:
             self._recent.append(now - self._step_began - self._step_pause)
@@ -46,14 +44,14 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Around a wait for the 'input' or the 'device'."""
+        """Context of a wait for the 'input' or the 'device'."""
         before = time.perf_counter()
         yield
         self.waits[what] += time.perf_counter() - before
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no part of a step: evaluating, saving."""
+        """Context of work that is not part of a step: evaluating, saving."""
         before = time.perf_counter()
         yield
         pause = time.perf_counter() - before
@@ -61,12 +59,14 @@ class Clock:
         self._step_pause += pause
 
     def split(self, step: int) -> dict[str, float]:
-        """Metrics of the steps since the last report, under 'time/'; `input_wait`, `device_wait` and `host` are shares of 1 (of the
-        seconds that are then in `spent`)."""
+        """Metrics 'time/...' of the steps since the last report.
+
+        `input_wait`, `device_wait` and `host` are shares in [0, 1] of `spent`, the seconds between the reports without pauses.
+        """
         self.spent = spent = time.perf_counter() - self.began - self.pause
         seconds = spent / (step - self.step)
         pairs = [(a + b) / 2 for a, b in itertools.pairwise(self._recent)]
-        median = statistics.median(pairs[1:] or pairs or self._recent or [seconds])  # the first pair of a run has compiled
+        median = statistics.median(pairs[1:] or pairs or self._recent or [seconds])  # the first pair of a run includes compiling
         self._recent = self._recent[-RECENT:]
         waits = {f"time/{what}_wait": seconds_waited / spent for what, seconds_waited in self.waits.items()}
         self.step = step
@@ -81,14 +81,15 @@ class Clock:
 
 
 class Trace:
-    """`--profile=START:END`: what devices and threads do in steps START to END, in `folder`, for TensorBoard's profiler or Perfetto; of
-    several processes each has a folder <folder>/<process> of its own, since JAX looks for a single trace in what it has written.
+    """`--profile=START:END`: a profiler trace of steps START to END in `folder`, for TensorBoard's profiler or Perfetto.
+
+    With several processes each writes to its own folder <folder>/<process>, since JAX expects a single trace per folder.
 
     Args:
         steps: 'START:END', 1 <= START <= END; '' for no trace.
 
     Raises:
-        UserError: `steps` is not of that form.
+        UserError: `steps` does not have that form.
     """
 
     def __init__(self, folder: Path, steps: str = ""):
@@ -98,29 +99,30 @@ class Trace:
         found = re.fullmatch(r"(\d+):(\d+)", steps)
         self.first, self.last = (int(n) for n in found.groups()) if found else (0, 0)
         if not 1 <= self.first <= self.last:
-            raise UserError(f"--profile={steps} is no range of steps; give START:END with 1 <= START <= END, such as 20:24")
+            raise UserError(f"--profile={steps} is not a range of steps; give START:END with 1 <= START <= END, such as 20:24")
 
     def before(self, step: int, state) -> None:
-        """`state` is what the devices are still at work on: a trace begins and ends when they have nothing to do."""
+        """Start the trace if `step` is START, once the devices have computed `state`."""
         if not self.begun and step > self.first:
-            log.warning("--profile=%d:%d: nothing is traced, since the run goes on at step %d", self.first, self.last, step)
+            log.warning("--profile=%d:%d: nothing is traced, since the run resumes at step %d", self.first, self.last, step)
             self.begun = True
         if step == self.first:
             self.begun = True
             jax.block_until_ready(state)
             folder = self.folder if jax.process_count() == 1 else self.folder / str(jax.process_index())
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # its hook in every thread ended two runs of six with a segmentation fault
+            options.python_tracer_level = 0  # the Python tracer crashed two runs of six with a segmentation fault
             jax.profiler.start_trace(str(folder), create_perfetto_trace=True, profiler_options=options)
             self.running = True
 
     def after(self, step: int, state) -> None:
+        """Stop the trace if `step` is END, once the devices have computed `state`."""
         if self.running and step == self.last:
             jax.block_until_ready(state)
             self.close()
 
     def close(self) -> None:
-        """Also where a run ends before END."""
+        """Write a running trace, also if the run ends before END."""
         if self.running:
             self.running = False
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""Notices that a step does not end, says where every thread stands, and, among several processes, which of them is behind."""
+"""A watchdog for hanging steps: it dumps the stacks of all threads, names the process that is behind, and ends a stuck run."""
 
 from __future__ import annotations
 
@@ -18,70 +18,79 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-TIMES, SOON, LEAST = 10, 5.0, 60.0  # 10 times the median of a step are told, if longer than 5 s, and end a run, if longer than a minute
-PAUSE = 7200.0  # whatever else, after 10 times the longest so far, and never before two hours: some evaluations read all of ImageNet
-MANY = 16  # of more processes each writes as seldom as process 0 reads
-SELDOM = 10.0  # seconds
-MEMORY = 20.0  # seconds after which two thirds of the mean wait for input are new
-EXIT = 70  # of a process that gives up because the run is stuck; not 75, which is that of a job that was told to stop and saved
+SLOW_FACTOR = 10  # a step is slow at 10 x the median step, and a pause at 10 x the longest pause so far
+REPORT_AFTER, END_AFTER = 5.0, 60.0  # seconds; a shorter step is not reported, or does not end the run, however slow it is
+PAUSE = 7200.0  # seconds; a shorter pause is never slow, since some evaluations read all of ImageNet
+MANY_PROCESSES = 16  # more processes write only every SLOW_INTERVAL seconds
+SLOW_INTERVAL = 10.0  # seconds between two reads of all files by process 0
+AVERAGING_TIME = 20.0  # time constant of the moving average of the wait for input, in seconds
+EXIT = 70  # exit code of a stuck run; 75 is that of a run that saved after SIGTERM
 
 
-class At(NamedTuple):
-    """Where this process is. Another thread reads it, so that it is replaced as a whole, and read once."""
+class Position(NamedTuple):
+    """Where this process is. The watchdog's thread reads it, so it is replaced as a whole and never modified."""
 
-    step: int  # -1 before the first one
-    pauses: int  # how many are open; none within a step
-    since: float  # when the pause began, or the step, which goes on behind a pause
-    before: float  # seconds of the step until then, without its pauses
-    usual: float  # TIMES what such a step takes (PAUSE for the first three, which compile), or what pauses take
+    step: int  # -1 before the first step
+    pauses: int  # number of open (nested) pauses; 0 within a step
+    since: float  # when the current stretch began: the pause, the step, or the rest of the step after a pause
+    before: float  # seconds of the step before `since`, without pauses
+    limit: float  # seconds after which it is slow; the first three steps have the limit of a pause, since they compile
 
     def seconds(self, now: float) -> float:
-        """Of the step without its pauses, or of the pause."""
+        """Seconds of the pause, or of the step without its pauses, until `now`."""
         return now - self.since + (0.0 if self.pauses else self.before)
 
     def __str__(self) -> str:
         if self.step < 0:
-            return "what is done before the first step"
-        return f"what is done behind step {self.step}" if self.pauses else f"step {self.step}"
+            return "the work before the first step"
+        return f"the work after step {self.step}" if self.pauses else f"step {self.step}"
 
 
-class Told(NamedTuple):
-    """What a process writes for the others."""
+class Heartbeat(NamedTuple):
+    """The file that a process writes for the others."""
 
     step: int
     paused: bool
-    left: float  # seconds until it is stuck, as it sees itself
-    input_wait: float
+    left: float  # seconds until this process would be stuck
+    input_wait: float  # share of its time that it waits for input
 
 
 class Watchdog:
-    """`beat(step)` at the beginning of each step; `paused()` around whatever may take longer (evaluating, saving). It begins paused.
+    """Call `beat(step)` at the beginning of each step; use `paused()` around longer work (evaluating, saving). It begins paused.
 
-    Every process writes how far it is, and what share of its time it waits for input, to <folder>/<process>.json, from a thread of its
-    own. When a step does not end, the stacks of all threads go to <folder>/<process>.stacks.txt. When it is stuck, the process that is
-    furthest behind is named, and all end with exit code 70: whoever started them starts them again, and they go on from the last
-    checkpoint. They do not end while the one behind has time left itself, as when it draws and the others wait for it.
+    A thread of every process writes a Heartbeat to <folder>/<process>.json. If a step is slow, it writes the stacks of all threads
+    to <folder>/<process>.stacks.txt. If the step is stuck, it names the process that is furthest behind and ends its own process
+    with exit code 70; all processes do so. The launcher restarts them from the last checkpoint. They do not end while the process
+    behind has time left by its own account, such as process 0 saving pictures while the others wait.
 
     Args:
-        restarted: a run of one process is ended, too, since somebody starts it again; else it is only told.
-        least, pause: seconds, as LEAST and PAUSE.
+        restarted: a launcher restarts the run, so a run of one process ends, too; otherwise it is only reported.
+        least: seconds, as END_AFTER.
+        pause: seconds, as PAUSE.
     """
 
     def __init__(
-        self, folder: Path, process: int = 0, processes: int = 1, restarted: bool = False, least: float = LEAST, pause: float = PAUSE
+        self,
+        folder: Path,
+        process: int = 0,
+        processes: int = 1,
+        restarted: bool = False,
+        least: float = END_AFTER,
+        pause: float = PAUSE,
     ):
         self.folder, self.process, self.processes, self.least, self.pause = folder, process, processes, least, pause
-        self.ends, self.soon = restarted or processes > 1, min(SOON, least)
-        self._input_wait, self._slowest = 0.0, (0.0, process)  # of this process; (of the slowest other one, which it is)
-        self._longest = 0.0
+        self.ends, self.report_after = restarted or processes > 1, min(REPORT_AFTER, least)
+        self._input_wait = 0.0  # of this process
+        self._slowest = (0.0, process)  # (largest input wait among the other processes, that process)
+        self._longest = 0.0  # seconds of the longest pause
         self._durations: deque[float] = deque(maxlen=101)
-        self._at = self._place(-1, 1, time.monotonic(), 0.0)
-        # Of the watching thread only:
-        self._others: dict[int, tuple[Told, float]] = {}  # {process: (what it has told, when that was new here)}
-        self._every = 1.0 if processes <= MANY else SELDOM
+        self._at = self._position(-1, 1, time.monotonic(), 0.0)
+        # Only the watchdog's thread uses these:
+        self._others: dict[int, tuple[Heartbeat, float]] = {}  # {process: (its heartbeat, when it changed by the clock here)}
+        self._every = 1.0 if processes <= MANY_PROCESSES else SLOW_INTERVAL
         self._written = self._read = -math.inf
-        self._noticed: At | None = None
-        self._excused: tuple[At | None, float] = (None, 0.0)  # until so many seconds of it
+        self._reported: Position | None = None
+        self._excused: tuple[Position | None, float] = (None, 0.0)  # (a slow position, the seconds until which it may go on)
         self._end = threading.Event()
 
     def __enter__(self):
@@ -95,20 +104,24 @@ class Watchdog:
         self._thread.join()
 
     def beat(self, step: int) -> None:
-        """The first one starts the clock, which the second step may spend on compiling, too."""
+        """Step `step` begins. The first call ends the initial pause."""
         now, at = time.monotonic(), self._at
         if at.step >= 0 and not at.pauses:
             self._durations.append(at.seconds(now))
-        self._at = self._place(step, at.pauses - (at.step < 0), now, 0.0)
+        self._at = self._position(step, at.pauses - (at.step < 0), now, 0.0)
 
-    def note(self, input_wait: float, seconds: float) -> None:
-        """Of the last `seconds` this process has waited for input for this share. Kept is a mean that forgets: with several readers one
-        step waits for all of them and the next for none."""
-        self._input_wait += (1 - math.exp(-seconds / MEMORY)) * (input_wait - self._input_wait)
+    def record_input_wait(self, input_wait: float, seconds: float) -> None:
+        """Record the share of the last `seconds` that this process has waited for input.
+
+        It goes into an exponential moving average, since with several readers one step waits for all of them and the next for none.
+        """
+        self._input_wait += (1 - math.exp(-seconds / AVERAGING_TIME)) * (input_wait - self._input_wait)
 
     def slowest_input(self) -> dict[str, float]:
-        """Metrics of process 0, which writes them: who waits longest for its input, and for what share of its time (of the others, as
-        they stood up to SELDOM seconds ago). The others wait."""
+        """Metrics: the process with the longest wait for input, and its share of time. {} except in process 0, which logs them.
+
+        The values of other processes are up to SLOW_INTERVAL seconds old.
+        """
         if self.process != 0:
             return {}
         wait, slowest = max((self._input_wait, self.process), self._slowest)
@@ -116,19 +129,20 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """Context of work that is not part of a step."""
         began, at = time.monotonic(), self._at
-        self._at = self._place(at.step, at.pauses + 1, began, at.before if at.pauses else at.seconds(began))
+        self._at = self._position(at.step, at.pauses + 1, began, at.before if at.pauses else at.seconds(began))
         try:
             yield
         finally:
             now, at = time.monotonic(), self._at
             self._longest = max(self._longest, now - began)
-            self._at = self._place(at.step, at.pauses - 1, now, at.before)
+            self._at = self._position(at.step, at.pauses - 1, now, at.before)
 
-    def _place(self, step: int, pauses: int, since: float, before: float) -> At:
+    def _position(self, step: int, pauses: int, since: float, before: float) -> Position:
         if pauses or len(self._durations) < 3:
-            return At(step, pauses, since, before, max(self.pause, TIMES * self._longest))
-        return At(step, pauses, since, before, TIMES * statistics.median(self._durations))
+            return Position(step, pauses, since, before, max(self.pause, SLOW_FACTOR * self._longest))
+        return Position(step, pauses, since, before, SLOW_FACTOR * statistics.median(self._durations))
 
     def _watch(self) -> None:
         while True:
@@ -136,9 +150,9 @@ class Watchdog:
             if now - self._written >= self._every:
                 self._write()
                 self._written = now
-            if self.process == 0 and now - self._read >= SELDOM:
-                self._ask()
-                self._slowest = max(((told.input_wait, i) for i, (told, _) in self._others.items()), default=self._slowest)
+            if self.process == 0 and now - self._read >= SLOW_INTERVAL:
+                self._read_others()
+                self._slowest = max(((beat.input_wait, i) for i, (beat, _) in self._others.items()), default=self._slowest)
                 self._read = now
             self._check()
             if self._end.wait(1.0):
@@ -146,66 +160,67 @@ class Watchdog:
 
     def _check(self) -> None:
         now = time.monotonic()
-        at = self._at  # read behind the clock: what has begun since is not taken for older than it is
+        at = self._at  # read after the clock, so that a position that begins in between does not seem older than it is
         seconds = at.seconds(now)
-        if seconds >= max(self.soon, at.usual) and at is not self._noticed:
-            self._noticed = at
+        slow_after = max(self.report_after, at.limit)
+        if seconds >= slow_after and at is not self._reported:
+            self._reported = at
             path = self.folder / f"{self.process}.stacks.txt"
-            with contextlib.suppress(OSError), path.open("a") as file:  # a disk may be full, and the line below still be told
+            with contextlib.suppress(OSError), path.open("a") as file:  # the disk may be full; the warning below still appears
                 file.write(f"{at} after {seconds:.0f} s\n")
                 faulthandler.dump_traceback(file, all_threads=True)
-            log.warning("%s has taken %.0f s, longer than %.0f s; stacks are in %s", at, seconds, max(self.soon, at.usual), path)
-        noticed, until = self._excused
-        if not self.ends or seconds < max(self.least, at.usual, until if at is noticed else 0.0):
+            log.warning("%s has taken %.0f s, longer than %.0f s; stacks are in %s", at, seconds, slow_after, path)
+        excused, until = self._excused
+        if not self.ends or seconds < max(self.least, at.limit, until if at is excused else 0.0):
             return
-        told, excuse = self._behind(at)
-        if excuse:
-            # Asked again after twice as long: of thousands of processes each reads what all have written.
+        message, left = self._find_behind(at)
+        if left:
+            # Checked again after twice the time, since each of perhaps thousands of processes reads the files of all.
             self._excused = (at, 2 * seconds)
-            log.warning("%s goes on, since the one behind has %.0f s left: %s", at, excuse, told)
+            log.warning("%s goes on, since the process behind has %.0f s left: %s", at, left, message)
             return
-        log.error("the run is stuck: %s; ending process %d", told, self.process)
+        log.error("the run is stuck: %s; ending process %d", message, self.process)
         os._exit(EXIT)
 
     def _write(self) -> None:
         temporary, now = self.folder / f".{self.process}.tmp", time.monotonic()
         at = self._at
-        told = Told(at.step, at.pauses > 0, round(max(self.least, at.usual) - at.seconds(now), 1), self._input_wait)
+        beat = Heartbeat(at.step, at.pauses > 0, round(max(self.least, at.limit) - at.seconds(now), 1), self._input_wait)
         try:
-            temporary.write_text(json.dumps(told._asdict()))
+            temporary.write_text(json.dumps(beat._asdict()))
             os.replace(temporary, self.folder / f"{self.process}.json")
         except OSError as error:
             log.warning("%s cannot be written (%s)", self.folder, error.strerror)
 
-    def _ask(self) -> None:
-        """What the others have written; one that writes just now, or has not begun, keeps what it has told before."""
+    def _read_others(self) -> None:
+        """Read the heartbeats of the other processes. If a file is missing or being written, the last heartbeat stays."""
         for i in range(self.processes):
             if i == self.process:
                 continue
-            with contextlib.suppress(OSError, ValueError, TypeError):  # the last of a file that another version has left
-                told = Told(**json.loads((self.folder / f"{i}.json").read_text()))
-                if i not in self._others or told != self._others[i][0]:
-                    self._others[i] = told, time.monotonic()
+            with contextlib.suppress(OSError, ValueError, TypeError):  # TypeError: a file of another version
+                beat = Heartbeat(**json.loads((self.folder / f"{i}.json").read_text()))
+                if i not in self._others or beat != self._others[i][0]:
+                    self._others[i] = beat, time.monotonic()
 
-    def _behind(self, at: At) -> tuple[str, float]:
-        """(Who has not come as far as the others, seconds that one of them has left before it is stuck itself, or 0.)
+    def _find_behind(self, at: Position) -> tuple[str, float]:
+        """(message that names the processes furthest behind, seconds until they would be stuck, or 0 if they have no time left).
 
-        One that evaluates or saves behind a step is further than one within it. Seconds are counted on, by the clock here, where a
-        process writes nothing new.
+        A process that evaluates or saves after a step is ahead of one within that step. If a process stops writing, its remaining
+        time decreases by the clock of this process.
         """
-        self._ask()
-        places = {i: (told.step, told.paused) for i, (told, _) in self._others.items()} | {self.process: (at.step, at.pauses > 0)}
+        self._read_others()
+        places = {i: (beat.step, beat.paused) for i, (beat, _) in self._others.items()} | {self.process: (at.step, at.pauses > 0)}
         least, most = min(places.values()), max(places.values())
         behind = sorted(i for i, place in places.items() if place == least)
         names = ", ".join(f"process {i}" for i in behind)
         now = time.monotonic()
-        left = [told.left - (now - new) for i, (told, new) in self._others.items() if i in behind]
-        if at.pauses and self.process in behind:  # it works, and waits for nobody
-            left = []
-        # Where all wait for each other they are stuck within the time that one writes in.
-        excuse = max(left, default=0.0)
-        return f"{names} is {_where(*least)}, the furthest {_where(*most)}", excuse if excuse > 2 * self._every else 0.0
+        seconds_left = [beat.left - (now - changed) for i, (beat, changed) in self._others.items() if i in behind]
+        if at.pauses and self.process in behind:  # this process is behind and waits for no other
+            seconds_left = []
+        left = max(seconds_left, default=0.0)
+        # Processes that wait for each other all become stuck within one write interval; that is no reason to wait.
+        return f"{names} is {_where(*least)}, the furthest {_where(*most)}", left if left > 2 * self._every else 0.0
 
 
 def _where(step: int, paused: bool) -> str:
-    return "before the first step" if step < 0 else f"{'behind' if paused else 'at'} step {step}"
+    return "before the first step" if step < 0 else f"{'after' if paused else 'at'} step {step}"

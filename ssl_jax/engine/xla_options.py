@@ -1,10 +1,11 @@
-"""Options of XLA by name and platform: `config.xla`. They go to the compiler of the train step, not into the environment.
+"""Named sets of XLA options by platform, for `config.xla`. They go to the compiler of the train step, not into the environment.
 
-  default  what XLA does by itself
-  overlap  collectives run beside arithmetic. On TPUs the group that MaxText recommends where parameters are sharded: gathers are
-           asynchronous and fused into the loops that need them. On GPUs the scheduler that hides latency, as in NVIDIA's JAX images
+  default  XLA's defaults
+  overlap  collectives overlap with computation. On TPUs: the options that MaxText recommends for sharded parameters; gathers
+           become asynchronous and are fused into the loops that need them. On GPUs: the latency-hiding scheduler, as in NVIDIA's
+           JAX images.
 
-None of them changes a result beyond its rounding. `launch.py rehearse` compiles with them, too; nothing here has been timed.
+They change results by rounding only. `launch.py rehearse` compiles with them, too. Their speed has not been measured.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ SETS: Mapping[str, Mapping[str, Mapping[str, bool]]] = {
 
 
 def xla_options(name: str, platform: str) -> dict[str, bool]:
-    """The options of a set for 'cpu', 'gpu' or 'tpu'; a set says nothing about some.
+    """The options of the set `name` for `platform` ('cpu', 'gpu' or 'tpu'); {} if the set has none for it.
 
     Raises:
         UserError: there is no such set.
     """
     if name not in SETS:
-        raise UserError(f"config.xla={name!r} is unknown; choose of {', '.join(SETS)}")
+        raise UserError(f"config.xla={name!r} is unknown; choose one of {', '.join(SETS)}")
     return dict(SETS[name].get(platform, {}))

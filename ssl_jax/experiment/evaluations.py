@@ -15,7 +15,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from ssl_jax.engine.checkpoint import of_each_process, write_json
+from ssl_jax.engine.checkpoint import gather, write_json
 from ssl_jax.engine.pictures import save_picture
 from ssl_jax.engine.renamed_keys import protocol
 from ssl_jax.errors import not_written
@@ -136,7 +136,7 @@ class Evaluations:
             wanted = evals.complete(self.spec[label])
             return any(label in entry["protocols"] and entry.get("evals", {}).get(label, wanted) == wanted for entry in entries)
 
-        return [label for label in self.spec if any(of_each_process(not done(label)))]
+        return [label for label in self.spec if any(gather(not done(label)))]
 
     def not_beside_trained(self, subject: str) -> list[str]:
         """Labels of the evaluations that 'trained' was measured with last and `subject` was not, under the same protocol."""
@@ -146,7 +146,7 @@ class Evaluations:
             others = (entry for entry in self.entries if entry["subject"] == subject and label in entry["protocols"])
             return label not in newest["protocols"] or any(comparable(entry, newest, label) for entry in others)
 
-        return [label for label in self.spec if any(of_each_process(not done(label)))]
+        return [label for label in self.spec if any(gather(not done(label)))]
 
     def at(self, subject: str, step: int) -> list[dict]:
         """The entries of `subject` at `step`."""

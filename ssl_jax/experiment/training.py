@@ -16,8 +16,8 @@ import numpy as np
 
 from ssl_jax.data.pipeline import iterate
 from ssl_jax.engine import loop
-from ssl_jax.engine.checkpoint import Checkpoints, of_each_process, write_json
-from ssl_jax.engine.health import Watch, spectral_norms
+from ssl_jax.engine.checkpoint import Checkpoints, gather, write_json
+from ssl_jax.engine.health import HealthMonitor, spectral_norms
 from ssl_jax.engine.metrics import MetricsWriter, record_start
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.engine.records import REST, SPAN, goodput, read_metrics, read_starts
@@ -142,7 +142,7 @@ def train(this: Experiment, workdir: Path, write_report: Callable[[Path], Path],
         "evaluate_every_steps": this.durations["evaluate"],
         "checkpoint_every_steps": this.durations["checkpoint"],
     }
-    writer, health = MetricsWriter(workdir, start), Watch()
+    writer, health = MetricsWriter(workdir, start), HealthMonitor()
     for line in read_metrics(workdir):
         health.update(line["step"], line)
 
@@ -155,7 +155,7 @@ def train(this: Experiment, workdir: Path, write_report: Callable[[Path], Path],
                 health.update(step, metrics)
 
             due = start > 0 and (start % this.durations["evaluate"] == 0 or start == total)
-            new = any(of_each_process(due and not evaluations.at("trained", start)))  # SIGTERM came in a step that was to be evaluated
+            new = any(gather(due and not evaluations.at("trained", start)))  # SIGTERM came in a step that was to be evaluated
             labels = evaluations.unmeasured("trained", start) if due else []
             if new or labels:
                 with watchdog.paused():

@@ -1,18 +1,18 @@
-"""What the compiler of TPUs says of a program that does not fit into the memory of its chips."""
+"""Parses the error message of the TPU compiler for a program that exceeds the memory of a chip."""
 
 from __future__ import annotations
 
 import re
 
-# A program that is far too large is refused before its buffers are placed: the second form, which names none.
+# The second form is for a program that is refused before buffers are allocated; that message lists no buffers.
 _USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm|\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
 _BUFFER = re.compile(r"^\s*\d+\. Size: ([\d.]+)([KMGT])$(.*?)^\s*=+$", re.MULTILINE | re.DOTALL)
 
 
 def exhausted(message: str, most: int = 5) -> dict | None:
-    """{'message': its first line, 'used', 'limit': bytes of a device, 'largest': [{'bytes', 'shape', 'of'}]}; None for another message.
+    """{'message': its first line, 'used', 'limit': bytes per device, 'largest': [{'bytes', 'shape', 'of'}]}; None for other errors.
 
-    'largest' are up to `most` buffers that the message lists, 'of' the operation that makes one, as JAX names it; equal ones once.
+    'largest' has up to `most` distinct buffers from the message; 'of' is the operation that computes one, as JAX names it.
     """
     if "RESOURCE_EXHAUSTED" not in message:
         return None

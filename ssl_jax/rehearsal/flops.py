@@ -1,7 +1,6 @@
-"""Floating-point operations of a traced program: those of its matrix products and convolutions, a multiplication and an addition each.
+"""FLOPs of the matrix products and convolutions of a traced program; a multiply-add is two.
 
-XLA's own count has the body of a loop once; here it is counted as often as it runs. The count is of the whole program, before it is
-divided over devices.
+XLA counts the body of a loop once; here it counts as often as it runs. The count is for the whole program, before partitioning.
 """
 
 from __future__ import annotations
@@ -13,26 +12,26 @@ from typing import NamedTuple
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
-# Matrix products of cuDNN's attention, and those that it computes again.
+# {custom call of cuDNN's attention: (its matrix products, those that it recomputes)}
 CUDNN_ATTENTION = {"dot_product_attention_fwd_wrapper": (2, 0), "dot_product_attention_bwd_wrapper": (4, 1)}
 
 
 class Count(NamedTuple):
-    """`flops` of a program, `repeated` of them by rematerialization; `endless`: loops of unknown length, whose bodies count once."""
+    """FLOPs of a program."""
 
     flops: int = 0
-    repeated: int = 0
-    endless: int = 0
+    repeated: int = 0  # those of `flops` that are due to rematerialization
+    endless: int = 0  # number of loops of unknown length, whose bodies count once
 
     def plus(self, other: Count, times: int = 1) -> Count:
         return Count(self.flops + times * other.flops, self.repeated + times * other.repeated, self.endless + other.endless)
 
 
 def count(program: ClosedJaxpr) -> Count:
-    """FLOPs of one run of `program`. What no output needs is not counted; what rematerialization computes again is.
+    """FLOPs of one run of `program`, without dead code and with rematerialized operations.
 
-    Of the branches of a conditional the dearest counts. A convolution is counted for each place of its output and each element of its
-    kernel, padding included, as published counts are; the zeros between the elements of a dilated input are left out.
+    The most expensive branch of a conditional counts. A convolution counts every output position times every kernel element,
+    including padding, as published counts do. Zeros between the elements of a dilated input do not count.
     """
     jaxpr, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
     return _jaxpr(jaxpr)
@@ -42,8 +41,8 @@ def _jaxpr(jaxpr: Jaxpr) -> Count:
     total = Count()
     for equation in jaxpr.eqns:
         found = _equation(equation)
-        again = "rematted_computation" in str(equation.source_info.name_stack)  # so JAX names what it computes once more
-        total = total.plus(found._replace(repeated=found.flops) if again else found)
+        repeated = "rematted_computation" in str(equation.source_info.name_stack)  # JAX's name for rematerialized code
+        total = total.plus(found._replace(repeated=found.flops) if repeated else found)
     return total
 
 
@@ -54,8 +53,8 @@ def _equation(equation) -> Count:
     if name == "conv_general_dilated":
         return Count(_conv(equation))
     if name in CUDNN_ATTENTION:
-        products, again = CUDNN_ATTENTION[name]
-        return Count((products + again) * _attention(equation), again * _attention(equation))
+        products, recomputed = CUDNN_ATTENTION[name]
+        return Count((products + recomputed) * _attention(equation), recomputed * _attention(equation))
     inner = [_jaxpr(jaxpr) for jaxpr in _programs(params)]
     if name == "cond":
         return max(inner)
@@ -66,10 +65,10 @@ def _equation(equation) -> Count:
 
 
 def _times(name: str, params: dict) -> int:
-    """How often the program within an equation runs, on all devices together."""
+    """How often the inner program of an equation runs, summed over all devices."""
     if name == "scan":
         return params["length"]
-    if name == "shard_map":  # a program of one device along the axes that it names
+    if name == "shard_map":  # the inner program runs on every device along the manual axes
         return math.prod(params["mesh"].shape[axis] for axis in params.get("newly_manual_axes", params.get("manual_axes")))
     return 1
 
@@ -82,14 +81,14 @@ def _programs(params: dict) -> Iterator[Jaxpr]:
 
 
 def _dot(equation) -> int:
-    """2 x (elements of the result) x (length of the sums)."""
+    """2 x (elements of the result) x (contracted size)."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contracted)
 
 
 def _conv(equation) -> int:
-    """2 x (elements of the result) x (elements of the kernel for one of them), without the holes in a dilated input."""
+    """2 x (elements of the result) x (kernel elements per output feature), without the zeros in a dilated input."""
     kernel = equation.invars[1].aval.shape
     features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     whole = 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
@@ -97,7 +96,7 @@ def _conv(equation) -> int:
 
 
 def _attention(equation) -> int:
-    """Of one of the products: 2 x batch x heads x queries x keys x width."""
+    """One product of attention: 2 x batch x heads x queries x keys x width."""
     query, key = (x.aval.shape for x in equation.invars[:2])
     assert equation.params["layout"] == 0, "jax.nn.dot_product_attention gives [B, N, heads, D]"
     return 2 * math.prod(query) * key[1]

@@ -1,4 +1,4 @@
-"""GPUs that are not there, described to the compiler that comes with JAX's CUDA packages; it needs no driver and no GPU."""
+"""Descriptions of absent GPUs, for the compiler in JAX's CUDA packages, which needs neither a driver nor a GPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ssl_jax.errors import UserError
 from ssl_jax.rehearsal.chips import CHIPS
 
 PACKAGES = ("jax_cuda12_plugin", "nvidia.cuda_nvcc")
-# Without a GPU to try tiles on, products by Triton do not compile.
+# Triton matrix products do not compile without a GPU for autotuning.
 FLAGS = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
-# Of a GPU's memory, what JAX takes at its start and shares out; the first variable changes it, the second is its old name.
+# The share of a GPU's memory that JAX preallocates. The first variable changes it, the second is its old name.
 SHARE, VARIABLES = 0.75, ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
-# A GpuTargetConfigProto as text, by NVIDIA's H100 white paper and the CUDA programming guide (compute capability 9.0). An H200 is the
-# same processor with other memory.
+# A GpuTargetConfigProto as text, from NVIDIA's H100 white paper and the CUDA programming guide (compute capability 9.0). An H200 is
+# the same processor with larger and faster memory.
 HOPPER = """
 platform_name: "CUDA"
 device_description_str: "{name}"
@@ -53,7 +53,7 @@ gpu_device_info {{
 
 
 def describe(name: str, kind: str, hosts: int, each: int) -> list:
-    """Devices of `hosts` with `each` GPUs of a kind, a key of NAMES, host after host.
+    """Descriptions of `hosts` x `each` GPUs, host after host. `kind` is a key of NAMES, and `name` the topology, for messages.
 
     Raises:
         UserError: JAX's CUDA packages are not installed.
@@ -61,27 +61,27 @@ def describe(name: str, kind: str, hosts: int, each: int) -> list:
     missing = [package for package in PACKAGES if not _installed(package)]
     if missing:
         raise UserError(
-            f"--topology={name} needs the compiler of GPUs, which is not installed: pip install -r requirements-rehearse-gpu.txt "
+            f"--topology={name} needs the GPU compiler, which is not installed: pip install -r requirements-rehearse-gpu.txt "
             "(no GPU is needed), or use --topology=cpu:N"
         )
     for variable, value in FLAGS.items():
         os.environ[variable] = " ".join(filter(None, (os.environ.get(variable), value))) if variable == "XLA_FLAGS" else value
-    jax.config.update("jax_platforms", "cpu")  # the description compiles; what has to run in the meantime runs here
+    jax.config.update("jax_platforms", "cpu")  # programs are compiled for the description; what has to run meanwhile runs on CPUs
     target = HOPPER.format(name=NAMES[kind], memory=int(CHIPS[kind].memory), bandwidth=int(CHIPS[kind].bandwidth))
     return topologies.get_topology_desc("", "cuda", target_config=target, topology=f"1x{hosts}x{each}").devices
 
 
 def share(environment: Mapping[str, str]) -> float:
-    """Of a GPU's memory, what `train` gets in such an environment.
+    """The share of a GPU's memory in [0, 1] that JAX uses with these environment variables.
 
     Raises:
-        UserError: a variable that is no number.
+        UserError: a variable is not a number.
     """
     name = next((name for name in VARIABLES if environment.get(name)), None)
     try:
         return SHARE if name is None else min(float(environment[name]), 1.0)
     except ValueError:
-        raise UserError(f"{name}={environment[name]} is no share of the memory of a GPU; give a number such as 0.95") from None
+        raise UserError(f"{name}={environment[name]} is not a share of GPU memory; give a number such as 0.95") from None
 
 
 def _installed(package: str) -> bool:

@@ -1,4 +1,4 @@
-"""The largest arrays of a traced program, for when a compiler says that memory is exhausted and not by what."""
+"""The largest arrays of a traced program, for compilers that report exhausted memory without naming buffers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def largest(program: ClosedJaxpr, devices: int, most: int = 5) -> list[dict]:
-    """[{'bytes', 'shape', 'of'}] of the largest results within `program`: the whole shape, its bytes spread evenly over `devices`, and
-    what computes it, as JAX names it. Equal shapes are named once. A compiler need not make each of them.
+    """[{'bytes', 'shape', 'of'}] of up to `most` results of `program` with distinct shapes, the largest first.
+
+    'shape' is the global shape, 'bytes' are per device if it is sharded evenly over `devices`, and 'of' is the operation, as JAX
+    names it. A compiler may fuse some of these arrays away.
     """
     found = {}
     for equation in _equations(program.jaxpr):

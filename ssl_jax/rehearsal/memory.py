@@ -1,4 +1,4 @@
-"""Bytes: of trees of shapes on each device, and of a compiled program."""
+"""Memory per device: of trees of shapes, and of compiled programs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import jax
 
 
 def size(tree) -> int:
-    """Numbers in a tree of arrays or shapes."""
+    """The number of elements in a tree of arrays or shapes."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def bytes_of_device(tree) -> int:
-    """Bytes that a tree of shapes with shardings takes on one device."""
+    """Bytes of a tree of shapes with shardings on one device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def largest(tree, most: int = 5) -> list[dict]:
-    """[{'bytes', 'shape', 'of'}] of what takes most on one device of a tree of shapes with shardings, in the form of `exhausted`."""
+    """[{'bytes', 'shape', 'of'}] of the leaves that are largest per device, in the format of `exhausted`."""
     found = [
         {
             "bytes": bytes_of_device(x),
@@ -32,28 +32,30 @@ def largest(tree, most: int = 5) -> list[dict]:
 
 
 def needed(program: Mapping[str, int], platform: str) -> int:
-    """Bytes that a device has to have for a program, `of_program`: the peak on TPUs, whose compiler fits that into a chip though the
-    total may be more than a chip has; else the total.
+    """Bytes of device memory that a program needs; `program` is the result of `of_program`.
+
+    On TPUs it is the peak, since their compiler accepts programs whose total exceeds the memory of a chip. Elsewhere it is the
+    total.
     """
     return (platform == "tpu" and program["peak"]) or program["total"]
 
 
 def of_program(compiled: jax.stages.Compiled) -> dict[str, int] | None:
-    """Bytes of each device while a compiled program runs; None where the compiler does not tell.
+    """Bytes per device of a running program; None if the compiler has no memory analysis.
 
-    'aliased' are outputs that lie where arguments lay (donated state); 'total' is what has to be there at once, at most: arguments,
-    outputs that are not aliased, temporaries and the code. 'peak' is XLA's own figure, of its schedule (0: unknown).
+    'aliased' are outputs that reuse the memory of donated arguments. 'total' is an upper bound: arguments, outputs that are not
+    aliased, temporaries and code. 'peak' is XLA's own figure for its schedule (0 if unknown).
     """
-    told = compiled.memory_analysis()
-    if told is None:
+    analysis = compiled.memory_analysis()
+    if analysis is None:
         return None
     found = {
-        "arguments": told.argument_size_in_bytes,
-        "outputs": told.output_size_in_bytes,
-        "aliased": told.alias_size_in_bytes,
-        "temporaries": told.temp_size_in_bytes,
-        "code": told.generated_code_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes,
+        "aliased": analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "code": analysis.generated_code_size_in_bytes,
     }
     found["total"] = found["arguments"] + found["outputs"] - found["aliased"] + found["temporaries"] + found["code"]
-    found["peak"] = getattr(told, "peak_memory_in_bytes", 0)
+    found["peak"] = getattr(analysis, "peak_memory_in_bytes", 0)
     return found

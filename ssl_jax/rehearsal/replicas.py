@@ -1,4 +1,4 @@
-"""Which devices take part in a collective together, and which axes of the mesh they lie along."""
+"""The device groups of a collective, and the mesh axes that they cover."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ _LISTED = re.compile(r"replica_groups=\{(.*?\}|)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?\}|)\}")
-_AXIS = re.compile(r"'?([\w.\-]+)'?(?::\((\d+)\)(\d+))?")  # an axis, or its part of `size` behind the first `pre`
+_AXIS = re.compile(r"'?([\w.\-]+)'?(?::\((\d+)\)(\d+))?")  # an axis, or its sub-axis of `size` after a major part of size `pre`
 
 
-def groups_of(line: str, devices: int) -> np.ndarray:
-    """Ids of the devices of each group [groups, size], of an HLO instruction; for a permutation [pairs, 2]: from, to.
+def device_groups(line: str, devices: int) -> np.ndarray:
+    """Device ids [groups, size] of an HLO instruction; for a permutation [pairs, 2] (source, target).
 
-    ValueError for groups in a form that is not known here.
+    Raises:
+        ValueError: the groups have an unknown format.
     """
     if match := _PAIRS.search(line):
         return _lists(match[1])
@@ -27,14 +28,14 @@ def groups_of(line: str, devices: int) -> np.ndarray:
     if match := _IOTA.search(line):
         return _iota(match[2], match[3]).reshape(_numbers(match[1]))
     if match := _MESH.search(line):
-        return _of_mesh(match)
+        return _mesh_groups(match)
     if "replica_groups" in line:
         raise ValueError(f"replica groups in an unknown form: {line}")
     return np.arange(devices)[None]
 
 
-def axes_of(groups: np.ndarray, mesh: Mapping[str, int]) -> str:
-    """'data+fsdp': the axes along which devices of a group differ; 'part of ...' if a group is not all devices along them."""
+def mesh_axes(groups: np.ndarray, mesh: Mapping[str, int]) -> str:
+    """The axes along which the devices of a group differ, as 'data+fsdp'; 'part of ...' if a group does not cover whole axes."""
     places = np.unravel_index(groups, tuple(mesh.values()))
     along = [axis for axis, place in zip(mesh, places, strict=True) if (place != place[:, :1]).any()]
     whole = groups.shape[1] == math.prod(mesh[axis] for axis in along)
@@ -50,13 +51,13 @@ def _lists(text: str) -> np.ndarray:
 
 
 def _iota(shape: str, order: str | None) -> np.ndarray:
-    """'[2,4]<=[4,2]T(1,0)' counts through [4, 2], transposed."""
+    """For '[2,4]<=[4,2]T(1,0)': np.arange(8) as [4, 2], transposed."""
     ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
     return ids.transpose(_numbers(order)) if order else ids
 
 
-def _of_mesh(match: re.Match) -> np.ndarray:
-    """mesh['a'=4,'b'=2] {'a'}: groups along 'a' for each place along 'b'; {'a':(2)2} is along the second half of the factors of 'a'."""
+def _mesh_groups(match: re.Match) -> np.ndarray:
+    """mesh['a'=4,'b'=2] {'a'}: groups along 'a', one per index of 'b'. {'a':(2)2}: groups along the minor factor of 'a' = 2 x 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'?([\w.\-]+)'?=(\d+)", match[1])}
     ids = _iota(match[2], match[3]) if match[2] else np.arange(math.prod(sizes.values()))
     factors, inside = [], []
