@@ -90,8 +90,8 @@ def test_gradients_reach_the_images():
 
 
 def test_unknown_operations_are_named():
-    with pytest.raises(UserError, match="no 'color'; choose from color, translation, cutout"):
-        subject.check_policy(("translation", "color"))
+    with pytest.raises(UserError, match="no 'colors'; choose from color, translation, cutout"):
+        subject.check_policy(("translation", "colors"))
 
 
 def test_adaptive_probability_steps_toward_the_target():

@@ -108,7 +108,7 @@ def test_wrong_images_are_refused(simclr_views):
         ("simclr", "give a list of recipes"),
         ([("flip", {})], r"views\[0\]\[0\]='flip' is not a pair"),
         ([["flip"]], "is not a pair"),
-        ([SIMCLR, [("color_jitter", {})]], r"views\[1\]\[0\].*did you mean 'color_jitter'\? valid: .*flip"),
+        ([SIMCLR, [("colour_jitter", {})]], r"views\[1\]\[0\].*did you mean 'color_jitter'\? valid: .*flip"),
         (
             [[("color_jitter", {"brightnes": 0.4})]],
             "color_jitter: .*'brightnes'.*'brightness'.*valid: brightness, contrast",

@@ -14,7 +14,7 @@ from configs import common
 from ssl_jax.augment import views as views_module
 from ssl_jax.augment.views import SIZES, check_recipes, make_views, output_size
 from ssl_jax.data import catalog
-from ssl_jax.data.features import Feature, after_host, named, of_tfds
+from ssl_jax.data.features import Feature, after_host_ops, from_tfds, rename_features
 from ssl_jax.data.pipeline import TrainBatches, eval_batches
 from ssl_jax.data.render import ANSWERS
 from ssl_jax.data.sources import Source, open_source
@@ -85,7 +85,6 @@ def build_stub(config, inputs=None):
         init=init,
         phases=(Phase("task", ("net",), lambda train, state, batch, key: (loss(train["net"], batch), ({}, {}))),),
         encode=lambda params, mutable, images: {"pooled": mean(images)},
-        fns={},
     )
 
 
@@ -97,7 +96,7 @@ def stub(monkeypatch):
         for module in (assemble_module, abstract_module):
             monkeypatch.setattr(module, "build_method", functools.partial(build_stub, inputs=inputs))
         config = common.base(kind)
-        config.data.name, config.batch_size, config.total_steps, config.eval_batch_size = "scenes/tiny", 16, 3, 40
+        config.data.name, config.batch_size, config.total, config.eval_batch_size = "scenes/tiny", 16, "3 steps", 40
         config.optim = dict(net=dict(name="sgd", lr=0.1, schedule="constant"))
         config.evals = {}
         if kind == "detection":
@@ -148,7 +147,7 @@ def test_what_the_data_cannot_give_is_one_line_that_lists_what_they_have(stub):
         ("segmentation", {"depth": Spec((48, 48, 1), "float32")}, r"'depth' float32 \(48, 48, 1\): no such feature; the data have"),
         ("segmentation", {"mask": Spec((48, 48, 1), "int32")}, r"'mask' int32 .* the data have it as uint8 \(48, 48, 1\) \(mask\)"),
         ("egomotion", {"motion": Spec((6,), "float32")}, r"'motion' float32 \(6\): the data have it as float32 \(4\)"),
-        ("egomotion", {"question": Spec((8,), "int32")}, r"it is text; give config.data.vocabulary the key 'question'"),
+        ("egomotion", {"question": Spec((8,), "int32")}, r"it is text; add the key 'question' to config.data.vocabulary"),
         ("egomotion", {"objects/bbox": Spec((4, 4), "float32")}, r"rows are padded; ask for 'objects/bbox_valid' bool \(\?\)"),
         ("vqa", {"question": Spec((5,), "int32")}, r"input 'question' has 5 tokens; the longest text has 6"),
     ]  # fmt: skip
@@ -157,7 +156,7 @@ def test_what_the_data_cannot_give_is_one_line_that_lists_what_they_have(stub):
             build_experiment(stub(kind, inputs=inputs), jax.devices()[:2])
         assert "\n" not in str(caught.value)
     shorter = stub("detection", inputs={name: spec._replace(shape=(2, *spec.shape[1:])) for name, spec in BOXES.items()})
-    with pytest.raises(UserError, match=r"example \d+: '(boxes|labels)' has [34] rows, more than the 2 that are asked for"):
+    with pytest.raises(UserError, match=r"example \d+: '(boxes|labels)' has [34] rows, more than the declared 2"):
         build_experiment(shorter, jax.devices()[:2]).batches[0]
 
 
@@ -196,21 +195,21 @@ def test_features_of_a_foreign_dataset_get_the_names_of_the_batch(stub):
 def test_the_type_of_a_feature_says_what_kind_it_is():
     import tensorflow_datasets as tfds
 
-    found = of_tfds(tfds.features.FeaturesDict({
+    found = from_tfds(tfds.features.FeaturesDict({
         "image": tfds.features.Image(shape=(None, None, 1)), "image2": tfds.features.Image(shape=(9, 9, 1)),
         "depth": tfds.features.Image(shape=(9, 9, 1), dtype=np.float32),
         "clip": tfds.features.Sequence(tfds.features.Image(shape=(9, 9, 3)), length=5),
         "parts": {"box": tfds.features.BBoxFeature(), "names": tfds.features.Sequence(tfds.features.Text())},
         "corners": tfds.features.Tensor(shape=(4, 2), dtype=np.float64), "image/id": np.int64,
     }))  # fmt: skip
-    _, features = named({"/".join(path): each for path, each in found.items()}, {}, {"corners": "points"}, "odd")
+    _, features = rename_features({"/".join(path): each for path, each in found.items()}, {}, {"corners": "points"}, "odd")
     assert features == {
         "clip": Feature((5, 9, 9, 3), "uint8", "image"), "corners": Feature((4, 2), "float32", "points"),
         "depth": Feature((9, 9, 1), "float32", "mask"), "image": Feature((None, None, 3), "uint8", "image"),
         "image/id": Feature((), "int32"), "image2": Feature((9, 9, 1), "uint8", "mask"),
         "parts/box": Feature((4,), "float32", "boxes"), "parts/names": Feature((None,), "object", "text"),
     }  # fmt: skip
-    assert after_host(features, (), {"parts/names": 7})["parts/names"] == Feature((None, None), "int32", "text")
+    assert after_host_ops(features, (), {"parts/names": 7})["parts/names"] == Feature((None, None), "int32", "text")
 
 
 # --- host geometry
@@ -375,7 +374,7 @@ def test_views_of_several_sizes_come_in_groups():
 def test_groups_of_views_are_drawn_and_encoded(stub, tmp_path):
     views = make_views({"global": [LARGE] * 2, "local": [SMALL] * 3})
     this = build_experiment(stub("segmentation"), jax.devices()[:2])
-    method = this.method._replace(fns={"views": views})
+    method = this.method._replace(views=views)
     save_views(this._replace(method=method), tmp_path)
     picture = Image.open(tmp_path / "pictures" / "views.png")
     assert picture.width % (5 * (24 + 2) + 2) == 0 and picture.height % (8 * (24 + 2) + 2) == 0

@@ -157,7 +157,7 @@ def test_the_question_alone_answers_little():
     counts = {}
     for _ in range(20000):
         label, color = rng.integers(len(render.CLASSES)), rng.integers(len(render.COLORS))
-        question, answer = render.ask(label, color, int(rng.integers(render.MAX_PEBBLES + 1)), rng)
+        question, answer = render.question_and_answer(label, color, int(rng.integers(render.MAX_PEBBLES + 1)), rng)
         counts.setdefault(question, {}).setdefault(answer, 0)
         counts[question][answer] += 1
     assert 0.25 < sum(max(answers.values()) for answers in counts.values()) / 20000 < 0.31
@@ -251,7 +251,7 @@ def test_interrupted_and_simultaneous_preparation(tmp_path):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    assert not (root / "scenes/tiny/1.0.0").exists()
+    assert not (root / "scenes/tiny/1.0.1").exists()
     use = (
         f"builder = scenes.prepare({str(root)!r}, 'tiny')",
         "total = sum(int(x['label']) for x in builder.as_data_source('train'))",
@@ -264,7 +264,7 @@ def test_interrupted_and_simultaneous_preparation(tmp_path):
     assert sorted(output.count("preparing the embedded dataset") for output in outputs) == [0, 1]
     noise = [line for output in outputs for line in output.strip().splitlines() if not line.startswith(("preparing ", "read "))]
     assert len(noise) == 1 and re.fullmatch(r"the embedded dataset is ready after \d+ s", noise[0]), outputs  # lines of their own
-    assert [path.name for path in (root / "scenes/tiny").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (root / "scenes/tiny").iterdir()] == ["1.0.1"]
     assert not list((tmp_path / "home").iterdir())
 
 
