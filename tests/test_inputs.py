@@ -377,7 +377,7 @@ def test_groups_of_views_are_drawn_and_encoded(stub, tmp_path):
     method = this.method._replace(views=views)
     save_views(this._replace(method=method), tmp_path)
     picture = Image.open(tmp_path / "pictures" / "views.png")
-    assert picture.width % (5 * (24 + 2) + 2) == 0 and picture.height % (8 * (24 + 2) + 2) == 0
+    assert picture.width % (8 * (24 + 2) + 2) == 0 and picture.height % (5 * (24 + 2) + 2) == 0  # a column per image
     images, key = this.batches[0]["image"], jax.random.key(0)
     pooled = jax.jit(assemble_module._encode_views(method))(None, None, images, key)
     np.testing.assert_allclose(pooled[:, 3], mean(jax.jit(views)(images, key)["local"][:, 1]), atol=1e-5)
