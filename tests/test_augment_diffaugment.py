@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.augment import diffaugment as subject
+from ssl_jax.augment import diffaugment
 from ssl_jax.errors import UserError
 
 KEY = jax.random.key(0)
@@ -19,25 +19,25 @@ def pictures(n=64, height=8, width=16, seed=0):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (n, height, width, 3)), jnp.float32)
 
 
-def test_colors_move_within_their_ranges_and_keep_what_they_should():
+def test_color_operations_stay_in_range_and_keep_means():
     x = pictures(400)
-    added = apply(subject.brightness, x) - x
+    added = apply(diffaugment.brightness, x) - x
     assert np.ptp(added, axis=(1, 2, 3)).max() < 1e-6
     np.testing.assert_allclose((added.min(), added.max()), (-0.5, 0.5), atol=0.01)
-    gray, moved = x.mean(3, keepdims=True), apply(subject.saturation, x)
-    np.testing.assert_allclose(moved.mean(3, keepdims=True), gray, atol=1e-6)
-    factors = np.sum((moved - gray) * (x - gray), (1, 2, 3)) / np.sum((x - gray) ** 2, (1, 2, 3))
+    gray, saturated = x.mean(3, keepdims=True), apply(diffaugment.saturation, x)
+    np.testing.assert_allclose(saturated.mean(3, keepdims=True), gray, atol=1e-6)
+    factors = np.sum((saturated - gray) * (x - gray), (1, 2, 3)) / np.sum((x - gray) ** 2, (1, 2, 3))
     np.testing.assert_allclose((factors.min(), factors.max()), (0, 2), atol=0.02)
-    mean, moved = x.mean((1, 2, 3), keepdims=True), apply(subject.contrast, x)
-    np.testing.assert_allclose(moved.mean((1, 2, 3), keepdims=True), mean, atol=1e-6)
-    factors = np.sum((moved - mean) * (x - mean), (1, 2, 3)) / np.sum((x - mean) ** 2, (1, 2, 3))
+    mean, contrasted = x.mean((1, 2, 3), keepdims=True), apply(diffaugment.contrast, x)
+    np.testing.assert_allclose(contrasted.mean((1, 2, 3), keepdims=True), mean, atol=1e-6)
+    factors = np.sum((contrasted - mean) * (x - mean), (1, 2, 3)) / np.sum((x - mean) ** 2, (1, 2, 3))
     np.testing.assert_allclose((factors.min(), factors.max()), (0.5, 1.5), atol=0.01)
 
 
-def test_translations_are_whole_shifts_with_zeros_of_every_size():
+def test_translation_shifts_by_whole_pixels_and_fills_with_zeros():
     x = pictures(400)
-    moved, found = np.asarray(apply(subject.translation, x, 2)), set()
-    for before, after in zip(np.asarray(x), moved, strict=True):
+    shifted, found = np.asarray(apply(diffaugment.translation, x, 2)), set()
+    for before, after in zip(np.asarray(x), shifted, strict=True):
         for dy in (-1, 0, 1):  # an eighth of 8
             for dx in (-2, -1, 0, 1, 2):  # an eighth of 16
                 big = np.pad(before, ((1, 1), (2, 2), (0, 0)))
@@ -48,12 +48,12 @@ def test_translations_are_whole_shifts_with_zeros_of_every_size():
                 continue
             break
         else:
-            pytest.fail("no whole shift")
+            pytest.fail("not a shift by whole pixels")
     assert len(found) == 15
 
 
-def test_cutout_zeros_a_square_of_half_the_size_that_may_stick_out():
-    zeros = np.asarray(apply(subject.cutout, jnp.ones((2000, 8, 16, 3)), 2) == 0)
+def test_cutout_zeros_a_square_of_half_the_size():
+    zeros = np.asarray(apply(diffaugment.cutout, jnp.ones((2000, 8, 16, 3)), 2) == 0)
     assert (zeros[..., 0] == zeros[..., 1]).all()
     rows, columns = zeros[..., 0].any(2), zeros[..., 0].any(1)
     np.testing.assert_array_equal(zeros[..., 0], rows[:, :, None] & columns[:, None])
@@ -62,18 +62,18 @@ def test_cutout_zeros_a_square_of_half_the_size_that_may_stick_out():
     assert len(np.unique(rows, axis=0)) == 9
 
 
-def test_probability_is_per_image_and_operation_and_may_be_traced():
+def test_probability_is_per_image_and_may_be_traced():
     x = pictures(1000)
-    policy = tuple(subject.OPERATIONS)
-    np.testing.assert_array_equal(subject.augment(x, KEY, policy, 0.0), x)
-    np.testing.assert_array_equal(subject.augment(x, KEY, ()), x)
-    traced = jax.jit(lambda p: subject.augment(x, KEY, ("cutout",), p))
+    policy = tuple(diffaugment.OPERATIONS)
+    np.testing.assert_array_equal(diffaugment.augment(x, KEY, policy, 0.0), x)
+    np.testing.assert_array_equal(diffaugment.augment(x, KEY, ()), x)
+    traced = jax.jit(lambda p: diffaugment.augment(x, KEY, ("cutout",), p))
     changed = np.any(traced(0.3) != x, axis=(1, 2, 3))
     assert 0.25 < changed.mean() < 0.35
     assert np.any(traced(1.0) != x, axis=(1, 2, 3)).all()
-    always = subject.augment(x, KEY, policy)
-    assert not np.array_equal(always, subject.augment(x, jax.random.key(1), policy))
-    np.testing.assert_allclose(always[:10], jax.jit(subject.augment, static_argnums=2)(x, KEY, policy)[:10], atol=1e-6)
+    always = diffaugment.augment(x, KEY, policy)
+    assert not np.array_equal(always, diffaugment.augment(x, jax.random.key(1), policy))
+    np.testing.assert_allclose(always[:10], jax.jit(diffaugment.augment, static_argnums=2)(x, KEY, policy)[:10], atol=1e-6)
 
 
 def test_gradients_reach_the_images():
@@ -81,7 +81,7 @@ def test_gradients_reach_the_images():
     direction = pictures(4, seed=1)
 
     def f(x):
-        return jnp.sum(jnp.sin(subject.augment(x, KEY, tuple(subject.OPERATIONS))))
+        return jnp.sum(jnp.sin(diffaugment.augment(x, KEY, tuple(diffaugment.OPERATIONS))))
 
     slope = jnp.sum(jax.grad(f)(x) * direction)
     numeric = (f(x + 1e-2 * direction) - f(x - 1e-2 * direction)) / 2e-2
@@ -89,14 +89,14 @@ def test_gradients_reach_the_images():
     np.testing.assert_allclose(slope, numeric, rtol=1e-2)
 
 
-def test_unknown_operations_are_named():
+def test_unknown_operation_is_a_user_error():
     with pytest.raises(UserError, match="no 'colors'; choose from color, translation, cutout"):
-        subject.check_policy(("translation", "colors"))
+        diffaugment.check_policy(("translation", "colors"))
 
 
 def test_adaptive_probability_steps_toward_the_target():
     half = jnp.float32(0.5)
-    np.testing.assert_allclose(subject.adapt(half, 0.9, 256) - 0.5, 5.12e-4, rtol=1e-3)  # batch 64, every 4 steps
-    np.testing.assert_allclose(subject.adapt(half, 0.3, 256) - 0.5, -5.12e-4, rtol=1e-3)
-    assert subject.adapt(jnp.float32(0), -1.0, 256) == 0
-    assert subject.adapt(jnp.float32(1), 1.0, 256) == 1
+    np.testing.assert_allclose(diffaugment.adapt(half, 0.9, 256) - 0.5, 5.12e-4, rtol=1e-3)  # batch 64, every 4 steps
+    np.testing.assert_allclose(diffaugment.adapt(half, 0.3, 256) - 0.5, -5.12e-4, rtol=1e-3)
+    assert diffaugment.adapt(jnp.float32(0), -1.0, 256) == 0
+    assert diffaugment.adapt(jnp.float32(1), 1.0, 256) == 1
