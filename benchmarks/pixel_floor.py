@@ -1,9 +1,9 @@
 """Raw pixels as a baseline for representations, by the same evaluations.
 
-    python benchmarks/pixel_baseline.py --config=configs/simclr.py:cifar10_small [--config.data.data_dir=...]
+    python benchmarks/pixel_floor.py --config=configs/simclr.py:cifar10_small [--config.data.data_dir=...]
 
-Weighted kNN on raw pixels (in [0, 1], and normalized) for the usual (k, T), also after subtracting the mean image, and a ridge
-classifier. Prints a line for each, with its protocol.
+Weighted kNN on raw pixels (in [0, 1], and normalized by ImageNet's mean and std) for the usual (k, T), also after subtracting
+the mean image, and a ridge classifier. Prints a line for each, with its protocol.
 """
 
 import argparse
