@@ -97,8 +97,8 @@ def compare_paths(images, interpolation, rounds):
     for i in range(rounds):
         for name, function in functions.items():
             start = time.process_time()
-            for place, data in enumerate(images):
-                function(data, place)
+            for index, data in enumerate(images):
+                function(data, index)
             seconds[name][i] = time.process_time() - start
     return seconds
 

@@ -156,7 +156,7 @@ VARIANTS = (
             source="ours, 1 seed"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
     Variant("unconditional", unconditional, "the default without labels", hardware="2 CPU cores"),
-    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, half as wide again",
+    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, 1.5 times as wide",
             hardware="2 CPU cores", expected="Frechet (random_conv) 0.65 at step 2,000 of 12,000 (untrained 185.7)",
             source="ours, 1 seed"),
     Variant("cifar10", cifar10, "ch 96, attention, batch 64, five discriminator steps, 100,000 steps",

@@ -172,7 +172,7 @@ VARIANTS = (
             expected="Frechet (random_conv) 1.96 at step 2,000, 30.8 at 4,000 (untrained 378.8)",
             source="ours, 1 seed"),
     Variant("cifar10_small", cifar10_small,
-            "JPEG CIFAR-10, half as wide again, hinge, the discriminator's rate twice the generator's",
+            "JPEG CIFAR-10, 1.5 times as wide, hinge, the discriminator at twice the generator's rate",
             hardware="2 CPU cores", expected="Frechet (random_conv) 0.80, on an H200 0.84 (untrained 418.8)",
             source="ours, 1 seed each"),
     Variant("cifar10_small_dcgan", cifar10_small_dcgan, "JPEG CIFAR-10, DCGAN, non-saturating",

@@ -103,7 +103,7 @@ VARIANTS = (
     Variant("rotation", rotation,
             "embedded scenes: the discriminator alone, which only predicts rotations of all images of a batch",
             hardware="2 CPU cores"),
-    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, half as wide again",
+    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, 1.5 times as wide",
             hardware="1 accelerator", expected="Frechet (random_conv) 1.21 at step 3,000 of 12,000",
             source="ours, 1 seed"),
     Variant("cifar10", cifar10,

@@ -195,7 +195,7 @@ VARIANTS = (
             "digits, patches of 4 without attention: 49 tokens of 512 codes, each from its patch alone",
             hardware="1 CPU core", expected="codes used 75 %, PSNR 20.5", source="ours, 1 seed"),
     Variant("cifar10_small", cifar10_small,
-            "JPEG CIFAR-10, encoder and decoder twice as deep and half as wide again",
+            "JPEG CIFAR-10, encoder and decoder twice as deep and 1.5 times as wide",
             hardware="1 accelerator",
             expected="after 4,000 of 6,000 steps codes used in 256 images 66.4 %, PSNR 23.8", source="ours, 1 seed"),
     Variant("cifar10", cifar10,

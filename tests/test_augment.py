@@ -92,13 +92,13 @@ def slow_jitter(image, order, values, additive):
             mean = image.mean((0, 1))
             image = mean + value * (image - mean)
         else:
-            for place in np.ndindex(image.shape[:2]):
-                h, s, v = colorsys.rgb_to_hsv(*image[place])
+            for pixel in np.ndindex(image.shape[:2]):
+                h, s, v = colorsys.rgb_to_hsv(*image[pixel])
                 if operation == color.HUE:
                     h = (h + value) % 1.0
                 else:
                     s = min(s * value, 1.0)
-                image[place] = colorsys.hsv_to_rgb(h, s, v)
+                image[pixel] = colorsys.hsv_to_rgb(h, s, v)
         image = np.clip(image, 0, 1)
     return image
 
@@ -270,7 +270,7 @@ def test_random_crop_with_padding():
     windows = {(y, x): padded[y : y + 6, x : x + 5] for y in range(3) for x in range(3)}
     seen = []
     for crop in np.asarray(jax.vmap(lambda key: geometry.random_crop(image, key, (6, 5), pad=1))(keys(200))):
-        seen += [place for place, window in windows.items() if np.abs(crop - window).max() < 1e-6]
+        seen += [offset for offset, window in windows.items() if np.abs(crop - window).max() < 1e-6]
     assert len(seen) == 200
     assert set(seen) == set(windows)
 

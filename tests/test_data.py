@@ -34,7 +34,7 @@ def images_folder(root, count, classes=("a", "b"), shape=(24, 32), kind="PNG"):
 # ------------------------------------------------------------------------------------------------- folders
 
 
-def test_folder_skips_files_that_are_no_images(tmp_path, caplog):
+def test_folder_skips_files_that_are_not_images(tmp_path, caplog):
     root = tmp_path / "images"
     images_folder(root, 6)
     (root / "a" / "deep").mkdir()
@@ -111,7 +111,7 @@ def test_missing_data_is_a_one_line_user_error(tmp_path):
     (tmp_path / "text" / "a.txt").write_text("hello, this is not an image")
     for name, message in (
         (str(tmp_path / "empty"), "has no image; give one"),
-        (str(tmp_path / "text"), r"has no image \(1 files are no images\)"),
+        (str(tmp_path / "text"), r"has no image \(1 files are not images\)"),
         (str(tmp_path / "nowhere"), "no such folder"),
         ("imagenet9", rf"not prepared in data_dir '{tmp_path}/tfds' \(there: broken, half\); prepare .* --data_dir"),
         ("broken", "not prepared to the end .'1.0.0'"),
@@ -211,7 +211,7 @@ def test_tfds_features_by_name_in_a_batch(tfds_dir):
 
 def test_damaged_tfds_shard_is_a_user_error(tfds_dir, tmp_path):
     shard = "dots-train.array_record-00000-of-00001"
-    for case, message in (("missing", "is missing; prepare"), ("short", "is damaged"), ("info", "no readable TFDS")):
+    for case, message in (("missing", "is missing; prepare"), ("short", "is damaged"), ("info", "not a readable TFDS")):
         root = tmp_path / case
         shutil.copytree(tfds_dir / "dots", root / "dots")
         folder = root / "dots" / "1.2.0"

@@ -223,7 +223,7 @@ def test_crops_show_their_boxes():
         ([("random_resized_crops", {"size": 8, "interpolation": "nearest"})], "one of bilinear, bicubic"),
         ([("random_resized_crops", {"size": 8, "sampling": "tf"})], "one of torchvision, simclr, clamp"),
         ([("resize_crop", {"resize": 8, "crop": 8})] * 2, "at most one"),
-        (["resize_crop"], "no pair"),
+        (["resize_crop"], "not a pair"),
     ],
 )
 def test_invalid_host_op_is_a_user_error(ops, message):

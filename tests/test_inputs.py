@@ -387,7 +387,7 @@ def test_groups_of_views_are_saved_and_encoded(stub, tmp_path):
 
 def test_output_size_of_views_matches_every_operation(monkeypatch):
     def cutout(image, key, size):
-        """Keeps the size of the image, whatever its argument is called."""
+        """Keeps the size of the image, although an argument is called size."""
         return image.at[:size, :size].set(0)
 
     monkeypatch.setitem(views_module.OPERATIONS, "cutout", cutout)

@@ -46,9 +46,9 @@ def translation(x, u):
         size = x.shape[axis]
         most = int(size / 8 + 0.5)
         shift = _uniform_integer(u_axis, -most, most).reshape(-1, 1, 1)
-        place = jnp.arange(size)
+        pixels = jnp.arange(size)
         # [B, to, from]: products are faster than gathers, also in the backward pass
-        move = (place[:, None] - shift == place).astype(x.dtype)
+        move = (pixels[:, None] - shift == pixels).astype(x.dtype)
         subscripts = "bts,bswc->btwc" if axis == 1 else "bts,bhsc->bhtc"
         x = jnp.einsum(subscripts, move, x, precision=jax.lax.Precision.HIGHEST)
     return x
@@ -61,9 +61,9 @@ def cutout(x, u):
         size = x.shape[axis]
         side = int(size / 2 + 0.5)
         start = _uniform_integer(u_axis, 0, size - side % 2).reshape(-1, 1) - side // 2
-        place = jnp.arange(size)
+        pixels = jnp.arange(size)
         shape = (len(x), size, 1, 1) if axis == 1 else (len(x), 1, size, 1)
-        covered = covered & ((place >= start) & (place < start + side)).reshape(shape)
+        covered = covered & ((pixels >= start) & (pixels < start + side)).reshape(shape)
     return jnp.where(covered, 0, x)
 
 

@@ -137,15 +137,15 @@ def sample_crop(key, image_hw, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), sampling=
     Barlow Twins, DINO), 'simclr' (0.409; SimCLR's TensorFlow operator, never the last row or column), and 'clamp' (0.523;
     BYOL, MAE's linear probe).
     """
-    u = jax.random.uniform(key, (2, _TRIES + 1))  # the last column places the crop
+    u = jax.random.uniform(key, (2, _TRIES + 1))  # the last column positions the crop
     extents = {"torchvision": _extents_torchvision, "simclr": _extents_simclr, "clamp": _extents_clamp}[sampling]
     height, width, found = extents(u[:, :_TRIES], image_hw, area, ratio)
     slack = jnp.stack([image_hw[0] - height, image_hw[1] - width])
     # TensorFlow samples the offset from [0, slack), the others from [0, slack].
-    places = jnp.maximum(slack, 1.0) if sampling == "simclr" else slack + 1.0
-    place = jnp.minimum(jnp.floor(u[:, _TRIES] * places), places - 1.0)
-    place = jnp.where(found, place, jnp.floor(slack / 2))
-    return place[0], place[1], height, width
+    num_offsets = jnp.maximum(slack, 1.0) if sampling == "simclr" else slack + 1.0
+    offset = jnp.minimum(jnp.floor(u[:, _TRIES] * num_offsets), num_offsets - 1.0)
+    offset = jnp.where(found, offset, jnp.floor(slack / 2))
+    return offset[0], offset[1], height, width
 
 
 def random_resized_crop(
@@ -178,8 +178,8 @@ def shift_crop(image, top, left, size):
 def random_crop(image, key, size, pad=0):
     """A random window of `size` pixels, not resized, of the image with `pad` zero pixels on each side -> [h, w, 3]."""
     height, width = size_pair(size)
-    places = jnp.array([image.shape[0] + 2 * pad - height + 1, image.shape[1] + 2 * pad - width + 1])
-    top, left = jax.random.randint(key, (2,), 0, places) - pad
+    num_offsets = jnp.array([image.shape[0] + 2 * pad - height + 1, image.shape[1] + 2 * pad - width + 1])
+    top, left = jax.random.randint(key, (2,), 0, num_offsets) - pad
     return shift_crop(image, top, left, size)
 
 

@@ -42,7 +42,7 @@ class CorruptImage(Exception):
 
 
 def sniff(head: bytes) -> str | None:
-    """Why a file with these first `MAGIC_BYTES` bytes is no image, or None when it may be one."""
+    """Why a file with these first `MAGIC_BYTES` bytes is not an image, or None if it may be one."""
     if not head:
         return "empty file"
     recognized = (

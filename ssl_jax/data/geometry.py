@@ -203,7 +203,7 @@ def check_host_ops(ops: Recipe) -> None:
         raise UserError(f"host ops {[op[0] for op in ops]}: at most one runs on the host; move the others to config.views")
     for entry in ops:
         if isinstance(entry, str) or len(entry) != 2 or not isinstance(entry[1], Mapping):
-            raise UserError(f"host op {entry!r} is no pair (name, arguments); write ('resize_crop', dict(resize=256, ...))")
+            raise UserError(f"host op {entry!r} is not a pair (name, arguments); write ('resize_crop', dict(resize=256, ...))")
         name, arguments = entry
         if name not in OPS:
             raise UserError(f"unknown host op '{name}'; valid: {', '.join(OPS)}")

@@ -1,7 +1,7 @@
 """From a source to batches. The position in the data is a function of the step alone; there is no iterator state.
 
-Step s of a run with global batch B reads places [s B, (s + 1) B) of one endless sequence. The sequence is epoch after
-epoch, each a seeded permutation of the source that is computed place by place. Processes and workers only divide that
+Step s of a run with global batch B reads positions [s B, (s + 1) B) of one endless sequence. The sequence is epoch after
+epoch, each a seeded permutation of the source that is computed position by position. Processes and workers only divide that
 range, so their number, restarts and resumes do not change the examples. The next readable record replaces an unreadable
 one, in every process alike, and each unreadable record is logged once.
 
@@ -110,9 +110,9 @@ class TrainBatches(_Batches):
         self.order = self._order()
 
     def __getitem__(self, step: int) -> dict:
-        places = [step * self.batch_size + row for row in self.rows]
-        seeds = [(self.seed, place) for place in places]
-        batch, skipped = self.reader.batch([self.order[place] for place in places], seeds)
+        positions = [step * self.batch_size + row for row in self.rows]
+        seeds = [(self.seed, position) for position in positions]
+        batch, skipped = self.reader.batch([self.order[position] for position in positions], seeds)
         return {**batch, SKIPPED: skipped}
 
 
@@ -134,10 +134,10 @@ class EvalBatches(_Batches):
         return -(-self.num_examples // self.batch_size)
 
     def __getitem__(self, number: int) -> dict:
-        places = [number * self.batch_size + row for row in self.rows]
-        indices = self.indices[[place for place in places if place < self.num_examples]].tolist()
+        positions = [number * self.batch_size + row for row in self.rows]
+        indices = self.indices[[position for position in positions if position < self.num_examples]].tolist()
         batch, skipped, valid = self._read(indices)
-        missing = len(places) - len(indices)
+        missing = len(positions) - len(indices)
         batch |= {ROWS: valid, INDEX: np.asarray(indices, np.int32)}
         if missing:
             batch = {key: _pad(value, missing) for key, value in batch.items()}

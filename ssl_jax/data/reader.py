@@ -78,7 +78,7 @@ class Reader:
         self.lists = {name: name.removesuffix(VALID) for name in self.inputs if name not in source.features}
         self.frame = next((name for name, kind in self.kinds.items() if kind in ("image", "mask")), None)
         self.source = source.select(tuple(dict.fromkeys(self.lists.get(name, name) for name in self.inputs)))
-        self.bad: dict[int, str] = {}  # index -> reason
+        self.unreadable: dict[int, str] = {}  # index -> reason
         self.features = self._sizes()
         self.raw_spec = {name: (each.shape, np.dtype(each.dtype)) for name, each in self.features.items()}
         if any(None in shape for shape, _ in self.raw_spec.values()):
@@ -124,14 +124,14 @@ class Reader:
             try:
                 return self._pixels(self._values(index))
             except CorruptImage as error:
-                self.bad[index] = str(error)
-        raise self._all_bad(0)
+                self.unreadable[index] = str(error)
+        raise self._all_unreadable(0)
 
-    def _all_bad(self, index):
+    def _all_unreadable(self, index):
         count = min(len(self.source), MAX_WALK)
         return UserError(
             f"data '{self.source.name}': {count} images in a row cannot be read (first: number {index}, "
-            f"{self.bad[index]}); check the files, or prepare the dataset again"
+            f"{self.unreadable[index]}); check the files, or prepare the dataset again"
         )
 
     def _values(self, index: int) -> dict:
@@ -185,8 +185,8 @@ class Reader:
 
     def read(self, index: int, seed: tuple[int, int]) -> dict:
         """One example of `spec`, with random numbers from `seed`. Raises CorruptImage for an unreadable record, every time."""
-        if index in self.bad:
-            raise CorruptImage(self.bad[index])
+        if index in self.unreadable:
+            raise CorruptImage(self.unreadable[index])
         try:
             if self.cache is not None:
                 if not self.cache.ready[index]:
@@ -196,7 +196,7 @@ class Reader:
                 values = self._values(index)
             values = self._crop(values, index, np.random.default_rng(seed)) if self.ops else self._pixels(values)
         except CorruptImage as error:
-            self.bad[index] = str(error)
+            self.unreadable[index] = str(error)
             raise
         self._check_shapes(index, values, self.spec)
         return values
@@ -238,7 +238,7 @@ class Reader:
                 return self.read(candidate, seed)
             except CorruptImage as error:
                 skipped.append((candidate, str(error)))
-        raise self._all_bad(index)
+        raise self._all_unreadable(index)
 
     def batch(self, indices: Sequence[int], seeds: Sequence[tuple[int, int]]) -> tuple[dict, Skipped]:
         """(examples stacked [len(indices), ...], skipped records). `seeds` seed the random generator of each example."""
@@ -246,11 +246,11 @@ class Reader:
         indices = np.asarray(indices, np.int64)
         if self.cache is not None and not self.ops:
             for index in indices[~self.cache.ready[indices]].tolist():
-                if index not in self.bad and not self.cache.ready[index]:
+                if index not in self.unreadable and not self.cache.ready[index]:
                     try:
                         self._fill(index)
                     except CorruptImage as error:
-                        self.bad[index] = str(error)
+                        self.unreadable[index] = str(error)
             if self.cache.ready[indices].all():
                 return {key: self.cache.columns[key][indices] for key in self.inputs}, skipped
         out = {key: np.empty((len(indices), *shape), dtype) for key, (shape, dtype) in self.spec.items()}

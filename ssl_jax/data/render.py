@@ -148,19 +148,19 @@ def _parts(name: str, rng: np.random.Generator) -> list[_Part]:
         radius = u(1.18, 1.26) / links
         height = np.linspace(-1 + radius, 1 - radius, links)
         side = u(0.0, 0.35) * radius * np.where(np.arange(links) % 2 == 0, 1, -1)
-        places = list(zip(side, height, strict=True))
-        body = [_disc(x, y, radius, 24) for x, y in places]
-        holes = [_disc(x, y, radius * u(0.5, 0.56), 18) for x, y in places]
+        centers = list(zip(side, height, strict=True))
+        body = [_disc(x, y, radius, 24) for x, y in centers]
+        holes = [_disc(x, y, radius * u(0.5, 0.56), 18) for x, y in centers]
     elif name == "dumbbell":
         first, second = u(0.36, 0.46), u(0.36, 0.46)
         body = [_disc(0, first - 1, first), _disc(0, 1 - second, second)]
         accent = [_bar((0, -0.6), (0, 0.6), u(0.16, 0.26))]
     elif name == "tree":
-        pairs, width, spread = int(rng.integers(2, 4)), u(0.16, 0.22), u(0.6, 0.9)
+        pairs, width, branch_angle = int(rng.integers(2, 4)), u(0.16, 0.22), u(0.6, 0.9)
         body = [_bar((0, 1), (0, -0.95), width * 1.4, 0.6)]
         for i, y in enumerate(np.linspace(0.5, -0.35, pairs)):
             length = 0.85 - 0.15 * i
-            accent += [_bar((0, y), (0, y) + length * _direction(s * spread), width, 0.8) for s in (-1, 1)]
+            accent += [_bar((0, y), (0, y) + length * _direction(s * branch_angle), width, 0.8) for s in (-1, 1)]
     elif name == "zigzag":
         corners, width = int(rng.integers(5, 7)), u(0.22, 0.3)
         x = u(0.5, 0.65) * np.where(np.arange(corners) % 2 == 0, 1, -1)
@@ -323,14 +323,14 @@ def render(seed: int, index: int) -> Scene:
 
     # Geometry: object coordinates -> frame. Proportions and mirroring first, then the pose.
     radius, angle = u(11, 19), u(-MAX_ANGLE, MAX_ANGLE)
-    place = _CENTER + u(-1, 1, 2) * (25 - radius)
+    center = _CENTER + u(-1, 1, 2) * (25 - radius)
     stretch = np.exp(u(-0.2, 0.2))
     shape = np.array([[stretch * rng.choice([-1, 1]), u(-0.2, 0.2)], [0, 1 / stretch]])
     to_frame = radius * _rotation(angle) @ shape
     coverage = np.zeros((_CANVAS, _CANVAS), np.uint8)
     second = np.zeros((_CANVAS, _CANVAS), np.uint8)
     for part in _parts(CLASSES[label], rng):
-        points = part.points @ to_frame.T + place
+        points = part.points @ to_frame.T + center
         _fill(coverage, points, 0 if part.paint < 0 else 255)
         _fill(second, points, 255 if part.paint == 1 else 0)
     pebbles = _scatter(int(rng.integers(MAX_PEBBLES + 1)), coverage, rng)
@@ -394,5 +394,5 @@ def render(seed: int, index: int) -> Scene:
         boxes.append(_box(region))
         box_labels.append(PEBBLE)
     question, answer = question_and_answer(label, color, len(stones), rng)
-    pose = np.array([angle, *place, radius], np.float32)
+    pose = np.array([angle, *center, radius], np.float32)
     return Scene(image, label, pose, mask[:, :, None], boxes, box_labels, question, answer, image2, motion)

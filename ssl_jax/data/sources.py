@@ -201,7 +201,7 @@ class TfdsSource(Source):
             builder = tfds.builder_from_directory(self.directory)
         except (ValueError, OSError, AttributeError, KeyError) as error:
             raise UserError(
-                f"'{self.directory}' is no readable TFDS dataset ({_one_line(error)}); prepare it again"
+                f"'{self.directory}' is not a readable TFDS dataset ({_one_line(error)}); prepare it again"
             ) from error
         splits = builder.info.splits
         try:
@@ -280,7 +280,7 @@ class FolderSource(Source):
     split of others. 'all' is every image. Hidden files are ignored. A link is followed only to a file inside the folder.
 
     Attributes:
-      rejected: {path: reason} of files that are no images by their first bytes; logged once, when the folder is opened.
+      rejected: {path: reason} of files that are not images by their first bytes; logged once, when the folder is opened.
     """
 
     def __init__(self, root: str, split: str, names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}):
@@ -293,7 +293,7 @@ class FolderSource(Source):
             some = ", ".join(sorted(self.rejected)[:5])
             log.warning("%s: %d files left out (%s): %s", self.root, len(self.rejected), reasons, some)
         if not paths:
-            why = f" ({len(self.rejected)} files are no images)" if self.rejected else ""
+            why = f" ({len(self.rejected)} files are not images)" if self.rejected else ""
             raise UserError(f"folder '{self.root}' has no image{why}; give one with JPEG, PNG, GIF, BMP, WebP or TIFF files")
         top = {path.split("/", 1)[0] for path in paths if "/" in path}
         # 'train' may also be a class. It is a split if no other folder, or another split's folder, is beside it.
