@@ -1,15 +1,17 @@
-"""Train steps on an accelerator: ours against PyTorch (compiled, bfloat16, channels-last) and against what a rehearsal predicts.
+"""Train steps on an accelerator: ours against PyTorch (compiled, bfloat16, channels-last) and against the rehearsal.
 
     PYTHONPATH=. python benchmarks/accelerator.py [--cases simclr_resnet50 vit_b16 vit_vqgan_small] [--predictions FILE]
     PYTHONPATH=. python benchmarks/accelerator.py --rehearse h200:1x1 --predictions FILE      # beforehand, on any machine
 
-Ours is the step that `launch.py train` compiles for the config and overrides of a case, on one device, without augmentations; the case
-`simclr_resnet50_augmented` has those of the recipe, and no reference. The reference is torchvision's ResNet, timm's ViT or
-`torch_vit_vqgan` with the same parameters, loss and kind of optimizer, fused. Batches of random bytes lie on the device. Every side is
-a process of its own. All compile before any is measured: ours one after the other, since XLA times kernels as it compiles, theirs side
-by side. A time is the median of ten rounds (--rounds) of five steps, of which the last is waited for. Memory is the allocator's peak.
+Ours is the step that `launch.py train` compiles for the config and overrides of a case, on one device, without augmentations. The
+case `simclr_resnet50_augmented` has the recipe's augmentations, and no reference. The reference is torchvision's ResNet, timm's ViT
+or `torch_vit_vqgan` with the same number of parameters, loss and optimizer (fused). Batches of random bytes lie on the device.
 
-The first form ends with a table and a line of JSON; the second writes what `launch.py rehearse` finds for the cases.
+Each side runs in its own process. All compile before any is measured: ours one after the other, since XLA times kernels as it
+compiles; theirs side by side. A time is the median over ten rounds (--rounds) of five steps, blocking on the last step. Memory
+is the allocator's peak.
+
+The first command ends with a table and a line of JSON. The second writes the results of `launch.py rehearse` for the cases.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-STEPS = 5  # of a round
+STEPS = 5  # per round
 
 
 class Case(NamedTuple):
@@ -53,7 +55,7 @@ CASES = {
         256,
         224,
     ),
-    # Neither side recomputes; the penalty of every sixteenth step is left out, because PyTorch does not compile second derivatives.
+    # Neither side recomputes. R1 is left out on both sides, because PyTorch does not compile second derivatives.
     "vit_vqgan_small": Case(
         "vit_vqgan.py:imagenet256",
         (
@@ -70,7 +72,7 @@ CASES = {
 
 
 def config_of(case: Case, batch: int, pixels: int):
-    """The config of a case; another number of pixels is for trying this out."""
+    """The config of a case, with images of `pixels` x `pixels`."""
     from ssl_jax.experiment.config import load
 
     config = load(str(ROOT / "configs" / case.config), [*case.overrides, f"--config.batch_size={batch}"])
@@ -97,9 +99,9 @@ def ours(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
     from ssl_jax.rehearsal.traffic import traffic
 
     config = config_of(CASES[name], batch, pixels)
-    known, mesh = facts(config.data), sharding.make_mesh(config.mesh, jax.devices()[:1])
-    config = fill_in(config, known)
-    total = configs.resolve(config, known.examples)["total"]
+    data_facts, mesh = facts(config.data), sharding.make_mesh(config.mesh, jax.devices()[:1])
+    config = fill_in(config, data_facts)
+    total = configs.resolve(config, data_facts.examples)["total"]
     method = build_method(config)
     run, _, example = make_run(config, method, mesh, total, {})
     traced = run.trace(run.abstract, example, run.root)
@@ -133,7 +135,7 @@ def ours(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
         metrics = {key: float(x) for key, x in steps(3).items()}
         loss = next(x for key, x in metrics.items() if key.endswith("/loss"))
         times = rounds(steps)
-        told = jax.devices()[0].memory_stats() or {}  # before anything is traced
+        memory_stats = jax.devices()[0].memory_stats() or {}  # before the profiler runs
         if profile := os.environ.get("PROFILE"):
             Path(profile, f"{name}.profile.txt").write_text(step_timing.report(lambda: steps(1), compiled.as_text(), longest=400))
         cost = compiled.cost_analysis() or {}
@@ -141,7 +143,7 @@ def ours(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
             **times,
             "loss": loss,
             "parameters": memory.size(run.abstract.params),
-            "peak_bytes": told.get("peak_bytes_in_use"),
+            "peak_bytes": memory_stats.get("peak_bytes_in_use"),
             "compiled_bytes": memory.of_program(compiled)["total"],
             "flops": counted.flops,
             "moved_bytes": traffic(compiled.as_text()),
@@ -186,7 +188,7 @@ def theirs(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
         start = time.perf_counter()
         loss = float(steps(3))
         if cuda:
-            torch.cuda.empty_cache()  # others compile and are measured meanwhile
+            torch.cuda.empty_cache()  # for processes that are measured meanwhile
         return {"compiling": time.perf_counter() - start, "loss": loss}
 
     def measure() -> dict:
@@ -215,7 +217,7 @@ def rounds(steps: Callable) -> dict:
 
 
 def child(name: str, side: str, batch: int, pixels: int) -> None:
-    """Get ready, and take one step for each line that comes in: compile, then measure."""
+    """Build a case, then run one stage (compile, measure) for each line on stdin."""
     stages = {"ours": ours, "theirs": theirs}[side](name, batch, pixels)
     for stage in stages:
         sys.stdin.readline()
@@ -223,14 +225,14 @@ def child(name: str, side: str, batch: int, pixels: int) -> None:
 
 
 class Process:
-    """A child; what it told is in `found`, with 'error', the end of its log, if it ended early or took too long."""
+    """A child process. `found` holds its results, or 'error', the end of its log, if it failed or timed out."""
 
     def __init__(self, name: str, side: str, arguments):
         self.name, self.side, self.found = name, side, {}
         sizes = [str(arguments.batch or CASES[name].batch), str(arguments.pixels or CASES[name].pixels)]
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
         environment |= {"ROUNDS": str(arguments.rounds)}
-        if arguments.profile:  # in CUDA graphs kernels have no names
+        if arguments.profile:  # kernels in CUDA graphs have no names
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
             environment |= {"PROFILE": str(arguments.logs), "XLA_FLAGS": flags}
         self.log = Path(arguments.logs, f"{name}.{side}.txt")
@@ -240,35 +242,35 @@ class Process:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
             )
 
-    def ask(self) -> None:
+    def start_stage(self) -> None:
         try:
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # `hear` tells why
+            pass  # `finish_stage` reports the error
 
-    def hear(self) -> None:
+    def finish_stage(self) -> None:
         line = self.process.stdout.readline()
         self.found |= json.loads(line) if line else {"error": self.log.read_text()[-1500:]}
         print(f"{time.strftime('%X')} {self.name} {self.side} {line.strip() or self.found['error']}", flush=True)
 
 
 def measure_all(cases: list[str], arguments) -> dict[str, dict]:
-    """{case: {side: what was found}}"""
+    """{case: {side: results}}"""
     mine = [Process(name, "ours", arguments) for name in cases]
     compared = [] if arguments.ours else [name for name in cases if not name.endswith("augmented")]
     other = [Process(name, "theirs", arguments) for name in compared]
     for process in other:
-        process.ask()
+        process.start_stage()
     for process in mine:
-        process.ask()
-        process.hear()
+        process.start_stage()
+        process.finish_stage()
     for process in other:
-        process.hear()
+        process.finish_stage()
     for process in [*mine, *other]:
         if "error" not in process.found:
-            process.ask()
-            process.hear()
+            process.start_stage()
+            process.finish_stage()
         process.process.communicate()
     found = {name: {} for name in cases}
     for process in [*mine, *other]:
@@ -289,11 +291,13 @@ def rehearse(topology: str, path: Path, cases: list[str]) -> None:
 
 
 def table(found: dict[str, dict], predicted: dict) -> None:
-    print(f"{'case':27}{'ours':>10}{'torch':>10}{'ratio':>7}{'bound':>10}{'reached':>9}{'GiB':>7}{'torch':>7}{'told':>7}{'MFU':>7}")
+    times = f"{'ours':>10}{'torch':>10}{'ratio':>7}{'bound':>10}{'reached':>9}"
+    print(f"{'case':27}{times}{'GiB':>7}{'torch':>7}{'pred.':>7}{'MFU':>7}")
     for name, sides in found.items():
-        mine, other, told = sides.get("ours", {}), sides.get("theirs", {}), predicted.get(name, {})
-        bound = told.get("prediction", {}).get("bound", {}).get("step_seconds")
-        chip = told.get("busy_seconds", {}).get("compute") and told["flops"]["flops"] / told["busy_seconds"]["compute"]
+        mine, other, rehearsed = sides.get("ours", {}), sides.get("theirs", {}), predicted.get(name, {})
+        bound = rehearsed.get("prediction", {}).get("bound", {}).get("step_seconds")
+        compute = rehearsed.get("busy_seconds", {}).get("compute")
+        chip = compute and rehearsed["flops"]["flops"] / compute  # FLOP/s
         second, theirs_ = mine.get("seconds"), other.get("seconds")
         cells = [
             (second and 1e3 * second, "8.1f", 10, " ms"),
@@ -303,7 +307,7 @@ def table(found: dict[str, dict], predicted: dict) -> None:
             (bound and second and 100 * bound / second, ".0f", 9, " %"),
             (mine.get("peak_bytes") and mine["peak_bytes"] / 2**30, ".1f", 7, ""),
             (other.get("peak_bytes") and other["peak_bytes"] / 2**30, ".1f", 7, ""),
-            (told.get("compiled_bytes") and told["compiled_bytes"]["total"] / 2**30, ".1f", 7, ""),
+            (rehearsed.get("compiled_bytes") and rehearsed["compiled_bytes"]["total"] / 2**30, ".1f", 7, ""),
             (chip and second and 100 * mine["flops"] / second / chip, ".0f", 7, " %"),
         ]
         print(f"{name:27}" + "".join(f"{format(x, form) + unit if x else '-':>{width}}" for x, form, width, unit in cells))
@@ -312,15 +316,15 @@ def table(found: dict[str, dict], predicted: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--predictions", type=Path, default=None, help="file of the second form")
-    parser.add_argument("--rehearse", default=None, metavar="TOPOLOGY", help="write --predictions, measure nothing")
-    parser.add_argument("--logs", type=Path, default=Path("."), help="folder for what the processes say")
-    parser.add_argument("--batch", type=int, default=None, help="another batch, to try this out")
-    parser.add_argument("--pixels", type=int, default=None, help="other images, to try this out")
-    parser.add_argument("--rounds", type=int, default=10, help="to take the median of; 1, to try this out")
+    parser.add_argument("--predictions", type=Path, default=None, help="file written with --rehearse")
+    parser.add_argument("--rehearse", default=None, metavar="TOPOLOGY", help="write --predictions instead of measuring")
+    parser.add_argument("--logs", type=Path, default=Path("."), help="folder for the logs of the processes")
+    parser.add_argument("--batch", type=int, default=None, help="batch size, for a quick try")
+    parser.add_argument("--pixels", type=int, default=None, help="image size, for a quick try")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of the median; 1 for a quick try")
     parser.add_argument("--ours", action="store_true", help="without PyTorch")
-    parser.add_argument("--profile", action="store_true", help="without CUDA graphs; tables of where our time goes to --logs")
-    parser.add_argument("--limit", type=float, default=480, help="seconds for each process, waiting included")
+    parser.add_argument("--profile", action="store_true", help="without CUDA graphs; tables of our time by operation in --logs")
+    parser.add_argument("--limit", type=float, default=480, help="seconds for each process, including waits")
     parser.add_argument("--child", nargs=4, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -328,7 +332,7 @@ def main() -> None:
         return child(name, side, *map(int, sizes))
     if arguments.rehearse:
         if arguments.predictions is None:
-            parser.error("--rehearse writes its findings to --predictions=FILE")
+            parser.error("--rehearse writes to --predictions=FILE; give one")
         return rehearse(arguments.rehearse, arguments.predictions, arguments.cases)
     predicted = json.loads(arguments.predictions.read_text()) if arguments.predictions else {}
     found = measure_all(arguments.cases, arguments)

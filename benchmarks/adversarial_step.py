@@ -1,14 +1,15 @@
-"""Steps of two adversarial methods, ours against the same networks, losses and optimizers in eager PyTorch, on the CPU; and what lazy
-regularization saves.
+"""Steps of two adversarial methods against the same networks, losses and optimizers in eager PyTorch, on the CPU; and the gain of
+lazy regularization.
 
     JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/adversarial_step.py [--pairs 7] [--cases biggan_32 stylegan2_64]
 
-biggan_32: class-conditional, hinge, spectral normalization in both players, one step of each on a batch of 32.
-stylegan2_64: 16 steps on a batch of 16, which hold 16 steps of each player, one R1 step and four path-length steps. Without
-augmentations and style mixing. A pair is a run of ours and one of the reference in turns; figures are medians over pairs and the
-range of the ratio of wall-clock times, above 1 where ours is faster. Quote figures of a quiet machine only.
+biggan_32: class-conditional, hinge, spectral normalization in both networks, one step of each on a batch of 32. stylegan2_64:
+16 steps on a batch of 16, with 16 steps of each network, one R1 step and four path-length steps. Without augmentations and
+style mixing. A pair is a run of ours and one of the reference, in turns. Figures are medians over pairs, and the range of the
+ratio of wall-clock times, above 1 if ours is faster. Quote figures of a quiet machine only.
 
-The last lines compare 16 steps of ours with R1 at every 16th step (lazy) to 16 steps with R1 in each. Ends with a line of JSON.
+The last lines compare 16 steps of ours with R1 at every 16th step (lazy) to 16 steps with R1 at every step. Ends with a line of
+JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ssl_jax.methods import build_method
 CLASSES = 10
 BIGGAN = dict(channels=32, multiples=(8, 4, 2, 1), embedding=32), dict(channels=32, multiples=(1, 2, 4, 8)), 64
 STYLEGAN = dict(channel_base=2048, channel_max=128), dict(features=128, mapping_layers=4)
-CYCLE = 16  # steps in which every lazy phase of StyleGAN2 comes round
+CYCLE = 16  # steps with every lazy phase of StyleGAN2 at least once
 
 
 def config_of(name: str, size: int, batch: int):
@@ -96,29 +97,29 @@ def biggan_reference(config):
     ema = torch_gans.BigGANGenerator(**BIGGAN[0], classes=CLASSES, latent=BIGGAN[2])
     for network in (generator, discriminator):
         network.to(memory_format=torch.channels_last)
-    of_g, of_d = adam(generator, config.optim.generator), adam(discriminator, config.optim.discriminator)
+    optimizer_g, optimizer_d = adam(generator, config.optim.generator), adam(discriminator, config.optim.discriminator)
     n = config.batch_size
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (n,))
 
-    def drawn():
+    def sample_latents():
         return torch.randn(n, BIGGAN[2]), torch.randint(0, CLASSES, (n,))
 
     def step():
-        real, (z, y) = images.float() / 127.5 - 1, drawn()
+        real, (z, y) = images.float() / 127.5 - 1, sample_latents()
         with torch.no_grad():
             fake = generator(z, y)
         on_real, on_fake = discriminator(real, labels), discriminator(fake, y)
         loss = torch.relu(1 - on_real).mean() + torch.relu(1 + on_fake).mean()
-        of_d.zero_grad(set_to_none=True)
+        optimizer_d.zero_grad(set_to_none=True)
         loss.backward()
-        of_d.step()
-        z, y = drawn()
+        optimizer_d.step()
+        z, y = sample_latents()
         discriminator.requires_grad_(False)
         loss = -discriminator(generator(z, y), y).mean()
-        of_g.zero_grad(set_to_none=True)
+        optimizer_g.zero_grad(set_to_none=True)
         loss.backward()
-        of_g.step()
+        optimizer_g.step()
         discriminator.requires_grad_(True)
         average(ema, generator)
 
@@ -133,7 +134,7 @@ def stylegan2_reference(config):
     discriminator = torch_gans.StyleGAN2Discriminator(64, STYLEGAN[0]["channel_base"], STYLEGAN[0]["channel_max"], 4)
     for network in (generator, discriminator):
         network.to(memory_format=torch.channels_last)
-    of_g, of_d = adam(generator, config.optim.generator), adam(discriminator, config.optim.discriminator)
+    optimizer_g, optimizer_d = adam(generator, config.optim.generator), adam(discriminator, config.optim.discriminator)
     n, layers = config.batch_size, 2 * len(generator.resolutions)
     images = torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     length, count = torch.zeros(()), 0
@@ -150,7 +151,7 @@ def stylegan2_reference(config):
         nonlocal length, count
         softplus = torch.nn.functional.softplus
         discriminator.requires_grad_(False)
-        update(of_g, softplus(-discriminator(generator.synthesize(styles(n)))).mean())
+        update(optimizer_g, softplus(-discriminator(generator.synthesize(styles(n)))).mean())
         if count % 4 == 0:
             ws = styles(n // 2)
             fake = generator.synthesize(ws)
@@ -158,17 +159,17 @@ def stylegan2_reference(config):
             (gradient,) = torch.autograd.grad((fake * noise).sum(), ws, create_graph=True)
             lengths = gradient.square().sum(2).mean(1).sqrt()
             average_length = length + 0.01 * (lengths.mean() - length)
-            update(of_g, 2 * 4 * (lengths - average_length).square().mean())
+            update(optimizer_g, 2 * 4 * (lengths - average_length).square().mean())
             length = average_length.detach()
         discriminator.requires_grad_(True)
         real = images.float() / 127.5 - 1
         with torch.no_grad():
             fake = generator.synthesize(styles(n))
-        update(of_d, softplus(-discriminator(real)).mean() + softplus(discriminator(fake)).mean())
+        update(optimizer_d, softplus(-discriminator(real)).mean() + softplus(discriminator(fake)).mean())
         if count % 16 == 0:
             real = real.requires_grad_(True)
             (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
-            update(of_d, 16 * 0.5 * config.model.r1.weight * gradient.square().sum((1, 2, 3)).mean())
+            update(optimizer_d, 16 * 0.5 * config.model.r1.weight * gradient.square().sum((1, 2, 3)).mean())
         average(ema, generator)
         count += 1
 
@@ -207,8 +208,8 @@ def main() -> None:
         results[case] = dict(parameters=count, ours=np.median(times[:, 0]), reference=np.median(times[:, 1]),
                              ratio=np.median(ratio), low=ratio.min(), high=ratio.max(), load=load)  # fmt: skip
         print(f"{case}: {count:,} parameters, batch {batch}: ours {1000 * results[case]['ours']:.1f} ms a step, PyTorch "
-              f"{1000 * results[case]['reference']:.1f} ms, ratio {results[case]['ratio']:.2f} [{ratio.min():.2f}, {ratio.max():.2f}], "
-              f"load {load:.1f}", flush=True)  # fmt: skip
+              f"{1000 * results[case]['reference']:.1f} ms, ratio {results[case]['ratio']:.2f} "
+              f"[{ratio.min():.2f}, {ratio.max():.2f}], load {load:.1f}", flush=True)  # fmt: skip
         if name == "stylegan":
             with config.unlocked():
                 config.model.r1.interval = 1
@@ -217,9 +218,9 @@ def main() -> None:
             pairs = np.array([(first(), every()) for _ in range(args.pairs)]) / steps
             cost = pairs[:, 1] / pairs[:, 0]
             results["r1_every_step"] = dict(lazy=np.median(pairs[:, 0]), every=np.median(pairs[:, 1]), ratio=np.median(cost))
-            print(f"R1 at every step instead of every {CYCLE}th: {np.median(cost):.2f} [{cost.min():.2f}, {cost.max():.2f}] times the "
-                  "time", flush=True)  # fmt: skip
-    print(json.dumps({case: {k: float(v) for k, v in told.items()} for case, told in results.items()}))
+            print(f"R1 at every step instead of every {CYCLE}th: {np.median(cost):.2f} [{cost.min():.2f}, {cost.max():.2f}] "
+                  "times the time", flush=True)  # fmt: skip
+    print(json.dumps({case: {k: float(v) for k, v in figures.items()} for case, figures in results.items()}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Does a BiGAN's code keep the image? The three perceptrons on the 8 x 8 digits of scikit-learn, three seeds.
+"""Does the code of a BiGAN keep the image? Three perceptrons on the 8 x 8 digits of scikit-learn, three seeds.
 
   python benchmarks/bigan_digits.py
 
-The networks, the game and the rates of configs/bigan.py:mnist at 256 units and 16 uniform latents, 1,297 digits to train on and 500 to
-test, 8,000 steps of 128. Reconstruction ratio: the mean distance of a test digit to G(E(x)), over the same with the digits shuffled.
-Prints losses and ratio of each seed and exits with 1 unless the losses start at ln 2 and the ratio falls below 0.75 by step 8,000 for
-every seed.
+Networks, loss and rates of configs/bigan.py:mnist with 256 units and 16 uniform latents; 1,297 training digits, 500 test
+digits, 8,000 steps of 128. The reconstruction ratio is the mean distance of a test digit to G(E(x)), divided by that of
+shuffled digits. Prints losses and ratio of each seed. Exits with 1 unless, for every seed, the losses start at ln 2 and the
+ratio falls below 0.75 by step 8,000.
 """
 
+import argparse
 import pathlib
 import sys
 
@@ -25,7 +26,7 @@ from ssl_jax.experiment import config as configs
 from ssl_jax.methods import bigan
 
 ROOT = pathlib.Path(__file__).parent.parent
-BATCH, STEPS, TRAIN, TOLD = 128, 8000, 1297, (0, 2000, 4000, 8000)
+BATCH, STEPS, TRAIN, PRINTED = 128, 8000, 1297, (0, 2000, 4000, 8000)
 
 
 def data(seed):
@@ -41,15 +42,15 @@ def make():
         config.views = ((("random_crop", dict(size=8)),),)
         config.data.image_shape, config.dtype, config.batch_size = (8, 8, 3), "float32", BATCH
         config.model.generator.shape, config.model.latent.size = (8, 8, 1), 16
-        for player in ("generator", "encoder", "discriminator"):
-            config.model[player].widths = (256, 256)
+        for network in ("generator", "encoder", "discriminator"):
+            config.model[network].widths = (256, 256)
     return config, bigan.build(config, {})
 
 
 def ratio(method, state, images):
-    again = np.asarray(method.fns.reconstruct(state.params, state.mutable, images))
+    reconstructed = np.asarray(method.fns.reconstruct(state.params, state.mutable, images))
     real = images / np.float32(255)
-    own, other = (np.linalg.norm((x - again).reshape(len(x), -1), axis=1).mean() for x in (real, np.roll(real, 1, 0)))
+    own, other = (np.linalg.norm((x - reconstructed).reshape(len(x), -1), axis=1).mean() for x in (real, np.roll(real, 1, 0)))
     return own / other
 
 
@@ -65,18 +66,20 @@ def train(config, method, seed):
         batch = images[jax.random.choice(jax.random.fold_in(key, state.step), TRAIN, (BATCH,), replace=False)]
         return step(state, {"image": batch}, key)
 
-    many, found = jax.jit(lambda s: jax.lax.scan(once, s, length=TOLD[1] // 2)), {0: (np.nan, np.nan, ratio(method, state, test))}
+    many = jax.jit(lambda s: jax.lax.scan(once, s, length=PRINTED[1] // 2))
+    found = {0: (np.nan, np.nan, ratio(method, state, test))}
     while (at := int(state.step)) < STEPS:
-        state, told = many(state)
-        losses = [np.asarray(told[f"game/{name}"]) for name in ("loss/discriminator", "loss/generator+encoder")]
+        state, metrics = many(state)
+        losses = [np.asarray(metrics[f"game/{name}"]) for name in ("loss/discriminator", "loss/generator+encoder")]
         if at == 0:
             found[0] = (*(float(x[0]) for x in losses), found[0][2])
-        if int(state.step) in TOLD:
+        if int(state.step) in PRINTED:
             found[int(state.step)] = (*(float(x[-100:].mean()) for x in losses), ratio(method, state, test))
     return found
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     config, method = make()
     good = True
     print(f"{'seed':>4}{'step':>8}{'D loss':>10}{'G, E loss':>11}{'ratio':>8}")

@@ -3,16 +3,16 @@
     TFDS_DATA_DIR=... python benchmarks/input_path.py [--split original] [--rounds 5] [--png crops.png]
 
 Four paths turn the same encoded JPEGs into two random resized crops each:
-    ours         the host op `random_resized_crops`: one decode at the scale the crops need, OpenCV geometry
-    reader       the same through `Reader`, with a label, as batches are read: what asking for features by name costs
-    reference    Pillow decodes once, torchvision's RandomResizedCrop runs twice on it: a careful PyTorch loader
+    ours         the host op `random_resized_crops`: one decode at the scale that the crops need, OpenCV geometry
+    reader       the same through `Reader`, with a label, as batches are read
+    reference    Pillow decodes once and torchvision's RandomResizedCrop runs twice: a careful PyTorch loader
     two decodes  Pillow decodes for every crop
-They take turns round by round (a loader runs one path, so one does not empty the caches of another), in one thread, and
-time is CPU time of the process, so that other work on the machine falls on all alike. Prints images/s (an image is one
-pair of crops), the ratio per round, and one line of JSON.
+The paths run in turns, one round each, so that none empties the caches of another. They run in one thread. Time is CPU
+time of the process, so that other work on the machine affects all paths alike. Prints images/s (an image is one pair of
+crops), the ratio per round, and one line of JSON.
 
-It also measures the resize alone, beside OpenCV's area and linear interpolation: agreement with Pillow's antialiased
-resize in dB, and milliseconds. `--png` writes the crops of both paths side by side, from the same boxes.
+It also measures the resize alone, with OpenCV's area and linear interpolation for comparison: agreement with Pillow's
+antialiased resize in dB, and milliseconds. `--png` writes the crops of both paths side by side, from the same boxes.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SIZE = 224
 
 
 def torchvision_crop(interpolation):
-    """torchvision's transform."""
+    """torchvision's RandomResizedCrop."""
     import torch
     import torch_vision
 
@@ -46,7 +46,7 @@ def torchvision_crop(interpolation):
 
 
 class Bytes(Source):
-    """Encoded images with a label each."""
+    """Encoded images with labels."""
 
     features = {"image": Feature((None, None, 3), "uint8", "image"), "label": Feature((), "int32")}  # noqa: RUF012
     num_classes = label_names = image_shape = None
@@ -67,7 +67,7 @@ class Bytes(Source):
 
 
 def paths(interpolation, images):
-    """{name: function of encoded bytes and their place in `images` that makes two crops}"""
+    """{name: function (encoded bytes, index in `images`) -> two crops}"""
     crop = torchvision_crop(interpolation)
     rng = np.random.default_rng(0)
     ops = (("random_resized_crops", {"size": SIZE, "crops": 2, "interpolation": interpolation}),)
@@ -89,7 +89,7 @@ def paths(interpolation, images):
 
 
 def compare_paths(images, interpolation, rounds):
-    """CPU seconds of every path over all images, [rounds] each."""
+    """{path: CPU seconds for all images, [rounds]}"""
     functions = paths(interpolation, images)
     for function in functions.values():
         function(images[0], 0)
@@ -97,8 +97,8 @@ def compare_paths(images, interpolation, rounds):
     for i in range(rounds):
         for name, function in functions.items():
             start = time.process_time()
-            for place, data in enumerate(images):
-                function(data, place)
+            for index, data in enumerate(images):
+                function(data, index)
             seconds[name][i] = time.process_time() - start
     return seconds
 

@@ -1,9 +1,9 @@
-"""What pixels reach: the floor under every representation, by the evaluations that representations get.
+"""Raw pixels as a baseline for representations, by the same evaluations.
 
-    python benchmarks/pixel_floor.py --config=configs/simclr.py:cifar10_small [--data_dir=...]
+    python benchmarks/pixel_floor.py --config=configs/simclr.py:cifar10_small [--config.data.data_dir=...]
 
-Weighted kNN on raw pixels (in [0, 1], and without ImageNet's mean and std) for the usual (k, T), also after subtracting the mean
-picture, and a ridge classifier. One line each, with its protocol.
+Weighted kNN on raw pixels (in [0, 1], and normalized by ImageNet's mean and std) for the usual (k, T), also after subtracting
+the mean image, and a ridge classifier. Prints a line for each, with its protocol.
 """
 
 import argparse
@@ -24,16 +24,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/simclr.py")
     args, overrides = parser.parse_known_args()
-    this = build_experiment(configs.load(args.config, overrides))
-    context = raw_pixels(this.config, this.run.mesh)
+    experiment = build_experiment(configs.load(args.config, overrides))
+    context = raw_pixels(experiment.config, experiment.run.mesh)
     nearest = functools.partial(knn.evaluate, context)
     for layer in ("pooled", "normalized"):
         for normalization in ("none", "center"):
             for k, temperature in SETTINGS:
-                told = nearest(k=k, temperature=temperature, layer=layer, normalization=normalization)
-                print(f"{told.metrics['top1']:6.2f}  {told.protocol}", flush=True)
-    told = linear.evaluate(context, solver="ridge")
-    print(f"{told.metrics['top1']:6.2f}  {told.protocol}")
+                result = nearest(k=k, temperature=temperature, layer=layer, normalization=normalization)
+                print(f"{result.metrics['top1']:6.2f}  {result.protocol}", flush=True)
+    result = linear.evaluate(context, solver="ridge")
+    print(f"{result.metrics['top1']:6.2f}  {result.protocol}")
 
 
 if __name__ == "__main__":

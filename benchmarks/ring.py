@@ -1,13 +1,14 @@
-"""How many of eight modes does a generator keep? A ring of eight Gaussians, five games, three seeds.
+"""How many of eight modes does a generator keep? A ring of eight Gaussians, four adversarial losses, three seeds.
 
   python benchmarks/ring.py
 
-The target has radius 2 and deviation 0.02. Generator 16-128-128-2 and discriminator 2-128-128-128-1 are trained by the step of the
-house, one step each of 256 points in turn. A mode is kept if at least 1 % of 2,500 samples lie within 0.2 of it. Prints a line for each
-game and exits with 1 unless the plain non-saturating game keeps at most three modes, and R1 and spectral normalization at least seven,
-for every seed.
+The target has radius 2 and deviation 0.02. `engine.step` trains a generator 16-128-128-2 and a discriminator 2-128-128-128-1,
+one step each of 256 points in turn. A mode is kept if at least 1 % of 2,500 samples lie within 0.2 of it. Prints a line for
+each loss. Exits with 1 unless, for every seed, the plain non-saturating loss keeps at most three modes, and R1 and spectral
+normalization keep at least seven.
 """
 
+import argparse
 import pathlib
 import sys
 import time
@@ -29,7 +30,7 @@ from ssl_jax.objectives.adversarial import GAN_LOSSES, r1
 BATCH, STEPS, SAMPLES, LATENT = 256, 5000, 2500, 16
 ANGLES = 2 * np.pi * np.arange(8) / 8
 MODES = 2 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1).astype(np.float32)
-GAMES_TRIED = {  # name: (game, spectral normalization, weight of R1, beta1, beta2, modes kept by every seed)
+CASES = {  # name: (adversarial loss, spectral normalization, weight of R1, beta1, beta2, (least, most) modes kept by every seed)
     "minimax": ("minimax", False, 0.0, 0.5, 0.99, None),
     "non-saturating": ("non_saturating", False, 0.0, 0.5, 0.99, (0, 3)),
     "non-saturating + R1": ("non_saturating", False, 1.0, 0.0, 0.99, (7, 8)),
@@ -59,12 +60,12 @@ class Discriminator(nn.Module):
 
 
 def ring(key, count):
-    place, noise = jax.random.split(key)
-    return jnp.asarray(MODES)[jax.random.randint(place, (count,), 0, 8)] + 0.02 * jax.random.normal(noise, (count, 2))
+    mode_key, noise_key = jax.random.split(key)
+    return jnp.asarray(MODES)[jax.random.randint(mode_key, (count,), 0, 8)] + 0.02 * jax.random.normal(noise_key, (count, 2))
 
 
-def build(game, spectral, penalty) -> Method:
-    generator, discriminator, rules = Generator(), Discriminator(spectral), GAN_LOSSES[game]
+def build(loss, spectral, penalty) -> Method:
+    generator, discriminator, losses = Generator(), Discriminator(spectral), GAN_LOSSES[loss]
 
     def init(key, batch, frozen):
         first, second = jax.random.split(key)
@@ -76,26 +77,28 @@ def build(game, spectral, penalty) -> Method:
         return run(generator, params, {}, jax.random.normal(key, (BATCH, LATENT)), train=True)[0]
 
     def d_loss(train, state, batch, key):
-        real, params, moved = ring(jax.random.fold_in(key, 0), BATCH), train["discriminator"], state.mutable["discriminator"]
-        on_real, moved = run(discriminator, params, moved, real, train=True)
-        on_fake, moved = run(discriminator, params, moved, fake(state.params["generator"], jax.random.fold_in(key, 1)), train=True)
-        value = rules.discriminator(on_real, on_fake)
+        real, params = ring(jax.random.fold_in(key, 0), BATCH), train["discriminator"]
+        spectral_state = state.mutable["discriminator"]
+        on_real, spectral_state = run(discriminator, params, spectral_state, real, train=True)
+        samples = fake(state.params["generator"], jax.random.fold_in(key, 1))
+        on_fake, spectral_state = run(discriminator, params, spectral_state, samples, train=True)
+        value = losses.discriminator(on_real, on_fake)
         if penalty:
-            value += penalty * r1(lambda x: run(discriminator, params, moved, x, train=False)[0], real)
-        return value, ({"discriminator": moved}, {})
+            value += penalty * r1(lambda x: run(discriminator, params, spectral_state, x, train=False)[0], real)
+        return value, ({"discriminator": spectral_state}, {})
 
     def g_loss(train, state, batch, key):
         x = fake(train["generator"], key)
-        on_fake, moved = run(discriminator, state.params["discriminator"], state.mutable["discriminator"], x, train=True)
-        return rules.generator(on_fake), ({"discriminator": moved}, {})
+        on_fake, spectral_state = run(discriminator, state.params["discriminator"], state.mutable["discriminator"], x, train=True)
+        return losses.generator(on_fake), ({"discriminator": spectral_state}, {})
 
     phases = (Phase("d", ("discriminator",), d_loss), Phase("g", ("generator",), g_loss))
     return Method({}, init, phases, encode=lambda params, mutable, x: {})
 
 
-def train(game, spectral, penalty, b1, b2, seed):
+def train(loss, spectral, penalty, b1, b2, seed):
     """(modes kept, mean losses of the last 100 steps)"""
-    method = build(game, spectral, penalty)
+    method = build(loss, spectral, penalty)
     key = jax.random.key(seed)
     params, mutable = method.init(key, {}, {})
     spec = dict(name="adam", lr=1e-3, b1=b1, b2=b2, schedule="constant")
@@ -103,24 +106,25 @@ def train(game, spectral, penalty, b1, b2, seed):
     opt = {group: optimizers[group].init(params[group]) for group in params}
     step = make_step(method, optimizers)
     state = State(jnp.int32(0), params, opt, mutable, {})
-    state, told = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s, {}, key), s, length=STEPS))(state)
+    state, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s, {}, key), s, length=STEPS))(state)
     z = jax.random.normal(jax.random.fold_in(key, 12345), (SAMPLES, LATENT))
     x = np.asarray(run(Generator(), state.params["generator"], {}, z, train=False)[0])
     near = np.linalg.norm(x[:, None] - MODES, axis=-1) < 0.2
-    return int((near.mean(0) >= 0.01).sum()), *(float(told[name][-100:].mean()) for name in ("d/loss", "g/loss"))
+    return int((near.mean(0) >= 0.01).sum()), *(float(metrics[name][-100:].mean()) for name in ("d/loss", "g/loss"))
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     good = True
-    print(f"{'game':24}{'modes of 8, seeds 0-2':>24}{'D loss':>10}{'G loss':>10}{'seconds':>10}")
-    for name, (*settings, expected) in GAMES_TRIED.items():
+    print(f"{'loss':24}{'modes of 8, seeds 0-2':>24}{'D loss':>10}{'G loss':>10}{'seconds':>10}")
+    for name, (*settings, expected) in CASES.items():
         began = time.perf_counter()
         runs = [train(*settings, seed) for seed in range(3)]
         modes, d, g = zip(*runs, strict=True)
         fine = expected is None or all(expected[0] <= m <= expected[1] for m in modes)
         good &= fine
-        told = "" if fine else f"   expected {expected[0]} to {expected[1]}"
-        print(f"{name:24}{modes!s:>24}{np.mean(d):10.3f}{np.mean(g):10.3f}{time.perf_counter() - began:10.0f}{told}", flush=True)
+        note = "" if fine else f"   expected {expected[0]} to {expected[1]}"
+        print(f"{name:24}{modes!s:>24}{np.mean(d):10.3f}{np.mean(g):10.3f}{time.perf_counter() - began:10.0f}{note}", flush=True)
     return 0 if good else 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from jax.profiler import ProfileData, ProfileOptions
 
-# The first opcode found in an instruction, or in the computation that it fuses, names its kind.
+# The first of these opcodes in an instruction, or in the computation that it fuses, sets its kind.
 KINDS = (
     ("convolution", "convolution"),
     ("dot", "matrix product"),
@@ -25,7 +25,7 @@ KINDS = (
     ("dynamic-slice", "unfolding (pad, slice, concatenate)"),
     ("copy", "copy"),
 )
-CONTAINERS = {"while", "call", "conditional"}  # their bodies have lines of their own
+CONTAINERS = {"while", "call", "conditional"}  # the instructions of their bodies are listed instead
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = .*?[\])}] ([a-z][\w-]*)\(")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 FUSED = re.compile(r"calls=%?([\w.-]+)")
@@ -33,7 +33,7 @@ SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 def instructions(text: str) -> dict[str, tuple[str, str]]:
-    """Compiled HLO text -> {instruction: (kind, where it comes from in the model)}, without containers."""
+    """Compiled HLO text -> {instruction: (kind, source in the model)}, without containers."""
     opcodes, sources, current = defaultdict(set), defaultdict(str), ""
     found = {}
     for line in text.splitlines():
@@ -57,9 +57,9 @@ def instructions(text: str) -> dict[str, tuple[str, str]]:
 def report(step: Callable[[], object], text: str, runs: int = 3, longest: int = 20) -> str:
     """A table of milliseconds per call of `step`, whose compiled HLO is `text`.
 
-    An operation lasts as long as the thread that runs it is busy or waits for helpers; helpers are not traced.
+    The time of an operation includes waits for helper threads, which are not traced.
     """
-    known = instructions(text)
+    by_name = instructions(text)
     options = ProfileOptions()
     options.python_tracer_level, options.host_tracer_level = 0, 3
     with tempfile.TemporaryDirectory() as folder:
@@ -72,19 +72,20 @@ def report(step: Callable[[], object], text: str, runs: int = 3, longest: int = 
     for plane in data.planes:
         for line in plane.lines:
             for event in line.events:
-                name = event.name if event.name in known else dict(event.stats).get("hlo_op")  # kernels of GPUs have names of their own
-                if name in known:
+                # GPU kernels have names of their own.
+                name = event.name if event.name in by_name else dict(event.stats).get("hlo_op")
+                if name in by_name:
                     times[name] += event.duration_ns / 1e6 / runs
     kinds = defaultdict(float)
     for name, spent in times.items():
-        kinds[known[name][0]] += spent
+        kinds[by_name[name][0]] += spent
     total = sum(times.values())
-    rows = [f"{total:9.1f} ms  100 %  all operations; those that ran at the same time are added up"]
+    rows = [f"{total:9.1f} ms  100 %  all operations, including overlaps"]
     rows += [
         f"{t:9.1f} ms {100 * t / total:4.0f} %  {kind}" for kind, t in sorted(kinds.items(), key=lambda kv: -kv[1])
     ]
     rows += ["", "the longest"]
     for name, spent in sorted(times.items(), key=lambda kv: -kv[1])[:longest]:
-        kind, source = known[name]
+        kind, source = by_name[name]
         rows.append(f"{spent:9.1f} ms {100 * spent / total:4.0f} %  {name}: {kind}; {source}")
     return "\n".join(rows) + "\n"

@@ -1,18 +1,19 @@
-"""Sampling pictures token by token: with a cache of keys and values against a whole forward pass for each token, and against what the
-machine could do.
+"""Sampling images token by token: with a cache of keys and values, without it, and against the limits of the machine.
 
     PYTHONPATH=. python benchmarks/token_sampling.py [--sizes mini] [--batches 1 8 32] [--rounds 5] [--dtype float32]
 
-mini: six blocks of width 256, 64 tokens of 1024 codes (configs/vq_prior.py:cifar10_small). base, large: VIM-Base and VIM-Large, 1024
-tokens of 8192 codes, for accelerators (--skip-uncached: without the cache a picture costs 520 times the arithmetic). Weights are
-random; sampling has no sharpening. Both loops draw with the same noise, and must agree (but for ties, which rounding may decide).
+mini: six blocks of width 256, 64 tokens of 1024 codes (configs/vq_prior.py:cifar10_small). base, large: VIM-Base and VIM-Large,
+1024 tokens of 8192 codes, for accelerators (--skip-uncached: without the cache an image costs 520 times the arithmetic).
+Weights are random; temperature 1, no top-k or top-p. Both loops sample with the same noise and must agree, except for ties
+within rounding.
 
-Columns: tokens a second of all pictures with and without the cache (medians over rounds, in turns) and their ratio with its range; the
-arithmetic and the memory that a token of the cached loop needs; and `of bound`: the time in which this machine could do the larger of
-both, over the time that it took. A step of B pictures reads all matrices once and the whole cache of each picture, and writes one place
-of it; its arithmetic is 2 per weight and picture, and 4 x depth x width x length for attention, over the whole cache too. What the
-machine can do is measured first: a large matrix product, and the sum of an array that fits in no cache. Matrices that do fit may beat
-that memory; then `of bound` exceeds 1. Quote figures of a quiet machine only. Ends with a line of JSON.
+Columns: tokens per second of all images with and without the cache (medians over rounds, in turns), and their ratio with its
+range; arithmetic and memory per token of the cached loop; and `of bound`, the time that this machine needs at least for the
+larger of both, over the measured time. A step of B images reads all matrices once and the whole cache of each image, and writes
+one position. Its arithmetic is 2 per weight and image, plus 4 x depth x width x length for attention over the whole cache. The
+limits of the machine are measured first: a large matrix product, and the sum of an array larger than the caches of the
+processor. Matrices that fit in these caches are read faster; then `of bound` can exceed 1. Quote figures of a quiet machine
+only. Ends with a line of JSON.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ SIZES = {
 
 
 class Need(NamedTuple):
-    """Of one step of the cached loop."""
+    """Arithmetic and memory traffic of one step of the cached loop."""
 
     flop: float
     bytes: float
 
 
 def need(size: Size, batch: int, itemsize: int) -> Need:
-    """See the head of this file."""
+    """As in the module docstring."""
     weights = size.depth * 12 * size.width**2 + size.width * size.codes
     attention = size.depth * 4 * size.width * size.length
     cache = size.depth * 2 * size.width * (size.length + 1)
@@ -100,13 +101,13 @@ def seconds(function, *args) -> float:
 
 
 def best(function, *args, rounds: int = 5) -> float:
-    """The shortest of `rounds` runs after one that compiles."""
+    """Seconds of the fastest of `rounds` runs, after one that compiles."""
     jax.block_until_ready(function(*args))
     return min(seconds(function, *args) for _ in range(rounds))
 
 
 def machine(dtype: str) -> tuple[float, float]:
-    """(FLOP a second of a matrix product, bytes a second that are read)"""
+    """(FLOP per second of a matrix product, bytes read per second)"""
     side, length = (8192, 2**30) if jax.default_backend() != "cpu" else (2048, 2**27)
     square = jnp.ones((side, side), dtype)
     flop = 2 * side**3 / best(jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32)), square)
@@ -169,9 +170,9 @@ def main():
                 f"{row['mbyte_per_token']:8.2f}{row['of_bound']:10.2f} ({row['bound_by']})",
                 flush=True,
             )
-    told = dict(benchmark="token_sampling", device=jax.devices()[0].device_kind, dtype=arguments.dtype, load=load,
-                gflop_per_second=peak[0] / 1e9, gbyte_per_second=peak[1] / 1e9, rounds=arguments.rounds, rows=rows)  # fmt: skip
-    print(json.dumps(told))
+    result = dict(benchmark="token_sampling", device=jax.devices()[0].device_kind, dtype=arguments.dtype, load=load,
+                  gflop_per_second=peak[0] / 1e9, gbyte_per_second=peak[1] / 1e9, rounds=arguments.rounds, rows=rows)  # fmt: skip
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""BigGAN at small sizes and StyleGAN2 in PyTorch: the same networks as ours, for `adversarial_step.py` to compare with."""
+"""Small BigGAN and StyleGAN2 in PyTorch, with the same networks as ours: the reference of `adversarial_step.py`."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def smooth(x, padding, gain=1.0):
 
 
 def upsample(x):
-    spread = F.conv_transpose2d(x, torch.ones(x.shape[1], 1, 1, 1), stride=2, output_padding=1, groups=x.shape[1])
-    return smooth(spread, (2, 1), 4.0)
+    with_zeros = F.conv_transpose2d(x, torch.ones(x.shape[1], 1, 1, 1), stride=2, output_padding=1, groups=x.shape[1])
+    return smooth(with_zeros, (2, 1), 4.0)
 
 
 def leaky(x):
@@ -136,7 +136,7 @@ class EqualConv(nn.Module):
 
 
 class Modulated(nn.Module):
-    """Input scaled by the style, one kernel for the batch, output scaled by the norms: as ours, and quicker than a kernel per image."""
+    """Scales the input by the style and the output by the norms, as ours: faster than a kernel per image."""
 
     def __init__(self, inputs, outputs, features, kernel=3, up=False, demodulate=True):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The train steps in PyTorch that `accelerator.py` compares with: (step: images, labels -> loss; number of parameters)."""
+"""Train steps in PyTorch, the reference of `accelerator.py`: each function returns (step: images, labels -> loss, parameters)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def amp(torch):
     return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
 
 
-def stepped(torch, optimizer, loss):
+def update(torch, optimizer, loss):
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -32,7 +32,7 @@ def simclr(torch, pixels, encoders, nt_xent):
             z = model(x)
         return nt_xent(z.float().unflatten(0, (-1, 2)))
 
-    return lambda images, labels: stepped(torch, optimizer, loss(images)), size_of(model) - 128
+    return lambda images, labels: update(torch, optimizer, loss(images)), size_of(model) - 128
 
 
 def vit(torch, pixels, encoders, nt_xent):
@@ -47,7 +47,7 @@ def vit(torch, pixels, encoders, nt_xent):
             logits = model(images.float() / 127.5 - 1)
         return torch.nn.functional.cross_entropy(logits.float(), labels, label_smoothing=0.1)
 
-    return lambda images, labels: stepped(torch, optimizer, loss(images, labels)), size_of(model)
+    return lambda images, labels: update(torch, optimizer, loss(images, labels)), size_of(model)
 
 
 def vit_vqgan(torch, pixels, encoders, nt_xent):
@@ -57,35 +57,35 @@ def vit_vqgan(torch, pixels, encoders, nt_xent):
     torch_gans.TAPS = torch_gans.TAPS.to(torch.get_default_device())
     softplus = torch.nn.functional.softplus
     tokenizer = Tokenizer(pixels)
-    judge = torch_gans.StyleGAN2Discriminator(pixels, 16_384, 512, group=1).to(memory_format=torch.channels_last)
+    discriminator = torch_gans.StyleGAN2Discriminator(pixels, 16_384, 512, group=1).to(memory_format=torch.channels_last)
     options = dict(lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    optimizers = [torch.optim.AdamW(module.parameters(), **options) for module in (tokenizer, judge)]
+    optimizers = [torch.optim.AdamW(module.parameters(), **options) for module in (tokenizer, discriminator)]
 
     def score(x):
-        return judge((2 * x - 1).contiguous(memory_format=torch.channels_last))
+        return discriminator((2 * x - 1).contiguous(memory_format=torch.channels_last))
 
     @torch.compile
-    def loss_of_tokenizer(images):
+    def tokenizer_loss(images):
         with amp(torch):
             picture, loss = tokenizer(images.float() / 255)
             return loss + 0.1 * softplus(-score(picture).float()).mean()
 
     @torch.compile
-    def again(images):
+    def reconstruct(images):
         with amp(torch), torch.no_grad():
             return tokenizer(images.float() / 255)[0]
 
     @torch.compile
-    def loss_of_judge(images, picture):
+    def discriminator_loss(images, picture):
         with amp(torch):
             real, fake = score(images.float() / 255).float(), score(picture).float()
         return softplus(-real).mean() + softplus(fake).mean()
 
     def train(images, labels):
-        judge.requires_grad_(False)
-        loss = stepped(torch, optimizers[0], loss_of_tokenizer(images))
-        judge.requires_grad_(True)
-        stepped(torch, optimizers[1], loss_of_judge(images, again(images)))
+        discriminator.requires_grad_(False)
+        loss = update(torch, optimizers[0], tokenizer_loss(images))
+        discriminator.requires_grad_(True)
+        update(torch, optimizers[1], discriminator_loss(images, reconstruct(images)))
         return loss
 
-    return train, size_of(tokenizer, judge)
+    return train, size_of(tokenizer, discriminator)

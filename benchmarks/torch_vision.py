@@ -1,4 +1,4 @@
-"""torchvision beside a CPU-only torch: its compiled operators do not load there, and models and transforms need their schemas alone."""
+"""torchvision with a CPU-only torch: its compiled operators do not load, but models and transforms only need their schemas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _declared = []  # must live as long as torchvision is used
 
 
 def torchvision():
-    """The module; where its operators are missing they are declared first."""
+    """The torchvision module. Declares its operators first if they are missing."""
     try:
         import torchvision
     except RuntimeError:

@@ -1,14 +1,17 @@
-"""ViT-VQGAN's tokenizer, small, in PyTorch: the same networks as ours, for `accelerator.py` to compare with."""
+"""The small tokenizer of ViT-VQGAN in PyTorch, with the same networks as ours: the reference of `accelerator.py`."""
 
 from __future__ import annotations
 
-import timm
 import torch
 import torch.nn.functional as F
+import torch_vision
 from torch import nn
 
+torch_vision.torchvision()  # timm imports torchvision, whose operators must be declared
+import timm  # noqa: E402
+
 WIDTH, DEPTH, HEADS, HIDDEN = 512, 8, 8, 2048
-LEAST_LOG_SCALE, EPSILON = -7.0, 0.1  # of the logit-Laplace likelihood, as ours
+LEAST_LOG_SCALE, EPSILON = -7.0, 0.1  # of the logit-Laplace likelihood, as in ours
 
 
 class Trunk(nn.Module):
@@ -24,24 +27,25 @@ class Trunk(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Pictures in [0, 1] to codes of norm 1 and back to the mean and log-scale of each value."""
+    """Images in [0, 1] to codes of norm 1, and back to the mean and log-scale of each value."""
 
     def __init__(self, pixels, patch=8, codes=8192, dim=32):
         super().__init__()
         self.patch, self.side, inputs = patch, pixels // patch, 3 * patch**2
         tokens = self.side**2
-        self.embed, self.look = nn.Linear(inputs, WIDTH), Trunk(tokens)
-        self.look_tanh, self.features, self.to_code = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH), nn.Linear(WIDTH, dim)
+        self.embed, self.encoder = nn.Linear(inputs, WIDTH), Trunk(tokens)
+        self.encoder_tanh, self.features = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.to_code = nn.Linear(WIDTH, dim)
         self.shift = nn.Parameter(torch.zeros(dim))
         self.codebook = nn.Parameter(torch.randn(codes, dim))
-        self.of_code, self.draw = nn.Linear(dim, WIDTH), Trunk(tokens)
-        self.draw_tanh, self.head = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, 2 * inputs)
+        self.from_code, self.decoder = nn.Linear(dim, WIDTH), Trunk(tokens)
+        self.decoder_tanh, self.head = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, 2 * inputs)
 
     def encode(self, x):
         b = len(x)
         x = (2 * x - 1).reshape(b, 3, self.side, self.patch, self.side, self.patch)
         x = x.permute(0, 2, 4, 3, 5, 1).reshape(b, self.side**2, -1)
-        x = self.features(torch.tanh(self.look_tanh(self.look(self.embed(x)))))
+        x = self.features(torch.tanh(self.encoder_tanh(self.encoder(self.embed(x)))))
         z = self.to_code(x).float()
         return F.normalize(F.layer_norm(z, z.shape[-1:], eps=1e-6) + self.shift, dim=-1)
 
@@ -52,16 +56,17 @@ class Tokenizer(nn.Module):
         return z + (codes - z).detach(), loss
 
     def decode(self, codes):
-        out = self.head(torch.tanh(self.draw_tanh(self.draw(self.of_code(codes))))).float()
+        out = self.head(torch.tanh(self.decoder_tanh(self.decoder(self.from_code(codes))))).float()
         out = out.reshape(len(out), self.side, self.side, self.patch, self.patch, 6).permute(0, 5, 1, 3, 2, 4)
         return out.reshape(len(out), 6, self.side * self.patch, self.side * self.patch).chunk(2, 1)
 
     def forward(self, x):
-        """(picture, loss without that of the discriminator)"""
+        """(reconstruction, loss without the adversarial loss)"""
         codes, loss = self.quantize(self.encode(x))
         mean, log_scale = self.decode(codes)
         picture = ((torch.sigmoid(mean) - EPSILON) / (1 - 2 * EPSILON)).clamp(0, 1)
         squeezed = (1 - 2 * EPSILON) * x + EPSILON
         log_scale = log_scale.clamp(min=LEAST_LOG_SCALE)
-        laplace = (torch.logit(squeezed) - mean).abs() * torch.exp(-log_scale) + log_scale + torch.log(2 * squeezed * (1 - squeezed))
+        laplace = (torch.logit(squeezed) - mean).abs() * torch.exp(-log_scale) + log_scale
+        laplace = laplace + torch.log(2 * squeezed * (1 - squeezed))
         return picture, loss + (picture - x).square().mean() + 0.1 * laplace.mean()

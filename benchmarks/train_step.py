@@ -3,21 +3,21 @@
     JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/train_step.py [--cases resnet18_32 resnet50_224 vit_s16_224]
         [--pairs 5] [--profile profiles/]
 
-A step is: two uint8 crops per image to floats, forward, NT-Xent over the batch, backward, update. Ours is the step that
-`launch.py train` compiles (`methods.simclr` under `engine.loop`, on one device) without augmentations; the reference is
-torchvision's ResNet (channels-last) or timm's ViT under a two-layer head, with as many threads as there are cores. A
-pair is one step of each in turns; the table gives medians over pairs, and the ratio of wall-clock time with its range. A
-ratio above 1 means that ours is faster. Ends with one line of JSON.
+A step converts two uint8 crops per image to floats and runs forward, NT-Xent over the batch, backward and update. Ours is
+the step that `launch.py train` compiles (`methods.simclr` with `engine.loop`, on one device), without augmentations. The
+reference is torchvision's ResNet (channels-last) or timm's ViT with a two-layer head, and one thread per core. A pair is
+one step of each, in turns. The table gives medians over pairs, and the ratio of wall-clock time with its range. A ratio
+above 1 means that ours is faster. Ends with one line of JSON.
 
-Quote figures of a quiet machine only: PyTorch's threads wait for each other by spinning, so with other work on the
-cores it loses more wall-clock and spends more CPU time than ours, and both ratios come out too high. The load average
-before and after each case is in the table and in the JSON. The benchmark adds up to one per core itself, so look at the
-first number (1 or less is quiet) and whether later ones exceed the number of cores.
+Quote figures of a quiet machine only. PyTorch's threads wait by spinning, so other work on the cores costs the reference
+more wall-clock and CPU time than ours, and both ratios come out too high. The table and the JSON have the load average
+before and after each case. The benchmark itself adds up to one per core, so check that the first number is 1 or less, and
+that later ones do not exceed the number of cores.
 
-`--profile` writes, per case, where the time of our step goes: by kind of operation, and the longest single ones.
+`--profile` writes, per case, the time of our step by kind of operation, and the longest operations.
 
-XLA allocates its working memory anew in every step; with huge pages that costs a tenth less:
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in front of the command. It holds for both sides.
+XLA allocates its working memory in every step. Huge pages save a tenth of the time, on both sides: put
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ TEMPERATURE = 0.5
 
 
 class Case(NamedTuple):
-    encoder: dict  # of config.model
+    encoder: dict  # config.model.encoder
     reference: str  # a key of `references`
     size: int  # pixels
-    batch: int  # images; the networks see twice as many views
+    batch: int  # images, with two views each
     head: tuple[int, int]
-    optimizer: dict  # of config.optim.net
+    optimizer: dict  # config.optim.net
 
 
 SGD = {"name": "sgd", "lr": 0.01, "weight_decay": 5e-4}
@@ -93,8 +93,8 @@ def ours(case: Case):
 
 
 def references():
-    """{name: function that makes the network without its classifier}"""
-    torchvision = torch_vision.torchvision()  # timm imports it
+    """{name: function that builds the network without its classifier}"""
+    torchvision = torch_vision.torchvision()  # before timm, which imports it
     import timm
 
     def resnet18():
@@ -154,13 +154,13 @@ def theirs(case: Case):
 
 
 def check_losses_agree() -> None:
-    """The two losses are one function."""
+    """Raises AssertionError if the two losses differ."""
     z = np.random.default_rng(0).normal(size=(16, 2, 8)).astype(np.float32)
     np.testing.assert_allclose(nt_xent(z, TEMPERATURE)[0], torch_nt_xent(torch.from_numpy(z)), rtol=1e-5)
 
 
 def timed(step, images) -> tuple[float, float]:
-    """(wall-clock seconds, CPU seconds) of one step; raises FloatingPointError if its loss is not finite."""
+    """(wall-clock seconds, CPU seconds) of one step. Raises FloatingPointError if its loss is not finite."""
     wall, cpu = time.perf_counter(), time.process_time()
     loss = step(images)
     seconds = time.perf_counter() - wall, time.process_time() - cpu
@@ -170,7 +170,7 @@ def timed(step, images) -> tuple[float, float]:
 
 
 def compare(name: str, pairs: int, profile: Path | None) -> dict:
-    """Times of both sides of one case, and their ratios."""
+    """Times of both sides in one case, and their ratios."""
     case, load_before = CASES[name], load_average()
     (our_step, our_size, text), (their_step, their_size) = ours(case), theirs(case)
     assert our_size == their_size, f"{name}: {our_size} parameters against {their_size}"
@@ -202,12 +202,12 @@ def compare(name: str, pairs: int, profile: Path | None) -> dict:
 
 
 def load_average() -> float:
-    """Of the last minute."""
+    """The load average of the last minute."""
     return round(os.getloadavg()[0], 1)
 
 
 def machine() -> dict:
-    """What the figures depend on."""
+    """Processor, cores and versions."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

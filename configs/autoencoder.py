@@ -1,11 +1,11 @@
-"""Autoencoders: narrow, sparse, convolutional, denoising (Vincent et al. 2010, JMLR 11), contractive (Rifai et al. 2011), recurrent.
+"""Autoencoders: narrow, sparse, convolutional, denoising (Vincent et al. 2010), contractive (Rifai et al. 2011), recurrent.
 
   python launch.py train --config=configs/autoencoder.py --workdir=runs/autoencoder
   python launch.py configs autoencoder
 
 t10k is 8,000 digits; --config.data.name=mnist has all. "keras" are networks of the tutorial
-blog.keras.io/building-autoencoders-in-keras, with Adam for its Adadelta. Its losses are means over the 784 pixels; here they are sums,
-and so is the weight of sparsity.
+blog.keras.io/building-autoencoders-in-keras, with Adam in place of its Adadelta. Its losses are means over the 784 pixels. Here
+they are sums, so the weight of sparsity is 784 times as large.
 """
 
 import ml_collections
@@ -15,7 +15,7 @@ from configs.common import Variant
 
 
 def flipped(size):
-    """A window of `size` pixels of what the host gives, half of the time mirrored."""
+    """A random window of `size` pixels, mirrored half of the time."""
     return ((("random_crop", dict(size=size)), ("flip", dict(p=0.5))),)
 
 
@@ -38,9 +38,8 @@ def networks(config, encoder, decoder, code, loss, channels=3):
 
 
 def convolutions(config, widths, code, hidden=(256,)):
-    networks(
-        config, dict(name="conv", widths=widths, hidden=hidden), dict(name="conv", widths=widths[::-1], hidden=hidden), code, "squared"
-    )
+    encoder = dict(name="conv", widths=widths, hidden=hidden)
+    networks(config, encoder, dict(encoder, widths=widths[::-1]), code, "squared")
 
 
 def noise(config, name, level, emphasis=(1.0, 1.0)):
@@ -101,7 +100,7 @@ def cifar10(config):
 
 def digits(config, epochs, batch, encoder, decoder, code):
     config.data.name = "mnist_t10k"
-    config.views = ((("random_crop", dict(size=28)),),)  # all of it
+    config.views = ((("random_crop", dict(size=28)),),)  # the whole image
     config.batch_size = batch
     config.total = f"{epochs} epochs"
     networks(config, encoder, decoder, code, "cross_entropy", channels=1)
@@ -186,7 +185,7 @@ def mnist_t10k_contractive_deep(config):
 VARIANTS = (
     Variant("", scenes, "embedded scenes at 32 pixels: convolutions to 64 numbers", hardware="2 CPU cores"),
     Variant("smoke", smoke, "every penalty at once in seconds, for tests"),
-    Variant("scenes_denoising", scenes_denoising, "the default with noise of deviation 0.3 to be undone",
+    Variant("scenes_denoising", scenes_denoising, "the default as a denoiser, of noise of deviation 0.3",
             hardware="2 CPU cores"),
     Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, the networks of the default", hardware="2 CPU cores"),
     Variant("cifar10", cifar10, "CIFAR-10, wider, 256 numbers, 200 epochs",
@@ -206,12 +205,12 @@ VARIANTS = (
     Variant("mnist_t10k_keras_conv", mnist_t10k_keras_conv, "three convolutions with pooling to 4 x 4 x 8",
             hardware="2 CPU cores"),
     Variant("mnist_t10k_keras_denoising", mnist_t10k_keras_denoising,
-            "two to 7 x 7 x 32, against noise of deviation 0.5 cut off at 0 and 1",
+            "two convolutions to 7 x 7 x 32, a denoiser of noise of deviation 0.5 clipped to 0 and 1",
             hardware="2 CPU cores"),
     Variant("mnist_t10k_keras_recurrent", mnist_t10k_keras_recurrent,
             "an LSTM that reads rows and one that writes them (the tutorial has a sketch of it)",
             hardware="2 CPU cores"),
-    Variant("mnist_t10k_denoising", mnist_t10k_denoising, "784-500-784 against the same noise",
+    Variant("mnist_t10k_denoising", mnist_t10k_denoising, "784-500-784, a denoiser of the same noise",
             hardware="2 CPU cores",
             expected="PSNR 18.74, 18.72, 18.66 dB (noisy 9.41, PCA 16.16, best linear filter 17.72)",
             source="ours, 3 seeds"),
@@ -222,7 +221,7 @@ VARIANTS = (
             "784-256-784, tied weights, logistic units, contraction 0.1",
             hardware="2 CPU cores"),
     Variant("mnist_t10k_contractive_deep", mnist_t10k_contractive_deep,
-            "the deep one with the Jacobian of all its layers: a backward pass for each number of the code",
+            "the deep one with the Jacobian of all layers: a backward pass for each number of the code",
             hardware="2 CPU cores"),
 )  # fmt: skip
 

@@ -13,12 +13,12 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def flipped(size):
-    """A window of `size` pixels of what the host gives, half of the time mirrored."""
+    """A random window of `size` pixels, mirrored half of the time."""
     return ((("random_crop", dict(size=size)), ("flip", dict(p=0.5))),)
 
 
 def adam(**options):
-    """The recipe of the code for all three networks."""
+    """The optimizer of the published code, for all three networks."""
     spec = dict(name="adam", lr=2e-4, b1=0.5, schedule="exponential", hold=0.5, end=0.01, weight_decay=2.5e-5, **options)
     return {group: dict(spec) for group in ("generator", "encoder", "discriminator")}
 
@@ -29,8 +29,8 @@ def scenes(config):
     config.batch_size = 64
     config.total = "5000 steps"
     config.model = dict(
-        # The published start of the latent's weights, 25 times as large, hides the image from D, and places from G, for more steps than
-        # these runs have.
+        # The published initial weights of the latent are 25 times as large: for longer than these runs take, D then ignores the
+        # image and G ignores positions.
         generator=dict(name="conv", shape=(32, 32, 3), widths=(128, 64, 32), condition_std=0.02),
         encoder=dict(name="conv", widths=(32, 64, 128)),
         discriminator=dict(name="conv", widths=(32, 64, 128), condition_std=0.02),
@@ -75,12 +75,10 @@ def cifar10(config):
 
 
 def mnist(config):
-    """50 uniform latents, Adam 2e-4 with beta1 0.5, L2 2.5e-5 in the gradient; 200 epochs, and 200 in which the rate falls to a
-    hundredth.
-    """
+    """50 uniform latents, Adam 2e-4 with beta1 0.5, L2 2.5e-5 in the gradient; 200 epochs, then 200 to a hundredth of the rate."""
     scenes(config)
     config.data.name, config.data.ops, config.data.eval_ops = "mnist", (), ()
-    config.views = ((("random_crop", dict(size=28)),),)  # all of it
+    config.views = ((("random_crop", dict(size=28)),),)  # the whole image
     config.batch_size = 128
     in_epochs(config, 400.0, 25.0, 5.0)
     config.model = dict(

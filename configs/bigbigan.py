@@ -3,8 +3,8 @@
   python launch.py train --config=configs/bigbigan.py --workdir=runs/bigbigan
   python launch.py configs bigbigan
 
-The paper gives batch and networks. Its learning rates are known only from BigGAN and from a remark: ten times the generator's rate for
-the encoder gains 1.5 points and more. So the rates here are ours. The steps of the discriminator share a batch.
+The paper gives batch size and networks. Of learning rates it only says that ten times the generator's rate for the encoder gains
+1.5 points and more. The rates here start from BigGAN's and are ours. The steps of the discriminator share a batch.
 """
 
 import ml_collections
@@ -47,7 +47,7 @@ def scenes(config):
 def smoke(config):
     scenes(config)
     common.shrink(config, {
-        # Orthogonal kernels: small normal ones divided by their norms have gradients so large that devices part within a few steps.
+        # Orthogonal kernels: normalized small normal ones have gradients so large that results on several devices diverge.
         "model.generator": dict(name="biggan", channels=4, multiples=(2, 2, 1), embedding=8),
         "model.discriminator": dict(channels=4, multiples=(1, 2, 2), width=16, layers=2),
         "model.encoder": dict(name="resnet", depth=10, width=0.125, stem="stride2", head=(16,)),

@@ -4,8 +4,7 @@
   python launch.py sample --workdir=runs/biggan
   python launch.py configs biggan
 
-FID and IS of the published figures are of Inception features. These configs compute them where
---config.evals.generation.extractor=inception:/path/to/weights is given.
+Published FID and IS are of Inception features; give --config.evals.generation.extractor=inception:/path/to/weights to compute them.
 """
 
 import ml_collections
@@ -31,7 +30,7 @@ def networks(config, generator, discriminator, latent, steps, name="biggan", ort
 
 
 def narrow(config, channels):
-    # Most channels where pixels are few, as in the tables of larger images; the paper's table for 32 px costs ten times as much.
+    # Most channels at low resolution, as in the tables for larger images. The paper's table for 32 px costs ten times as much.
     generator = dict(channels=channels, multiples=(8, 4, 2, 1), embedding=32)
     networks(config, generator, dict(channels=channels, multiples=(1, 2, 4, 8)), latent=64, steps=1)
 
@@ -50,7 +49,7 @@ def scenes(config):
 
 def smoke(config):
     scenes(config)
-    # The paper's epsilon in low precision: without it Adam makes steps of its full rate of gradients that are mere rounding.
+    # The paper's epsilon in low precision. With a smaller one Adam takes full steps along gradients that are rounding errors.
     config.optim = dict(generator=dict(adam(2e-4), eps=1e-4), discriminator=dict(adam(4e-4), eps=1e-4))
     networks(
         config,
@@ -86,7 +85,7 @@ def cifar10(config):
     networks(
         config,
         dict(channels=96, attention=(16,)),
-        dict(channels=48, attention=(16,)),  # the table multiplies by 4 where theirs does by 2
+        dict(channels=48, attention=(16,)),  # our table multiplies by 4, theirs by 2
         latent=80,
         steps=5,
         ema=(0.9999, 1000),
@@ -97,7 +96,7 @@ def cifar10(config):
 
 
 def imagenet128(config, size=128, latent=120, attention=64, **fields):
-    """Adam 5e-5 and 2e-4, betas 0 and .999, orthogonal regularization 1e-4. Training collapses late, so the best checkpoint is kept."""
+    """Adam 5e-5 and 2e-4, betas 0 and .999, orthogonal regularization 1e-4. Training collapses late: use the best checkpoint."""
     cifar10(config)
     config.data.name = "imagenet2012"
     config.data.test_split = "validation"
@@ -157,7 +156,7 @@ VARIANTS = (
             source="ours, 1 seed"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
     Variant("unconditional", unconditional, "the default without labels", hardware="2 CPU cores"),
-    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, half as wide again",
+    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, 1.5 times as wide",
             hardware="2 CPU cores", expected="Frechet (random_conv) 0.65 at step 2,000 of 12,000 (untrained 185.7)",
             source="ours, 1 seed"),
     Variant("cifar10", cifar10, "ch 96, attention, batch 64, five discriminator steps, 100,000 steps",

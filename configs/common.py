@@ -1,4 +1,4 @@
-"""What every config starts from: durations, data, evaluations; how a config is made small; and the views of the papers."""
+"""Shared parts of the configs: the keys with their defaults, small versions for tests, and the views of SimCLR."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,45 +13,44 @@ SCENES_SIZE = 48  # pixels, the embedded dataset
 
 
 class Variant(NamedTuple):
-    """One row of a file's VARIANTS: a recipe, and what is known about it. `launch.py configs` prints them."""
+    """One row of a file's VARIANTS: a recipe and its published facts. `launch.py configs` prints them."""
 
-    name: str  # what stands behind the colon of --config=configs/FILE.py:NAME; "" is the default
+    name: str  # NAME in --config=configs/FILE.py:NAME; "" is the default
     apply: Callable[[ml_collections.ConfigDict], None]
-    about: str  # in one line
-    hardware: str = ""  # that the recipe is made for, or was published with
-    time: str = ""  # of a whole run on that hardware, such as "40 min"; "" if nobody has measured or published it
-    expected: str = ""  # the numbers to compare a run with, as `source` gives them
-    source: str = ""  # who found those numbers: a paper, a repository, or "ours" (docs/results.md)
+    about: str  # one line
+    hardware: str = ""  # intended, or as published
+    time: str = ""  # of a whole run on that hardware, such as "40 min"; "" if unknown
+    expected: str = ""  # numbers to compare a run with, as in `source`
+    source: str = ""  # of those numbers: a paper, a repository, or "ours" (docs/results)
 
 
 def make(method: str, variants: Sequence[Variant], name: str) -> ml_collections.ConfigDict:
     """The config of the variant `name`. Raises UserError if there is no such variant."""
-    known = {variant.name: variant for variant in variants}
-    if name not in known:
-        raise UserError(f"config variant {name!r} does not exist; there are {', '.join(v or '(none: the default)' for v in known)}")
+    table = {variant.name: variant for variant in variants}
+    if name not in table:
+        raise UserError(f"config variant {name!r} does not exist; there are {', '.join(v or '(none: the default)' for v in table)}")
     config = base(method)
-    known[name].apply(config)
+    table[name].apply(config)
     return config
 
 
-
 def base(method: str) -> ml_collections.ConfigDict:
-    """Every key that ssl_jax itself reads, with the values of a small run on the embedded dataset."""
+    """Every key that ssl_jax reads for all methods, with values for a small run on the embedded dataset."""
     config = ml_collections.ConfigDict()
     config.method = method
     config.seed = 0
     config.batch_size = 256
-    config.accumulate = 1  # parts of a batch whose gradients are averaged before an update
+    config.accumulate = 1  # parts of a batch; an update averages their gradients
     config.dtype = "auto"  # of the computation: 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators
     config.xla = "default"  # options of XLA by name, see ssl_jax/engine/xla_options.py
-    config.on_nonfinite = "stop"  # or 'skip': leave a step out whose loss or gradient is not finite
+    config.on_nonfinite = "stop"  # or 'skip': skip steps whose loss or gradient is not finite
 
     # Durations in any unit: "200 steps", "45 epochs", "3M examples".
-    config.total = config_dict.placeholder(str)  # has to be given
+    config.total = config_dict.placeholder(str)  # required
     config.evaluate_every = "0 steps"  # 0: only at the end
     config.checkpoint_every = "0 steps"
     config.log_every_steps = 10
-    config.keep_checkpoints = 2  # the last ones; the best by `best_metric` is kept besides
+    config.keep_checkpoints = 2  # newest ones; the best by `best_metric` is kept, too
     config.best_metric = "knn/top1"
 
     config.data = dict(
@@ -59,39 +58,39 @@ def base(method: str) -> ml_collections.ConfigDict:
         data_dir="",  # of TFDS; '' is $TFDS_DATA_DIR, then TFDS's default
         train_split="train",
         test_split="test",
-        ops=(),  # host geometry: () for images of one size, which are cropped on the device
+        ops=(),  # host geometry; () for images of one size, which the device crops
         eval_ops=(),
         features={},  # {name in the batch: feature of the dataset}: {'boxes': 'objects/bbox'}; others keep their names
-        kinds={},  # {name in the batch: kind} where the dataset does not say it, see ssl_jax/data/features.py: {'landmarks': 'points'}
-        vocabulary={},  # texts that become token ids: {name in the batch: None}; the number of words is filled in
-        specs={},  # of features that no catalog knows, to rehearse without the data: {'motion': ((4,), 'float32')}
+        kinds={},  # {name in the batch: kind} to override the dataset's, see ssl_jax/data/features.py: {'landmarks': 'points'}
+        vocabulary={},  # texts that become token ids: {name in the batch: None}; None becomes the number of tokens
+        specs={},  # features to rehearse without the data, if no catalog has them: {'motion': ((4,), 'float32')}
         workers=0,  # decoding processes; 0 decodes in threads
-        image_shape=(),  # filled in from the data, like the two below
+        image_shape=(),  # from the data, as the next two
         num_classes=config_dict.placeholder(int),
         examples=config_dict.placeholder(int),
     )
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
-    config.sharding = ((".*", "fsdp"),)  # (regex, 'fsdp' | 'replicate' | mesh axes per dimension); must cover every parameter
-    config.stages = {}  # runs that this one stands on: {name: dict(workdir=..., recipe=...)}
-    # Weights of another run to begin with ('': random ones; None: has to be given), and (regex, replacement) on names of leaves.
+    config.sharding = ((".*", "fsdp"),)  # (regex, 'fsdp' | 'replicate' | mesh axes per dimension); covers every parameter
+    config.stages = {}  # finished runs that this one uses: {name: dict(workdir=..., recipe=...)}
+    # Initial weights from another run ('': random; None: required), and (regex, replacement) for parameter names.
     config.warm_start = dict(workdir="", rules=((r"^net/encoder/", "net/encoder/"),))
     config.evals = dict(
         knn=dict(kind="knn", k=20, temperature=0.07),
         linear=dict(kind="linear", solver="lbfgs"),
     )
     config.eval_batch_size = 256
-    config.references = {}  # {name: {metric: value}} shown beside the results of a run
+    config.references = {}  # {name: {metric: value}} shown beside the results
     config.baselines = ("raw pixels", "untrained")  # evaluated before the first step
     return config
 
 
 def shrink(config, changes: Mapping[str, Any] | None = None) -> None:
-    """Make any config a run of seconds on a CPU: 8 steps of 32 images, few images to learn from and to evaluate on.
+    """Turn any config into a run of seconds on a CPU: 8 steps of 32 images, few images to train and evaluate on.
 
-    The networks stay as they are: make them narrow with `changes`.
+    The networks stay unchanged; `changes` can make them narrow.
 
     Args:
-        changes: {dotted key: value}, assigned after everything else: what else is to be small, or other than here.
+        changes: {dotted key: value}, assigned last.
     """
     config.batch_size = 32
     config.total, config.evaluate_every, config.checkpoint_every, config.log_every_steps = "8 steps", "4 steps", "2 steps", 1
@@ -113,10 +112,12 @@ def first(split: str, count: int) -> str:
     return re.sub(r"\[.*", "", split) + f"[:{count}]"
 
 
-def simclr_views(size: int, strength: float, blur: bool, area=(0.08, 1.0), gray=0.2, style="simclr_v2", sampling="simclr", crop=True):
-    """SimCLR's operators in its order (Chen et al. 2020a, appendix A): crop, flip, color jitter, grayscale, blur.
+def simclr_views(
+    size: int, strength: float, blur: bool, area=(0.08, 1.0), gray=0.2, style="simclr_v2", sampling="simclr", crop=True
+):
+    """SimCLR's operations in its order (Chen et al. 2020a, appendix A): crop, flip, color jitter, grayscale, blur.
 
-    `strength` scales brightness, contrast, saturation (0.8) and hue (0.2). crop=False: the host has cropped already.
+    `strength` scales brightness, contrast, saturation (0.8) and hue (0.2). Use crop=False if the host crops.
     """
     recipe = [("random_resized_crop", dict(size=size, area=area, sampling=sampling))] if crop else []
     recipe += [
@@ -136,12 +137,12 @@ def resized(size: int):
 
 
 def stage(recipe) -> dict:
-    """A finished run that this one stands on: its directory, and a step if not the newest."""
+    """A finished run that this one uses: its workdir, and a step if not the newest."""
     return dict(workdir="", step=config_dict.placeholder(int), recipe=recipe)
 
 
 def generation(config) -> None:
-    """Evaluations of a model that samples: its samples and its features. The checkpoint with the nearest samples is kept."""
+    """Evaluations of samples and features of a generative model. The best checkpoint has the lowest Frechet distance."""
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
     config.evals.judge = dict(kind="discriminator_memorization")
     config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))

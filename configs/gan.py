@@ -4,9 +4,9 @@
   python launch.py sample --workdir=runs/gan
   python launch.py configs gan
 
-FID of the published figures is of 2048-dimensional Inception features. These configs compute it where
---config.evals.generation.extractor=inception:/path/to/weights is given. Samples are those of averaged weights, whatever a published run
-did; --config.model.ema.decay=0 is without.
+Published FIDs are of 2048-dimensional Inception features; to compute them, give
+--config.evals.generation.extractor=inception:/path/to/weights. Samples come from averaged weights, even if a published run had
+none; --config.model.ema.decay=0 turns averaging off.
 """
 
 import ml_collections
@@ -19,7 +19,9 @@ def adam(lr=2e-4, b1=0.5, b2=0.999, **options):
     return dict(name="adam", lr=lr, b1=b1, b2=b2, schedule="constant", **options)
 
 
-def networks(config, generator, discriminator, game="non_saturating", latent=("normal", 128), steps=1, fakes=1, penalty=("none", 0.0)):
+def networks(
+    config, generator, discriminator, game="non_saturating", latent=("normal", 128), steps=1, fakes=1, penalty=("none", 0.0)
+):
     config.model = dict(
         game=game,
         generator=generator,
@@ -81,7 +83,7 @@ def cifar10_images(config):
 
 def cifar10_small(config):
     cifar10_images(config)
-    # At the generator's rate this narrow discriminator falls behind: it ends up judging most real images wrong, and samples blur.
+    # At the generator's rate this narrow discriminator falls behind: in the end it gets most real images wrong, and samples blur.
     sndcgan(config, channels=24, game="hinge")
     config.optim.discriminator = adam(4e-4)
     config.total = "9000 steps"
@@ -133,7 +135,7 @@ def cifar10_sngan(config):
 
 
 def mnist_mlp(config):
-    """SGD 0.1, divided by 1.000004 in every step, with momentum .5 (theirs goes up to .7 over 250 epochs), batch 100."""
+    """SGD 0.1, divided by 1.000004 in every step, with momentum .5 (in the paper it rises to .7 over 250 epochs), batch 100."""
     cifar10(config)
     config.data.name = "mnist"
     config.batch_size, config.total = 100, "300_000 steps"
@@ -170,7 +172,7 @@ VARIANTS = (
             expected="Frechet (random_conv) 1.96 at step 2,000, 30.8 at 4,000 (untrained 378.8)",
             source="ours, 1 seed"),
     Variant("cifar10_small", cifar10_small,
-            "JPEG CIFAR-10, half as wide again, hinge, the discriminator's rate twice the generator's",
+            "JPEG CIFAR-10, 1.5 times as wide, hinge, the discriminator at twice the generator's rate",
             hardware="2 CPU cores", expected="Frechet (random_conv) 0.80, on an H200 0.84 (untrained 418.8)",
             source="ours, 1 seed each"),
     Variant("cifar10_small_dcgan", cifar10_small_dcgan, "JPEG CIFAR-10, DCGAN, non-saturating",

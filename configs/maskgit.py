@@ -22,7 +22,7 @@ def scenes(config):
         probe_block=1,
         sampling=dict(steps=8, choice_temperature=4.5, temperature=1.0, top_k=0, top_p=1.0),
     )
-    del config.evals["prior"]  # a likelihood of masked tokens is none of an image
+    del config.evals["prior"]  # masked tokens give no likelihood of an image
     config.best_metric = "-generation/frechet"
 
 
@@ -58,10 +58,10 @@ def cifar10(config):
 
 
 def imagenet256(config):
-    """AdamW 1e-4 (.9, .96), decay 0.045, smoothing 0.1; the warm-up is ours.
+    """AdamW 1e-4 (.9, .96), decay 0.045, smoothing 0.1; the warmup is ours.
 
     Published for an autoregressive transformer of this size: FID 18.65, IS 80.4. FID by schedule: cosine 6.06, square 6.35, cubic
-    7.26, linear 7.51, root 12.33. The tokenizer here is that of configs/vit_vqgan.py; for this pair no figure was published.
+    7.26, linear 7.51, root 12.33. With the tokenizer of configs/vit_vqgan.py no figure was published.
     """
     scenes(config)
     config.data.name, config.data.test_split = "imagenet2012", "validation"
@@ -81,7 +81,7 @@ def imagenet256(config):
 
 
 VARIANTS = (
-    Variant("", scenes, "embedded scenes at 32 px: four blocks of width 128, eight steps for a picture",
+    Variant("", scenes, "embedded scenes at 32 px: four blocks of width 128, eight steps per image",
             hardware="2 CPU cores"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
     Variant("mnist_t10k", mnist_t10k, "digits, on a run of configs/vqvae.py:mnist_t10k_l2: six blocks of width 128",

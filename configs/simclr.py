@@ -11,9 +11,9 @@ from configs.common import Variant
 
 
 def scenes(config):
-    # Color has to be useless for matching views, or nothing else is learned; torchvision's operators clip less than TensorFlow's.
+    # Color must not help to match views, or nothing else is learned. torchvision's operations clip less than TensorFlow's.
     recipe = (
-        ("random_resized_crop", dict(size=32, area=(0.2, 1.0))),  # of 48 pixels: shapes keep their size, a step costs half
+        ("random_resized_crop", dict(size=32, area=(0.2, 1.0))),  # from 48 pixels: shapes keep their size, and a step costs half
         ("flip", dict(p=0.5)),
         ("color_jitter", dict(brightness=0.6, contrast=0.6, saturation=0.8, hue=0.2, p=0.8, style="torchvision")),
         ("grayscale", dict(p=0.2)),
@@ -21,7 +21,7 @@ def scenes(config):
     config.views = (recipe, recipe)
     config.total = "45 epochs"
     config.model = dict(
-        # Residual branches that start at zero would leave a stack of 1x1 convolutions, which sees color, for too long.
+        # With residual branches that start at zero the network is at first a stack of 1x1 convolutions, which see only color.
         encoder=dict(name="resnet", depth=10, width=0.25, stem="stride2", zero_init_residual=False),
         head=dict(widths=(256, 128)),
         temperature=0.2,
@@ -31,8 +31,8 @@ def scenes(config):
         std=(1.0, 1.0, 1.0),
     )
     config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch"))
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))  # enough here, also for raw pixels
-    config.references = {"supervised (recorded)": {"knn/top1": 92.54, "linear/top1": 92.70}}  # three seeds: docs/results.md
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))  # enough on scenes, also for raw pixels
+    config.references = {"supervised (recorded)": {"knn/top1": 92.54, "linear/top1": 92.70}}  # docs/methods/supervised.md
     config.evaluate_every = "15 epochs"
     config.checkpoint_every = "3 epochs"
 
@@ -41,7 +41,7 @@ def smoke(config):
     scenes(config)
     common.shrink(config, {
         "model.encoder.width": 0.125,
-        "model.encoder.zero_init_residual": True,  # smooth at the start, so that tests can compare devices over many steps
+        "model.encoder.zero_init_residual": True,  # smooth at the start, so that tests can compare devices over several steps
         "optim.net.warmup": "0.1 epochs",
     })  # fmt: skip
 
@@ -73,8 +73,9 @@ def cifar10_small(config):
 
 
 def cifar10(config):
-    """dkobak/simclr-cifar10: SGD 0.06 x B / 256, no blur, no normalization, head 1024-128 without BatchNorm, tau 0.5. Its BatchNorm
-    normalizes each view by itself; ours normalizes both together.
+    """dkobak/simclr-cifar10: SGD 0.06 x B / 256, no blur, no normalization, head 1024-128 without BatchNorm, tau 0.5.
+
+    Its BatchNorm normalizes each view separately; ours normalizes both views together.
     """
     config.references = {}
     config.data.name = "cifar10"
@@ -140,7 +141,7 @@ def imagenet(config):
     """LARS 0.3 x B / 256, head 2048-128, tau 0.1."""
     config.data.name = "imagenet2012"
     config.data.test_split = "validation"
-    # The host decodes once and crops twice; the photometric half runs on the device.
+    # The host decodes once and crops twice; photometric operations run on the device.
     config.data.ops = (("random_resized_crops", dict(size=224, crops=2, area=(0.08, 1.0), sampling="simclr")),)
     config.data.eval_ops = common.IMAGENET_EVAL
     config.data.workers = 16
@@ -152,7 +153,7 @@ def imagenet(config):
         head=dict(widths=(2048, 128), kernel_std=0.01),
         temperature=0.1,
         loss="nt_xent",
-        similarities="ring",  # of 8,192 views; with "dense" they are a quarter of a gigabyte
+        similarities="ring",  # of 8,192 views; "dense" takes a quarter of a gigabyte
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
@@ -197,9 +198,9 @@ VARIANTS = (
             source="ours, 3 seeds"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
     Variant("scenes_moco", scenes_moco,
-            "MoCo's loss without its second encoder: negatives are the other views only, keys have no gradient",
+            "MoCo's loss without its second encoder: negatives are the other views only, and keys have no gradient",
             expected="after 8 epochs kNN 19.11, linear 27.11 (default: 21.39, 27.83)", source="ours, 1 seed"),
-    Variant("scenes_clip", scenes_clip, "CLIP's loss: negatives are the other views only, gradients on both sides",
+    Variant("scenes_clip", scenes_clip, "CLIP's loss: negatives are the other views only, with gradients on both sides",
             expected="after 8 epochs kNN 18.56, linear 27.33 (default: 21.39, 27.83)", source="ours, 1 seed"),
     Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, ResNet-10 of width 1/4, 7 epochs",
             hardware="2 CPU cores", time="6 to 10 min",

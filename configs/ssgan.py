@@ -4,8 +4,7 @@
   python launch.py sample --workdir=runs/ssgan
   python launch.py configs ssgan
 
-FID of the published figures is of Inception features. These configs compute it where
---config.evals.generation.extractor=inception:/path/to/weights is given.
+Published FIDs are of Inception features; give --config.evals.generation.extractor=inception:/path/to/weights to compute them.
 """
 
 import ml_collections
@@ -72,7 +71,7 @@ def cifar10_small(config):
 
 
 def cifar10(config):
-    """Adam 2e-4 to 0, betas 0 and .9; but the paper's 16 rotated images, where mimicry turns a quarter of the batch by each angle."""
+    """Adam 2e-4 to 0, betas 0 and .9. 16 rotated images as in the paper; mimicry rotates a quarter of the batch by each angle."""
     cifar10_small(config)
     config.batch_size = 5 * 64
     config.total = "100_000 steps"
@@ -102,9 +101,9 @@ VARIANTS = (
     Variant("", scenes, "embedded scenes at 32 px, without labels, narrow networks", hardware="2 CPU cores"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
     Variant("rotation", rotation,
-            "embedded scenes: the discriminator alone, which only predicts rotations (all images of each batch)",
+            "embedded scenes: the discriminator alone, which only predicts rotations of all images of a batch",
             hardware="2 CPU cores"),
-    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, half as wide again",
+    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, 1.5 times as wide",
             hardware="1 accelerator", expected="Frechet (random_conv) 1.21 at step 3,000 of 12,000",
             source="ours, 1 seed"),
     Variant("cifar10", cifar10,

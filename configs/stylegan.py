@@ -3,12 +3,12 @@
   python launch.py train --config=configs/stylegan.py --workdir=runs/stylegan
   python launch.py configs stylegan
 
-A lazy regularizer takes a step of its own every n steps, in which Adam moves once more. So its group has the rate and beta2 of
-n / (n + 1) of a step: generators with path lengths every 4 steps lr x 4/5 and .99^(4/5) = .991992, discriminators with R1 every 16
-steps lr x 16/17 and .99^(16/17) = .990585 (2020a, appendix B).
+A lazy regularizer adds an Adam step every n steps. So its optimizer has the rate and beta2 of n / (n + 1) of a step (2020a,
+appendix B). Generators with path lengths every 4 steps have lr x 4/5 and .99^(4/5) = .991992; discriminators with R1 every 16 steps
+have lr x 16/17 and .99^(16/17) = .990585.
 
-FID of the published figures is of 2048-dimensional Inception features. These configs compute it where
---config.evals.generation.extractor=inception:/path/to/weights is given. The published path length is that of LPIPS:
+Published FIDs are of 2048-dimensional Inception features; to compute them, give
+--config.evals.generation.extractor=inception:/path/to/weights. Published path lengths are those of LPIPS:
 --config.evals.path.distance=lpips --config.evals.path.path=FILE --config.evals.path.sha256=HEX (see ssl_jax.models.pretrained.vgg).
 FFHQ is a folder of images: --config.data.name=/path/to/ffhq.
 """
@@ -55,7 +55,7 @@ def scenes(config):
 
 def smoke(config):
     scenes(config)
-    config.data.ops = config.data.eval_ops = common.resized(8)  # four networks twice differentiated: small ones compile in seconds
+    config.data.ops = config.data.eval_ops = common.resized(8)  # second derivatives of four networks: small ones compile in seconds
     networks(config, base=128, widest=16, features=16, mapping_layers=2)
     common.shrink(config, {
         "model.r1.interval": 2,
@@ -76,8 +76,9 @@ def cifar10_small(config):
 
 
 def cifar10(config):
-    """R1 .01, path lengths without weight (the rate of the generator is that of lazy ones still), no mixing, batch 64. Its augmentation
-    is adaptive; ours has its control and the operations of DiffAugment.
+    """R1 .01, no mixing, batch 64, path lengths of weight 0 (but the generator's rate of lazy ones).
+
+    The augmentation is adaptive as in the paper, with the operations of DiffAugment.
     """
     cifar10_small(config)
     config.batch_size = 64
@@ -95,13 +96,13 @@ def cifar10(config):
 def cifar10_conditional(config):
     cifar10(config)
     config.model.conditional = True
-    del config.evals["judge"]  # which has no labels to give
+    del config.evals["judge"]  # it cannot pass labels to the discriminator
 
 
 def ffhq1024(config):
     scenes(config)
     config.data.name = "/path/to/ffhq"
-    config.data.train_split, config.data.test_split = "all", "all"  # of a folder; the published runs held nothing out
+    config.data.train_split, config.data.test_split = "all", "all"  # of a folder; the published runs hold out no images
     config.data.ops = config.data.eval_ops = common.resized(1024)
     config.data.workers = 16
     config.batch_size = 32
@@ -112,7 +113,7 @@ def ffhq1024(config):
     config.model.ema.ramp = 0.0
     config.model.truncation_layers = 18
     config.eval_batch_size = 32
-    # No labels and no images to hold out.
+    # No evaluations that need labels or held-out images.
     config.evals = dict(
         generation=dict(config.evals.generation, examples=50_000), path=dict(config.evals.path, examples=50_000, epsilon=1e-4)
     )
@@ -131,7 +132,7 @@ def ffhq256(config):
 
 
 def stylegan1_ffhq1024(config):
-    """The paper grows from 8 px."""
+    """The paper grows the networks from 8 px."""
     ffhq1024(config)
     config.model.generator.update(dict(name="stylegan1", channel_base=16384))
     config.model.discriminator = dict(name="stylegan1", channel_base=16384, channel_max=512, group=4)
@@ -164,7 +165,7 @@ VARIANTS = (
     Variant("cifar10_conditional", cifar10_conditional, "the same with labels",
             hardware="1 accelerator", expected="FID 2.42, IS 10.14", source="Karras et al. 2020b"),
     Variant("stylegan1_ffhq256", stylegan1_ffhq256,
-            "2019, the network for 256 px at its rate there, .002, and batch 32, at a fixed resolution",
+            "2019, the network for 256 px with its rate .002, batch 32, fixed resolution",
             hardware="8 V100"),
     Variant("stylegan1_ffhq1024", stylegan1_ffhq1024,
             "2019, R1 10 at every step, batch 32, 25,000,000 images, fixed resolution",

@@ -18,7 +18,7 @@ def scenes(config):
     config.total = "20 epochs"
     config.evaluate_every = "20 epochs"
     del config.model["temperature"]
-    config.model.head_layers = 0  # hidden layers of model.head under the classifier
+    config.model.head_layers = 0  # hidden layers of model.head below the classifier
     config.model.smoothing = 0.0
     config.evals.classifier = dict(kind="classifier")
     config.best_metric, config.references = "", {}
@@ -66,8 +66,10 @@ def imagenet(config):
 
 
 def imagenet_vit_g14(config):
-    """For rehearsals, not for a figure. Its rates (AdamW 1e-4 x B / 256, betas .9 and .95, decay 0.3, batch 4096, 20 of 200 epochs of
-    warm-up) are of no source that was checked. RandAugment, mixup, CutMix, drop path and averaged weights are missing.
+    """For rehearsals, not to reproduce a figure.
+
+    The optimizer (AdamW 1e-4 x B / 256, betas .9 and .95, decay 0.3, batch 4096, 20 of 200 epochs of warmup) follows no checked
+    source. RandAugment, mixup, CutMix, drop path and averaged weights are missing.
     """
     from ssl_jax.models.backbones.vit import TENSOR_RULES
 
@@ -94,7 +96,7 @@ def finetune(config):
 
 
 def imagenet_10pct(config):
-    """Batch 1024, LARS 0.16. Wants a --config.warm_start.workdir, too; an empty one begins with random weights."""
+    """Batch 1024, LARS 0.16. Requires --config.warm_start.workdir; an empty one means random initial weights."""
     imagenet(config)
     config.data.name, config.data.train_split = "imagenet2012_subset/10pct", "train"
     config.total = "30 epochs"
@@ -104,13 +106,13 @@ def imagenet_10pct(config):
     config.model.smoothing = 0.0
     config.model.mean, config.model.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     config.warm_start = dict(workdir=config_dict.placeholder(str), rules=((r"^net/(encoder|head)/", r"net/\1/"),))
-    # As in its code the classifier, which starts at zero, is left out of the layer-wise rates: from zero they would hardly let it move.
+    # As in the published code, the classifier has no layer-wise rate: it starts at zero, where LARS would hardly update it.
     adapted = ((r"(bias|scale)$|classifier/", 0.0), (".*", 1.0))
     config.optim = dict(net=dict(name="lars", lr=0.005, lr_scale="sqrt", weight_decay=0.0, weight_decay_mask=adapted))
 
 
 VARIANTS = (
-    Variant("", scenes, "embedded scenes, the encoder of configs/simclr.py: the ceiling for self-supervised numbers",
+    Variant("", scenes, "embedded scenes, the encoder of configs/simclr.py: an upper bound for self-supervised numbers",
             hardware="2 CPU cores", expected="kNN 92.54 ± 1.22, linear 92.70 ± 1.25", source="ours, 3 seeds"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
     Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, ResNet-10 of width 1/4", hardware="2 CPU cores"),

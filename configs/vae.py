@@ -1,5 +1,5 @@
-"""Variational autoencoders (Kingma and Welling 2014, arXiv:1312.6114), importance weighted ones (Burda et al. 2016, arXiv:1509.00519),
-beta-VAE (Higgins et al. 2017).
+"""Variational autoencoders (Kingma and Welling 2014, arXiv:1312.6114), importance-weighted autoencoders (Burda et al. 2016,
+arXiv:1509.00519), beta-VAE (Higgins et al. 2017).
 
   python launch.py train --config=configs/vae.py --workdir=runs/vae
   python launch.py sample --workdir=runs/vae
@@ -13,7 +13,7 @@ from configs.common import Variant
 
 
 def flipped(size):
-    """A window of `size` pixels of what the host gives, half of the time mirrored."""
+    """A random window of `size` pixels, mirrored half of the time."""
     return ((("random_crop", dict(size=size)), ("flip", dict(p=0.5))),)
 
 
@@ -26,7 +26,7 @@ def adam(lr=1e-3, **options):
 
 
 def networks(config, name, widths, latents, likelihood, channels=3, **fields):
-    """`fields` are those of encoder and decoder; `widths` are the encoder's, from the image inwards."""
+    """`widths` of the encoder, from the image inward; the decoder reverses them. Both get `fields`."""
     config.model = dict(
         encoder=dict(name=name, widths=widths, **fields),
         decoder=dict(name=name, widths=widths[::-1], **fields),
@@ -62,7 +62,7 @@ def scenes(config):
 
 
 def improper(config):
-    """Cross-entropy of gray values: what the benchmark of disentanglement trains with, and no likelihood."""
+    """Cross-entropy of gray values, the loss of the disentanglement benchmark. It is not a likelihood."""
     config.model.likelihood = "cross_entropy"
     del config.evals.likelihood
     config.best_metric = "-generation/frechet"
@@ -105,7 +105,7 @@ def cifar10_gaussian(config):
 
 
 def mnist_t10k(config):
-    """Digits are binarized anew at each draw."""
+    """Digits are binarized at random, every time they are read."""
     config.data.name = "mnist_t10k"
     config.views = whole(28)
     config.batch_size = 100
@@ -143,7 +143,7 @@ def mnist(config):
 
 
 def mnist_iwae(config):
-    """The rate falls from 1e-3 to 1e-4: in steps there, smoothly here."""
+    """The rate falls from 1e-3 to 1e-4: in steps in the paper, smoothly here."""
     mnist(config)
     networks(config, "mlp", (200, 200), 50, "bernoulli", channels=1, activation="tanh")
     config.model.update(dict(bound="iwae", samples=50))
@@ -185,11 +185,11 @@ VARIANTS = (
             hardware="2 CPU cores",
             expected="bound -107.02, -107.06, -108.03 nats; k = 500 -101.97, -101.78, -102.66",
             source="ours, 3 seeds"),
-    Variant("mnist_t10k_iwae", mnist_t10k_iwae, "the same with the importance bound of 5 draws",
+    Variant("mnist_t10k_iwae", mnist_t10k_iwae, "the same with the importance-weighted bound of 5 samples",
             hardware="2 CPU cores", expected="k = 500 -100.69 nats, evidence bound -108.62", source="ours, 1 seed"),
     Variant("mnist_t10k_beta4", mnist_t10k_beta4, "the same with beta 4",
             hardware="2 CPU cores", expected="bound -127.42 nats, k = 500 -112.98", source="ours, 1 seed"),
-    Variant("mnist_t10k_2d", mnist_t10k_2d, "the same with two latents, to look at", hardware="2 CPU cores"),
+    Variant("mnist_t10k_2d", mnist_t10k_2d, "the same with two latents, for plots", hardware="2 CPU cores"),
     Variant("mnist", mnist,
             "Kingma and Welling 2014: 784-500-20, tanh, batch 100, with Adam for the paper's Adagrad",
             hardware="2 CPU cores"),

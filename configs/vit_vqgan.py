@@ -1,15 +1,15 @@
-"""ViT-VQGAN, stage 1 (Yu et al. 2022, arXiv:2110.04627): Transformers from images to tokens and back. Stage 2 is configs/vq_prior.py.
+"""ViT-VQGAN, stage 1 (Yu et al. 2022, arXiv:2110.04627): transformers from images to tokens and back. Stage 2: vq_prior.py.
 
   python launch.py train --config=configs/vit_vqgan.py --workdir=runs/tokens
   python launch.py configs vit_vqgan
 
 FID of reconstructions: --config.evals.reconstruction.extractor=inception:/path/to/weights.
-A public reimplementation trained with batches of 64 uses 0.3 % of the codes and reaches 29.2 (arXiv:2410.06424, table 4): look at
-`usage_of_batch`.
+Watch `usage_of_batch`: a public reimplementation with batches of 64 uses 0.3 % of the codes and reaches 29.2 (arXiv:2410.06424,
+table 4).
 
-LPIPS, for synthesis: --config.model.perceptual.kind=vgg_lpips --config.model.perceptual.path=FILE --config.model.perceptual.sha256=HEX
-(weight 0.1 in the ViTs, 1 in VQGAN; FILE is made with ssl_jax.models.pretrained.vgg.convert). Not for tokens whose features are to be probed: its
-network has seen ImageNet's labels.
+LPIPS, for synthesis: --config.model.perceptual.kind=vgg_lpips --config.model.perceptual.path=FILE
+--config.model.perceptual.sha256=HEX (weight 0.1 in the ViTs, 1 in VQGAN; ssl_jax.models.pretrained.vgg.convert makes FILE). Do not
+use it for tokens whose features you probe, because its network was trained with ImageNet's labels.
 """
 
 import ml_collections
@@ -192,14 +192,14 @@ VARIANTS = (
             expected="for 256 pixels 4 % of the codes used (96 % with narrow ones of norm 1); here 0.2, 0.2, 0.6 % "
             "after 600 steps", source="Yu et al. 2022; ours, 3 seeds"),
     Variant("mnist_t10k_patches", mnist_t10k_patches,
-            "digits, patches of 4 without any attention: 49 tokens of 512 codes, each of its patch alone",
+            "digits, patches of 4 without attention: 49 tokens of 512 codes, each from its patch alone",
             hardware="1 CPU core", expected="codes used 75 %, PSNR 20.5", source="ours, 1 seed"),
     Variant("cifar10_small", cifar10_small,
-            "JPEG CIFAR-10, encoder and decoder twice as deep and half as wide again",
+            "JPEG CIFAR-10, encoder and decoder twice as deep and 1.5 times as wide",
             hardware="1 accelerator",
             expected="after 4,000 of 6,000 steps codes used in 256 images 66.4 %, PSNR 23.8", source="ours, 1 seed"),
     Variant("cifar10", cifar10,
-            "JPEG CIFAR-10, networks and losses of SS (no perceptual one) on patches of 4: 64 tokens of 1024 codes",
+            "JPEG CIFAR-10, networks and losses of SS without the perceptual loss, patches of 4: 64 tokens of 1024 codes",
             hardware="1 accelerator", expected="no such recipe was published; size and rates are ours"),
     Variant("imagenet256", imagenet256,
             "SS: encoder and decoder Small, 256 px, patches of 8, 1024 tokens of 8192 codes, 500,000 steps",

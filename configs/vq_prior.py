@@ -5,8 +5,8 @@
   python launch.py sample --workdir=runs/prior
   python launch.py configs vq_prior
 
-The published runs were pure data parallelism on 128 TPUs v4. Here parameters and moments are spread over all devices; with
---config.mesh.tensor=n the matrices are split n ways besides.
+The published runs used pure data parallelism on 128 TPUs v4. Here parameters and moments are sharded over all devices.
+--config.mesh.tensor=n also splits the matrices n ways.
 """
 
 import ml_collections
@@ -20,7 +20,7 @@ def transformer(config, depth, width, heads, dropout=0.1, remat="none"):
 
 
 def scenes(config):
-    """A class for nine images in ten: it samples classes, and has features of images whose class nobody knows."""
+    """Nine images in ten have their class, so that the prior samples classes and encodes images of unknown class."""
     config.data.ops = config.data.eval_ops = common.resized(32)
     config.views = ((("flip", {}),),)
     config.batch_size = 64
@@ -57,7 +57,7 @@ def unconditional(config):
 
 
 def small(config):
-    """Whatever is on tokens, in seconds; configs/maskgit.py uses it, too."""
+    """Shrink a config of a model on tokens. configs/maskgit.py uses it, too."""
     config.data.ops = config.data.eval_ops = common.resized(16)
     transformer(config, depth=2, width=32, heads=2)
     common.shrink(config, {
@@ -99,7 +99,7 @@ def half(config):
 
 
 def cifar10_small(config):
-    """generation_half measures the half of its samples that a classifier prefers."""
+    """generation_half measures the half of the samples that a classifier prefers."""
     scenes(config)
     half(config)
     config.data.name, config.data.ops, config.data.eval_ops = "cifar10", (), ()
@@ -127,9 +127,9 @@ def cifar10_probe(config):
 
 
 def imagenet256_base(config):
-    """Adam (.9, .96): 5,000 steps of warm-up to 4.5e-4, which is held up to step 80,000 and then falls exponentially to 1e-5.
+    """Adam (.9, .96): 5,000 steps of warmup to 4.5e-4, constant to step 80,000, then an exponential decay to 1e-5.
 
-    How weights were regularized and images augmented was not published. Theirs has three square matrices in an attention, ours four.
+    Regularization and augmentation were not published. Their attention has three square matrices, ours four.
     """
     from ssl_jax.models.tokenizers.prior import TENSOR_RULES
 
@@ -155,7 +155,7 @@ def imagenet256_base(config):
 
 
 def imagenet256_large(config):
-    """The published half of the samples is a ResNet-101's choice; generation_half asks a linear probe of its extractor instead."""
+    """A ResNet-101 chose the published half of the samples; in generation_half a linear probe of the extractor does."""
     imagenet256_base(config)
     transformer(config, depth=36, width=2048, heads=32, remat="full")
     config.model.probe_block = 14
@@ -163,7 +163,7 @@ def imagenet256_large(config):
 
 
 def imagenet256_large_adafactor(config):
-    """The published run kept the first moment in 8 bits."""
+    """The published run stored the first moment in 8 bits."""
     imagenet256_large(config)
     rate = config.optim.net.to_dict()
     del rate["b2"]
@@ -171,14 +171,14 @@ def imagenet256_large_adafactor(config):
 
 
 def imagenet256_base_probe(config):
-    """The tokenizer must be one without perceptual loss, whose network has seen labels: configs/vit_vqgan.py:imagenet256 as it is."""
+    """The tokenizer must have no perceptual loss, which would leak labels: configs/vit_vqgan.py:imagenet256 unchanged."""
     imagenet256_base(config)
     config.model.conditional = False
     config.evals.depth = dict(kind="linear_by_layer", solver="sgd")
 
 
 def imagenet256_large_probe(config):
-    """The tokenizer must be one without perceptual loss, as for imagenet256_base_probe."""
+    """The tokenizer must have no perceptual loss, as for imagenet256_base_probe."""
     imagenet256_large(config)
     config.model.conditional = False
     config.evals.depth = dict(kind="linear_by_layer", solver="sgd")

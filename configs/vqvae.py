@@ -3,8 +3,8 @@
   python launch.py train --config=configs/vqvae.py --workdir=runs/vqvae
   python launch.py configs vqvae
 
-The variants of mnist_t10k show codebook collapse, and what keeps it away: 8,000 MNIST digits, 28 px to 7 x 7 tokens of 512 codes, 400
-steps of Adam 1e-3.
+The variants of mnist_t10k show codebook collapse and its remedies: 8,000 MNIST digits, 28 px to 7 x 7 tokens of 512 codes,
+400 steps of Adam 1e-3.
 """
 
 import ml_collections
@@ -62,7 +62,7 @@ def cifar10_small(config):
 
 
 def cifar10(config):
-    """Codes are moving averages."""
+    """Codes are moving averages of their vectors."""
     cifar10_small(config)
     config.batch_size, config.total = 32, "10_000 steps"
     config.views = ((),)
@@ -93,8 +93,10 @@ def mnist_t10k_revival(config):
 
 
 def mnist_t10k_l2(config):
-    """With a gradient straight through the norm, and no LayerNorm before it, nothing holds that norm: 1e9 after 400 steps, and 2 % of
-    the codes.
+    """The gradient passes the normalization.
+
+    The plain straight-through gradient, without a LayerNorm before, leaves the norm unbounded: 1e9 after 400 steps, with 2 % of the
+    codes in use.
     """
     mnist_t10k(config)
     config.model.quantizer = codes(8, normalize=True, straight_through="normalized")
@@ -150,7 +152,7 @@ VARIANTS = (
             hardware="2 CPU cores", expected="usage 2.1 %, perplexity 6.1, PSNR 17.1", source="ours, 1 seed"),
     Variant("mnist_t10k_ema", mnist_t10k_ema, "moving averages, from N(0, 1)",
             hardware="2 CPU cores", expected="usage 2.5 %, perplexity 8.4, PSNR 19.6", source="ours, 1 seed"),
-    Variant("mnist_t10k_revival", mnist_t10k_revival, "the same, and codes without vectors start again",
+    Variant("mnist_t10k_revival", mnist_t10k_revival, "the same, and unused codes are reset",
             hardware="2 CPU cores",
             expected="usage 96.1, 82.2, 39.8 %, perplexity 343, 233, 110, PSNR 21.2, 21.2, 19.7",
             source="ours, 3 seeds"),

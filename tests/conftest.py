@@ -1,15 +1,15 @@
-"""Eight fake devices for every test, set before jax is imported anywhere; what may run at the same time; and the tiers of the tests.
+"""Eight CPU devices for every test, set before jax is imported; scheduling of parallel workers; and the tiers of tests.
 
-  make test       the quick tests, unmarked: every method is built, and its step, its phases and its encoder are traced; objectives,
-                  operations and evaluations are compared with their oracles; the command line trains a run from end to end.
-  make test-all   also `full`: tests that compile or train for tens of seconds, or start many processes. What every method promises
-                  when it runs (test_conformance), kill -9 and faults of disks and hosts, several processes, sampling and evaluating
-                  whole runs, parity with PyTorch on whole networks, programs compiled for meshes. This is what CI runs.
+  make test       the quick, unmarked tests: build every method and trace its step, phases and encoder; compare objectives,
+                  operations and evaluations with oracles; train one run from end to end by the command line.
+  make test-all   also `full`: tests that compile or train for tens of seconds, or start many processes. They check the
+                  conformance of every running method, kill -9 and faults of disks and hosts, several processes, sampling and
+                  evaluation of whole runs, parity with PyTorch on whole networks, and programs compiled for meshes. CI runs them.
   by hand         python -m pytest -m slow: `slow` takes hours.
 
-A test marked `full` that has a config as its parameter `name` is also run by `make test` where the method's file or config differs from
-the branch `main`: a new method is tested completely before it is merged. `python -m pytest tests/test_x.py` runs all of a file but
-`slow`.
+`make test` also runs the `full` tests of changed methods: those with a config as parameter `name` whose method file or config
+differs from the branch `main`. So a new method is tested completely before a merge. `python -m pytest tests/test_x.py` runs all
+of a file except `slow`.
 """
 
 import functools
@@ -25,15 +25,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # the CPU client deadlocks with more devices than threads
 os.environ["XLA_FLAGS"] = f"{flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
-# Begun first, so that no worker is left alone with one of them.
+# Started first, so that none of them runs alone at the end.
 LONG = ("test_two_stages", "test_faults", "test_processes", "test_sample", "test_conformance")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-gc.set_threshold(100_000, 50, 100)  # tracing makes millions of objects, few of which are garbage; modules end with a collection
+gc.set_threshold(100_000, 50, 100)  # tracing creates millions of live objects; each module ends with a collection
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """With several workers a file stays together, and so does a config of the conformance tests: they share what they compile."""
+    """Keep a file, or a config of test_conformance, on one worker, because its tests share compiled programs."""
     items.sort(key=lambda item: item.path.stem not in LONG)
     for item in items:
         if hasattr(item, "callspec") and item.callspec.params.get("name") in changed_methods():
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
 
 @functools.cache
 def changed_methods():
-    """Methods whose file or config was changed since the branch left `main`, committed or not; none where git does not tell."""
+    """Methods whose file or config differs from the merge base with `main`, committed or not; none without git."""
     folders, changed = ("configs", "ssl_jax/methods"), set()
     for command in (("diff", "--name-only", "--merge-base", "main"), ("ls-files", "--others", "--exclude-standard")):
         try:
@@ -58,7 +58,7 @@ def changed_methods():
 
 
 def pytest_configure(config):
-    """Workers that share out a file between them compile everything twice, and say nothing (pytest-xdist#1386)."""
+    """Refuse versions in which pytest-xdist silently splits groups, so that workers compile twice (pytest-xdist#1386)."""
     if config.getoption("dist", "no") == "loadgroup" and not hasattr(pytest.Item, "_nodeid"):
         raise pytest.UsageError(
             f"pytest-xdist cannot keep groups together under pytest {pytest.__version__}; pip install -r requirements-test.txt"
@@ -67,10 +67,8 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """A compiled program holds memory maps until it is dropped, and a process may have 65,530: one that kept the programs of all
-    its files would abort within LLVM.
-    """
-    import jax  # which reads the environment above
+    """Drop compiled programs after each file. They hold memory maps, of which a process may have 65,530 before LLVM aborts."""
+    import jax  # reads the environment set above
 
     yield
     jax.clear_caches()
@@ -79,7 +77,7 @@ def forget_programs():
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """Puts shell scripts before everything else in PATH; each call appends its arguments to <folder>/NAME.calls."""
+    """put(name, text): adds a shell script first in PATH. Each call of it appends its arguments to <folder>/NAME.calls."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")

@@ -26,7 +26,7 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-# Color: figures of 5 digits, pixel by pixel, before the clip; computed with TensorFlow and torchvision.
+# Color: expected pixels with 5 digits, before the clip, computed with TensorFlow and torchvision.
 @pytest.mark.parametrize(
     ("style", "change", "expected"),
     [
@@ -60,13 +60,13 @@ def keys(count, seed=0):
         ("torchvision", {"hue": 0.1}, [(0.24, 0.2, 0.6), (0.9, 0.38, 0.1), (0.5,) * 3, (0, 0.7, 0.62)]),
     ],
 )
-def test_golden_pixels(style, change, expected):
+def test_color_jitter_golden_pixels(style, change, expected):
     neutral = NEUTRAL | ({"brightness": 0.0} if style == "simclr_v1" else {})
     out = adjust(GOLDEN, jnp.arange(4), **(neutral | change), style=style)
     np.testing.assert_allclose(out, np.clip(np.reshape(expected, (2, 2, 3)), 0, 1), atol=2e-5)
 
 
-def test_golden_grayscale_solarize():
+def test_grayscale_and_solarize_golden_pixels():
     gray = np.reshape([0.36298, 0.36191, 0.49995, 0.43370], (2, 2, 1)) * np.ones(3)
     np.testing.assert_allclose(color.to_grayscale(GOLDEN), gray, atol=2e-5)
     solar = np.reshape([(0.2, 0.4, 0.4), (0.1, 0.1, 0.3), (0.5,) * 3, (0, 0.3, 0.2)], (2, 2, 3))
@@ -92,13 +92,13 @@ def slow_jitter(image, order, values, additive):
             mean = image.mean((0, 1))
             image = mean + value * (image - mean)
         else:
-            for place in np.ndindex(image.shape[:2]):
-                h, s, v = colorsys.rgb_to_hsv(*image[place])
+            for pixel in np.ndindex(image.shape[:2]):
+                h, s, v = colorsys.rgb_to_hsv(*image[pixel])
                 if operation == color.HUE:
                     h = (h + value) % 1.0
                 else:
                     s = min(s * value, 1.0)
-                image[place] = colorsys.hsv_to_rgb(h, s, v)
+                image[pixel] = colorsys.hsv_to_rgb(h, s, v)
         image = np.clip(image, 0, 1)
     return image
 
@@ -144,7 +144,7 @@ def test_sampled_jitter_is_uniform():
         assert abs(unit.mean() - 0.5) < 0.02
     together = np.stack([np.asarray(v) for v, _, _ in ranges] + list(np.asarray(order).T[:3]))
     off_diagonal = np.corrcoef(together)[:4] - np.eye(4, 7)
-    assert np.abs(off_diagonal).max() < 0.06  # independent draws
+    assert np.abs(off_diagonal).max() < 0.06  # independent samples
     additive = jax.vmap(lambda key: color.sample_jitter(key, 0.4, 0, 0, 0, "simclr_v1")[1])(keys(500))
     assert -0.4 <= additive.min() < -0.35 < 0.35 < additive.max() <= 0.4
 
@@ -237,7 +237,7 @@ def test_crop_distributions(sampling, mean_area, least_area, portrait):
     share = height * width / (400 * 500)
     assert abs(share.mean() - mean_area) < 0.006
     assert share.min() == pytest.approx(least_area, abs=0.002)
-    # The aspect as drawn: of crops so small that none is rejected or cut. It is uniform only in SimCLR.
+    # Sampled aspect ratios, of crops so small that none is rejected or clamped. Only in SimCLR they are uniform.
     _, _, height, width = sampled_crops(sampling, (400, 500), 20_000, area=(0.2, 0.4))
     assert abs(np.mean(width < height) - portrait) < 0.015
 
@@ -246,15 +246,15 @@ def test_torchvision_crops_have_torchvisions_distribution():
     torch, torchvision = require_torch(), require_torchvision()
     stats = pytest.importorskip("scipy.stats")
     torch.manual_seed(0)
-    image, draw = torch.empty(3, 40, 50), torchvision.transforms.RandomResizedCrop.get_params
-    theirs = np.array([draw(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(3000)]).T
+    image, get_params = torch.empty(3, 40, 50), torchvision.transforms.RandomResizedCrop.get_params
+    theirs = np.array([get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(3000)]).T
     ours = list(sampled_crops("torchvision", (40, 50), 3000))
     for mine, reference in zip([*ours, ours[2] * ours[3]], [*theirs, theirs[2] * theirs[3]], strict=True):
         assert stats.ks_2samp(mine, reference).pvalue > 1e-3
 
 
 def test_crop_fallbacks():
-    """No try fits into a long image: the largest legal central crop, or for SimCLR the whole image."""
+    """If no try fits into a long image: the largest valid center crop, or for SimCLR the whole image."""
     wide = {"image_hw": (20, 100), "count": 10, "area": (0.9, 1.0)}
     for part, expected in zip(sampled_crops("torchvision", **wide), (0, 36, 20, 27), strict=True):
         np.testing.assert_array_equal(part, expected)
@@ -270,7 +270,7 @@ def test_random_crop_with_padding():
     windows = {(y, x): padded[y : y + 6, x : x + 5] for y in range(3) for x in range(3)}
     seen = []
     for crop in np.asarray(jax.vmap(lambda key: geometry.random_crop(image, key, (6, 5), pad=1))(keys(200))):
-        seen += [place for place, window in windows.items() if np.abs(crop - window).max() < 1e-6]
+        seen += [offset for offset, window in windows.items() if np.abs(crop - window).max() < 1e-6]
     assert len(seen) == 200
     assert set(seen) == set(windows)
 

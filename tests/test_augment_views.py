@@ -1,4 +1,4 @@
-"""From recipes to views: their check, the rule of the keys, independence of devices."""
+"""Recipes and views: validation, the rule of random keys, independence of the number of devices."""
 
 import re
 
@@ -35,7 +35,7 @@ def simclr_views():
 
 
 def test_views_are_distinct_and_in_range(simclr_views):
-    """One image sixteen times, two views: 32 different pictures."""
+    """Two views of sixteen copies of one image: 32 different images."""
     same = np.repeat(batch(1), 16, axis=0)
     views = simclr_views(same, jax.random.key(0))
     assert views.shape == (16, 2, SIZE, SIZE, 3)
@@ -44,8 +44,8 @@ def test_views_are_distinct_and_in_range(simclr_views):
     flat = np.asarray(views).reshape(32, -1)
     distance = np.abs(flat[:, None] - flat[None]).mean(-1) + np.eye(32)
     assert distance.min() > 1e-3
-    again, other = simclr_views(same, jax.random.key(0)), simclr_views(same, jax.random.key(1))
-    np.testing.assert_array_equal(again, views)
+    repeated, other = simclr_views(same, jax.random.key(0)), simclr_views(same, jax.random.key(1))
+    np.testing.assert_array_equal(repeated, views)
     assert np.all(np.abs(other - views).mean((2, 3, 4)) > 1e-3)
 
 
@@ -58,12 +58,12 @@ def test_views_do_not_depend_on_devices(simclr_views):
     compiled = sharded.lower(images, jax.random.key(5)).compile()
     out = compiled(jax.device_put(images, split), jax.random.key(5))
     assert len(out.sharding.device_set) == 8
-    np.testing.assert_allclose(out, alone, rtol=0, atol=5e-6)  # of rounding; a gray level is 4e-3
+    np.testing.assert_allclose(out, alone, rtol=0, atol=5e-6)  # rounding; a gray level is 4e-3
     assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
 
 
-def test_views_follow_the_key_rule_on_every_path():
-    """Different recipes, host crops, and a loop over examples by hand give the same pictures."""
+def test_views_follow_the_rule_of_random_keys():
+    """Different recipes, host crops, and an explicit loop over examples give the same images."""
     images, key = batch(3, views=2), jax.random.key(9)
     views = jax.jit(make_views([SIMCLR, SOLARIZED]))(images, key)
 
@@ -84,7 +84,7 @@ def test_views_follow_the_key_rule_on_every_path():
     for example in range(3):
         np.testing.assert_allclose(views[example, 0], by_hand(images[example, 0], example, 0)[0], atol=2e-6)
         solarized = by_hand(images[example, 1], example, 1)[1]
-        # A value at the threshold may be inverted on one path and not on the other.
+        # A value at the threshold may be inverted in only one of both.
         assert np.mean(np.abs(views[example, 1] - solarized) > 1e-4) < 0.01
 
 
@@ -94,7 +94,7 @@ def test_shared_image_equals_repeated_host_crops(simclr_views):
     np.testing.assert_allclose(simclr_views(repeated, key), simclr_views(images, key), atol=1e-6)
 
 
-def test_wrong_images_are_refused(simclr_views):
+def test_invalid_images_raise_value_error(simclr_views):
     with pytest.raises(ValueError, match="uint8"):
         simclr_views(batch(2).astype(np.float32), jax.random.key(0))
     with pytest.raises(ValueError, match="3 crops per image for 2 views"):
@@ -108,7 +108,7 @@ def test_wrong_images_are_refused(simclr_views):
         ("simclr", "give a list of recipes"),
         ([("flip", {})], r"views\[0\]\[0\]='flip' is not a pair"),
         ([["flip"]], "is not a pair"),
-        ([SIMCLR, [("color_jitter", {})]], r"views\[1\]\[0\].*did you mean 'color_jitter'\? valid: .*flip"),
+        ([SIMCLR, [("colour_jitter", {})]], r"views\[1\]\[0\].*did you mean 'color_jitter'\? valid: .*flip"),
         (
             [[("color_jitter", {"brightnes": 0.4})]],
             "color_jitter: .*'brightnes'.*'brightness'.*valid: brightness, contrast",
@@ -129,13 +129,13 @@ def test_wrong_images_are_refused(simclr_views):
         ([[("blur", {"sigma": (0.0, 2.0)})]], "sigma="),
     ],
 )
-def test_wrong_recipes(recipes, message):
+def test_invalid_recipe_is_a_user_error(recipes, message):
     with pytest.raises(UserError, match=message) as error:
         check_recipes(recipes)
     assert "\n" not in str(error.value)
 
 
-def test_recipes_from_a_config():
+def test_recipes_from_a_config_dict():
     config = ml_collections.ConfigDict({"views": [SIMCLR, [[n, dict(a)] for n, a in SIMCLR]]})
     first, second = check_recipes(config.views)
     assert first == second

@@ -1,4 +1,4 @@
-"""Sources and batches: exact order for any division of the work, exact counts, damage survived, errors in one line."""
+"""Sources and batches: order independent of workers and processes, exact counts, unreadable files, one-line errors."""
 
 import io
 import logging
@@ -22,7 +22,7 @@ CROPS = [("random_resized_crops", {"size": 16})]
 
 
 def images_folder(root, count, classes=("a", "b"), shape=(24, 32), kind="PNG"):
-    """`count` images, the class by turns; the red value of all pixels of image i is i. Returns the root as text."""
+    """Write `count` images, classes in turns; all values of image i are i. Returns the root as text."""
     for i in range(count):
         pixels = np.full((*shape, 3), i, np.uint8)
         path = root / classes[i % len(classes)] / f"{i:03d}.{kind.lower()}"
@@ -34,7 +34,7 @@ def images_folder(root, count, classes=("a", "b"), shape=(24, 32), kind="PNG"):
 # ------------------------------------------------------------------------------------------------- folders
 
 
-def test_folder_in_the_wild(tmp_path, caplog):
+def test_folder_skips_files_that_are_not_images(tmp_path, caplog):
     root = tmp_path / "images"
     images_folder(root, 6)
     (root / "a" / "deep").mkdir()
@@ -59,8 +59,8 @@ def test_folder_in_the_wild(tmp_path, caplog):
     assert source.rejected == {"a/zero.jpg": "empty file", "b/notes.txt": "not an image", "b/text.png": "not an image",
                                "b/away.png": "link out of the folder", "loop": "link to a folder"}  # fmt: skip
     assert [record.args[1] for record in caplog.records] == [5]  # files left out, in one warning
-    again = open_source(str(root), "all")
-    assert again.fingerprint == source.fingerprint
+    reopened = open_source(str(root), "all")
+    assert reopened.fingerprint == source.fingerprint
     (root / "a" / "000.png").write_bytes(encode(photo(25, 32), "PNG"))
     assert open_source(str(root), "all").fingerprint != source.fingerprint
 
@@ -71,7 +71,7 @@ def test_folder_splits(tmp_path):
     assert parts["train"] | parts["test"] == parts["all"]
     assert not parts["train"] & parts["test"]
     assert 1 <= len(parts["test"]) <= 12
-    images_folder(tmp_path / "one", 60)  # twenty more: nobody moves
+    images_folder(tmp_path / "one", 60)  # twenty more: the others stay in their split
     assert parts["test"] <= set(open_source(root, "test").paths)
     assert parts["train"] <= set(open_source(root, "train").paths)
     with pytest.raises(UserError, match="no split 'validation'; it has all, train, test"):
@@ -90,7 +90,7 @@ def test_folder_splits(tmp_path):
     with pytest.raises(UserError, match="it has all, train, val"):
         open_source(root, "validation")
 
-    photos = images_folder(tmp_path / "three", 9, classes=("car", "dog", "train"))  # a class of that name, as in COCO
+    photos = images_folder(tmp_path / "three", 9, classes=("car", "dog", "train"))  # a class named train, as in COCO
     assert open_source(photos, "all").label_names == ("car", "dog", "train")
     assert len(open_source(photos, "all")) == 9
 
@@ -105,13 +105,13 @@ def test_folder_splits(tmp_path):
         TrainBatches(source, [], 2, seed=0, inputs=("image", "pose"))
 
 
-def test_errors_of_missing_data_are_one_line(tmp_path):
+def test_missing_data_is_a_one_line_user_error(tmp_path):
     for folder in ("empty", "text", "tfds/broken/1.0.0", "tfds/half/1.0.0.incompleteABC"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "text" / "a.txt").write_text("hello, this is not an image")
     for name, message in (
         (str(tmp_path / "empty"), "has no image; give one"),
-        (str(tmp_path / "text"), r"has no image \(1 files are no images\)"),
+        (str(tmp_path / "text"), r"has no image \(1 files are not images\)"),
         (str(tmp_path / "nowhere"), "no such folder"),
         ("imagenet9", rf"not prepared in data_dir '{tmp_path}/tfds' \(there: broken, half\); prepare .* --data_dir"),
         ("broken", "not prepared to the end .'1.0.0'"),
@@ -128,7 +128,7 @@ def test_errors_of_missing_data_are_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-    """A TFDS data directory prepared by a real builder, in ArrayRecord and without TensorFlow."""
+    """A TFDS data directory from a real builder, in ArrayRecord and without TensorFlow."""
     import tensorflow_datasets as tfds
 
     class Dots(tfds.core.GeneratorBasedBuilder):
@@ -162,7 +162,7 @@ def tfds_dir(tmp_path_factory):
     return root
 
 
-def test_tfds_by_name_by_path_and_in_splits(tfds_dir, monkeypatch):
+def test_tfds_source_by_name_path_and_split(tfds_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))
     source = open_source("dots", "train")
     assert (len(source), source.num_classes, source.label_names) == (40, 2, ("even", "odd"))
@@ -183,7 +183,7 @@ def test_tfds_by_name_by_path_and_in_splits(tfds_dir, monkeypatch):
         open_source("dots", "valid")
 
 
-def test_tfds_other_features_reach_the_batch(tfds_dir):
+def test_tfds_features_by_name_in_a_batch(tfds_dir):
     source = open_source("dots", "test", str(tfds_dir), {"segments": "mask"})
     keys = ("image", "label", "segments", "point", "name")
     spec = element_spec(source, [], keys)
@@ -209,9 +209,9 @@ def test_tfds_other_features_reach_the_batch(tfds_dir):
         element_spec(source, [], ("image", "boxes/bbox"))
 
 
-def test_tfds_damage_is_a_user_error(tfds_dir, tmp_path):
+def test_damaged_tfds_shard_is_a_user_error(tfds_dir, tmp_path):
     shard = "dots-train.array_record-00000-of-00001"
-    for case, message in (("missing", "is missing; prepare"), ("short", "is damaged"), ("info", "no readable TFDS")):
+    for case, message in (("missing", "is missing; prepare"), ("short", "is damaged"), ("info", "not a readable TFDS")):
         root = tmp_path / case
         shutil.copytree(tfds_dir / "dots", root / "dots")
         folder = root / "dots" / "1.2.0"
@@ -225,7 +225,7 @@ def test_tfds_damage_is_a_user_error(tfds_dir, tmp_path):
             open_source("dots", "train", str(root))
 
 
-def test_no_tensorflow_and_no_threads_of_opencv(tfds_dir):
+def test_reading_imports_no_tensorflow_and_starts_no_opencv_threads(tfds_dir):
     code = (
         "import sys; from ssl_jax.data.sources import open_source;"
         "from ssl_jax.data.pipeline import TrainBatches, iterate;"
@@ -240,7 +240,7 @@ def test_no_tensorflow_and_no_threads_of_opencv(tfds_dir):
 
 
 def numbers(batch):
-    """Which image each row is: `images_folder` writes the number into the pixels."""
+    """The image of each row: `images_folder` writes its number into the pixels."""
     return batch["image"].reshape(len(batch["image"]), -1)[:, 0].tolist()
 
 
@@ -257,7 +257,7 @@ def folder(tmp_path_factory):
     return images_folder(tmp_path_factory.mktemp("folder"), 21)
 
 
-def test_every_example_once_an_epoch_whatever_divides_it(folder):
+def test_every_epoch_has_every_example_once_for_any_batch_size_and_process_count(folder):
     source = open_source(folder, "all")
     batches = TrainBatches(source, [], 6, seed=3)
     sequence = [n for batch in iterate(batches, 0, 14) for n in numbers(batch)]  # 84 places = 4 epochs of 21
@@ -266,26 +266,26 @@ def test_every_example_once_an_epoch_whatever_divides_it(folder):
     assert len({tuple(epoch) for epoch in epochs}) == 4  # shuffled anew
     assert epochs[0] != list(range(21))
     assert sequence[:6] != numbers(TrainBatches(source, [], 6, seed=4)[0])
-    # Processes: consecutive rows of the same global batch. Another batch size: the same sequence.
+    # Processes read consecutive rows of one global batch. Other batch sizes read the same sequence.
     for count in (2, 3, 6):
         parts = [TrainBatches(source, [], 6, 3, index, count)[5] for index in range(count)]
         assert [n for part in parts for n in numbers(part)] == sequence[30:36]
     assert numbers(TrainBatches(source, [], 6, 3, (0, 2), 3)[5]) == sequence[30:32] + sequence[34:36]
     assert [n for batch in iterate(TrainBatches(source, [], 14, 3), 0, 6) for n in numbers(batch)] == sequence
-    assert all((np.mod(numbers(batches[s]), 2) == batches[s]["label"]).all() for s in (0, 9, 17))  # labels fit
+    assert all((np.mod(numbers(batches[s]), 2) == batches[s]["label"]).all() for s in (0, 9, 17))  # labels match images
 
 
-def test_resume_equals_the_tail(folder):
+def test_resumed_iteration_equals_the_rest_of_an_uninterrupted_one(folder):
     batches = TrainBatches(open_source(folder, "all"), CROPS, 6, seed=3)
     whole = list(iterate(batches, 0, 9))
     equal(whole[4:], list(iterate(TrainBatches(open_source(folder, "all"), CROPS, 6, seed=3), 4, 9)))
     assert whole[0]["image"].shape == (6, 2, 16, 16, 3)
-    assert next(iterate(batches, 10**12, 10**12 + 1))["label"].shape == (6,)  # any step at once
+    assert next(iterate(batches, 10**12, 10**12 + 1))["label"].shape == (6,)  # any step without iterating
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """JPEGs of many sizes, three of them damaged behind an intact header."""
+    """JPEGs of many sizes, three of them truncated after an intact header."""
     root = tmp_path_factory.mktemp("photos")
     for i in range(12):
         data = encode(photo(40 + 7 * i, 90 - 5 * i, seed=i), quality=92)
@@ -293,8 +293,9 @@ def photos(tmp_path_factory):
     return str(root)
 
 
-def test_workers_threads_and_processes_give_the_same_bits(photos, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("ssl_jax.data"), "filters", [])  # the command line lets each message through once
+def test_batches_are_identical_for_any_workers_threads_and_processes(photos, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ssl_jax.data"), "filters", [])  # the command line filters repeated messages
+
     def make(index=0, count=1):
         return TrainBatches(open_source(photos, "all"), CROPS, 6, 1, index, count)
 
@@ -313,7 +314,7 @@ def test_workers_threads_and_processes_give_the_same_bits(photos, caplog, monkey
     equal(plain, joined)
 
 
-def test_a_damaged_record_is_replaced_by_its_next_readable_neighbor(tmp_path):
+def test_unreadable_record_is_replaced_by_the_next_readable_one(tmp_path):
     root = tmp_path / "images"
     images_folder(root, 10, classes=("a",))
     for bad in (4, 5, 9):
@@ -332,7 +333,7 @@ def test_a_damaged_record_is_replaced_by_its_next_readable_neighbor(tmp_path):
             next(iterate(TrainBatches(source, ops, 5, seed=0), 0, 1))
 
 
-def test_evaluation_counts_exactly(photos, folder):
+def test_evaluation_reads_every_example_once(photos, folder):
     source = open_source(folder, "all")
     for count in (1, 2, 4):
         seen, labels = [], []
@@ -356,7 +357,7 @@ def test_evaluation_counts_exactly(photos, folder):
     assert len(eval_batches(source, [], 4, limit=100)) == 6
 
 
-def test_element_spec_and_mixed_sizes(photos, folder):
+def test_element_spec_and_images_of_mixed_sizes(photos, folder):
     assert element_spec(open_source(folder, "all"), []) == {"image": ((24, 32, 3), np.uint8), "label": ((), np.int32)}
     source = open_source(photos, "all")
     assert element_spec(source, CROPS) == {"image": ((2, 16, 16, 3), np.uint8)}
@@ -366,7 +367,7 @@ def test_element_spec_and_mixed_sizes(photos, folder):
         list(iterate(TrainBatches(source, [], 4, seed=0), 0, 3))
 
 
-def test_batch_sizes_that_cannot_be(folder):
+def test_invalid_batch_size_or_seed_is_a_user_error(folder):
     source = open_source(folder, "all")
     with pytest.raises(UserError, match=r"batch size 22 is larger than .* \(21 examples\)"):
         TrainBatches(source, [], 22, seed=0)
@@ -377,24 +378,24 @@ def test_batch_sizes_that_cannot_be(folder):
             build()
 
 
-def test_small_images_stay_decoded_and_are_not_changed_by_it(folder, monkeypatch):
+def test_cache_of_decoded_images_equals_decoding_every_time(folder, monkeypatch):
     source = open_source(folder, "all")
     batches = TrainBatches(source, [], 7, seed=0)
     first = list(iterate(batches, 0, 3))
     assert batches.reader.cache.ready.all()
-    first[0]["image"][:] = 77  # what a caller does to its batch stays there
-    monkeypatch.setattr("ssl_jax.data.reader.Picture", None)  # nothing is decoded again
-    again = list(iterate(batches, 0, 3))
-    equal(first[1:], again[1:])
-    assert not (again[0]["image"] == 77).all()
+    first[0]["image"][:] = 77  # a caller may change its batch, not the cache
+    monkeypatch.setattr("ssl_jax.data.reader.Picture", None)  # nothing is decoded a second time
+    second = list(iterate(batches, 0, 3))
+    equal(first[1:], second[1:])
+    assert not (second[0]["image"] == 77).all()
     monkeypatch.undo()
     monkeypatch.setattr("ssl_jax.data.reader.CACHE_BYTES", 0)
     uncached = TrainBatches(open_source(folder, "all"), [], 7, seed=0)
     assert uncached.reader.cache is None
-    equal(again, list(iterate(uncached, 0, 3)))
+    equal(second, list(iterate(uncached, 0, 3)))
 
 
-def test_cifar10():
+def test_cifar10_batches():
     root = os.environ.get("TFDS_DATA_DIR", "")
     if not os.path.isdir(os.path.join(root, "cifar10")):
         pytest.skip("needs cifar10 below $TFDS_DATA_DIR")

@@ -1,4 +1,4 @@
-"""Decoding files of every sort, and the host's geometry: parity with Pillow and torchvision, and one-line errors."""
+"""Image decoding and host geometry: parity with Pillow and torchvision, and one-line errors."""
 
 import io
 import zlib
@@ -40,7 +40,7 @@ def test_16_bit_png_is_scaled_and_not_clipped():
     assert decoded.shape == (1, 7, 3)
 
 
-def test_transparency_is_laid_on_white():
+def test_transparent_images_get_a_white_background():
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 0], rgba[0, :, 3] = 200, (0, 128, 255)  # red 200, from transparent to opaque
     decoded = Picture(encode(rgba, "PNG")).pixels()
@@ -54,7 +54,7 @@ def test_transparency_is_laid_on_white():
     np.testing.assert_array_equal(Picture(file.getvalue()).pixels()[0], [[255, 255, 255], [40, 50, 60]])
 
 
-def test_animation_gives_its_first_frame_and_one_pixel_is_an_image():
+def test_animation_gives_its_first_frame_and_images_of_one_pixel_decode():
     frames = [Image.new("RGB", (5, 4), color) for color in ((255, 0, 0), (0, 0, 255))]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
@@ -87,7 +87,7 @@ def png_header(width, height):
     ],
     ids=["empty", "text", "half a JPEG", "JPEG header", "half a PNG", "bomb", "large", "float"],
 )
-def test_what_cannot_be_decoded_says_why(data, reason):
+def test_undecodable_bytes_raise_corrupt_image_with_a_reason(data, reason):
     with pytest.raises(CorruptImage, match=reason):
         Picture(data).pixels()
 
@@ -100,7 +100,7 @@ def test_decoded_size_is_bounded_for_every_decoder():
             Picture(data, max_pixels=1199).pixels()
 
 
-def test_damaged_bytes_give_an_image_or_the_one_exception():
+def test_random_damage_decodes_or_raises_corrupt_image():
     rng = np.random.default_rng(0)
     rgba = np.dstack([photo(33, 47), photo(33, 47)[:, :, 0]])
     originals = [encode(photo(33, 47), kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")]
@@ -119,7 +119,7 @@ def test_damaged_bytes_give_an_image_or_the_one_exception():
     assert min(outcomes.values()) > 50, outcomes
 
 
-def test_scaled_decode_is_the_picture_made_smaller():
+def test_scaled_jpeg_decode_equals_block_means():
     pixels = photo(201, 303)
     picture = Picture(encode(pixels, quality=95))
     for shrink, factor in ((1.9, 1), (2.0, 2), (7.5, 4), (100, 8)):
@@ -138,8 +138,8 @@ def test_scaled_decode_is_the_picture_made_smaller():
 @pytest.mark.parametrize(
     ("height", "width"), [(64, 64), (65, 80), (100, 100), (119, 127), (200, 150), (401, 333), (20, 30)]
 )
-def test_resize_is_as_good_as_pillows(height, width, interpolation):
-    """Stripes and noise, where aliasing shows: as close to Pillow as area interpolation, closer than a plain one."""
+def test_resize_matches_antialiased_pillow(height, width, interpolation):
+    """On stripes and noise, where aliasing shows: as close to Pillow as area interpolation, closer than linear."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3))
     pixels = np.uint8(0.5 * noise + 0.5 * 255 * (np.mgrid[:height, :width].sum(0) // 7 % 2)[:, :, None])
     flag = getattr(Image.Resampling, interpolation.upper())
@@ -170,7 +170,7 @@ def test_resize_crop_equals_torchvisions_evaluation_transform():
     ("name", "mean_area", "narrow"), [("simclr", 0.409, 0.426), ("torchvision", 0.453, 0.5), ("clamp", 0.523, 0.5)]
 )
 def test_crop_distributions_match_the_published_implementations(name, mean_area, narrow):
-    """Mean areas measured with TensorFlow, torchvision and BYOL's code on 400 x 500 pixels; share of narrow crops."""
+    """Mean areas measured with TensorFlow, torchvision and BYOL's code on 400 x 500 pixels; fraction of narrow crops."""
     rng = np.random.default_rng(0)
     boxes = np.array([SAMPLINGS[name](rng, 400, 500, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(6000)])
     top, left, height, width = boxes.T
@@ -186,8 +186,8 @@ def test_crop_distributions_match_the_published_implementations(name, mean_area,
     assert (area.min() >= 0.0995) == (name == "simclr")
 
 
-def test_crops_show_the_part_of_the_image_they_say():
-    """On a ramp the pixel values are the coordinates, so a crop tells where it came from, whatever decoded it."""
+def test_crops_show_their_boxes():
+    """On a ramp the pixel values are the coordinates, so a crop shows its origin for every decoder."""
     y, x = np.mgrid[:256, :256]
     ramp = np.uint8(np.stack([y, x, 0 * x], -1))
     ops = [("random_resized_crops", {"size": 32, "crops": 3, "interpolation": "bilinear"})]
@@ -198,7 +198,7 @@ def test_crops_show_the_part_of_the_image_they_say():
             top, left, height, width = SAMPLINGS["torchvision"](rng, 256, 256, (0.08, 1.0), (3 / 4, 4 / 3))
             rows = top + (np.arange(32) + 0.5) * height / 32 - 0.5
             columns = left + (np.arange(32) + 0.5) * width / 32 - 0.5
-            assert np.abs(crop[:, 16, 0] - rows).max() <= 4  # half a pixel of a picture decoded at 1/8
+            assert np.abs(crop[:, 16, 0] - rows).max() <= 4  # half a pixel of an image decoded at 1/8
             assert np.abs(crop[16, :, 1] - columns).max() <= 4
             assert np.abs(crop[:, 16, 0] - rows).mean() <= 2.2
     one = apply_host_ops([("random_resized_crop", {"size": 32})], Picture(ramp), np.random.default_rng(5))
@@ -223,9 +223,9 @@ def test_crops_show_the_part_of_the_image_they_say():
         ([("random_resized_crops", {"size": 8, "interpolation": "nearest"})], "one of bilinear, bicubic"),
         ([("random_resized_crops", {"size": 8, "sampling": "tf"})], "one of torchvision, simclr, clamp"),
         ([("resize_crop", {"resize": 8, "crop": 8})] * 2, "at most one"),
-        (["resize_crop"], "no pair"),
+        (["resize_crop"], "not a pair"),
     ],
 )
-def test_wrong_recipes_are_named(ops, message):
+def test_invalid_host_op_is_a_user_error(ops, message):
     with pytest.raises(UserError, match=message):
         check_host_ops(ops)

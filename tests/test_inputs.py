@@ -1,4 +1,4 @@
-"""What a method may ask of the data beside image and label: pairs, masks, boxes, points, texts, and views of several sizes."""
+"""Inputs of methods beside image and label: image pairs, masks, boxes, points, texts, and views of several sizes."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from configs import common
 from ssl_jax.augment import views as views_module
 from ssl_jax.augment.views import SIZES, check_recipes, make_views, output_size
 from ssl_jax.data import catalog
-from ssl_jax.data.features import Feature, after_host, named, of_tfds
+from ssl_jax.data.features import Feature, after_host_ops, from_tfds, rename_features
 from ssl_jax.data.pipeline import TrainBatches, eval_batches
 from ssl_jax.data.render import ANSWERS
 from ssl_jax.data.sources import Source, open_source
@@ -22,13 +22,13 @@ from ssl_jax.engine import loop
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import abstract as abstract_module
-from ssl_jax.experiment import build as assemble_module
+from ssl_jax.experiment import build as build_module
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.experiment.build import build_experiment, context
 from ssl_jax.experiment.training import save_views
 
-MANY = 6  # boxes an image is padded to
+MANY = 6  # padded number of boxes per image
 SIDE = 48
 
 # --- four methods that need more than an image and its label
@@ -85,19 +85,18 @@ def build_stub(config, inputs=None):
         init=init,
         phases=(Phase("task", ("net",), lambda train, state, batch, key: (loss(train["net"], batch), ({}, {}))),),
         encode=lambda params, mutable, images: {"pooled": mean(images)},
-        fns={},
     )
 
 
 @pytest.fixture
 def stub(monkeypatch):
-    """(kind, *overrides, inputs) -> the config of a stub on the embedded scenes, with `inputs` declared besides."""
+    """(kind, *overrides, inputs) -> the config of a stub on the embedded scenes, with `inputs` as additional inputs."""
 
     def configured(kind, *overrides, inputs=None):
-        for module in (assemble_module, abstract_module):
+        for module in (build_module, abstract_module):
             monkeypatch.setattr(module, "build_method", functools.partial(build_stub, inputs=inputs))
         config = common.base(kind)
-        config.data.name, config.batch_size, config.total_steps, config.eval_batch_size = "scenes/tiny", 16, 3, 40
+        config.data.name, config.batch_size, config.total, config.eval_batch_size = "scenes/tiny", 16, "3 steps", 40
         config.optim = dict(net=dict(name="sgd", lr=0.1, schedule="constant"))
         config.evals = {}
         if kind == "detection":
@@ -110,45 +109,45 @@ def stub(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", STUBS)
-def test_a_method_gets_the_inputs_that_it_names_and_trains_on_them(kind, stub):
+def test_method_trains_on_the_inputs_that_it_declares(kind, stub):
     config = stub(kind)
-    this = build_experiment(config, jax.devices()[:2])
-    batch = {name: x for name, x in this.batches[0].items() if name != "_skipped"}
-    assert {name: Spec(x.shape[1:], x.dtype.name) for name, x in batch.items()} == this.method.inputs
-    state = this.run.init()
-    for placed in loop.to_device([batch, batch], this.run.mesh, ahead=1):
-        state, metrics = this.run.step(state, placed, this.run.root)
+    experiment = build_experiment(config, jax.devices()[:2])
+    batch = {name: x for name, x in experiment.batches[0].items() if name != "_skipped"}
+    assert {name: Spec(x.shape[1:], x.dtype.name) for name, x in batch.items()} == experiment.method.inputs
+    state = experiment.run.init()
+    for on_device in loop.to_device([batch, batch], experiment.run.mesh, ahead=1):
+        state, metrics = experiment.run.step(state, on_device, experiment.run.root)
     assert np.isfinite(float(metrics["task/loss"]))
     rehearsed = build_abstract(config, jax.devices()[:2], "cpu")
     assert rehearsed.example == {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
 
-def test_rehearsals_know_the_features_of_the_scenes_without_data(stub, monkeypatch):
+def test_rehearsal_knows_the_features_of_scenes_without_data(stub, monkeypatch):
     monkeypatch.setattr(catalog, "open_data", None)  # nothing is opened
     for kind in STUBS:
         config = stub(kind, "--config.data.name=scenes")
         assert set(build_abstract(config, jax.devices()[:2], "cpu").example) == set(STUBS[kind][0])
-    known = catalog.facts(config.data)
+    from_catalog = catalog.facts(config.data)
     monkeypatch.undo()
     train = open_source("scenes/tiny", "train")
-    opened = catalog.read_facts(config.data, train, catalog.build_vocabulary(train, ["question"]))
-    assert (known.features, known.vocabulary) == (opened.features, opened.vocabulary)
+    from_files = catalog.read_facts(config.data, train, catalog.build_vocabulary(train, ["question"]))
+    assert (from_catalog.features, from_catalog.vocabulary) == (from_files.features, from_files.vocabulary)
 
 
-def test_rehearsals_are_told_of_features_that_no_catalog_knows(stub):
-    told = ("--config.data.name=elsewhere", "--config.data.examples=64", "--config.data.image_shape=(48,48,3)")
+def test_rehearsal_takes_unknown_features_from_config_data_specs(stub):
+    overrides = ("--config.data.name=elsewhere", "--config.data.examples=64", "--config.data.image_shape=(48,48,3)")
     with pytest.raises(UserError, match=r"input 'image2' uint8 \(48, 48, 3\): no such feature; did you mean 'image'"):
-        build_abstract(stub("egomotion", *told), jax.devices()[:2], "cpu")
-    told += ("--config.data.specs.image2=((48,48,3),'uint8')", "--config.data.specs.motion=((4,),'float32')")
-    assert len(build_abstract(stub("egomotion", *told), jax.devices()[:2], "cpu").example) == 3
+        build_abstract(stub("egomotion", *overrides), jax.devices()[:2], "cpu")
+    overrides += ("--config.data.specs.image2=((48,48,3),'uint8')", "--config.data.specs.motion=((4,),'float32')")
+    assert len(build_abstract(stub("egomotion", *overrides), jax.devices()[:2], "cpu").example) == 3
 
 
-def test_what_the_data_cannot_give_is_one_line_that_lists_what_they_have(stub):
+def test_unavailable_input_is_a_one_line_error_that_lists_features(stub):
     cases = [
         ("segmentation", {"depth": Spec((48, 48, 1), "float32")}, r"'depth' float32 \(48, 48, 1\): no such feature; the data have"),
         ("segmentation", {"mask": Spec((48, 48, 1), "int32")}, r"'mask' int32 .* the data have it as uint8 \(48, 48, 1\) \(mask\)"),
         ("egomotion", {"motion": Spec((6,), "float32")}, r"'motion' float32 \(6\): the data have it as float32 \(4\)"),
-        ("egomotion", {"question": Spec((8,), "int32")}, r"it is text; give config.data.vocabulary the key 'question'"),
+        ("egomotion", {"question": Spec((8,), "int32")}, r"it is text; add the key 'question' to config.data.vocabulary"),
         ("egomotion", {"objects/bbox": Spec((4, 4), "float32")}, r"rows are padded; ask for 'objects/bbox_valid' bool \(\?\)"),
         ("vqa", {"question": Spec((5,), "int32")}, r"input 'question' has 5 tokens; the longest text has 6"),
     ]  # fmt: skip
@@ -157,11 +156,11 @@ def test_what_the_data_cannot_give_is_one_line_that_lists_what_they_have(stub):
             build_experiment(stub(kind, inputs=inputs), jax.devices()[:2])
         assert "\n" not in str(caught.value)
     shorter = stub("detection", inputs={name: spec._replace(shape=(2, *spec.shape[1:])) for name, spec in BOXES.items()})
-    with pytest.raises(UserError, match=r"example \d+: '(boxes|labels)' has [34] rows, more than the 2 that are asked for"):
+    with pytest.raises(UserError, match=r"example \d+: '(boxes|labels)' has [34] rows, more than the declared 2"):
         build_experiment(shorter, jax.devices()[:2]).batches[0]
 
 
-def test_motions_are_refused_where_the_host_crops_at_random(stub):
+def test_random_host_crops_refuse_motions(stub):
     crops = (("random_resized_crop", dict(size=SIDE)),)
     config = stub("egomotion")
     with config.unlocked():
@@ -177,40 +176,41 @@ def test_motions_are_refused_where_the_host_crops_at_random(stub):
 # --- names
 
 
-def test_features_of_a_foreign_dataset_get_the_names_of_the_batch(stub):
+def test_config_data_features_renames_features(stub):
     swapped = ("image=image2", "image2=image", "label=answer", "segments=mask")
     config = stub("segmentation", *(f"--config.data.features.{pair}" for pair in swapped), inputs={"segments": Spec((48, 48, 1))})
-    this, plain = build_experiment(config, jax.devices()[:2]), open_source("scenes/tiny", "train")
-    assert this.config.data.num_classes == len(ANSWERS)
-    source = this.batches.source
-    assert (source[3]["image"], source[3]["image2"], source[3]["label"]) == (plain[3]["image2"], plain[3]["image"], plain[3]["answer"])
-    batch = this.batches[0]
+    experiment, plain = build_experiment(config, jax.devices()[:2]), open_source("scenes/tiny", "train")
+    assert experiment.config.data.num_classes == len(ANSWERS)
+    source = experiment.batches.source
+    swapped_names = {"image": "image2", "image2": "image", "label": "answer"}
+    assert {name: source[3][name] for name in swapped_names} == {name: plain[3][own] for name, own in swapped_names.items()}
+    batch = experiment.batches[0]
     np.testing.assert_array_equal(batch["segments"], batch["mask"])
-    assert configs.from_plain(configs.plain(this.config)).data.features["label"] == "answer"
-    with pytest.raises(UserError, match=r"config.data.features: data 'scenes/tiny' has no feature 'color' for 'label'; it has answer"):
+    assert configs.from_plain(configs.plain(experiment.config)).data.features["label"] == "answer"
+    with pytest.raises(UserError, match=r"config.data.features: data 'scenes/tiny' has no feature 'color' for 'label'; it has"):
         build_experiment(stub("segmentation", "--config.data.features.label=color"), jax.devices()[:2])
     with pytest.raises(UserError, match=r"config.data.kinds.mask='area' is unknown; choose image, mask, boxes"):
         build_experiment(stub("segmentation", "--config.data.kinds.mask=area"), jax.devices()[:2])
 
 
-def test_the_type_of_a_feature_says_what_kind_it_is():
+def test_kind_of_a_feature_follows_its_tfds_type():
     import tensorflow_datasets as tfds
 
-    found = of_tfds(tfds.features.FeaturesDict({
+    found = from_tfds(tfds.features.FeaturesDict({
         "image": tfds.features.Image(shape=(None, None, 1)), "image2": tfds.features.Image(shape=(9, 9, 1)),
         "depth": tfds.features.Image(shape=(9, 9, 1), dtype=np.float32),
         "clip": tfds.features.Sequence(tfds.features.Image(shape=(9, 9, 3)), length=5),
         "parts": {"box": tfds.features.BBoxFeature(), "names": tfds.features.Sequence(tfds.features.Text())},
         "corners": tfds.features.Tensor(shape=(4, 2), dtype=np.float64), "image/id": np.int64,
     }))  # fmt: skip
-    _, features = named({"/".join(path): each for path, each in found.items()}, {}, {"corners": "points"}, "odd")
+    _, features = rename_features({"/".join(path): each for path, each in found.items()}, {}, {"corners": "points"}, "odd")
     assert features == {
         "clip": Feature((5, 9, 9, 3), "uint8", "image"), "corners": Feature((4, 2), "float32", "points"),
         "depth": Feature((9, 9, 1), "float32", "mask"), "image": Feature((None, None, 3), "uint8", "image"),
         "image/id": Feature((), "int32"), "image2": Feature((9, 9, 1), "uint8", "mask"),
         "parts/box": Feature((4,), "float32", "boxes"), "parts/names": Feature((None,), "object", "text"),
     }  # fmt: skip
-    assert after_host(features, (), {"parts/names": 7})["parts/names"] == Feature((None, None), "int32", "text")
+    assert after_host_ops(features, (), {"parts/names": 7})["parts/names"] == Feature((None, None), "int32", "text")
 
 
 # --- host geometry
@@ -242,8 +242,8 @@ class Rectangles(Source):
         image[top : top + height, left : left + width] = 200
         box = np.array([top, left, top + height, left + width]) / np.tile(size, 2)
         return {
-            "image": image, "image2": image[::-1].copy(), "mask": (image[..., :1] > 99).astype(np.uint8), "points": box.reshape(2, 2),
-            "boxes": [box, [0, 0, 0.02, 0.02]], "clip": np.stack([image] * 3),
+            "image": image, "image2": image[::-1].copy(), "mask": (image[..., :1] > 99).astype(np.uint8),
+            "points": box.reshape(2, 2), "boxes": [box, [0, 0, 0.02, 0.02]], "clip": np.stack([image] * 3),
         }  # fmt: skip
 
 
@@ -259,11 +259,11 @@ GEOMETRY = {
     ("random_resized_crop", dict(size=40, area=(0.3, 1.0), flip=0.5, interpolation="bilinear")),
     ("random_resized_crops", dict(size=40, crops=3, area=(0.1, 0.6), flip=0.5, interpolation="bilinear")),
 ], ids=["center", "flipped center", "random", "three crops"])  # fmt: skip
-def test_masks_boxes_and_points_follow_the_image(ops):
+def test_masks_boxes_and_points_follow_image_crops(ops):
     batches = TrainBatches(Rectangles(), [ops], 12, seed=5, inputs=GEOMETRY)
     batch = batches[0]
-    equal = {name: np.array_equal(x, TrainBatches(Rectangles(), [ops], 12, 5, inputs=GEOMETRY)[0][name]) for name, x in batch.items()}
-    assert all(equal.values())
+    repeated = TrainBatches(Rectangles(), [ops], 12, seed=5, inputs=GEOMETRY)[0]
+    assert all(np.array_equal(x, repeated[name]) for name, x in batch.items())
     crops = 3 if ops[0].endswith("crops") else 1
     size = ops[1].get("size", 32)
     shapes = {name: x.shape for name, x in batch.items() if name != "_skipped"}
@@ -273,7 +273,7 @@ def test_masks_boxes_and_points_follow_the_image(ops):
     assert shapes["clip"] == (12, 3, *lead[1:], size, size, 3)
     flat = {name: batch[name].reshape(12 * crops, *batches.spec[name][0][len(lead) - 1 :]) for name in GEOMETRY if name != "clip"}
     inside = 0
-    for image, mask, boxes, valid, points, there in zip(
+    for image, mask, boxes, valid, points, points_valid in zip(
         *(flat[name] for name in ("image", "mask", "boxes", "boxes_valid", "points", "points_valid")), strict=True
     ):
         bright = image[..., 0] > 120
@@ -283,19 +283,19 @@ def test_masks_boxes_and_points_follow_the_image(ops):
             continue
         inside += 1
         rows, columns = np.flatnonzero(mask.any((1, 2))), np.flatnonzero(mask.any((0, 2)))
-        drawn = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / size
-        np.testing.assert_allclose(boxes[0], drawn, atol=1.01 / size)
-        for (y, x), known in zip(points, there, strict=True):
+        expected = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / size
+        np.testing.assert_allclose(boxes[0], expected, atol=1.01 / size)
+        for (y, x), is_inside in zip(points, points_valid, strict=True):
             if min(abs(n) for n in (y, x, 1 - y, 1 - x)) > 1e-6:
-                assert known == (0 <= y <= 1 and 0 <= x <= 1)
-        if there.all():
+                assert is_inside == (0 <= y <= 1 and 0 <= x <= 1)
+        if points_valid.all():
             np.testing.assert_allclose(sorted(points[:, 1]), boxes[0, 1::2], atol=1e-6)
             np.testing.assert_allclose(points[:, 0], boxes[0, ::2], atol=1e-6)
     assert inside > 6 * crops
     np.testing.assert_array_equal(batch["clip"][:, 0], batch["image"])
 
 
-def test_images_of_other_sizes_than_the_first_are_refused_by_geometry(monkeypatch):
+def test_host_ops_refuse_images_of_different_sizes_in_one_example(monkeypatch):
     read = Rectangles.__getitem__
     monkeypatch.setattr(Rectangles, "__getitem__", lambda self, i: {**read(self, i), "image2": np.zeros((30, 30, 3), np.uint8)})
     ops = [("resize_crop", dict(resize=40, crop=32))]
@@ -306,22 +306,22 @@ def test_images_of_other_sizes_than_the_first_are_refused_by_geometry(monkeypatc
 # --- texts
 
 
-def test_a_vocabulary_is_built_once_and_read_again_on_resume(stub, tmp_path):
-    this = build_experiment(stub("vqa"), jax.devices()[:2], tmp_path)
-    kept = json.loads((tmp_path / "vocabulary.json").read_text())["question"]
-    tokens = kept["tokens"]
-    assert tokens[:3] == ["<padding>", "<unknown>", "?"] and this.config.data.vocabulary.question == len(tokens)
-    batch, source = this.batches[0], open_source("scenes/tiny", "train")
+def test_vocabulary_is_built_once_and_read_on_resume(stub, tmp_path):
+    experiment = build_experiment(stub("vqa"), jax.devices()[:2], tmp_path)
+    saved = json.loads((tmp_path / "vocabulary.json").read_text())["question"]
+    tokens = saved["tokens"]
+    assert tokens[:3] == ["<padding>", "<unknown>", "?"] and experiment.config.data.vocabulary.question == len(tokens)
+    batch, source = experiment.batches[0], open_source("scenes/tiny", "train")
     texts = {source[i]["question"].decode() for i in range(len(source))}
     for row in batch["question"]:
         words = [tokens[i] for i in row if i]
         assert " ".join(words).replace(" ?", "?") in texts
-    order = [tokens[0], tokens[1], *reversed(tokens[2:])]  # another order than a new one would have
+    order = [tokens[0], tokens[1], *reversed(tokens[2:])]  # another order, to see that the file is read
     (tmp_path / "vocabulary.json").write_text(json.dumps({"question": {"tokens": order, "longest": 6}}))
-    again = build_experiment(configs.from_plain(configs.plain(this.config)), jax.devices()[:2], tmp_path)
-    np.testing.assert_array_equal(again.batches[0]["question"] > 0, batch["question"] > 0)
-    assert [order[i] for i in again.batches[0]["question"][0] if i] == [tokens[i] for i in batch["question"][0] if i]
-    for other in (this.config, stub("vqa", "--config.data.vocabulary.question=99")):
+    resumed = build_experiment(configs.from_plain(configs.plain(experiment.config)), jax.devices()[:2], tmp_path)
+    np.testing.assert_array_equal(resumed.batches[0]["question"] > 0, batch["question"] > 0)
+    assert [order[i] for i in resumed.batches[0]["question"][0] if i] == [tokens[i] for i in batch["question"][0] if i]
+    for other in (experiment.config, stub("vqa", "--config.data.vocabulary.question=99")):
         (tmp_path / "vocabulary.json").write_text(json.dumps({"question": {"tokens": tokens[:5], "longest": 6}}))
         with pytest.raises(UserError, match=r"config.data.vocabulary.question=\d+, but .*vocabulary.json has 5 words"):
             build_experiment(other, jax.devices()[:2], tmp_path)
@@ -332,9 +332,9 @@ def test_a_vocabulary_is_built_once_and_read_again_on_resume(stub, tmp_path):
 # --- evaluations
 
 
-def test_evaluations_ask_for_features_by_name(stub):
-    this = build_experiment(stub("detection"), jax.devices()[:2])
-    opened = context(this, this.run.abstract)
+def test_evaluations_read_features_by_name(stub):
+    experiment = build_experiment(stub("detection"), jax.devices()[:2])
+    opened = context(experiment, experiment.run.abstract)
     *_, last = opened.batches("test", ("image", "mask", "boxes", "boxes_valid"))
     assert set(last) == {"image", "mask", "boxes", "boxes_valid", "_valid", "_index"}
     assert last["_valid"].sum() == 96 % 40 and not last["mask"][~last["_valid"]].any()
@@ -357,14 +357,14 @@ LARGE = (("random_resized_crop", {"size": 24}), ("flip", {}))
 SMALL = (("random_resized_crop", {"size": 12, "area": (0.05, 0.3)}), ("flip", {}))
 
 
-def test_views_of_several_sizes_come_in_groups():
+def test_views_of_several_sizes_form_groups():
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     key, groups = jax.random.key(1), {"local": (SMALL,) * 4, "global": [LARGE, LARGE]}
-    made = jax.jit(make_views(groups))(images, key)
-    assert {name: x.shape for name, x in made.items()} == {"global": (3, 2, 24, 24, 3), "local": (3, 4, 12, 12, 3)}
-    np.testing.assert_array_equal(made["global"], jax.jit(make_views([LARGE, LARGE]))(images, key))  # views 0 and 1
+    views = jax.jit(make_views(groups))(images, key)
+    assert {name: x.shape for name, x in views.items()} == {"global": (3, 2, 24, 24, 3), "local": (3, 4, 12, 12, 3)}
+    np.testing.assert_array_equal(views["global"], jax.jit(make_views([LARGE, LARGE]))(images, key))  # views 0 and 1
     all_small = jax.jit(make_views([SMALL] * 6))(images, key)
-    np.testing.assert_array_equal(made["local"], all_small[:, 2:])  # views 2 to 5
+    np.testing.assert_array_equal(views["local"], all_small[:, 2:])  # views 2 to 5
     assert output_size(groups, (32, 32)) == {"global": (24, 24), "local": (12, 12)}
     with pytest.raises(UserError, match=r"group 'local': views\[0\]\[0\]: unknown operation 'flop'"):
         make_views({"global": [LARGE], "local": [[("flop", {})]]})
@@ -372,28 +372,28 @@ def test_views_of_several_sizes_come_in_groups():
         output_size([LARGE, SMALL], (32, 32))
 
 
-def test_groups_of_views_are_drawn_and_encoded(stub, tmp_path):
+def test_groups_of_views_are_saved_and_encoded(stub, tmp_path):
     views = make_views({"global": [LARGE] * 2, "local": [SMALL] * 3})
-    this = build_experiment(stub("segmentation"), jax.devices()[:2])
-    method = this.method._replace(fns={"views": views})
-    save_views(this._replace(method=method), tmp_path)
+    experiment = build_experiment(stub("segmentation"), jax.devices()[:2])
+    method = experiment.method._replace(views=views)
+    save_views(experiment._replace(method=method), tmp_path)
     picture = Image.open(tmp_path / "pictures" / "views.png")
-    assert picture.width % (5 * (24 + 2) + 2) == 0 and picture.height % (8 * (24 + 2) + 2) == 0
-    images, key = this.batches[0]["image"], jax.random.key(0)
-    pooled = jax.jit(assemble_module._encode_views(method))(None, None, images, key)
+    assert picture.width % (8 * (24 + 2) + 2) == 0 and picture.height % (5 * (24 + 2) + 2) == 0  # a column per image
+    images, key = experiment.batches[0]["image"], jax.random.key(0)
+    pooled = jax.jit(build_module._encode_views(method))(None, None, images, key)
     np.testing.assert_allclose(pooled[:, 3], mean(jax.jit(views)(images, key)["local"][:, 1]), atol=1e-5)
     assert pooled.shape == (16, 5, 3)
 
 
-def test_the_size_of_views_is_asked_of_the_operations(monkeypatch):
+def test_output_size_of_views_matches_every_operation(monkeypatch):
     def cutout(image, key, size):
-        """Keeps the size of the image, whatever its argument is called."""
+        """Keeps the size of the image, although an argument is called size."""
         return image.at[:size, :size].set(0)
 
     monkeypatch.setitem(views_module.OPERATIONS, "cutout", cutout)
     assert output_size([[("random_resized_crop", {"size": 24}), ("cutout", {"size": 8})]], (32, 32)) == (24, 24)
     image, key = jax.ShapeDtypeStruct((32, 30, 3), jnp.float32), jax.eval_shape(lambda: jax.random.key(0))
-    for name, operation in views_module.OPERATIONS.items():  # what is declared is what is done
+    for name, operation in views_module.OPERATIONS.items():  # the declared size is the size of the result
         ((_, arguments),) = check_recipes([[(name, {"size": 8} if name in (*SIZES, "cutout") else {})]])[0]
         traced = jax.eval_shape(functools.partial(operation, **arguments), image, key)
         assert traced.shape[:2] == output_size([[(name, arguments)]], (32, 30)), name

@@ -1,4 +1,4 @@
-"""The embedded dataset: ground truth consistent in itself, deterministic, prepared without TensorFlow, atomic."""
+"""The embedded dataset: consistent ground truth, deterministic rendering, atomic preparation without TensorFlow."""
 
 import os
 import re
@@ -30,10 +30,10 @@ def builder(tmp_path_factory):
 
 
 def test_render_is_a_function_of_seed_and_index(rendered):
-    again = render.render(1, 7)
-    for ours, theirs in zip(again, rendered[7], strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert (render.render(0, 7).image != again.image).mean() > 0.5
+    repeated = render.render(1, 7)
+    for first, second in zip(repeated, rendered[7], strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert (render.render(0, 7).image != repeated.image).mean() > 0.5
     assert len({scene.image.tobytes() for scene in rendered}) == len(rendered)
 
 
@@ -48,7 +48,7 @@ def test_shapes_types_and_ranges(rendered):
         assert (np.abs(scene.motion) <= np.float32(limits)).all()
 
 
-def test_boxes_are_those_of_the_mask(rendered):
+def test_boxes_match_the_mask(rendered):
     for scene in rendered:
         mask = scene.mask[:, :, 0]
         assert scene.box_labels[0] == render.CLASSES[scene.label]
@@ -56,15 +56,15 @@ def test_boxes_are_those_of_the_mask(rendered):
         rows, columns = np.nonzero(mask == render.OBJECT)
         exact = np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]) / SIZE
         np.testing.assert_allclose(scene.boxes[0], exact, atol=1e-7)
-        # Pebbles do not touch: every one is a component of the mask, and there are no other components.
+        # Pebbles do not touch, so each one is a component of the mask, and there are no other components.
         count, _, stats, _ = cv2.connectedComponentsWithStats((mask == render.PEBBLES).astype(np.uint8))
         found = [(y / SIZE, x / SIZE, (y + h) / SIZE, (x + w) / SIZE) for x, y, w, h, _ in stats[1:]]
         assert count - 1 == len(scene.boxes) - 1
         np.testing.assert_allclose(sorted(found), sorted(scene.boxes[1:]), atol=1e-7)
 
 
-def test_pose_is_where_the_mask_is(rendered):
-    """A ring is symmetric about its center, however it is stretched: the box of its mask is centered on (x, y)."""
+def test_pose_matches_the_center_of_the_mask(rendered):
+    """A ring stays symmetric when it is stretched, so the box of its mask is centered on (x, y)."""
     checked = 0
     for scene in rendered:
         if render.CLASSES[scene.label] != "ring":
@@ -78,7 +78,7 @@ def test_pose_is_where_the_mask_is(rendered):
     assert checked >= 8
 
 
-def test_dumbbell_turns_by_the_angle_of_the_pose(rendered):
+def test_pose_angle_matches_the_axis_of_a_dumbbell(rendered):
     """Its long axis points along (sin, -cos) of the angle, up to the shear."""
     errors = []
     for scene in rendered:
@@ -93,7 +93,7 @@ def test_dumbbell_turns_by_the_angle_of_the_pose(rendered):
     assert abs(np.mean(errors)) < 0.1
 
 
-def test_motion_takes_the_first_view_to_the_second(rendered):
+def test_motion_maps_the_first_view_to_the_second(rendered):
     """Warping by the motion explains the second view; the identity and the inverse motion do not."""
     worse = 0
     for scene in rendered[:96]:
@@ -110,14 +110,14 @@ def test_motion_takes_the_first_view_to_the_second(rendered):
         right = error(matrix)
         assert right < 7
         worse += error(identity) > right and error(inverse) > right
-    assert worse >= 94  # a hardly moving camera leaves nothing to tell apart
+    assert worse >= 94  # with a nearly static camera all three are equally good
 
 
 def test_motion_matrix_closed_form():
     center = (SIZE - 1) / 2
     point = np.array([center + 10, center, 1])
-    moved = render.motion_matrix([2, -3, np.pi / 2, np.log(2)]) @ point
-    np.testing.assert_allclose(moved, [center + 2, center - 3 + 20], atol=1e-9)  # right turns to down, twice as far
+    found = render.motion_matrix([2, -3, np.pi / 2, np.log(2)]) @ point
+    np.testing.assert_allclose(found, [center + 2, center - 3 + 20], atol=1e-9)  # a quarter turn from right to down, twice as far
     np.testing.assert_allclose(render.motion_matrix([0, 0, 0, 0]), np.eye(2, 3), atol=1e-12)
 
 
@@ -151,13 +151,13 @@ def test_questions_are_answered_by_the_scene(rendered):
     assert np.mean(np.array(color_errors) < 30) > 0.9
 
 
-def test_the_question_alone_answers_little():
-    """The best answer to each question, without the picture."""
+def test_best_guess_from_the_question_alone_is_rarely_right():
+    """The most frequent answer to each question, without the image."""
     rng = np.random.default_rng(0)
     counts = {}
     for _ in range(20000):
         label, color = rng.integers(len(render.CLASSES)), rng.integers(len(render.COLORS))
-        question, answer = render.ask(label, color, int(rng.integers(render.MAX_PEBBLES + 1)), rng)
+        question, answer = render.question_and_answer(label, color, int(rng.integers(render.MAX_PEBBLES + 1)), rng)
         counts.setdefault(question, {}).setdefault(answer, 0)
         counts[question][answer] += 1
     assert 0.25 < sum(max(answers.values()) for answers in counts.values()) / 20000 < 0.31
@@ -194,7 +194,7 @@ def test_splits_share_no_scene(builder):
     assert not images["train"] & images["test"]
 
 
-def test_second_call_reuses_and_says_nothing(builder, capsys):
+def test_second_preparation_reuses_the_data_and_prints_nothing(builder, capsys):
     root = Path(builder.data_dir).parents[2]
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert scenes.prepare(root, "tiny").data_dir == builder.data_dir
@@ -211,7 +211,7 @@ def test_parallel_rendering_equals_serial(monkeypatch):
 
 
 def _start(root, *lines):
-    """A fresh process that runs `lines`; in it no address can be connected to."""
+    """A new process that runs `lines` without network access."""
     code = """
         import socket, sys
         def no_network(*arguments, **keywords):
@@ -220,7 +220,7 @@ def _start(root, *lines):
         from ssl_jax.data import scenes
     """
     code = textwrap.dedent(code) + "\n".join(lines)
-    # A directory of its own as home: nothing may be written there.
+    # A separate home directory, to check that nothing is written there.
     home = Path(root).parent / "home"
     home.mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(Path(scenes.__file__).parents[2])}
@@ -231,7 +231,7 @@ def _start(root, *lines):
 
 
 def test_interrupted_and_simultaneous_preparation(tmp_path):
-    """Kill -9 in the middle, then two processes at once: one prepares, both read, nothing is left over."""
+    """After kill -9 in the middle two processes start at once: one prepares, both read, and no temporary file stays."""
     root = tmp_path / "data"
     first = _start(
         root,
@@ -251,7 +251,7 @@ def test_interrupted_and_simultaneous_preparation(tmp_path):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    assert not (root / "scenes/tiny/1.0.0").exists()
+    assert not (root / "scenes/tiny/1.0.1").exists()
     use = (
         f"builder = scenes.prepare({str(root)!r}, 'tiny')",
         "total = sum(int(x['label']) for x in builder.as_data_source('train'))",
@@ -264,7 +264,7 @@ def test_interrupted_and_simultaneous_preparation(tmp_path):
     assert sorted(output.count("preparing the embedded dataset") for output in outputs) == [0, 1]
     noise = [line for output in outputs for line in output.strip().splitlines() if not line.startswith(("preparing ", "read "))]
     assert len(noise) == 1 and re.fullmatch(r"the embedded dataset is ready after \d+ s", noise[0]), outputs  # lines of their own
-    assert [path.name for path in (root / "scenes/tiny").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (root / "scenes/tiny").iterdir()] == ["1.0.1"]
     assert not list((tmp_path / "home").iterdir())
 
 
@@ -276,7 +276,7 @@ def test_default_directory_is_the_cache(monkeypatch, tmp_path):
     assert scenes.cache_dir() == Path.home() / ".cache" / "ssl_jax" / "tfds"
 
 
-def test_user_errors(tmp_path):
+def test_invalid_config_or_data_dir_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no config 'huge'; choose full or tiny"):
         scenes.prepare(tmp_path, "huge")
     with pytest.raises(UserError, match="needs a local data_dir"):

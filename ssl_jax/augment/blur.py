@@ -9,14 +9,12 @@ PADDINGS = ("zero", "edge")
 
 
 def blur_radius(height):
-    """Taps on each side of the center for an image of `height` pixels: size = height // 10 made odd (224 px: 23
-    taps)."""
+    """Taps on each side of the center: the kernel has height // 10 taps, made odd (224 pixels: 23 taps)."""
     return height // 10 // 2
 
 
 def blur_weights(length, sigma, radius):
-    """Band matrix [length, length + 2 * radius] of the truncated Gaussian, sigma in pixels, for a line padded by
-    radius.
+    """Band matrix [length, length + 2 * radius] of the truncated Gaussian, for a line padded by `radius`. sigma in pixels.
 
     Every row holds the same 2 * radius + 1 taps, which sum to 1.
     """
@@ -28,8 +26,8 @@ def blur_weights(length, sigma, radius):
 def gaussian_blur(image, sigma, padding="zero"):
     """Image [H, W, 3] convolved with a Gaussian of `sigma` pixels, 2 * blur_radius(H) + 1 taps along each side.
 
-    padding 'zero' counts pixels outside as black, so borders darken (TensorFlow's SAME; SimCLR, BYOL); 'edge' repeats
-    the border.
+    With padding 'zero' pixels outside are black, so borders darken (TensorFlow's SAME; SimCLR, BYOL). 'edge' repeats the
+    border.
     """
     height, width = image.shape[:2]
     radius = blur_radius(height)
@@ -42,14 +40,13 @@ def gaussian_blur(image, sigma, padding="zero"):
 
 
 def blur(image, key, p=0.5, sigma=(0.1, 2.0), padding="zero"):
-    """With probability p, a Gaussian blur with sigma uniform in the range (pixels); images below 20 pixels keep their
-    pixels.
+    """With probability p, a Gaussian blur with sigma uniform in the range (pixels). Images below 20 pixels stay unchanged.
 
-    The reference SimCLR draws one sigma for all images of a device and view; here every image draws its own, so that
-    the result does not depend on the number of devices.
+    The reference SimCLR samples one sigma for all images of a device and view. Here every image has its own, so that the
+    result does not depend on the number of devices.
     """
     if blur_radius(image.shape[0]) == 0:
         return image
     u = jax.random.uniform(key, (2,))
-    drawn = sigma[0] + (sigma[1] - sigma[0]) * u[1]
-    return jnp.where(u[0] < p, gaussian_blur(image, drawn, padding), image)
+    sampled_sigma = sigma[0] + (sigma[1] - sigma[0]) * u[1]
+    return jnp.where(u[0] < p, gaussian_blur(image, sampled_sigma, padding), image)

@@ -1,11 +1,11 @@
-"""Color operations on one float32 image [H, W, 3] in [0, 1]; every one returns values in [0, 1]."""
+"""Color operations on one float32 image [H, W, 3] in [0, 1]; all return values in [0, 1]."""
 
 import jax
 import jax.numpy as jnp
 
 STYLES = ("simclr_v2", "simclr_v1", "torchvision")
-LUMA = (0.2989, 0.5870, 0.1140)  # as TensorFlow, torchvision and PIL; they sum to 0.9999
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the numbers in `order`
+LUMA = (0.2989, 0.5870, 0.1140)  # as in TensorFlow, torchvision and PIL; the sum is 0.9999
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # values in `order`
 _CHROMA_SIGN, _CHROMA_CENTER, _CHROMA_OFFSET = (1.0, -1.0, -1.0), (3.0, 2.0, 4.0), (-1.0, 2.0, 2.0)
 
 
@@ -18,21 +18,21 @@ def _luma(planes):
 
 
 def adjust_colors(image, order, brightness, contrast, saturation, hue, style="simclr_v2"):
-    """The four jitters of image [H, W, 3] in the given order, clipped to [0, 1] after each.
+    """Apply the four jitters to image [H, W, 3] in the given order, and clip to [0, 1] after each.
 
     order: int [4], a permutation of (BRIGHTNESS, CONTRAST, SATURATION, HUE); it may be traced.
     brightness: factor (1 changes nothing), or in 'simclr_v1' an addend (0 changes nothing).
     contrast: factor around the spatial mean of each channel, or in 'torchvision' around the mean luma.
     saturation: factor on the S of HSV (clipped to 1), or in 'torchvision' on the distance from the luma.
-    hue: added to the H of HSV, in turns; the same in every style.
+    hue: added to the H of HSV, in turns; equal in every style.
 
-    A `switch` over operations becomes "compute all four, select one" under vmap. Here one formula does three of them:
-    each is factor * x + (1 - factor) * base + addend with another base, since scaling S in HSV moves a pixel along the
-    line to its largest channel. Hue is the fourth; all share the pixel's maximum and minimum. The loop over positions
-    is a scan because XLA would otherwise recompute the earlier positions inside the fusions of every later one (25
-    times slower on a CPU).
+    Under vmap a `switch` over operations computes all four and selects one. Here one formula covers three of them:
+    factor * x + (1 - factor) * base + addend, with a base for each operation. (Scaling S in HSV moves a pixel along the
+    line to its largest channel.) Hue is the fourth; all share the pixel's maximum and minimum. The loop over positions is
+    a scan, because XLA would otherwise recompute earlier positions inside the fusions of later ones (25 times slower on a
+    CPU).
     """
-    image_planes = jnp.moveaxis(image, -1, 0)  # planes are contiguous rows: vector instructions work on whole rows
+    image_planes = jnp.moveaxis(image, -1, 0)  # contiguous planes suit vector instructions
 
     def adjust(planes, operation):
         is_contrast, is_saturation = operation == CONTRAST, operation == SATURATION
@@ -58,7 +58,7 @@ def adjust_colors(image, order, brightness, contrast, saturation, hue, style="si
             factor = jnp.where(is_saturation, jnp.minimum(factor, high * inverse), factor)
         blended = factor * planes + (1.0 - factor) * base + addend
 
-        # Hue in sixths of a turn. Channels are compared with each other: XLA may have rounded `high` differently.
+        # Hue in sixths of a turn. Compare channels, not `high`, which XLA may round differently.
         sector = jnp.where(
             (r >= g) & (r >= b),
             (g - b) * inverse,
@@ -76,12 +76,12 @@ def adjust_colors(image, order, brightness, contrast, saturation, hue, style="si
 
 
 def sample_jitter(key, brightness, contrast, saturation, hue, style):
-    """Random (order, brightness, contrast, saturation, hue) for `adjust_colors`, from the strengths.
+    """Random (order, brightness, contrast, saturation, hue) for `adjust_colors`; the arguments are strengths.
 
-    The order is uniform over the 24. Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue in [-hue,
-    hue] turns, the addend of 'simclr_v1' in [-brightness, brightness].
+    The order is uniform over all 24. Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue in [-hue, hue]
+    turns, and the addend of 'simclr_v1' in [-brightness, brightness].
     """
-    u = jax.random.uniform(key, (8,))  # one draw: hashing keys is what costs for small images
+    u = jax.random.uniform(key, (8,))  # one call, because hashing keys dominates for small images
 
     def factor(strength, u):
         low, high = max(0.0, 1.0 - strength), 1.0 + strength
@@ -94,8 +94,8 @@ def sample_jitter(key, brightness, contrast, saturation, hue, style):
 def color_jitter(image, key, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8, style="simclr_v2"):
     """With probability p, the four jitters of `adjust_colors` in random order (SimCLR appendix A; BYOL appendix B).
 
-    The defaults are SimCLR's at strength 1. style 'simclr_v2' scales the brightness, 'simclr_v1' (also BYOL's) adds to
-    it, 'torchvision' is ColorJitter on float tensors.
+    The defaults are SimCLR's at strength 1. style 'simclr_v2' scales the brightness; 'simclr_v1', also BYOL's, adds to it;
+    'torchvision' is ColorJitter on float tensors.
     """
     apply_key, value_key = jax.random.split(key)
     values = sample_jitter(value_key, brightness, contrast, saturation, hue, style)
@@ -119,5 +119,5 @@ def invert_above(image, threshold):
 
 
 def solarize(image, key, p=0.2, threshold=0.5):
-    """With probability p, inverts the values that are not below the threshold (0.5 is PIL's 128)."""
+    """With probability p, inverts values at or above the threshold (0.5 is PIL's 128)."""
     return jnp.where(jax.random.uniform(key) < p, invert_above(image, threshold), image)

@@ -1,8 +1,8 @@
 """Crops, resizes and flips of one image, as small matrix products.
 
-Every function takes one float32 image [H, W, 3] in [0, 1] and returns one in [0, 1]; batches come from `jax.vmap`.
-Resampling is separable, so a crop with a resize is `rows @ image @ columns.T` with two small weight matrices per image:
-no gathers, which are slow under vmap on accelerators and on CPUs alike.
+Every function takes one float32 image [H, W, 3] in [0, 1] and returns one in [0, 1]; use `jax.vmap` for batches.
+Resampling is separable, so a crop with a resize is `rows @ image @ columns.T` with two small weight matrices per image.
+This avoids gathers, which are slow under vmap on accelerators and CPUs.
 """
 
 import jax
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 SAMPLINGS = ("torchvision", "simclr", "clamp")
-SIMCLR_MIN_COVERED = 0.1  # min_object_covered of SimCLR's crop, whose "object" is the whole image
+SIMCLR_MIN_COVERED = 0.1  # min_object_covered in SimCLR, where the "object" is the whole image
 _TRIES = 10
-_PRECISION = jax.lax.Precision.HIGH  # three bfloat16 passes on TPU: one pass would be off by half a gray level
+_PRECISION = jax.lax.Precision.HIGH  # three bfloat16 passes on TPU; one pass errs by half a gray level
 
 
 def size_pair(size):
@@ -21,8 +21,7 @@ def size_pair(size):
 
 
 def _kernel(distance, interpolation):
-    """Interpolation weight at a distance in pixels: Keys' cubic with a = -1/2 (as PIL, JAX and TF2), or the
-    triangle."""
+    """Interpolation weight at a distance in pixels: Keys' cubic with a = -1/2 (as in PIL, JAX and TF2), or the triangle."""
     x = jnp.abs(distance)
     if interpolation == "bilinear":
         return jnp.maximum(1.0 - x, 0.0)
@@ -34,10 +33,9 @@ def _kernel(distance, interpolation):
 def resize_weights(start, extent, size_in, size_out, interpolation, antialias):
     """Weights [size_out, size_in] that resample the pixels [start, start + extent) of a line to size_out pixels.
 
-    Pixels outside the interval have weight 0 and every row sums to 1, so the crop is cut first and resized second, as
-    PIL and torchvision do. Pixel centers lie at half integers (no corner alignment). With `antialias` the kernel is
-    widened by the shrinking factor; without, it keeps its width of one or two source pixels, however strong the
-    shrinking.
+    Pixels outside the interval have weight 0 and every row sums to 1: the crop comes first and the resize second, as in PIL
+    and torchvision. Pixel centers lie at half integers (no corner alignment). `antialias` widens the kernel by the
+    shrinking factor; otherwise the kernel keeps its width of one or two source pixels.
     """
     scale = extent / size_out
     centers = (jnp.arange(size_out, dtype=jnp.float32)[:, None] + 0.5) * scale + start
@@ -57,10 +55,9 @@ def apply_separable(image, rows, columns):
 
 
 def crop_and_resize(image, box, size, interpolation="bicubic", antialias=True):
-    """Resamples the box (top, left, height, width; pixels, whole numbers) of image [H, W, 3] to `size`, clipped to [0,
-    1].
+    """Resamples the box (top, left, height, width; whole pixels) of image [H, W, 3] to `size`, clipped to [0, 1].
 
-    The clip matters for bicubic weights, which overshoot at edges; an 8-bit pipeline clips there by its number format.
+    The clip matters for bicubic weights, which overshoot at edges. An 8-bit pipeline clips there, too.
     """
     top, left, height, width = box
     rows = resize_weights(top, height, image.shape[0], size_pair(size)[0], interpolation, antialias)
@@ -69,7 +66,7 @@ def crop_and_resize(image, box, size, interpolation="bicubic", antialias=True):
 
 
 def _first_valid(valid, heights, widths, fallback):
-    """The first (height, width) of the tries with valid, else the fallback."""
+    """(height, width, found) of the first valid try, or of the fallback."""
     first = jnp.argmax(valid) == jnp.arange(_TRIES)
     found = jnp.any(valid)
     height = jnp.where(found, jnp.sum(jnp.where(first, heights, 0.0)), fallback[0])
@@ -78,8 +75,7 @@ def _first_valid(valid, heights, widths, fallback):
 
 
 def _extents_torchvision(u, image_hw, area, ratio):
-    """RandomResizedCrop: area uniform, aspect log-uniform, ten tries, then the largest central crop of a legal
-    aspect."""
+    """RandomResizedCrop: area uniform, aspect log-uniform, ten tries, then the largest center crop of a valid aspect."""
     image_h, image_w = image_hw
     u_area, u_ratio = u
     target = (area[0] + (area[1] - area[0]) * u_area) * image_h * image_w
@@ -98,8 +94,8 @@ def _extents_torchvision(u, image_hw, area, ratio):
 def _extents_simclr(u, image_hw, area, ratio):
     """TensorFlow's sample_distorted_bounding_box: aspect uniform, height uniform, tries rejected, then the whole image.
 
-    The whole image is the one bounding box and a tenth of it must be covered: crops below a tenth of the area are
-    rejected although `area` starts at 0.08.
+    The bounding box is the whole image, of which a tenth must be covered. So crops below a tenth of the area are rejected,
+    although `area` starts at 0.08.
     """
     image_h, image_w = image_hw
     u_height, u_ratio = u
@@ -112,7 +108,7 @@ def _extents_simclr(u, image_hw, area, ratio):
     tallest = jnp.minimum(tallest, image_h)
     shortest = jnp.minimum(shortest, tallest)
     heights = jnp.minimum(shortest + jnp.floor(u_height * (tallest - shortest + 1.0)), tallest)
-    # Rounding may leave the range of areas: one pixel more, or one less, is tried before the try is given up.
+    # Rounding may leave the range of areas: change the height by one pixel before rejecting the try.
     heights = jnp.where(heights * jnp.round(heights * aspect) < least, heights + 1.0, heights)
     heights = jnp.where(heights * jnp.round(heights * aspect) > most, heights - 1.0, heights)
     widths = jnp.round(heights * aspect)
@@ -123,7 +119,7 @@ def _extents_simclr(u, image_hw, area, ratio):
 
 
 def _extents_clamp(u, image_hw, area, ratio):
-    """BYOL and MAE's linear probe: as torchvision's first try, but sides that do not fit are cut to the image."""
+    """BYOL and MAE's linear probe: torchvision's first try, with sides clamped to the image."""
     image_h, image_w = image_hw
     u_area, u_ratio = u[:, 0]
     target = (area[0] + (area[1] - area[0]) * u_area) * image_h * image_w
@@ -136,20 +132,20 @@ def _extents_clamp(u, image_hw, area, ratio):
 def sample_crop(key, image_hw, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), sampling="torchvision"):
     """One crop (top, left, height, width), float32 whole numbers of pixels, inside an image of `image_hw` = (H, W).
 
-    area: range of the crop's share of the image; ratio: range of width / height. Three published samplers, which are
-    three distributions (mean area on 400 x 500 pixels with the default ranges): 'torchvision' (0.453; MoCo, SimSiam,
-    Barlow Twins, DINO), 'simclr' (0.409; SimCLR's TensorFlow operator, never the last row or column), 'clamp' (0.523;
+    area: range of the crop's share of the image; ratio: range of width / height. The three published samplers have
+    different distributions (mean area on 400 x 500 pixels with the default ranges): 'torchvision' (0.453; MoCo, SimSiam,
+    Barlow Twins, DINO), 'simclr' (0.409; SimCLR's TensorFlow operator, never the last row or column), and 'clamp' (0.523;
     BYOL, MAE's linear probe).
     """
-    u = jax.random.uniform(key, (2, _TRIES + 1))  # the last column places the crop
+    u = jax.random.uniform(key, (2, _TRIES + 1))  # the last column positions the crop
     extents = {"torchvision": _extents_torchvision, "simclr": _extents_simclr, "clamp": _extents_clamp}[sampling]
     height, width, found = extents(u[:, :_TRIES], image_hw, area, ratio)
     slack = jnp.stack([image_hw[0] - height, image_hw[1] - width])
-    # TensorFlow draws the place from [0, slack), the others from [0, slack].
-    places = jnp.maximum(slack, 1.0) if sampling == "simclr" else slack + 1.0
-    place = jnp.minimum(jnp.floor(u[:, _TRIES] * places), places - 1.0)
-    place = jnp.where(found, place, jnp.floor(slack / 2))
-    return place[0], place[1], height, width
+    # TensorFlow samples the offset from [0, slack), the others from [0, slack].
+    num_offsets = jnp.maximum(slack, 1.0) if sampling == "simclr" else slack + 1.0
+    offset = jnp.minimum(jnp.floor(u[:, _TRIES] * num_offsets), num_offsets - 1.0)
+    offset = jnp.where(found, offset, jnp.floor(slack / 2))
+    return offset[0], offset[1], height, width
 
 
 def random_resized_crop(
@@ -165,15 +161,14 @@ def random_resized_crop(
     """A random crop of image [H, W, 3] resized to `size` (int or (h, w), pixels) -> [h, w, 3]; see `sample_crop`.
 
     antialias=True is PIL and torchvision on uint8; False is TensorFlow 2 (BYOL). TensorFlow 1's legacy bicubic kernel
-    (original SimCLR, no antialiasing either) has other coefficients and pixel centers: it is not offered.
+    (original SimCLR, without antialiasing) has other coefficients and pixel centers and is not available.
     """
     box = sample_crop(key, image.shape[:2], area, ratio, sampling)
     return crop_and_resize(image, box, size, interpolation, antialias)
 
 
 def shift_crop(image, top, left, size):
-    """The window of `size` at (top, left) of image [H, W, 3]; whole numbers that may lie outside, where pixels are
-    0."""
+    """The window of `size` at (top, left) of image [H, W, 3]. Pixels outside of the image are 0."""
     height, width = size_pair(size)
     rows = jnp.arange(height)[:, None] + top == jnp.arange(image.shape[0])[None, :]
     columns = jnp.arange(width)[:, None] + left == jnp.arange(image.shape[1])[None, :]
@@ -181,10 +176,10 @@ def shift_crop(image, top, left, size):
 
 
 def random_crop(image, key, size, pad=0):
-    """A random window of `size` (pixels, not resized) of the image with `pad` zero pixels on each side -> [h, w, 3]."""
+    """A random window of `size` pixels, not resized, of the image with `pad` zero pixels on each side -> [h, w, 3]."""
     height, width = size_pair(size)
-    places = jnp.array([image.shape[0] + 2 * pad - height + 1, image.shape[1] + 2 * pad - width + 1])
-    top, left = jax.random.randint(key, (2,), 0, places) - pad
+    num_offsets = jnp.array([image.shape[0] + 2 * pad - height + 1, image.shape[1] + 2 * pad - width + 1])
+    top, left = jax.random.randint(key, (2,), 0, num_offsets) - pad
     return shift_crop(image, top, left, size)
 
 

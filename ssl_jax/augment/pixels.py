@@ -1,4 +1,4 @@
-"""From pixels to what an encoder reads."""
+"""From pixels to the input of an encoder."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Recipes of augmentations: their check before anything compiles, and the function from a batch to its views.
+"""Recipes of augmentations: their check before compilation, and the function from a batch to its views.
 
-A recipe is a sequence of (operation name, keyword arguments) pairs; a method gets one recipe per view:
+A recipe is a sequence of (operation name, keyword arguments) pairs. A method gets one recipe per view:
 
     (("random_resized_crop", {"size": 32}), ("flip", {}), ("color_jitter", {"hue": 0.1}), ("grayscale", {}))
 
-Views of several sizes come in groups of one size each, {'global': (recipe, recipe), 'local': (recipe,) * 6}.
+Views of several sizes form groups of one size each, {'global': (recipe, recipe), 'local': (recipe,) * 6}.
 """
 
 import difflib
@@ -31,7 +31,7 @@ OPERATIONS = {
     )
 }
 
-# How an operation changes the size: (height, width), arguments -> (height, width). Those that are not here keep it.
+# How an operation changes the size: (height, width), arguments -> (height, width). Other operations keep the size.
 SIZES = {
     "random_resized_crop": lambda hw, size, **_: geometry.size_pair(size),
     "random_crop": lambda hw, size, **_: geometry.size_pair(size),
@@ -65,7 +65,7 @@ def _is_size(value):
 
 
 _INF = float("inf")
-# What each argument may be; an argument name means the same in every operation.
+# Valid values of each argument; a name means the same in every operation.
 _ARGUMENTS = {
     "size": (_is_size, "a positive number of pixels, or a pair (height, width)"),
     "pad": (lambda v: _is_whole(v, 0), "a number of pixels, 0 or more"),
@@ -86,10 +86,10 @@ _ARGUMENTS = {
 }
 
 
-def _unknown(what, name, known):
-    close = difflib.get_close_matches(str(name), known, n=1)
+def _unknown(what, name, valid):
+    close = difflib.get_close_matches(str(name), valid, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {what} {name!r}; {hint}valid: {', '.join(known)}"
+    return f"unknown {what} {name!r}; {hint}valid: {', '.join(valid)}"
 
 
 def _check_operation(where, name, arguments):
@@ -121,11 +121,11 @@ def _as_tuples(value):
 def check_recipes(recipes):
     """Checks names, arguments and values of a sequence of recipes, one per view.
 
-    Returns [[(name, arguments), ...], ...] with lists turned into tuples, so that equal recipes compare equal.
-    Raises UserError in one line naming view, position, operation, argument and what is valid.
+    Returns [[(name, arguments), ...], ...] with tuples in place of lists, so that equal recipes compare equal.
+    Raises UserError with view, position, operation, argument and valid values.
     """
     if isinstance(recipes, str) or not isinstance(recipes, Iterable) or not list(recipes):
-        raise UserError(f"views={recipes!r}: give a list of recipes, one a view, each a list of (operation, arguments)")
+        raise UserError(f"views={recipes!r}: give a list of recipes, one per view, each a list of (operation, arguments)")
     checked = []
     for view, recipe in enumerate(recipes):
         if isinstance(recipe, str) or not isinstance(recipe, Iterable):
@@ -144,9 +144,9 @@ def check_recipes(recipes):
 
 
 def output_size(recipes, input_hw):
-    """(height, width) in pixels of the views made from images of input_hw = (H, W); of groups, {name: (height, width)}.
+    """(height, width) in pixels of the views of images of input_hw = (H, W); for groups, {name: (height, width)}.
 
-    Raises UserError where a window is larger than the (padded) image, or where views of a group would differ in size.
+    Raises UserError if a window is larger than the padded image, or if views of a group differ in size.
     """
     if _is_groups(recipes):
         return {name: output_size(group, input_hw) for name, group in _sorted(recipes)}
@@ -166,7 +166,7 @@ def output_size(recipes, input_hw):
         sizes.append(size)
     if len(set(sizes)) > 1:
         raise UserError(
-            f"views: outputs differ in size (height, width): {sizes}; give every view the same size, or make groups of one size each"
+            f"views: outputs differ in size (height, width): {sizes}; use one size, or make groups of one size each"
         )
     return sizes[0]
 
@@ -176,7 +176,7 @@ def _is_groups(recipes):
 
 
 def _sorted(groups):
-    """Groups in the order of their names, which a config that was written to a file and read again keeps."""
+    """Groups sorted by name, an order that survives writing and reading a config."""
     if not list(groups):
         raise UserError("views={}: give at least one group of recipes, {'global': (recipe, recipe), ...}")
     return sorted(groups.items())
@@ -191,24 +191,25 @@ def _apply_recipe(recipe, image, key):
 def make_views(recipes):
     """The function (images, key) -> views, float32 [B, V, h, w, 3], for V recipes.
 
-    images: uint8 [B, H, W, 3], all views from one image, or uint8 [B, V, H, W, 3], one crop per view; the index in B is
-    the index in the global batch. Randomness is fold_in(key, example), then fold_in(., view), then fold_in(., position
-    in the recipe): it depends neither on the number of devices nor on that of views. Equal recipes are traced once.
+    images: uint8 [B, H, W, 3], from which all views are made, or uint8 [B, V, H, W, 3], one crop per view. The index in B
+    is the index in the global batch. Randomness is fold_in(key, example), then fold_in(., view), then fold_in(., position
+    in the recipe). It depends neither on the number of devices nor on the number of views. Equal recipes are traced once.
 
-    For groups {name: V recipes of one size} the function returns {name: [B, V, h, w, 3]}; views are then numbered through
-    all groups in the order of their names, and images are [B, H, W, 3].
-    Raises UserError for a wrong recipe; the returned function raises ValueError for wrong images.
+    For groups {name: V recipes of one size} the function returns {name: [B, V, h, w, 3]}. Views are then numbered through
+    all groups, sorted by name, and images are [B, H, W, 3].
+
+    Raises UserError for an invalid recipe; the returned function raises ValueError for invalid images.
     """
     if _is_groups(recipes):
-        made, first = {}, 0
+        built, first = {}, 0
         for name, group in _sorted(recipes):
-            made[name] = _views_from(_checked_group(name, group), first)
+            built[name] = _views_from(_checked_group(name, group), first)
             first += len(list(group))
 
         def groups(images, key):
             if images.ndim != 4:
                 raise ValueError(f"views in groups need images [B, H, W, 3], not {images.shape}")
-            return {name: views(images, key) for name, views in made.items()}
+            return {name: views(images, key) for name, views in built.items()}
 
         return groups
     return _views_from(check_recipes(recipes), 0)
@@ -222,7 +223,7 @@ def _checked_group(name, group):
 
 
 def _views_from(recipes, first):
-    """`make_views` of recipes that are checked; the first of them is view number `first`."""
+    """`make_views` of checked recipes; the first is view number `first`."""
     count = len(recipes)
 
     def views(images, key):

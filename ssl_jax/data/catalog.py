@@ -1,11 +1,11 @@
-"""What is known of datasets without their files: enough to describe a run on a machine that does not have them."""
+"""What ssl_jax knows about datasets without their files, so that a machine without the data can describe a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ssl_jax.data.features import Feature, after_host, named
+from ssl_jax.data.features import Feature, after_host_ops, rename_features
 from ssl_jax.data.geometry import check_host_ops, output_shape
 from ssl_jax.data.reader import describe
 from ssl_jax.data.sources import Source, open_source
@@ -14,23 +14,21 @@ from ssl_jax.errors import UserError
 
 
 class DatasetEntry(NamedTuple):
-    """`features`: of one example, as the dataset names them; `classes`: None without labels; `splits`: {name: examples};
-    `vocabulary`: {text: tokens of its vocabulary}.
-    """
+    """What the catalog knows about one dataset."""
 
-    features: Mapping[str, Feature]
-    classes: int | None
-    splits: Mapping[str, int]
-    vocabulary: Mapping[str, int] = {}
+    features: Mapping[str, Feature]  # of one example, as the dataset names them
+    classes: int | None  # None without labels
+    splits: Mapping[str, int]  # {name: examples}
+    vocabulary: Mapping[str, int] = {}  # {text feature: tokens in its vocabulary}
 
 
 class DatasetFacts(NamedTuple):
-    """Of a split and a host recipe: {name in a batch: feature} of one example, numbers of classes, examples and tokens of texts."""
+    """What a run needs to know about its training split, read with its host recipe."""
 
-    features: dict[str, Feature]
+    features: dict[str, Feature]  # {name in a batch: feature of one example}
     num_classes: int | None
     examples: int
-    vocabulary: dict[str, int]
+    vocabulary: dict[str, int]  # {text feature: tokens in its vocabulary}
 
 
 def _labeled(size: int | None, classes: int, splits: dict[str, int]) -> DatasetEntry:
@@ -50,7 +48,7 @@ SCENES = {
     "question": Feature((), "object", "text"),
 }
 
-# Sizes of TFDS's catalog; mnist_t10k divides the 10,000 test digits.
+# Sizes from TFDS's catalog. mnist_t10k splits MNIST's 10,000 test digits.
 CATALOG = {
     "scenes": DatasetEntry(SCENES, 12, {"train": 7200, "test": 1800}, {"question": 26}),
     "cifar10": _labeled(32, 10, {"train": 50_000, "test": 10_000}),
@@ -64,57 +62,57 @@ CATALOG = {
 
 
 def open_data(data, split: str) -> Source:
-    """A split of `config.data`, its features under the names that they have in a batch."""
-    return open_source(data.name, split, data.data_dir, *_renamed(data))
+    """Open a split of `config.data`; features have their names in a batch."""
+    return open_source(data.name, split, data.data_dir, *_feature_options(data))
 
 
 def read_facts(data, source: Source, vocabulary: Mapping[str, Vocabulary]) -> DatasetFacts:
-    """Facts of an opened training split."""
+    """Facts about an opened training split."""
     sizes = {name: len(each.tokens) for name, each in vocabulary.items()}
     return DatasetFacts(describe(source, data.ops, vocabulary), source.num_classes, len(source), sizes)
 
 
 def facts(data) -> DatasetFacts:
-    """Facts of `config.data` and its training split: what the config says, else this catalog, else the files.
+    """Facts about the training split of `config.data`: from the config, else from this catalog, else from the files.
 
-    `data.image_shape`, `num_classes` and `examples` need to be given (`--config.data.examples=70000`) where neither knows them; and
-    features beside image and label as `--config.data.specs.motion="((4,), 'float32')"`.
+    The config must give what neither knows: `data.image_shape`, `num_classes`, `examples` (`--config.data.examples=70000`), and
+    features other than image and label (`--config.data.specs.motion="((4,), 'float32')"`).
 
     Raises:
-        UserError: nobody knows, or there is no such split or feature.
+        UserError: a fact is unknown, or the split or feature does not exist.
     """
     check_host_ops(data.ops)
     entry, given = CATALOG.get(data.name), tuple(data.image_shape)
-    if entry is None and data.examples:  # unlabeled unless told otherwise
+    if entry is None and data.examples:  # unlabeled unless data.num_classes is set
         entry = DatasetEntry({"image": Feature((None, None, 3), "uint8", "image")}, None, {data.train_split: data.examples})
     if entry is None:
-        return _of_files(data)
+        return _facts_from_files(data)
     classes, features = data.num_classes or entry.classes, dict(entry.features)
     for name, (shape, dtype) in data.get("specs", {}).items():
         features[name] = Feature(tuple(shape), dtype, "pose" if dtype == "float32" else "plain")
     if classes:
         features.setdefault("label", Feature((), "int32"))
-    _, features = named(features, *_renamed(data), data.name)
+    _, features = rename_features(features, *_feature_options(data), data.name)
     shape = output_shape(data.ops) or given or features["image"].shape
     if None in shape:
         raise UserError(
-            f"data '{data.name}' has images of many sizes; give config.data.ops an op that makes one, "
+            f"data '{data.name}' has images of many sizes; give config.data.ops an op that makes one size, "
             "or --config.data.image_shape='(H,W,3)'"
         )
     sizes = {name: size or entry.vocabulary.get(name) for name, size in data.get("vocabulary", {}).items()}
     for name, size in sizes.items():
         if size is None:
-            raise UserError(f"how many words '{name}' of data '{data.name}' has is not known; give --config.data.vocabulary.{name}=N")
-    features = after_host(features, data.ops, sizes)
+            raise UserError(f"data '{data.name}': unknown vocabulary size of '{name}'; give --config.data.vocabulary.{name}=N")
+    features = after_host_ops(features, data.ops, sizes)
     features["image"] = features["image"]._replace(shape=shape)
     return DatasetFacts(features, classes, data.examples or _count(data, entry.splits), sizes)
 
 
-def _renamed(data) -> tuple[dict, dict]:
-    return dict(data.get("features", {})), dict(data.get("kinds", {}))  # configs of before have none
+def _feature_options(data) -> tuple[dict, dict]:
+    return dict(data.get("features", {})), dict(data.get("kinds", {}))  # configs of older runs have neither
 
 
-def _of_files(data) -> DatasetFacts:
+def _facts_from_files(data) -> DatasetFacts:
     try:
         source = open_data(data, data.train_split)
     except UserError as error:
@@ -124,7 +122,7 @@ def _of_files(data) -> DatasetFacts:
 
 
 def _count(data, splits: dict[str, int]) -> int:
-    """Examples in `data.train_split`, which is TFDS syntax: 'train[:10%]+test'."""
+    """Number of examples in `data.train_split`, in TFDS syntax: 'train[:10%]+test'."""
     if data.train_split in splits:
         return splits[data.train_split]
     import tensorflow_datasets as tfds

@@ -1,11 +1,10 @@
 """Encoded bytes to uint8 RGB, for images from anywhere.
 
-Images are data from strangers: the decoded size is bounded, only raster formats are tried (nothing that starts another
-program), and everything that cannot be shown is one exception, `CorruptImage`, with the reason.
+Image files are untrusted. The decoder bounds the decoded size and tries raster formats only, none of which starts another
+program. Every image that cannot be decoded raises one exception, `CorruptImage`, with the reason.
 
-What is kept simple on purpose: EXIF orientation is not applied (torchvision's loader does not either); transparent
-images are laid on white, as a viewer shows them; of an animation the first frame is taken; 16-bit gray is scaled to 8
-bits, not clipped.
+Simplifications: EXIF orientation is not applied (nor in torchvision's loader). Transparent images get a white background.
+Animations give their first frame. 16-bit gray is scaled to 8 bits, not clipped.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-MAX_PIXELS = 178_956_970  # decoded pixels an image may have: 512 MiB as RGB; Pillow itself refuses more
+MAX_PIXELS = 178_956_970  # bound of a decoded image: 512 MiB as RGB; Pillow itself refuses more
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "MPO")
-MAGIC_BYTES = 16  # as many leading bytes as `sniff` looks at
+MAGIC_BYTES = 16  # leading bytes that `sniff` reads
 
-# What Pillow's decoders may raise on damaged bytes in memory (no file is touched here).
+# What Pillow's decoders may raise on damaged bytes in memory. No file access happens here.
 _PILLOW_ERRORS = (
     OSError,
     SyntaxError,
@@ -31,7 +30,7 @@ _PILLOW_ERRORS = (
     TypeError,
     LookupError,
     OverflowError,
-    NotImplementedError,  # a kind of BMP, TIFF or WebP that Pillow knows and cannot decode
+    NotImplementedError,  # a variant of BMP, TIFF or WebP that Pillow recognizes but cannot decode
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -39,33 +38,33 @@ _PILLOW_ERRORS = (
 
 
 class CorruptImage(Exception):
-    """The bytes are no image that can be decoded within bounds; the message is the reason."""
+    """The bytes cannot be decoded to an image within the bounds; the message is the reason."""
 
 
 def sniff(head: bytes) -> str | None:
-    """Why a file with these first bytes is no image, or None when it may be one. Looks at `MAGIC_BYTES` bytes."""
+    """Why a file with these first `MAGIC_BYTES` bytes is not an image, or None if it may be one."""
     if not head:
         return "empty file"
-    known = (
+    recognized = (
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*"))
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
         or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n#")
     )
-    return None if known and len(head) > 3 else "not an image"
+    return None if recognized and len(head) > 3 else "not an image"
 
 
 class Picture:
-    """An image whose size is known before its pixels are decoded, so that a crop can choose how much to decode.
+    """An image whose size is known before decoding, so that a crop can choose how much to decode.
 
     Attributes:
       height, width: full size in pixels.
     """
 
     def __init__(self, data: bytes | np.ndarray, max_pixels: int = MAX_PIXELS):
-        """From encoded bytes, or from pixels that are decoded already (uint8 [H, W, 3]).
+        """From encoded bytes, or from decoded pixels (uint8 [H, W, 3]).
 
         Raises:
-          CorruptImage: no image, or more than `max_pixels` pixels.
+          CorruptImage: not an image, or more than `max_pixels` pixels.
         """
         self._data, self._array, self._image, self._max_pixels = data, None, None, max_pixels
         if isinstance(data, np.ndarray):
@@ -75,9 +74,9 @@ class Picture:
         if reason := sniff(data[:MAGIC_BYTES]):
             raise CorruptImage(reason)
         if data[:2] == b"\xff\xd8":
-            try:  # not strict: a warning about the header is no damage; the body is decoded strictly
+            try:  # not strict: header warnings are harmless; the body is decoded strictly
                 self.height, self.width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-            except (ValueError, KeyError):  # KeyError: a color space it does not know, or none
+            except (ValueError, KeyError):  # KeyError: unknown or missing color space
                 colors = None
             if colors in ("YCbCr", "RGB", "Gray"):
                 self._check_size()
@@ -85,14 +84,14 @@ class Picture:
         self._image = self._open()
 
     def pixels(self) -> np.ndarray:
-        """RGB uint8 [H, W, 3]; raises CorruptImage where the body is truncated or damaged."""
+        """RGB uint8 [H, W, 3]. Raises CorruptImage if the body is truncated or damaged."""
         return self.pixels_and_factor(1.0)[0]
 
     def pixels_and_factor(self, shrink: float) -> tuple[np.ndarray, int]:
-        """RGB uint8 [ceil(H / f), ceil(W / f), 3], each pixel the mean of f x f, and f, at most `shrink` (>= 1).
+        """(RGB uint8 [ceil(H / f), ceil(W / f), 3], f): each pixel is the mean of f x f pixels, and f <= `shrink` (>= 1).
 
-        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size straight from the transform coefficients, which saves work;
-        other formats come at full size.
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size from the transform coefficients, which saves work. Other formats
+        are decoded at full size.
         """
         if self._array is not None:
             return self._array, 1
@@ -103,11 +102,11 @@ class Picture:
         try:
             pixels = simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width)
         except (ValueError, KeyError):
-            # The strict decoder refuses harmless oddities too (stray bytes between markers). Pillow accepts those and
-            # refuses what is truncated, so it has the last word.
+            # The strict decoder also refuses harmless oddities (stray bytes between markers). Pillow accepts those and
+            # refuses truncated files, so Pillow decides.
             return self._decode_with_pillow(self._open()), 1
-        if pixels.shape[:2] != (height, width):  # a header that the decoder reads in two ways
-            raise CorruptImage("not the size its header says")
+        if pixels.shape[:2] != (height, width):  # the decoder read the header in two ways
+            raise CorruptImage("the decoded size differs from the header")
         return pixels, factor
 
     def _check_size(self):
@@ -131,15 +130,15 @@ class Picture:
 
 
 def mask_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 [H, W, 1] of an encoded mask: its values as they are stored, of a palette the indices.
+    """uint8 [H, W, 1] of an encoded mask: the stored values, or the palette indices.
 
     Raises:
-      CorruptImage: no image of one channel of 8 bits.
+      CorruptImage: not an image with one 8-bit channel.
     """
     picture = Picture(data, max_pixels)
     image = picture._image or picture._open()
     if image.mode not in ("L", "P", "1"):
-        raise CorruptImage(f"a mask has one channel of 8 bits, and this image is {image.mode}")
+        raise CorruptImage(f"a mask has one channel of 8 bits, but this image is {image.mode}")
     try:
         return np.array(image, np.uint8)[:, :, None]
     except _PILLOW_ERRORS as error:

@@ -1,19 +1,19 @@
-"""What one example of a dataset holds, by name, and whether that is what a method asks for.
+"""Features of a dataset by name, and whether they match the inputs of a method.
 
-A feature has a kind, which says what host geometry does to it. The type of the TFDS feature decides the kind, and
-`config.data.kinds` = {name: kind} overrules it:
+Every feature has a kind, which decides what host geometry does to it. The type of the TFDS feature sets the kind, and
+`config.data.kinds` = {name: kind} overrides it:
 
-    image    Image with three channels, or of any number of channels where its name in the batch is 'image': RGB
-    mask     LabeledImage, any other Image with one channel (segmentation), or one that is not uint8 (depth)
+    image    Image with three channels, or any Image whose name in the batch is 'image'; becomes RGB
+    mask     LabeledImage, any other Image with one channel (segmentation), or an Image that is not uint8 (depth)
     boxes    BBoxFeature: (ymin, xmin, ymax, xmax) as fractions of the height and width of the image
-    points   never without `config.data.kinds`: (y, x) as fractions of the height and width of the image
-    text     Text: becomes token ids where `config.data.vocabulary` names it
-    pose     other numbers of floats (poses, motions): they may be in pixels of the whole image, so a random op refuses them
-    plain    anything else, such as labels; host geometry leaves it as it is
+    points   only by `config.data.kinds`: (y, x) as fractions of the height and width of the image
+    text     Text; becomes token ids if `config.data.vocabulary` names it
+    pose     other floats (poses, motions); random ops refuse them, because they may be in pixels of the whole image
+    plain    anything else, such as labels; host geometry leaves it unchanged
 
-Nested features are named by their path: 'objects/bbox'. A list has None for its length; a method declares the length
-that it is padded to with zeros, and may ask for `NAME_valid`, bool [length], True where there is a row of the list.
-Boxes and points are never read without it: rows that a crop cut away are not valid either.
+Nested features are named by their path: 'objects/bbox'. A list has None as its length. A method declares the length to
+which the list is padded with zeros, and may ask for `NAME_valid`, bool [length], True for the rows of the list. For boxes
+and points it must ask: rows outside of a crop are invalid, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VALID = "_valid"
 
 
 class Feature(NamedTuple):
-    """One feature of one example. `shape` has None where examples differ: the length of a list, the size of an image."""
+    """One feature of one example. `shape` has None where examples differ: lengths of lists, sizes of images."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -42,8 +42,8 @@ class Feature(NamedTuple):
         return f"{self.dtype} ({', '.join('?' if n is None else str(n) for n in self.shape)})"
 
 
-def of_tfds(features: Mapping[str, Any]) -> dict[tuple[str, ...], Feature]:
-    """{path: feature} of a TFDS FeaturesDict. Images keep their channels; `named` decides which are RGB."""
+def from_tfds(features: Mapping[str, Any]) -> dict[tuple[str, ...], Feature]:
+    """{path: feature} of a TFDS FeaturesDict. Images keep their channels; `rename_features` decides which become RGB."""
     import tensorflow_datasets as tfds
 
     def walk(feature, path, lead):
@@ -70,7 +70,7 @@ def of_tfds(features: Mapping[str, Any]) -> dict[tuple[str, ...], Feature]:
 
 
 def dtype_of(dtype) -> str:
-    """The type on the device of values of `dtype`: whole numbers of four bytes or more are int32, floats float32."""
+    """The dtype on the device: integers of four bytes or more become int32, floats become float32."""
     dtype = np.dtype(dtype)
     if dtype.kind in "SUO":
         return "object"
@@ -79,19 +79,19 @@ def dtype_of(dtype) -> str:
     return "float32" if dtype.kind == "f" else dtype.name
 
 
-def named(
+def rename_features(
     own: Mapping[str, Feature], names: Mapping[str, str], kinds: Mapping[str, str], where: str
 ) -> tuple[dict[str, str], dict[str, Feature]]:
-    """({name in the batch: own name}, {name in the batch: feature}), sorted by name.
+    """({name in the batch: name in the dataset}, {name in the batch: feature}), sorted by name.
 
     Args:
-      own: features as the dataset names them.
+      own: {name in the dataset: feature}.
       names: `config.data.features`, {name in the batch: feature}; other features keep their own names.
       kinds: `config.data.kinds`, {name in the batch: kind}.
-      where: the dataset, for messages.
+      where: name of the dataset, for messages.
 
     Raises:
-      UserError: no such feature, or no such kind.
+      UserError: unknown feature or unknown kind.
     """
     for name, feature in names.items():
         if feature not in own:
@@ -117,8 +117,8 @@ def listing(features: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {feature}" for name, feature in sorted(features.items()))
 
 
-def after_host(features: Mapping[str, Feature], ops: Recipe, vocabulary: Mapping[str, Any] = {}) -> dict[str, Feature]:
-    """Features as they are after the host recipe `ops`, texts in `vocabulary` as token ids; with `NAME_valid` of lists."""
+def after_host_ops(features: Mapping[str, Feature], ops: Recipe, vocabulary: Mapping[str, Any] = {}) -> dict[str, Feature]:
+    """Features after the host recipe `ops`, with `NAME_valid` for lists; texts in `vocabulary` are token ids."""
     size, found = output_shape(ops), {}
     crops = () if size is None else size[:-3]
     for name, feature in features.items():
@@ -138,23 +138,24 @@ def after_host(features: Mapping[str, Feature], ops: Recipe, vocabulary: Mapping
 
 
 def refusal(name: str, features: Mapping[str, Feature], names: Collection[str], ops: Recipe) -> str | None:
-    """Why the feature `name` cannot be read together with `names` under the host recipe `ops`, or None."""
+    """Why `name` cannot be read together with the features `names` and the host recipe `ops`, or None."""
     feature, kinds = features[name], [features[each].kind for each in names if each in features]
     if feature.kind in ("boxes", "points"):
         if name + VALID not in names:
-            return f"its rows are padded; ask for {name + VALID!r} {Feature(feature.shape[:-1], 'bool')}, too, and mind it in the loss"
+            valid = Feature(feature.shape[:-1], "bool")
+            return f"its rows are padded; ask for {name + VALID!r} {valid}, too, and mask the loss with it"
         if ops and not {"image", "mask"} & set(kinds):
-            return "it moves with an image under config.data.ops; ask for the image, too"
+            return "config.data.ops crop it with an image; ask for the image, too"
     if feature.kind == "pose" and is_random(ops):
         return (
             f"it may be in pixels of the whole image, which {ops[0][0]} cuts at random; crop on the device, or give "
-            f"--config.data.kinds.{name}=plain where it does not depend on the crop"
+            f"--config.data.kinds.{name}=plain if it does not depend on the crop"
         )
     return None
 
 
 def mismatch(inputs: Mapping[str, Any], features: Mapping[str, Feature], ops: Recipe = ()) -> str | None:
-    """Why data with `features` (see `after_host`) cannot give `inputs` = {name: (shape, dtype)}: 'input ...', or None."""
+    """Why data with `features` (of `after_host_ops`) cannot give `inputs` = {name: (shape, dtype)}: 'input ...', or None."""
     for name, (shape, dtype) in inputs.items():
         wanted, there = Feature(tuple(shape), str(np.dtype(dtype))), features.get(name)
         if there is None:
@@ -162,7 +163,7 @@ def mismatch(inputs: Mapping[str, Any], features: Mapping[str, Feature], ops: Re
             hint = f"did you mean {close[0]!r}? " if close else ""
             return f"input {name!r} {wanted}: no such feature; {hint}the data have {listing(features)}"
         if there.kind == "text" and there.dtype == "object" and wanted.dtype == "int32":
-            return f"input {name!r} {wanted}: it is text; give config.data.vocabulary the key {name!r}, which makes token ids of it"
+            return f"input {name!r} {wanted}: it is text; add the key {name!r} to config.data.vocabulary to read token ids"
         fits = len(there.shape) == len(wanted.shape) and all(n in (None, m) for n, m in zip(there.shape, wanted.shape, strict=True))
         if not fits or there.dtype != wanted.dtype:
             return f"input {name!r} {wanted}: the data have it as {there} ({there.kind}); they have {listing(features)}"
@@ -171,25 +172,25 @@ def mismatch(inputs: Mapping[str, Any], features: Mapping[str, Feature], ops: Re
     return None
 
 
-def at_length(feature: Feature, asked: Any | None) -> Feature:
-    """`feature` with the lengths that `asked` (an object with a shape, or None) declares, counted from the last axis."""
-    if asked is None or None not in feature.shape:
+def with_length(feature: Feature, spec: Any | None) -> Feature:
+    """`feature` with the lengths of `spec` (an object with a shape, or None), aligned at the last axis."""
+    if spec is None or None not in feature.shape:
         return feature
-    tail = tuple(asked.shape)[max(0, len(asked.shape) - len(feature.shape)) :]
+    tail = tuple(spec.shape)[max(0, len(spec.shape) - len(feature.shape)) :]
     if len(tail) != len(feature.shape):
         return feature
     return feature._replace(shape=tuple(m if n is None else n for n, m in zip(feature.shape, tail, strict=True)))
 
 
 def padded_to(value: Any, feature: Feature, name: str, where: str) -> np.ndarray:
-    """A list as an array of `feature.shape`: rows that are missing are 0.
+    """A list as an array of `feature.shape`; missing rows are 0.
 
     Raises:
-      UserError: there are more rows than the method declares.
+      UserError: the list has more rows than the method declares.
     """
     rows = np.asarray(value, feature.dtype).reshape(-1, *feature.shape[1:])
     if len(rows) > feature.shape[0]:
-        raise UserError(f"{where}: '{name}' has {len(rows)} rows, more than the {feature.shape[0]} that are asked for; ask for more")
+        raise UserError(f"{where}: '{name}' has {len(rows)} rows, more than the declared {feature.shape[0]}; declare more")
     out = np.zeros(feature.shape, feature.dtype)
     out[: len(rows)] = rows
     return out

@@ -1,24 +1,24 @@
-"""Host-side geometry: from one example to images of a fixed shape. Everything photometric runs on the device.
+"""Host-side geometry: from one example to images of a fixed shape. Photometric operations run on the device.
 
-An op draws its windows once for an example. Every image and mask of the example is cut by the same windows, and boxes
-and points move with them, so all must lie in one frame: images of one example have one size, or are refused. A second
-image of another camera is cut alike, too. Poses and motions would not be those of the crops, so random ops refuse them
-(`ssl_jax.data.features` says which features those are); resize_crop leaves them in pixels of the whole image.
+An op samples its windows once for each example. It crops every image and mask of the example by the same windows, and
+boxes and points follow. So all images of an example must have one size, and an image of a second camera is cropped alike.
+Poses and motions would not match the crops, so random ops refuse them (see the kinds in `ssl_jax.data.features`);
+resize_crop leaves them in pixels of the whole image.
 
-A recipe is a sequence of (op name, arguments) with at most one op; the empty recipe takes images as they are, so they
-must share one shape.
+A recipe is a sequence of (op name, arguments) with at most one op. The empty recipe leaves images unchanged, so they must
+share one shape.
 
-Each op takes flip=P, which mirrors with that probability.
+Each op takes flip=P: it mirrors with that probability.
 
     random_resized_crops(size, crops=2, ...)  -> [crops, size, size, 3]   one decode, many crops
     random_resized_crop(size, ...)            -> [size, size, 3]
     resize_crop(resize, crop)                 -> [crop, crop, 3]          short side, then center: evaluation
 
-Three crop distributions are in use in the literature and differ in their mean area, so they have names:
+The literature uses three crop distributions, which differ in their mean area:
   torchvision  area uniform, aspect log-uniform, ten tries, else the largest center crop (MoCo, SimSiam, MAE, DINO, ...)
-  simclr       TensorFlow's sample_distorted_bounding_box as SimCLR calls it: aspect uniform, height uniform between the
+  simclr       TensorFlow's sample_distorted_bounding_box as SimCLR calls it: aspect uniform, height uniform within the
                bounds of the area, and at least a tenth of the image
-  clamp        area uniform, aspect log-uniform, sides clamped to the image, no second try
+  clamp        area uniform, aspect log-uniform, sides clamped to the image, one try
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ import numpy as np
 from ssl_jax.data.decode import Picture
 from ssl_jax.errors import UserError
 
-cv2.setNumThreads(0)  # we run many images at once; threads inside one image only fight over the cores
+cv2.setNumThreads(0)  # many images run at once; threads within one image would compete for the cores
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-NEARLY = 1.2
+NEARLY = 1.2  # shrinking by less than this factor needs no averaging
 Recipe = Sequence[tuple[str, Mapping]]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
@@ -45,10 +45,10 @@ Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:
     """uint8 [H, W, 3] to [height, width, 3] without aliasing.
 
-    An axis that shrinks is first interpolated up to the next whole multiple of the target, then averaged in whole
-    blocks. On photographs that is as close to Pillow's antialiased resize as OpenCV's area interpolation, and cheaper
-    (benchmarks/input_path.py). An axis that shrinks by less than `NEARLY` is interpolated only: the difference is no
-    larger than that between Pillow's bilinear and bicubic.
+    An axis that shrinks is first interpolated to the next whole multiple of the target, then averaged in whole blocks. On
+    photographs the result is as close to Pillow's antialiased resize as OpenCV's area interpolation, and cheaper
+    (benchmarks/input_path.py). An axis that shrinks by less than `NEARLY` is only interpolated: the error is no larger
+    than the difference between Pillow's bilinear and bicubic.
     """
     flag = INTERPOLATIONS[interpolation]
     rows = 1 if pixels.shape[0] <= NEARLY * height else math.ceil(pixels.shape[0] / height)
@@ -60,9 +60,9 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bi
 
 
 def torchvision_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
-    """RandomResizedCrop.get_params of torchvision, same distribution."""
+    """A crop with the distribution of torchvision's RandomResizedCrop.get_params."""
     for _ in range(10):
-        u = rng.random(4).tolist()  # one call: a generator's overhead is per call
+        u = rng.random(4).tolist()  # one call, since the overhead is per call
         target, aspect = height * width * _between(u[0], area), _log_between(u[1], ratio)
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -73,7 +73,7 @@ def torchvision_box(rng: np.random.Generator, height: int, width: int, area, rat
 
 
 def simclr_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
-    """tf.image.sample_distorted_bounding_box with the whole image as its box, min_object_covered=0.1, 100 attempts."""
+    """tf.image.sample_distorted_bounding_box with the whole image as its box, min_object_covered=0.1 and 100 attempts."""
     smallest, largest = max(area[0], 0.1) * height * width, area[1] * height * width
     for _ in range(100):
         u = rng.random(4).tolist()
@@ -89,7 +89,7 @@ def simclr_box(rng: np.random.Generator, height: int, width: int, area, ratio) -
 
 
 def clamp_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
-    """The crop of BYOL's reference and of MAE's linear probe: no rejection, sides clamped to the image."""
+    """The crop of BYOL's reference and MAE's linear probe: no rejection, sides clamped to the image."""
     u = rng.random(4).tolist()
     target, aspect = height * width * _between(u[0], area), _log_between(u[1], ratio)
     w = min(max(round(math.sqrt(target * aspect)), 1), width)
@@ -109,11 +109,11 @@ SAMPLINGS = {"torchvision": torchvision_box, "simclr": simclr_box, "clamp": clam
 
 
 class Window(NamedTuple):
-    """What one result shows: `box` of the image (None: all of it) is resized to `size`, then `part` of that is cut out and mirrored."""
+    """How one result is made: resize `box` of the image (None: all) to `size`, crop `part` of that, then mirror."""
 
     box: Box | None
     size: tuple[int, int]  # (height, width) in pixels
-    part: Box  # of the resized image
+    part: Box  # in the resized image
     mirror: bool
     interpolation: str
 
@@ -131,17 +131,17 @@ def random_resized_crops(
     sampling: str = "torchvision",
     flip: float = 0.0,
 ) -> list[Window]:
-    """Independent random crops of one picture, each resized: [crops, size, size, 3].
+    """Independent random crops of one image, each resized: [crops, size, size, 3].
 
-    The picture is decoded once, at the smallest scale that still has a pixel for every pixel of every crop.
+    The image is decoded once, at the smallest scale that has a source pixel for every pixel of every crop.
 
     Args:
       size: side of the result in pixels.
-      crops: how many.
+      crops: number of crops.
       area: bounds of the crop's share of the image, 0 < low <= high <= 1.
       ratio: bounds of width / height.
       interpolation: 'bilinear' or 'bicubic'; antialiased when shrinking. Masks take the nearest pixel.
-      sampling: 'torchvision', 'simclr' or 'clamp', see the module's text.
+      sampling: 'torchvision', 'simclr' or 'clamp'; see the module docstring.
       flip: probability that a crop is mirrored left to right.
     """
     sample = SAMPLINGS[sampling]
@@ -162,7 +162,7 @@ def random_resized_crop(
     sampling: str = "torchvision",
     flip: float = 0.0,
 ) -> list[Window]:
-    """One random crop without the axis of crops: [size, size, 3]. Arguments as `random_resized_crops`."""
+    """One random crop, without the axis of crops: [size, size, 3]. Arguments as in `random_resized_crops`."""
     return random_resized_crops(
         height, width, rng, size=size, crops=1, area=area, ratio=ratio, interpolation=interpolation, sampling=sampling, flip=flip
     )
@@ -171,7 +171,7 @@ def random_resized_crop(
 def resize_crop(
     height: int, width: int, rng: np.random.Generator, *, resize: int, crop: int, interpolation: str = "bicubic", flip: float = 0.0
 ) -> list[Window]:
-    """The short side resized to `resize`, then the center: [crop, crop, 3]. Sizes round as torchvision's do."""
+    """Resize the short side to `resize`, then crop the center: [crop, crop, 3]. Sizes round as in torchvision."""
     short = min(height, width)
     size = resize * height // short, resize * width // short
     part = round((size[0] - crop) / 2), round((size[1] - crop) / 2), crop, crop
@@ -179,15 +179,15 @@ def resize_crop(
 
 
 def _mirrored(rng, count, flip) -> list[bool]:
-    return (rng.random(count) < flip).tolist() if flip else [False] * count  # nothing is drawn without flips
+    return (rng.random(count) < flip).tolist() if flip else [False] * count  # without flips the generator stays untouched
 
 
 class Op(NamedTuple):
     """A host operation."""
 
-    windows: Callable  # (height, width, rng, **arguments) -> [Window]: one draw for all features of an example
-    shape: Callable  # arguments -> shape of an image after it
-    random: Callable  # arguments -> whether examples differ in their windows
+    windows: Callable  # (height, width, rng, **arguments) -> [Window], for all features of an example
+    shape: Callable  # arguments -> shape of the resulting image
+    random: Callable  # arguments -> whether windows differ between examples
 
 
 OPS = {
@@ -198,16 +198,12 @@ OPS = {
 
 
 def check_host_ops(ops: Recipe) -> None:
-    """Raises a UserError naming the op, the argument and the valid ones, before any file is read."""
+    """Raises UserError with the op, the argument and the valid choices, before any file is read."""
     if len(ops) > 1:
-        raise UserError(
-            f"host ops {[op[0] for op in ops]}: at most one runs on the host; move the rest to config.views"
-        )
+        raise UserError(f"host ops {[op[0] for op in ops]}: at most one runs on the host; move the others to config.views")
     for entry in ops:
         if isinstance(entry, str) or len(entry) != 2 or not isinstance(entry[1], Mapping):
-            raise UserError(
-                f"host op {entry!r} is no pair (name, arguments); write ('resize_crop', dict(resize=256, ...))"
-            )
+            raise UserError(f"host op {entry!r} is not a pair (name, arguments); write ('resize_crop', dict(resize=256, ...))")
         name, arguments = entry
         if name not in OPS:
             raise UserError(f"unknown host op '{name}'; valid: {', '.join(OPS)}")
@@ -251,32 +247,32 @@ def output_shape(ops: Recipe) -> tuple[int, ...] | None:
 
 
 def is_random(ops: Recipe) -> bool:
-    """Do examples differ in what the recipe shows of them?"""
+    """Whether the recipe crops examples at random."""
     return bool(ops) and OPS[ops[0][0]].random(**ops[0][1])
 
 
-def draw_windows(ops: Recipe, height: int, width: int, rng: np.random.Generator | None) -> list[Window]:
-    """The windows of a checked recipe of one op on an image of `height` x `width` pixels: the only place that draws."""
+def sample_windows(ops: Recipe, height: int, width: int, rng: np.random.Generator | None) -> list[Window]:
+    """The windows of a checked recipe of one op on an image of `height` x `width` pixels. All randomness of a recipe is here."""
     name, arguments = ops[0]
     return OPS[name].windows(height, width, rng, **arguments)
 
 
 def apply_host_ops(ops: Recipe, picture: Picture, rng: np.random.Generator | None) -> np.ndarray:
-    """Run a checked recipe on one picture: uint8 of `output_shape(ops)`, or the full image [H, W, 3]."""
+    """Run a checked recipe on one image: uint8 of `output_shape(ops)`, or the full image [H, W, 3]."""
     if not ops:
         return picture.pixels()
-    return of_crops(ops, cut_image(picture, draw_windows(ops, picture.height, picture.width, rng)))
+    return without_crop_axis(ops, crop_image(picture, sample_windows(ops, picture.height, picture.width, rng)))
 
 
-def of_crops(ops: Recipe, values: np.ndarray) -> np.ndarray:
-    """[crops, ...] -> [crops, ...], or [...] where the recipe has no axis of crops."""
+def without_crop_axis(ops: Recipe, values: np.ndarray) -> np.ndarray:
+    """`values` [crops, ...], or [...] if the recipe has no axis of crops."""
     return values if len(output_shape(ops)) == 4 else values[0]
 
 
-# ---------------------------------------------------------------------------------------------------- one window, any feature
+# ------------------------------------------------------------------------------- windows applied to each kind of feature
 
 
-def cut_image(picture: Picture, windows: Sequence[Window]) -> np.ndarray:
+def crop_image(picture: Picture, windows: Sequence[Window]) -> np.ndarray:
     """uint8 [windows, h, w, 3]."""
     shrink = 1e9
     for box, (h, w), *_ in windows:
@@ -285,21 +281,21 @@ def cut_image(picture: Picture, windows: Sequence[Window]) -> np.ndarray:
     pixels, factor = picture.pixels_and_factor(max(1.0, shrink))
     out = np.empty((len(windows), *windows[0].part[2:], 3), np.uint8)
     for i, (box, size, (top, left, h, w), mirror, interpolation) in enumerate(windows):
-        shown = pixels
+        source = pixels
         if box is not None:
             rows = slice(round(box[0] / factor), round((box[0] + box[2]) / factor))
             columns = slice(round(box[1] / factor), round((box[1] + box[3]) / factor))
-            shown = pixels[rows, columns]
-        resized = resize(shown, *size, interpolation)[top : top + h, left : left + w]
+            source = pixels[rows, columns]
+        resized = resize(source, *size, interpolation)[top : top + h, left : left + w]
         out[i] = resized[:, ::-1] if mirror else resized
     return out
 
 
-def cut_mask(mask: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
-    """[H, W, C] -> [windows, h, w, C]: the pixel that lies nearest to the center of each new one; no new values."""
+def crop_mask(mask: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
+    """[H, W, C] -> [windows, h, w, C] by the nearest pixel, so no new values arise."""
     out = []
     for window in windows:
-        top, left, height, width = _shown(window, *mask.shape[:2])
+        top, left, height, width = _source_area(window, *mask.shape[:2])
         h, w = window.part[2:]
         rows = np.clip(np.floor(top + (np.arange(h) + 0.5) * height / h), 0, mask.shape[0] - 1).astype(int)
         columns = np.clip(np.floor(left + (np.arange(w) + 0.5) * width / w), 0, mask.shape[1] - 1).astype(int)
@@ -307,41 +303,41 @@ def cut_mask(mask: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
     return np.stack(out)
 
 
-def move_points(
+def crop_points(
     points: np.ndarray, valid: np.ndarray, size: tuple[int, int], windows: Sequence[Window]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points [N, 2] as (y, x) of an image of `size`, in [0, 1] -> those of each window [windows, N, 2], and whether they lie in it."""
-    moved, inside = [], []
+    """Points [N, 2] as (y, x) in [0, 1] of an image of `size` -> (points of each window [windows, N, 2], which lie inside)."""
+    cropped, inside = [], []
     for window in windows:
-        top, left, height, width = _shown(window, *size)
+        top, left, height, width = _source_area(window, *size)
         at = (points * np.asarray(size) - (top, left)) / (height, width)
         if window.mirror:
             at[:, 1] = 1 - at[:, 1]
-        moved.append(np.where(valid[:, None], at, 0))
+        cropped.append(np.where(valid[:, None], at, 0))
         inside.append(valid & ((at >= 0) & (at <= 1)).all(1))
-    return np.stack(moved).astype(np.float32), np.stack(inside)
+    return np.stack(cropped).astype(np.float32), np.stack(inside)
 
 
-def move_boxes(
+def crop_boxes(
     boxes: np.ndarray, valid: np.ndarray, size: tuple[int, int], windows: Sequence[Window]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, 4] as (ymin, xmin, ymax, xmax) in [0, 1] -> those of each window [windows, N, 4], clipped to it.
+    """Boxes [N, 4] as (ymin, xmin, ymax, xmax) in [0, 1] -> boxes of each window [windows, N, 4], clipped to it.
 
-    A box stays valid where its center lies in the window (SSD, Liu et al. 2016, section 2.2); the others become 0.
+    A box stays valid if its center lies in the window (SSD, Liu et al. 2016, section 2.2). Other boxes become 0.
     """
-    _, inside = move_points((boxes[:, :2] + boxes[:, 2:]) / 2, valid, size, windows)
-    moved = []
+    _, inside = crop_points((boxes[:, :2] + boxes[:, 2:]) / 2, valid, size, windows)
+    cropped = []
     for window in windows:
-        top, left, height, width = _shown(window, *size)
+        top, left, height, width = _source_area(window, *size)
         at = (boxes * np.tile(size, 2) - (top, left, top, left)) / (height, width, height, width)
         if window.mirror:
             at = np.stack([at[:, 0], 1 - at[:, 3], at[:, 2], 1 - at[:, 1]], 1)
-        moved.append(np.clip(at, 0, 1))
-    return np.where(inside[..., None], np.stack(moved), 0).astype(np.float32), inside
+        cropped.append(np.clip(at, 0, 1))
+    return np.where(inside[..., None], np.stack(cropped), 0).astype(np.float32), inside
 
 
-def _shown(window: Window, height: int, width: int) -> tuple[float, float, float, float]:
-    """(top, left, height, width) of what a window shows, in pixels of the image, not rounded."""
+def _source_area(window: Window, height: int, width: int) -> tuple[float, float, float, float]:
+    """(top, left, height, width) of the area that a window shows, in pixels of the image, not rounded."""
     top, left, h, w = window.box or (0, 0, height, width)
     rows, columns = h / window.size[0], w / window.size[1]
     return top + window.part[0] * rows, left + window.part[1] * columns, window.part[2] * rows, window.part[3] * columns

@@ -1,12 +1,12 @@
 """From a source to batches. The position in the data is a function of the step alone; there is no iterator state.
 
-Step s of a run with global batch B reads places [s B, (s + 1) B) of one endless sequence: epoch after epoch, each a
-seeded permutation of the source, computed place by place without memory. Processes and workers only divide that range,
-so any number of them, any restart and any resume sees the same examples. A record that cannot be read is replaced by
-its next readable neighbor, which is the same one everywhere; each is named once.
+Step s of a run with global batch B reads positions [s B, (s + 1) B) of one endless sequence. The sequence is epoch after
+epoch, each a seeded permutation of the source that is computed position by position. Processes and workers only divide that
+range, so their number, restarts and resumes do not change the examples. The next readable record replaces an unreadable
+one, in every process alike, and each unreadable record is logged once.
 
-Small images are kept decoded: when the images have one shape and fit in `CACHE_BYTES`, every image is decoded at its
-first use and from then on a batch is a NumPy gather.
+Small images stay decoded. If the images have one shape and fit in `CACHE_BYTES`, every image is decoded at its first use;
+after that a batch is a NumPy gather.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from ssl_jax.errors import UserError
 
 log = logging.getLogger("ssl_jax.data")
 
-ROWS, INDEX, SKIPPED = "_valid", "_index", "_skipped"  # what a batch has beside features, whose names never begin with _
+ROWS, INDEX, SKIPPED = "_valid", "_index", "_skipped"  # entries of a batch beside features, whose names never begin with _
 
 
 def check_size(batch_size: int, name: str, split: str, examples: int) -> None:
-    """Raises UserError for a batch of training that is larger than its data."""
+    """Raises UserError if a training batch is larger than its data."""
     if batch_size > examples:
         raise UserError(
-            f"batch size {batch_size} is larger than data '{name}' split '{split}' ({examples} examples); choose a smaller batch size"
+            f"batch size {batch_size} is larger than data '{name}' split '{split}' ({examples} examples); choose a smaller one"
         )
 
 
 class _Batches:
-    def __init__(self, source, ops, batch_size, parts, of, inputs, vocabulary):
-        if batch_size < 1 or batch_size % of:
-            raise UserError(f"batch size {batch_size} is not divisible by {of}, the parts of a batch; choose a multiple")
-        size, own = batch_size // of, (parts,) if isinstance(parts, int) else parts
-        assert all(0 <= part < of for part in own)
+    def __init__(self, source, ops, batch_size, parts, num_parts, inputs, vocabulary):
+        if batch_size < 1 or batch_size % num_parts:
+            raise UserError(f"batch size {batch_size} is not divisible by {num_parts}, the parts of a batch; choose a multiple")
+        size, own = batch_size // num_parts, (parts,) if isinstance(parts, int) else parts
+        assert all(0 <= part < num_parts for part in own)
         self.batch_size = batch_size
-        self.rows = [part * size + row for part in own for row in range(size)]  # of each batch, in order
+        self.rows = [part * size + row for part in own for row in range(size)]  # of the global batch, in order
         self.source, self.skipped = source, {}
         self.reader = Reader(source, ops, inputs, vocabulary)
         self.spec = self.reader.spec
 
-    def __getstate__(self):  # the reader's files are reopened and its cache stays behind
+    def __getstate__(self):  # without open files and the cache: a worker builds its own reader
         return {key: value for key, value in self.__dict__.items() if key not in ("reader", "order")} | {
             "recipe": (self.reader.ops, self.reader.inputs, self.reader.vocabulary)
         }
@@ -66,12 +66,12 @@ class _Batches:
 class TrainBatches(_Batches):
     """`batches[step]` -> this process's parts of the global batch of that step, for any step >= 0, in any order.
 
-    A dict of numpy arrays, [rows of the parts, ...] each, plus '_skipped', a list of (index, reason) of the
-    records that were replaced. `iterate` takes that entry out.
+    A batch is a dict of NumPy arrays [rows of the parts, ...], plus '_skipped': a list of (index, reason) of the replaced
+    records. `iterate` removes that entry.
 
     Attributes:
       spec: {name: (shape, dtype)} of one example.
-      skipped: {index: reason}, what `iterate` has met so far.
+      skipped: {index: reason} of the records that `iterate` has skipped so far.
     """
 
     def __init__(
@@ -81,24 +81,24 @@ class TrainBatches(_Batches):
         batch_size: int,
         seed: int,
         parts: int | Sequence[int] = 0,
-        of: int = 1,
+        num_parts: int = 1,
         inputs: Inputs = DEFAULT,
         vocabulary: Mapping[str, Vocabulary] = {},
     ):
         """
         Args:
           batch_size: of all processes together.
-          parts: which of the `of` equal parts of a batch this process takes, in ascending order; part p has rows [p b, (p + 1) b),
-            b = batch_size / of. Several processes may take the same.
           seed: of the order and of the crops; 0 <= seed < 2**32.
-          inputs: features of a batch, or {name: Spec}, which says how long lists are; a 'label' that is asked for by name
-            alone is left out where the source has none.
-          vocabulary: of the texts that become token ids.
+          parts: parts of the batch that this process reads, in ascending order. Part p of the `num_parts` equal parts has rows
+            [p b, (p + 1) b), b = batch_size / num_parts. Several processes may read the same part.
+          inputs: names of features, or {name: Spec}, where the Spec sets the lengths of lists. Without a Spec, 'label' is left
+            out if the source has no labels.
+          vocabulary: {name: vocabulary} of the texts that become token ids.
         """
         check_size(batch_size, source.name, source.split, len(source))
         if not 0 <= seed < 2**32:
             raise UserError(f"seed {seed} is not within 0 ... 2**32 - 1; choose another")
-        super().__init__(source, ops, batch_size, parts, of, inputs, vocabulary)
+        super().__init__(source, ops, batch_size, parts, num_parts, inputs, vocabulary)
         self.seed = seed
         self.order = self._order()
 
@@ -110,24 +110,23 @@ class TrainBatches(_Batches):
         self.order = self._order()
 
     def __getitem__(self, step: int) -> dict:
-        places = [step * self.batch_size + row for row in self.rows]
-        seeds = [(self.seed, place) for place in places]
-        batch, skipped = self.reader.batch([self.order[place] for place in places], seeds)
+        positions = [step * self.batch_size + row for row in self.rows]
+        seeds = [(self.seed, position) for position in positions]
+        batch, skipped = self.reader.batch([self.order[position] for position in positions], seeds)
         return {**batch, SKIPPED: skipped}
 
 
 class EvalBatches(_Batches):
     """Every example once, in order: `len(batches)` batches, the last one padded. Iterating runs `iterate` over all.
 
-    A batch has the `parts` of this process, as in `TrainBatches`, and '_valid', bool [b]: False for padding and for images that
-    cannot be read; and '_index', int32 [b], the place in the source. Padding and unreadable rows are zeros. `skipped` holds the
-    unreadable images met so far.
+    A batch has the `parts` of this process, as in `TrainBatches`. '_valid', bool [b], is False for padding and for unreadable
+    images, whose rows are zeros. '_index', int32 [b], is the index in the source. `skipped` holds the unreadable images so far.
     """
 
-    def __init__(self, source, ops, batch_size, parts=0, of=1, limit=None, inputs=DEFAULT, vocabulary=None):
-        super().__init__(source, ops, batch_size, parts, of, inputs, vocabulary or {})
+    def __init__(self, source, ops, batch_size, parts=0, num_parts=1, limit=None, inputs=DEFAULT, vocabulary=None):
+        super().__init__(source, ops, batch_size, parts, num_parts, inputs, vocabulary or {})
         size = len(source) if limit is None else min(limit, len(source))
-        # Evenly spaced, not the first ones: folders are sorted by class.
+        # Evenly spaced, because folders are sorted by class.
         self.indices = np.arange(size, dtype=np.int64) * len(source) // size
         self.num_examples = size
 
@@ -135,10 +134,10 @@ class EvalBatches(_Batches):
         return -(-self.num_examples // self.batch_size)
 
     def __getitem__(self, number: int) -> dict:
-        places = [number * self.batch_size + row for row in self.rows]
-        indices = self.indices[[place for place in places if place < self.num_examples]].tolist()
+        positions = [number * self.batch_size + row for row in self.rows]
+        indices = self.indices[[position for position in positions if position < self.num_examples]].tolist()
         batch, skipped, valid = self._read(indices)
-        missing = len(places) - len(indices)
+        missing = len(positions) - len(indices)
         batch |= {ROWS: valid, INDEX: np.asarray(indices, np.int32)}
         if missing:
             batch = {key: _pad(value, missing) for key, value in batch.items()}
@@ -171,13 +170,13 @@ def eval_batches(
     ops: Recipe,
     batch_size: int,
     parts: int | Sequence[int] = 0,
-    of: int = 1,
+    num_parts: int = 1,
     limit: int | None = None,
     inputs: Inputs = DEFAULT,
     vocabulary: Mapping[str, Vocabulary] = {},
 ) -> EvalBatches:
-    """Finite, exact evaluation batches; see `EvalBatches`. `limit` takes that many examples, evenly spaced."""
-    return EvalBatches(source, ops, batch_size, parts, of, limit, inputs, vocabulary)
+    """Evaluation batches with every example once; see `EvalBatches`. `limit` takes that many examples, evenly spaced."""
+    return EvalBatches(source, ops, batch_size, parts, num_parts, limit, inputs, vocabulary)
 
 
 def iterate(
@@ -188,20 +187,20 @@ def iterate(
     threads: int | None = None,
     prefetch: int = 2,
 ) -> Iterator[dict]:
-    """Batches [start, stop) in order, prepared ahead. Content and order do not depend on the other arguments.
+    """Batches [start, stop) in order, prefetched. The other arguments change neither content nor order.
 
     Args:
-      workers: processes; 0 prepares in threads of this one, which is enough while OpenCV and the JPEG decoder do the
-        work. Sources that are kept decoded always use threads: a worker would fill a cache of its own.
-      threads: how many batches are in the making at once without workers; None is one per core, at most 16.
-      prefetch: finished batches to keep ready, per worker if there are any. Batches are the unit: mind the memory.
+      workers: processes. 0 uses threads of this process, which is enough while OpenCV and the JPEG decoder do the work.
+        Sources that stay decoded always use threads, because a worker would fill a cache of its own.
+      threads: batches prepared at the same time without workers; None is one per core, at most 16.
+      prefetch: finished batches to keep ready, per worker if there are any. Each takes memory of a whole batch.
 
-    Unreadable records are collected in `batches.skipped` and each is logged once.
+    Unreadable records are collected in `batches.skipped`, and each is logged once.
     """
     threads = min(os.cpu_count() or 1, 16) if threads is None else threads
     dataset = grain.MapDataset.range(start, stop).map(batches.__getitem__)
     if workers and batches.reader.cache is None:
-        if not flags.FLAGS.is_parsed():  # outside absl.app; Grain hands the flags to its workers
+        if not flags.FLAGS.is_parsed():  # outside absl.app; Grain passes the flags to its workers
             flags.FLAGS(sys.argv[:1])
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)

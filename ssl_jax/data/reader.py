@@ -1,4 +1,4 @@
-"""Examples by index: decoding, host geometry on every feature that is asked for, and a cache of what is decoded."""
+"""Examples by index: decoding, host geometry for every requested feature, and a cache of decoded images."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.data.decode import CorruptImage, Picture, mask_pixels
-from ssl_jax.data.features import VALID, Feature, after_host, at_length, dtype_of, listing, padded_to, refusal
+from ssl_jax.data.features import VALID, Feature, after_host_ops, dtype_of, listing, padded_to, refusal, with_length
 from ssl_jax.data.geometry import (
     Recipe,
     check_host_ops,
-    cut_image,
-    cut_mask,
-    draw_windows,
-    move_boxes,
-    move_points,
-    of_crops,
+    crop_boxes,
+    crop_image,
+    crop_mask,
+    crop_points,
+    sample_windows,
+    without_crop_axis,
 )
 from ssl_jax.data.sources import Source
 from ssl_jax.data.vocabulary import Tokenizer, Vocabulary
 from ssl_jax.errors import UserError
 
-CACHE_BYTES = 1 << 30  # decoded images kept per source and process
-MAX_WALK = 1000  # unreadable records in a row after which the data, not the record, is at fault
+CACHE_BYTES = 1 << 30  # bound of the decoded images of one source in one process
+MAX_WALK = 1000  # after so many unreadable records in a row, the whole data set is refused
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 Skipped = list[tuple[int, str]]  # (index in the source, reason)
-# Names of features, or {name: an object with `shape` and `dtype`, or None}: the shape says how long lists are.
+# Names of features, or {name: an object with `shape` and `dtype`, or None}. The shape sets the lengths of lists.
 Inputs = Sequence[str] | Mapping[str, Any]
 DEFAULT = ("image", "label")
 
 
 def element_spec(source: Source, ops: Recipe, inputs: Inputs = DEFAULT, vocabulary: Mapping[str, Vocabulary] = {}) -> Spec:
-    """{name: (shape, dtype)} of one example; decodes at most the first readable image, and seldom that."""
+    """{name: (shape, dtype)} of one example. Decodes the first readable image only if the size is not declared."""
     return Reader(source, ops, inputs, vocabulary).spec
 
 
 def describe(source: Source, ops: Recipe, vocabulary: Mapping[str, Any] = {}) -> dict[str, Feature]:
-    """All that `source` can give after the host recipe; lists have None for their length.
+    """All features of `source` after the host recipe; lists have None as their length.
 
-    Without a recipe images are as large as the first readable one, where the dataset does not declare one size for all.
+    Without a recipe and without a declared size, images have the size of the first readable one.
     """
     check_host_ops(ops)
     features = dict(source.features)
@@ -48,11 +48,11 @@ def describe(source: Source, ops: Recipe, vocabulary: Mapping[str, Any] = {}) ->
     if unknown and not ops:
         spec = Reader(source, ops, [name for name in unknown if len(features[name].shape) == 3]).spec
         features |= {name: features[name]._replace(shape=shape) for name, (shape, _) in spec.items()}
-    return after_host(features, ops, vocabulary)
+    return after_host_ops(features, ops, vocabulary)
 
 
 class _Cache:
-    """Decoded columns of a source, filled at first use. Two threads may fill the same row: with the same content."""
+    """Decoded columns of a source, filled at first use. Two threads may fill the same row, with the same content."""
 
     def __init__(self, size: int, spec: Spec):
         self.columns = {key: np.empty((size, *shape), dtype) for key, (shape, dtype) in spec.items()}
@@ -60,48 +60,48 @@ class _Cache:
 
 
 class Reader:
-    """Reads examples by index: decoding, geometry, replacement of unreadable ones."""
+    """Reads examples by index: decodes, applies host geometry, and replaces unreadable records."""
 
     def __init__(self, source: Source, ops: Recipe, inputs: Inputs, vocabulary: Mapping[str, Vocabulary] = {}):
         check_host_ops(ops)
         self.ops = tuple((name, dict(arguments)) for name, arguments in ops)
         self.inputs = dict(inputs) if isinstance(inputs, Mapping) else dict.fromkeys(inputs)
         if self.inputs.get("label", 0) is None and "label" not in source.features:
-            del self.inputs["label"]  # asked for by name alone: labels are read where there are some
+            del self.inputs["label"]  # requested by name alone: read if the data have labels
         self.vocabulary = {name: vocabulary[name] for name in self.inputs if name in vocabulary}
-        there = after_host(source.features, (), self.vocabulary)
-        self._check(source, there)
-        self.features = {name: at_length(there[name], asked) for name, asked in self.inputs.items()}
+        available = after_host_ops(source.features, (), self.vocabulary)
+        self._check(source, available)
+        self.features = {name: with_length(available[name], spec) for name, spec in self.inputs.items()}
         self.kinds = {name: each.kind for name, each in self.features.items()}
         self.tokenizers = {name: Tokenizer(each) for name, each in self.vocabulary.items()}
-        # The list that each NAME_valid is about, and the feature whose size is that of the frame.
+        # {NAME_valid: NAME}; and the feature whose size is that of the example.
         self.lists = {name: name.removesuffix(VALID) for name in self.inputs if name not in source.features}
         self.frame = next((name for name, kind in self.kinds.items() if kind in ("image", "mask")), None)
         self.source = source.select(tuple(dict.fromkeys(self.lists.get(name, name) for name in self.inputs)))
-        self.bad: dict[int, str] = {}  # index -> reason
+        self.unreadable: dict[int, str] = {}  # index -> reason
         self.features = self._sizes()
         self.raw_spec = {name: (each.shape, np.dtype(each.dtype)) for name, each in self.features.items()}
         if any(None in shape for shape, _ in self.raw_spec.values()):
             self.raw_spec = None
-        after = self.features | after_host({n: each for n, each in self.features.items() if n not in self.lists}, self.ops)
+        after = self.features | after_host_ops({n: each for n, each in self.features.items() if n not in self.lists}, self.ops)
         self.spec = {name: (after[name].shape, np.dtype(after[name].dtype)) for name in self.inputs}
         self.cache = self._find_cache(source)
 
-    def _check(self, source, there):
-        """Raises UserError for what cannot be read."""
-        for name, asked in self.inputs.items():
+    def _check(self, source, available):
+        """Raises UserError for inputs that cannot be read."""
+        for name, spec in self.inputs.items():
             if name.startswith("_"):
-                raise UserError(f"feature '{name}': names that begin with _ are reserved; give it another in config.data.features")
-            if name not in there:
+                raise UserError(f"feature '{name}': names that begin with _ are reserved; rename it by config.data.features")
+            if name not in available:
                 raise UserError(f"data '{source.name}' has no feature '{name}'; it has {listing(source.features)}")
-            shape, _, kind = at_length(there[name], asked)
+            shape, _, kind = with_length(available[name], spec)
             if kind not in ("image", "mask") and None in shape:
-                raise UserError(f"'{name}' of data '{source.name}' is a list ({there[name]}); ask for a length, by a Spec")
-            if reason := refusal(name, there, self.inputs, self.ops):
+                raise UserError(f"'{name}' of data '{source.name}' is a list ({available[name]}); ask for a length, by a Spec")
+            if reason := refusal(name, available, self.inputs, self.ops):
                 raise UserError(f"'{name}' of data '{source.name}': {reason}")
 
     def _sizes(self) -> dict[str, Feature]:
-        """`features` with the sizes of images that no op makes equal: those of the first readable example."""
+        """`features` where unknown image sizes are those of the first readable example, unless an op resizes."""
         found = dict(self.features)
         unknown = [name for name, each in found.items() if None in each.shape]
         if unknown and not self.ops:
@@ -124,23 +124,23 @@ class Reader:
             try:
                 return self._pixels(self._values(index))
             except CorruptImage as error:
-                self.bad[index] = str(error)
-        raise self._all_bad(0)
+                self.unreadable[index] = str(error)
+        raise self._all_unreadable(0)
 
-    def _all_bad(self, index):
+    def _all_unreadable(self, index):
         count = min(len(self.source), MAX_WALK)
         return UserError(
             f"data '{self.source.name}': {count} images in a row cannot be read (first: number {index}, "
-            f"{self.bad[index]}); check the files, or prepare the dataset again"
+            f"{self.unreadable[index]}); check the files, or prepare the dataset again"
         )
 
     def _values(self, index: int) -> dict:
-        """The example as arrays of `features`, except that single images are a `Picture` each, not decoded yet."""
+        """The example as arrays of `features`; single images are `Picture`s, not decoded yet."""
         example, values = self.source[index], {}
         for name, feature in self.features.items():
             if name in self.lists:
-                there = example[self.lists[name]]
-                values[name] = np.arange(feature.shape[0]) < len(there) if feature.shape else np.array(True)
+                rows = example[self.lists[name]]
+                values[name] = np.arange(feature.shape[0]) < len(rows) if feature.shape else np.array(True)
             else:
                 values[name] = self._value(name, feature, example[name], index)
         return values
@@ -149,7 +149,7 @@ class Reader:
         if feature.kind == "image":
             return Picture(value) if len(feature.shape) == 3 else np.asarray(value)
         if feature.kind == "mask":
-            return mask_pixels(value) if isinstance(value, bytes) else _converted(value)
+            return mask_pixels(value) if isinstance(value, bytes) else _to_device_dtype(value)
         where = f"data '{self.source.name}', example {index}"
         if name in self.tokenizers:
             tokens = self.tokenizers[name]
@@ -158,7 +158,7 @@ class Reader:
             return padded_to([tokens(text, feature.shape[1]) for text in value], feature, name, where)
         if feature.shape and self.source.features[name].shape[:1] == (None,):
             return padded_to(value, feature, name, where)
-        return _converted(value)
+        return _to_device_dtype(value)
 
     def _pixels(self, values: dict) -> dict:
         return {name: value.pixels() if isinstance(value, Picture) else value for name, value in values.items()}
@@ -169,7 +169,7 @@ class Reader:
                 remedy = (
                     "give config.data.ops an op that makes one size, e.g. [('resize_crop', dict(resize=256, crop=224))]"
                     if self.kinds[key] in ("image", "mask")
-                    else "leave it out of keys and read it from the source"
+                    else "leave it out of the inputs"
                 )
                 raise UserError(
                     f"data '{self.source.name}': '{key}' of example {index} has shape {value.shape}, others "
@@ -184,9 +184,9 @@ class Reader:
         self.cache.ready[index] = True
 
     def read(self, index: int, seed: tuple[int, int]) -> dict:
-        """One example of `spec`, its random numbers drawn from `seed`; raises CorruptImage, the same way each time."""
-        if index in self.bad:
-            raise CorruptImage(self.bad[index])
+        """One example of `spec`, with random numbers from `seed`. Raises CorruptImage for an unreadable record, every time."""
+        if index in self.unreadable:
+            raise CorruptImage(self.unreadable[index])
         try:
             if self.cache is not None:
                 if not self.cache.ready[index]:
@@ -194,63 +194,63 @@ class Reader:
                 values = {key: column[index] for key, column in self.cache.columns.items()}
             else:
                 values = self._values(index)
-            values = self._cut(values, index, np.random.default_rng(seed)) if self.ops else self._pixels(values)
+            values = self._crop(values, index, np.random.default_rng(seed)) if self.ops else self._pixels(values)
         except CorruptImage as error:
-            self.bad[index] = str(error)
+            self.unreadable[index] = str(error)
             raise
         self._check_shapes(index, values, self.spec)
         return values
 
-    def _cut(self, values: dict, index: int, rng: np.random.Generator) -> dict:
-        """Every feature after the host recipe; the windows are drawn once, on the size of the first image."""
+    def _crop(self, values: dict, index: int, rng: np.random.Generator) -> dict:
+        """Every feature after the host recipe; the windows are sampled once, for the size of the first image."""
         if self.frame is None:
             return values
         size = _size(values[self.frame])
-        windows, out = draw_windows(self.ops, *size, rng), dict(values)
+        windows, out = sample_windows(self.ops, *size, rng), dict(values)
         for name, value in values.items():
             kind = self.kinds[name]
             if kind in ("image", "mask"):
                 if _size(value) != size:
                     raise UserError(
-                        f"data '{self.source.name}': '{name}' of example {index} has {_size(value)} pixels and '{self.frame}' {size}; "
-                        "config.data.ops cut both alike, so make them equal or leave one out"
+                        f"data '{self.source.name}': '{name}' of example {index} has {_size(value)} pixels and '{self.frame}' "
+                        f"{size}; config.data.ops crop both alike, so make the sizes equal or leave one out"
                     )
-                out[name] = self._cut_map(kind, value, windows)
+                out[name] = self._crop_map(kind, value, windows)
             elif kind in ("boxes", "points"):
-                move, valid = move_boxes if kind == "boxes" else move_points, values[name + VALID]
-                moved, inside = move(value.reshape(-1, value.shape[-1]), valid.ravel(), size, windows)
-                out[name] = of_crops(self.ops, moved.reshape(len(windows), *value.shape))
-                out[name + VALID] = of_crops(self.ops, inside.reshape(len(windows), *valid.shape))
+                crop, valid = crop_boxes if kind == "boxes" else crop_points, values[name + VALID]
+                cropped, inside = crop(value.reshape(-1, value.shape[-1]), valid.ravel(), size, windows)
+                out[name] = without_crop_axis(self.ops, cropped.reshape(len(windows), *value.shape))
+                out[name + VALID] = without_crop_axis(self.ops, inside.reshape(len(windows), *valid.shape))
         return out
 
-    def _cut_map(self, kind, value, windows):
+    def _crop_map(self, kind, value, windows):
         if getattr(value, "ndim", 3) == 4:
-            return np.stack([self._cut_map(kind, each, windows) for each in value])
+            return np.stack([self._crop_map(kind, each, windows) for each in value])
         if kind == "mask":
-            return of_crops(self.ops, cut_mask(value, windows))
-        return of_crops(self.ops, cut_image(value if isinstance(value, Picture) else Picture(value), windows))
+            return without_crop_axis(self.ops, crop_mask(value, windows))
+        return without_crop_axis(self.ops, crop_image(value if isinstance(value, Picture) else Picture(value), windows))
 
     def read_or_next(self, index: int, seed: tuple[int, int], skipped: Skipped) -> dict:
-        """The example, or the next readable one after it; what was passed over is appended to `skipped`."""
+        """The example, or the next readable one. Appends (index, reason) of each skipped record to `skipped`."""
         for offset in range(min(len(self.source), MAX_WALK)):
             candidate = (index + offset) % len(self.source)
             try:
                 return self.read(candidate, seed)
             except CorruptImage as error:
                 skipped.append((candidate, str(error)))
-        raise self._all_bad(index)
+        raise self._all_unreadable(index)
 
     def batch(self, indices: Sequence[int], seeds: Sequence[tuple[int, int]]) -> tuple[dict, Skipped]:
-        """Examples stacked [len(indices), ...]; `seeds` are what each example's random generator starts from."""
+        """(examples stacked [len(indices), ...], skipped records). `seeds` seed the random generator of each example."""
         skipped: Skipped = []
         indices = np.asarray(indices, np.int64)
         if self.cache is not None and not self.ops:
             for index in indices[~self.cache.ready[indices]].tolist():
-                if index not in self.bad and not self.cache.ready[index]:
+                if index not in self.unreadable and not self.cache.ready[index]:
                     try:
                         self._fill(index)
                     except CorruptImage as error:
-                        self.bad[index] = str(error)
+                        self.unreadable[index] = str(error)
             if self.cache.ready[indices].all():
                 return {key: self.cache.columns[key][indices] for key in self.inputs}, skipped
         out = {key: np.empty((len(indices), *shape), dtype) for key, (shape, dtype) in self.spec.items()}
@@ -265,7 +265,7 @@ def _size(value) -> tuple[int, int]:
     return (value.height, value.width) if isinstance(value, Picture) else value.shape[-3:-1]
 
 
-def _converted(value) -> np.ndarray:
-    """Feature values as the device takes them: int32, float32, bool; text stays an object."""
+def _to_device_dtype(value) -> np.ndarray:
+    """Feature values with dtypes of the device: int32, float32, bool; text stays an object."""
     value = np.asarray(value)
     return value.astype(dtype_of(value.dtype), copy=False)

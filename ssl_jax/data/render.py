@@ -1,12 +1,12 @@
 """Renders the embedded scenes: one object made of parts, small pebbles, a textured ground, light, and a second view.
 
-What decides the class is the part structure alone (how many limbs, holes, rungs or rings, and how they are joined).
-Color, texture, background, pose, proportions, scale, light, shadow, blur and noise are drawn independently of it.
-Objects stand roughly upright (within 43 degrees) and the light comes from above, as in photographs, so that rotation
-prediction has a signal. Every scene is a pure function of (seed, index).
+The part structure alone decides the class: how many limbs, holes, rungs or rings, and how they are joined. Color,
+texture, background, pose, proportions, scale, light, shadow, blur and noise are sampled independently of it. Objects
+stand roughly upright (within 43 degrees) and light comes from above, as in photographs, so that rotation prediction has
+a signal. Every scene is a pure function of (seed, index).
 
-A scene is painted once on a canvas larger than the frame, in twice its resolution, and looked at twice. Coordinates: x
-to the right, y down, in pixels of the frame; the center of pixel (row, column) lies at (x, y) = (column, row).
+A scene is painted once, at twice the resolution, on a canvas larger than the frame; both views are cut from it.
+Coordinates: x to the right, y down, in pixels of the frame; the center of pixel (row, column) is (x, y) = (column, row).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ MAX_TURN = 0.25  # radians
 MAX_LOG_ZOOM = 0.12
 
 _FINE = 2  # canvas pixels per frame pixel
-_MARGIN = 13  # frame pixels around the frame: no allowed motion looks further
+_MARGIN = 13  # frame pixels around the frame: enough for every allowed motion
 _CANVAS = (SIZE + 2 * _MARGIN) * _FINE
 _CENTER = (SIZE - 1) / 2
 _YY, _XX = (np.mgrid[:_CANVAS, :_CANVAS].astype(np.float32) + 0.5) / _FINE - 0.5 - _MARGIN  # frame coordinates
 
 
 class Scene(NamedTuple):
-    """Everything that is known about one example."""
+    """One example with its ground truth."""
 
     image: np.ndarray  # [SIZE, SIZE, 3] uint8
     label: int  # index into CLASSES
@@ -65,9 +65,8 @@ def motion_matrix(motion: np.ndarray) -> np.ndarray:
     """[2, 3] matrix that takes (x, y, 1) in `image` to (x, y) of the same scene point in `image2`.
 
     p2 = c + exp(log_zoom) R(rotation) (p1 - c) + (dx, dy), with c the center of the frame and R(t) = [[cos t, -sin t],
-    [sin t, cos t]], which with y down turns clockwise on the screen. It relates the two frames alone (T12 = T2 T1^-1
-    with T the maps from scene to picture), hence no choice of scene coordinates changes it; the inverse matrix takes
-    `image2` to `image`.
+    [sin t, cos t]], which turns clockwise on the screen because y points down. It depends on the two frames only
+    (T12 = T2 T1^-1 with T from scene to picture), not on scene coordinates. The inverse matrix takes `image2` to `image`.
     """
     dx, dy, turn, log_zoom = (float(value) for value in motion)
     rotation = np.exp(log_zoom) * _rotation(turn)
@@ -81,7 +80,7 @@ def _disc(x: float, y: float, radius: float, corners: int = 28) -> np.ndarray:
 
 
 def _bar(start: Sequence[float], end: Sequence[float], width: float, taper: float = 1.0) -> np.ndarray:
-    """A straight limb: `width` at its start, `width * taper` at its end."""
+    """A straight bar: `width` at its start, `width * taper` at its end."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     along = (end - start) / np.linalg.norm(end - start)
     across = np.array([-along[1], along[0]]) * width / 2
@@ -149,19 +148,19 @@ def _parts(name: str, rng: np.random.Generator) -> list[_Part]:
         radius = u(1.18, 1.26) / links
         height = np.linspace(-1 + radius, 1 - radius, links)
         side = u(0.0, 0.35) * radius * np.where(np.arange(links) % 2 == 0, 1, -1)
-        places = list(zip(side, height, strict=True))
-        body = [_disc(x, y, radius, 24) for x, y in places]
-        holes = [_disc(x, y, radius * u(0.5, 0.56), 18) for x, y in places]
+        centers = list(zip(side, height, strict=True))
+        body = [_disc(x, y, radius, 24) for x, y in centers]
+        holes = [_disc(x, y, radius * u(0.5, 0.56), 18) for x, y in centers]
     elif name == "dumbbell":
         first, second = u(0.36, 0.46), u(0.36, 0.46)
         body = [_disc(0, first - 1, first), _disc(0, 1 - second, second)]
         accent = [_bar((0, -0.6), (0, 0.6), u(0.16, 0.26))]
     elif name == "tree":
-        pairs, width, spread = int(rng.integers(2, 4)), u(0.16, 0.22), u(0.6, 0.9)
+        pairs, width, branch_angle = int(rng.integers(2, 4)), u(0.16, 0.22), u(0.6, 0.9)
         body = [_bar((0, 1), (0, -0.95), width * 1.4, 0.6)]
         for i, y in enumerate(np.linspace(0.5, -0.35, pairs)):
             length = 0.85 - 0.15 * i
-            accent += [_bar((0, y), (0, y) + length * _direction(s * spread), width, 0.8) for s in (-1, 1)]
+            accent += [_bar((0, y), (0, y) + length * _direction(s * branch_angle), width, 0.8) for s in (-1, 1)]
     elif name == "zigzag":
         corners, width = int(rng.integers(5, 7)), u(0.22, 0.3)
         x = u(0.5, 0.65) * np.where(np.arange(corners) % 2 == 0, 1, -1)
@@ -180,7 +179,7 @@ def _to_canvas(points: np.ndarray) -> np.ndarray:
 
 
 def _fill(canvas: np.ndarray, points: np.ndarray, value: int) -> None:
-    """Fills a polygon given in frame coordinates, with antialiased edges."""
+    """Fills a polygon in frame coordinates, with antialiased edges."""
     fixed = np.round(_to_canvas(points) * 16).astype(np.int32)
     cv2.fillPoly(canvas, [fixed], value, cv2.LINE_AA, shift=4)
 
@@ -219,7 +218,7 @@ def _named_color(index: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _with_luminance(color: np.ndarray, target: float) -> np.ndarray:
-    """The color scaled, then mixed with white if need be, to a luminance in [0, 1]."""
+    """The color, scaled and if necessary mixed with white, at the luminance `target` in [0, 1]."""
     scaled = color * (target / max(_luminance(color), 1e-3))
     peak = float(scaled.max())
     if peak <= 1:
@@ -241,7 +240,7 @@ def _plain(color: np.ndarray) -> np.ndarray:
 
 
 def _scatter(count: int, coverage: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Polygons of up to `count` pebbles that touch neither the object, nor each other, nor the edge of the frame."""
+    """Polygons of up to `count` pebbles that touch neither the object, each other, nor the edge of the frame."""
     free = coverage == 0
     pebbles: list[np.ndarray] = []
     for _ in range(60):
@@ -259,7 +258,7 @@ def _scatter(count: int, coverage: np.ndarray, rng: np.random.Generator) -> list
     return pebbles
 
 
-def _look(canvas: np.ndarray, matrix: np.ndarray | None = None) -> np.ndarray:
+def _view(canvas: np.ndarray, matrix: np.ndarray | None = None) -> np.ndarray:
     """The frame cut from the canvas, area-averaged to SIZE x SIZE; `matrix` as in `motion_matrix`."""
     fine = SIZE * _FINE
     if matrix is None:
@@ -273,7 +272,7 @@ def _look(canvas: np.ndarray, matrix: np.ndarray | None = None) -> np.ndarray:
 
 
 def _expose(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Lens and sensor: slight blur and noise, own to each view. [SIZE, SIZE, 3] float in [0, 1] -> uint8."""
+    """Slight blur and noise of lens and sensor, new in each view. [SIZE, SIZE, 3] float in [0, 1] -> uint8."""
     blur = rng.uniform(0, 0.8)
     if blur > 0.3:
         picture = cv2.GaussianBlur(picture, (5, 5), blur)
@@ -282,13 +281,13 @@ def _expose(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _box(region: np.ndarray) -> tuple[float, float, float, float]:
-    """Relative (ymin, xmin, ymax, xmax) of the pixels that are set; the maxima are exclusive."""
+    """(ymin, xmin, ymax, xmax) in [0, 1] of the set pixels; the maxima are exclusive."""
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     return rows[0] / SIZE, columns[0] / SIZE, (rows[-1] + 1) / SIZE, (columns[-1] + 1) / SIZE
 
 
-def ask(label: int, color: int, pebbles: int, rng: np.random.Generator) -> tuple[str, str]:
-    """A question and its answer; knowing the question alone is right in about 27% of the cases."""
+def question_and_answer(label: int, color: int, pebbles: int, rng: np.random.Generator) -> tuple[str, str]:
+    """A question and its answer. The best guess from the question alone is right in about 27% of cases."""
     kind = rng.integers(4)
     if kind == 0:
         return "what color is the object?", COLORS[color]
@@ -309,7 +308,7 @@ def _encode(picture: np.ndarray) -> bytes:
 
 
 def render_encoded(seed: int, start: int, stop: int) -> list[Scene]:
-    """Scenes start ... stop - 1, their pictures as PNG files (bytes)."""
+    """Scenes start ... stop - 1 with pictures as PNG files (bytes)."""
     cv2.setNumThreads(1)
     scenes = (render(seed, index) for index in range(start, stop))
     return [s._replace(image=_encode(s.image), mask=_encode(s.mask), image2=_encode(s.image2)) for s in scenes]
@@ -324,14 +323,14 @@ def render(seed: int, index: int) -> Scene:
 
     # Geometry: object coordinates -> frame. Proportions and mirroring first, then the pose.
     radius, angle = u(11, 19), u(-MAX_ANGLE, MAX_ANGLE)
-    place = _CENTER + u(-1, 1, 2) * (25 - radius)
+    center = _CENTER + u(-1, 1, 2) * (25 - radius)
     stretch = np.exp(u(-0.2, 0.2))
     shape = np.array([[stretch * rng.choice([-1, 1]), u(-0.2, 0.2)], [0, 1 / stretch]])
     to_frame = radius * _rotation(angle) @ shape
     coverage = np.zeros((_CANVAS, _CANVAS), np.uint8)
     second = np.zeros((_CANVAS, _CANVAS), np.uint8)
     for part in _parts(CLASSES[label], rng):
-        points = part.points @ to_frame.T + place
+        points = part.points @ to_frame.T + center
         _fill(coverage, points, 0 if part.paint < 0 else 255)
         _fill(second, points, 255 if part.paint == 1 else 0)
     pebbles = _scatter(int(rng.integers(MAX_PEBBLES + 1)), coverage, rng)
@@ -339,7 +338,7 @@ def render(seed: int, index: int) -> Scene:
     for stone, points in zip(stones, pebbles, strict=True):
         _fill(stone, points, 255)
 
-    # Colors: the object is lighter or darker than its ground, so that it survives without color.
+    # Colors: the object is lighter or darker than its ground, so that it is visible in grayscale, too.
     light_object = rng.random() < 0.5
     bright, dark = u(0.55, 0.85), u(0.12, 0.34)
     paint = _with_luminance(_named_color(color, rng), bright if light_object else dark)
@@ -383,17 +382,17 @@ def render(seed: int, index: int) -> Scene:
     picture *= (1 + _XX * float(slope[0]) + _YY * float(slope[1])) * u(0.8, 1.1)
     picture = cv2.merge(np.clip(picture, 0, 1))  # [canvas, canvas, 3]
 
-    # Two looks at the same canvas.
+    # Two views of the same canvas.
     motion = (u(-1, 1, 4) * (MAX_SHIFT, MAX_SHIFT, MAX_TURN, MAX_LOG_ZOOM)).astype(np.float32)
-    image = _expose(_look(picture), rng)
-    image2 = _expose(_look(picture, motion_matrix(motion)), rng)
-    mask = np.where(_look(coverage) > 127, OBJECT, BACKGROUND).astype(np.uint8)
+    image = _expose(_view(picture), rng)
+    image2 = _expose(_view(picture, motion_matrix(motion)), rng)
+    mask = np.where(_view(coverage) > 127, OBJECT, BACKGROUND).astype(np.uint8)
     boxes, box_labels = [_box(mask == OBJECT)], [CLASSES[label]]
     for stone in stones:
-        region = _look(stone) > 127
+        region = _view(stone) > 127
         mask[region] = PEBBLES
         boxes.append(_box(region))
         box_labels.append(PEBBLE)
-    question, answer = ask(label, color, len(stones), rng)
-    pose = np.array([angle, *place, radius], np.float32)
+    question, answer = question_and_answer(label, color, len(stones), rng)
+    pose = np.array([angle, *center, radius], np.float32)
     return Scene(image, label, pose, mask[:, :, None], boxes, box_labels, question, answer, image2, motion)

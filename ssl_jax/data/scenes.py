@@ -1,8 +1,8 @@
-"""The embedded dataset: `Scenes`, a TFDS builder that needs neither the network nor TensorFlow.
+"""The embedded dataset: `Scenes`, a TFDS builder that needs neither network nor TensorFlow.
 
-9,000 pictures of 48 x 48 pixels in 12 classes. The class is decided by part structure alone; color, texture, ground,
+9,000 pictures of 48 x 48 pixels in 12 classes. Part structure alone decides the class; color, texture, ground,
 pose, proportions, scale and light are nuisances (see `ssl_jax.data.render`). Every class is equally frequent in each
-split, so chance is 8.3%. Training pictures and test pictures are different scenes.
+split, so chance is 8.3%. Training and test pictures show different scenes.
 
 Test accuracy in per cent, config `full`:
 
@@ -37,7 +37,7 @@ import tensorflow_datasets as tfds
 from ssl_jax.data import render
 from ssl_jax.errors import UserError
 
-_CHUNK = 200  # scenes per unit of work of a rendering process
+_CHUNK = 200  # scenes that a rendering process makes at a time
 
 
 @dataclass
@@ -64,9 +64,12 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                   points of `image` to points of `image2` by `render.motion_matrix`
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (the attribute TFDS reads)
-    url_infos = {}  # noqa: RUF012 (nothing is downloaded: keeps TFDS from looking for a list of checksums)
+    VERSION = tfds.core.Version("1.0.1")
+    RELEASE_NOTES = {  # noqa: RUF012 (the attribute TFDS reads)
+        "1.0.0": "First release.",
+        "1.0.1": "Questions ask for the 'color' of the object, no longer its 'colour'. Everything else is identical.",
+    }
+    url_infos = {}  # noqa: RUF012 (nothing is downloaded, so TFDS must not look for checksums)
     BUILDER_CONFIGS = [  # noqa: RUF012
         ScenesConfig(name="full", description="For experiments: 7,200 + 1,800.", train=7200, test=1800),
         ScenesConfig(name="tiny", description="For tests: 192 + 96.", train=192, test=96),
@@ -127,30 +130,30 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
 
 def _encoded_scenes(seed: int, count: int) -> Iterator[render.Scene]:
-    """Scenes 0 ... count - 1, the pictures as PNG files; rendered by one process per core if there is enough to do."""
+    """Scenes 0 ... count - 1 with pictures as PNG files. Renders in one process per core if there are enough scenes."""
     jobs = [(seed, start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores == 1 or len(jobs) < 4:
         for job in jobs:
             yield from render.render_encoded(*job)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy JAX's locks without the threads that hold them
+    context = multiprocessing.get_context("spawn")  # a fork would copy JAX's locks, but not the threads that hold them
     with ProcessPoolExecutor(min(cores, len(jobs), 8), mp_context=context) as pool:
         for future in [pool.submit(render.render_encoded, *job) for job in jobs]:
             yield from future.result()
 
 
 def cache_dir() -> Path:
-    """Where the dataset lives if no directory is named: $XDG_CACHE_HOME/ssl_jax/tfds, by default below ~/.cache."""
+    """The default directory of the dataset: $XDG_CACHE_HOME/ssl_jax/tfds, or ~/.cache/ssl_jax/tfds."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_jax" / "tfds"
 
 
 def prepare(data_dir: str | os.PathLike = "", config: str = "full") -> Scenes:
-    """The builder, its data prepared below `data_dir` (default: `cache_dir()`): read with `.as_data_source(split)`.
+    """The builder with data prepared below `data_dir` (default: `cache_dir()`); read it with `.as_data_source(split)`.
 
-    The first call renders and writes the data in seconds and says so in one line. TFDS writes into a directory of
-    another name and renames it when all is written; here a lock lets one process at a time do so, the others wait and
-    find the result. Whatever an interrupted preparation left is removed by the next one.
+    The first call renders and writes the data in seconds, and prints a line at its start and end. TFDS writes into a temporary
+    directory and renames it at the end. A lock lets one process prepare at a time; the others wait and use the result. A new
+    preparation removes the files of an interrupted one.
 
     Raises:
         UserError: unknown config, or a data_dir that is not a writable local directory.
@@ -171,12 +174,12 @@ def prepare(data_dir: str | os.PathLike = "", config: str = "full") -> Scenes:
 
 
 def _is_prepared(builder: Scenes) -> bool:
-    return (Path(builder.data_dir) / "dataset_info.json").exists()  # TFDS's own check warns where there is none
+    return (Path(builder.data_dir) / "dataset_info.json").exists()  # TFDS's own check logs a warning if it is missing
 
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock when its holder dies."""
+    """A lock that one process holds at a time; the system releases it when the process dies."""
     root.mkdir(parents=True, exist_ok=True)
     with open(root / ".scenes.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -184,21 +187,21 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _prepare_alone(root: Path, config: str) -> Scenes:
-    builder = Scenes(data_dir=root, config=config)  # read anew: another process may have finished while this one waited
+    builder = Scenes(data_dir=root, config=config)  # new, because another process may have finished meanwhile
     if _is_prepared(builder):
         return builder
     target = Path(builder.data_dir)
-    if target.parent.exists():  # holds nothing but versions; under the lock none of them is being written
+    if target.parent.exists():  # holds only versions; the lock ensures that nobody writes them
         for leftover in target.parent.glob(f"*{target.name}*"):
             shutil.rmtree(leftover)
     scenes = builder.builder_config.train + builder.builder_config.test
     print(f"preparing the embedded dataset: rendering {scenes} scenes into {target}", flush=True)
     start = time.perf_counter()
-    quiet = io.StringIO()  # TFDS draws several bars
+    quiet = io.StringIO()  # TFDS prints several progress bars
     with (
         contextlib.redirect_stdout(quiet),
         contextlib.redirect_stderr(quiet),
-        tempfile.TemporaryDirectory() as downloads,  # stays empty; TFDS would make one in the home directory
+        tempfile.TemporaryDirectory() as downloads,  # stays empty; by default TFDS creates one in the home directory
     ):
         builder.download_and_prepare(download_dir=downloads)
     print(f"the embedded dataset is ready after {time.perf_counter() - start:.0f} s", flush=True)

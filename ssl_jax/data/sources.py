@@ -1,7 +1,7 @@
-"""Where images come from: the embedded scenes, any prepared TFDS dataset, or a plain folder of images.
+"""Sources of images: the embedded scenes, any prepared TFDS dataset, or a folder of images.
 
-A source has random access and gives *encoded* images, so that the reader decides how much to decode. It can be pickled
-(worker processes reopen their files) and never imports TensorFlow: TFDS is read through ArrayRecord.
+A source has random access and returns *encoded* images, so that the reader decides how much to decode. It can be pickled
+(worker processes reopen their files). It never imports TensorFlow, because it reads TFDS through ArrayRecord.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_jax.data.decode import MAGIC_BYTES, CorruptImage, sniff
-from ssl_jax.data.features import Feature, listing, named, of_tfds
+from ssl_jax.data.features import Feature, from_tfds, listing, rename_features
 from ssl_jax.errors import UserError
 
 log = logging.getLogger("ssl_jax.data")
@@ -35,12 +35,12 @@ class Source(abc.ABC):
     """Random access to examples: `len(source)`, `source[i] -> {'image': encoded bytes, 'label': int, ...}`.
 
     Attributes:
-      name, split: as asked for.
-      features: {name: feature} that `source[i]` has, see `ssl_jax.data.features`; nested ones by path, 'objects/bbox'.
-      num_classes, label_names: of the feature 'label'; None when there is none.
-      image_shape: (H, W, 3) after decoding when the dataset declares one shape for all, else None.
-      fingerprint: 16 hex digits over what is read (files, sizes, split); equal wherever the data are the same.
-      caches: decoded columns that the pipeline keeps for small images; not pickled.
+      name, split: as given to `open_source`.
+      features: {name: feature} of `source[i]`, see `ssl_jax.data.features`; nested ones by path, 'objects/bbox'.
+      num_classes, label_names: of the feature 'label'; None without labels.
+      image_shape: (H, W, 3) of decoded images if the dataset declares one shape for all, else None.
+      fingerprint: 16 hex digits over files, sizes and split; equal on every machine with the same data.
+      caches: decoded columns of small images, filled by the reader; not pickled.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> dict:
-        """Raises CorruptImage where the record itself cannot be read."""
+        """Raises CorruptImage if the record cannot be read."""
 
     @abc.abstractmethod
     def select(self, features) -> Source:
-        """The same source parsing only these features: what is not asked for is not decoded."""
+        """The same source with only these features; others are not parsed."""
 
     def __getstate__(self):
         return {**self.__dict__, "caches": {}}
@@ -81,20 +81,20 @@ def open_source(
       split: TFDS syntax ('train', 'train[:90%]', 'train+test') for TFDS; 'all', 'train' or 'test' for folders.
       data_dir: TFDS data directory; '' is $TFDS_DATA_DIR, else TFDS's own default (for 'scenes': a cache directory).
       names: {name in the batch: feature of the dataset}; other features keep their own names.
-      kinds: {name in the batch: kind}, where the type of the feature does not say it; see `ssl_jax.data.features`.
+      kinds: {name in the batch: kind}, overriding the type of the feature; see `ssl_jax.data.features`.
 
     Raises:
-      UserError: nothing there, no such feature, no such split, an interrupted preparation, or no image.
+      UserError: missing data, feature, split or image, or an interrupted preparation.
     """
     if name.partition("/")[0] == EMBEDDED:
-        from ssl_jax.data import scenes  # brings a renderer that nobody else needs
+        from ssl_jax.data import scenes  # imports a renderer that nothing else needs
 
         return TfdsSource(scenes.prepare(data_dir, name.partition("/")[2] or "full").data_dir, split, name, names, kinds)
     data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     path_like = name.startswith(("/", ".", "~")) or "://" in name
     directory = None if path_like else _find_prepared(data_dir, name)
     if directory is None:
-        directory = _directory_of(os.path.expanduser(name))
+        directory = _prepared_directory(os.path.expanduser(name))
     if directory is not None:
         return TfdsSource(directory, split, name, names, kinds)
     if os.path.isdir(os.path.expanduser(name)):
@@ -127,8 +127,8 @@ def _listing(path) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "nothing"
 
 
-def _directory_of(path):
-    """The directory with dataset_info.json: `path` itself or its newest version; None when there is none."""
+def _prepared_directory(path):
+    """The directory with dataset_info.json: `path` itself or its newest version, or None."""
     children = _children(path)
     if "dataset_info.json" in children:
         return _epath(path)
@@ -139,8 +139,7 @@ def _directory_of(path):
     unfinished = [c for c in children if ".incomplete" in c or ".array_record-" in c or _VERSION.match(c)]
     if unfinished:
         raise UserError(
-            f"'{path}' was not prepared to the end ('{unfinished[0]}', no dataset_info.json); "
-            "remove it and prepare it again"
+            f"'{path}' was not prepared to the end ('{unfinished[0]}', no dataset_info.json); remove it and prepare it again"
         )
     return None
 
@@ -150,24 +149,23 @@ def _find_prepared(data_dir, name):
     if version:
         directory = _epath(data_dir) / base / version
         if "dataset_info.json" not in _children(directory):
-            there = _listing(directory.parent)
-            raise UserError(f"data '{name}': no such version in data_dir '{data_dir}' (there: {there})")
+            raise UserError(f"data '{name}': no such version in data_dir '{data_dir}' (there: {_listing(directory.parent)})")
         return directory
-    directory = _directory_of(_epath(data_dir) / base)
+    directory = _prepared_directory(_epath(data_dir) / base)
     if directory is None and "/" not in base:
         root = _epath(data_dir) / base
-        configs = [child for child in _children(root) if _directory_of(root / child)]
+        configs = [child for child in _children(root) if _prepared_directory(root / child)]
         if len(configs) > 1:
             names = ", ".join(f"{base}/{config}" for config in configs)
-            raise UserError(f"data '{name}' has several configs; name one: {names}")
-        directory = _directory_of(root / configs[0]) if configs else None
+            raise UserError(f"data '{name}' has several configs; choose one: {names}")
+        directory = _prepared_directory(root / configs[0]) if configs else None
     return directory
 
 
 class TfdsSource(Source):
     """A split of a prepared TFDS directory in ArrayRecord.
 
-    Images and masks are bytes (lists of them, and maps that are not uint8, arrays), other features as TFDS decodes them.
+    Images and masks are encoded bytes; lists of images, masks that are not uint8, and other features are as TFDS decodes them.
     """
 
     def __init__(
@@ -177,15 +175,15 @@ class TfdsSource(Source):
         self.directory, self.split, self.name = os.fspath(directory), split, name or os.fspath(directory)
         self._keys = None
         builder = self._open()
-        own = of_tfds(builder.info.features)
+        own = from_tfds(builder.info.features)
         by_path = {"/".join(path): path for path in own}
-        paths, features = named({"/".join(path): each for path, each in own.items()}, names, kinds, self.name)
+        paths, features = rename_features({"/".join(path): each for path, each in own.items()}, names, kinds, self.name)
         if "image" not in features:
             raise UserError(
                 f"data '{self.name}' has no feature 'image' but {listing(features)}; say which one it is: "
                 "--config.data.features.image=NAME"
             )
-        self.features = features  # sorted: TFDS gives them in another order in every process
+        self.features = features  # sorted, since the order in TFDS differs between processes
         self._paths = {name: by_path[path] for name, path in paths.items()}
         shape = features["image"].shape
         self.image_shape = None if None in shape else shape
@@ -196,14 +194,14 @@ class TfdsSource(Source):
         self.fingerprint = _digest([builder.info.name, str(builder.info.version), builder.info.dataset_size, files])
 
     def _open(self):
-        """Open the files, with the errors of a person's setup in words. Called again in every worker process."""
+        """Open the files; raises UserError for setup problems. Called again in every worker process."""
         import tensorflow_datasets as tfds
 
         try:
             builder = tfds.builder_from_directory(self.directory)
         except (ValueError, OSError, AttributeError, KeyError) as error:
             raise UserError(
-                f"'{self.directory}' is no readable TFDS dataset ({_line(error)}); prepare it again"
+                f"'{self.directory}' is not a readable TFDS dataset ({_one_line(error)}); prepare it again"
             ) from error
         splits = builder.info.splits
         try:
@@ -221,7 +219,7 @@ class TfdsSource(Source):
             raise UserError(f"data '{self.name}': split '{self.split}' is empty; it has {', '.join(sorted(splits))}")
         try:
             self._records = builder.as_data_source(self.split).data_source
-            for index in (0, len(self._records) - 1):  # a shard whose end is missing fails on every record
+            for index in (0, len(self._records) - 1):  # a truncated shard fails on every record
                 self._records[index]
         except NotImplementedError as error:  # TFDS has random access to ArrayRecord only
             raise UserError(
@@ -229,10 +227,12 @@ class TfdsSource(Source):
                 "--file_format array_record"
             ) from error
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"data '{self.name}': a shard is damaged ({_line(error)}); prepare it again") from error
-        keys, of = self._keys or tuple(builder.info.features), builder.info.features
-        self._features = tfds.features.FeaturesDict({key: of[key] for key in keys})
-        encoded = [key for key in keys if isinstance(of[key], tfds.features.Image) and np.dtype(of[key].np_dtype) == np.uint8]
+            raise UserError(f"data '{self.name}': a shard is damaged ({_one_line(error)}); prepare it again") from error
+        available = builder.info.features
+        chosen = {key: available[key] for key in self._keys or available}
+        self._features = tfds.features.FeaturesDict(chosen)
+        images = {key: feature for key, feature in chosen.items() if isinstance(feature, tfds.features.Image)}
+        encoded = [key for key, feature in images.items() if np.dtype(feature.np_dtype) == np.uint8]
         self._decoders = {key: tfds.decode.SkipDecoding() for key in encoded}
         return builder
 
@@ -244,7 +244,7 @@ class TfdsSource(Source):
             record = self._records[index]
             example = self._features.deserialize_example_np(record, decoders=self._decoders)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
-            raise CorruptImage(f"record cannot be read: {_line(error)}") from error
+            raise CorruptImage(f"record cannot be read: {_one_line(error)}") from error
         return {name: _at(example, self._paths[name]) for name in self.features}
 
     def select(self, features):
@@ -274,14 +274,13 @@ def _at(tree, path):
 class FolderSource(Source):
     """A folder of images of any size and mode, read recursively in sorted order.
 
-    Labels are the names of the sub-folders (of the split's folder); images beside sub-folders make the folder
-    unlabeled. Splits: the sub-folders train, val, validation, test where there is a train ('test' also finds val or
-    validation); otherwise 'train' and 'test' divide the images 90 to 10 by a hash of their path, so that images added
-    later move no other. 'all' is everything. Hidden files are ignored; a link is followed only to a file inside the
-    folder.
+    Labels are the names of the subfolders (within the split's folder). Images beside subfolders make the folder unlabeled.
+    Splits are the subfolders train, val, validation and test if there is a train; 'test' also finds val or validation.
+    Otherwise 'train' and 'test' divide the images 90 to 10 by a hash of their path, so that added images do not change the
+    split of others. 'all' is every image. Hidden files are ignored. A link is followed only to a file inside the folder.
 
     Attributes:
-      rejected: {path: reason} of what is no image by its first bytes; named once, when the folder is opened.
+      rejected: {path: reason} of files that are not images by their first bytes; logged once, when the folder is opened.
     """
 
     def __init__(self, root: str, split: str, names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}):
@@ -294,12 +293,10 @@ class FolderSource(Source):
             some = ", ".join(sorted(self.rejected)[:5])
             log.warning("%s: %d files left out (%s): %s", self.root, len(self.rejected), reasons, some)
         if not paths:
-            why = f" ({len(self.rejected)} files are no images)" if self.rejected else ""
-            raise UserError(
-                f"folder '{self.root}' has no image{why}; give one with JPEG, PNG, GIF, BMP, WebP or TIFF files"
-            )
+            why = f" ({len(self.rejected)} files are not images)" if self.rejected else ""
+            raise UserError(f"folder '{self.root}' has no image{why}; give one with JPEG, PNG, GIF, BMP, WebP or TIFF files")
         top = {path.split("/", 1)[0] for path in paths if "/" in path}
-        # 'train' may be a class among others: it is a split where nothing else is there, or another split is.
+        # 'train' may also be a class. It is a split if no other folder, or another split's folder, is beside it.
         divided = "train" in top and (top <= {*SPLIT_FOLDERS} or len(top & {*SPLIT_FOLDERS}) > 1)
         depth = 1 if divided else 0  # of the class folder
         if divided:
@@ -307,7 +304,7 @@ class FolderSource(Source):
             if len(kept) < len(paths):
                 log.warning("%s: %d images outside of %s left out", self.root, len(paths) - len(kept), ", ".join(SPLIT_FOLDERS))
             paths = kept
-        self.paths = self._of_split(paths, top, divided)
+        self.paths = self._paths_of_split(paths, top, divided)
         if not self.paths:
             raise UserError(f"folder '{self.root}': split '{split}' has no image; use split 'all'")
         classes = [path.split("/")[depth] if path.count("/") > depth else None for path in paths]
@@ -318,11 +315,11 @@ class FolderSource(Source):
             own["label"] = Feature((), "int32")
             number = {label: i for i, label in enumerate(self.label_names)}
             self.labels = np.array([number[path.split("/")[depth]] for path in self.paths], np.int32)
-        self._own, self.features = named(own, names, kinds, self.name)
+        self._own, self.features = rename_features(own, names, kinds, self.name)
         sizes = [os.path.getsize(os.path.join(self.root, path)) for path in self.paths]
         self.fingerprint = _digest([self.paths, sizes])
 
-    def _of_split(self, paths, top, divided):
+    def _paths_of_split(self, paths, top, divided):
         if divided:
             present = [name for name in SPLIT_FOLDERS if name in top]
             folder = self.split
@@ -337,7 +334,7 @@ class FolderSource(Source):
             return paths
         hashes = {path: zlib.crc32(path.encode("utf-8", "surrogateescape")) for path in paths}
         test = {path for path in paths if hashes[path] % 10 == 0}
-        if len(test) in (0, len(paths)):  # a handful of images: one of them is the test split
+        if len(test) in (0, len(paths)):  # very few images: one of them is the test split
             test = {min(paths, key=hashes.get)}
         return [path for path in paths if (path in test) == (self.split == "test")]
 
@@ -348,7 +345,7 @@ class FolderSource(Source):
         try:
             data = Path(self.root, self.paths[index]).read_bytes()
         except (FileNotFoundError, PermissionError) as error:
-            raise CorruptImage(f"file cannot be read: {_line(error)}") from error
+            raise CorruptImage(f"file cannot be read: {_one_line(error)}") from error
         return {name: data if self._own[name] == "image" else self.labels[index] for name in self.features}
 
     def select(self, features):
@@ -358,14 +355,14 @@ class FolderSource(Source):
 
 
 def _scan(root: str) -> tuple[list[str], dict[str, str]]:
-    """Relative paths of what begins like an image, sorted, and {relative path: reason} of the rest."""
+    """(sorted relative paths of files that begin like an image, {relative path: reason} of the others)."""
     found = []
     inside = os.path.realpath(root) + os.sep
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(folder, root)
         names = [name for name in files if not name.startswith(".")]
-        names += [name for name in folders if os.path.islink(os.path.join(folder, name))]  # not entered: said below
+        names += [name for name in folders if os.path.islink(os.path.join(folder, name))]  # rejected below
         found += [os.path.normpath(os.path.join(relative, name)).replace(os.sep, "/") for name in names]
 
     def reason(path):
@@ -384,7 +381,7 @@ def _scan(root: str) -> tuple[list[str], dict[str, str]]:
             return "no permission"
 
     found.sort()
-    with ThreadPoolExecutor(16) as pool:  # on network disks the wait per file dominates
+    with ThreadPoolExecutor(16) as pool:  # on network disks the latency per file dominates
         reasons = list(pool.map(reason, found, chunksize=256))
     good = [path for path, why in zip(found, reasons, strict=True) if why is None]
     return good, {path: why for path, why in zip(found, reasons, strict=True) if why is not None}
@@ -394,5 +391,5 @@ def _digest(content) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Texts as token ids: words of the train split in sorted order, after 0 for padding and 1 for a word that is not in there."""
+"""Texts as token ids: 0 is padding, 1 an unknown word, then the words of the train split in sorted order."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class Vocabulary(NamedTuple):
-    """Of one feature: token i is `tokens[i]`; `longest` is the number of tokens in the longest text of the train split."""
+    """Vocabulary of one feature. Token i is `tokens[i]`; `longest` counts the tokens of the longest text in the train split."""
 
     tokens: tuple[str, ...]
     longest: int
 
 
 def split_words(text: str | bytes) -> list[str]:
-    """Lower-case words; each punctuation mark is a word of its own."""
+    """Lowercase words; each punctuation mark is one word."""
     return _WORD.findall((text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).lower())
 
 
 def build_vocabulary(source: Source, names: Sequence[str]) -> dict[str, Vocabulary]:
-    """{name: vocabulary} of the text features `names` of `source`, which is read once, without its images.
+    """{name: vocabulary} of the text features `names`. Reads the source once, without its images.
 
     Raises:
-      UserError: no such feature, or it is no text.
+      UserError: an unknown feature, or one that is not text.
     """
     for name in names:
         kind = source.features[name].kind if name in source.features else "missing"
@@ -51,7 +51,7 @@ def build_vocabulary(source: Source, names: Sequence[str]) -> dict[str, Vocabula
 
 
 class Tokenizer:
-    """text -> int32 [length], padded with 0. Raises nothing: a text of another split that is longer is cut."""
+    """text -> int32 [length], padded with 0. Longer texts, which other splits may have, are truncated."""
 
     def __init__(self, vocabulary: Vocabulary):
         self._ids = {word: i for i, word in enumerate(vocabulary.tokens)}
