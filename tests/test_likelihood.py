@@ -119,7 +119,7 @@ def test_kl_is_that_of_a_million_samples_and_zero_at_the_prior():
 def test_the_bound_is_not_that_of_the_tutorial():
     """Its three mistakes: the log-variance used as log-deviation in the draw, means over latents and over pixels in place of sums."""
     log_variance = jnp.full((200_000, 1), -2.0)
-    z = likelihood.draw_gaussian(jax.random.key(0), 3 * jnp.ones_like(log_variance), log_variance)
+    z = likelihood.sample_gaussian(jax.random.key(0), 3 * jnp.ones_like(log_variance), log_variance)
     np.testing.assert_allclose([z.mean(), z.std()], [3, np.exp(-1)], rtol=1e-2)  # exp(-2) there
     kl, log_likelihood = jnp.array([[1.0, 2.0, 3.0], [2.0, 2.0, 2.0]]), jnp.array([-100.0, -200.0])
     np.testing.assert_allclose(likelihood.elbo(log_likelihood, kl), -150 - 6)
@@ -164,7 +164,7 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence(toy):
 def test_bounds_grow_with_draws_and_stay_below_the_evidence(toy):
     evidence, log_joint, mean, covariance = toy
     q_mean, q_log_variance = jnp.float32(mean + 0.1), jnp.log(jnp.float32(np.diag(covariance)) * 1.5)
-    z = likelihood.draw_gaussian(jax.random.key(0), jnp.broadcast_to(q_mean, (5000, 40, 2)), q_log_variance)
+    z = likelihood.sample_gaussian(jax.random.key(0), jnp.broadcast_to(q_mean, (5000, 40, 2)), q_log_variance)
     log_weights = log_joint(z) - likelihood.gaussian(z, q_mean, 0.5 * q_log_variance).sum(-1)
     log_weights = np.asarray(log_weights)
     bounds = [likelihood.importance_bound(log_weights.reshape(k, -1)).mean() for k in (1, 5, 50, 5000)]  # of all the draws each

@@ -116,7 +116,7 @@ LIKELIHOODS = {
 # ---------------------------------------------------------------------------------------------- posteriors and bounds
 
 
-def draw_gaussian(key: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+def sample_gaussian(key: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
     """A sample of N(mean, exp(log_variance)) that gradients flow through; the deviation is exp(log_variance / 2)."""
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
 

@@ -25,7 +25,7 @@ class SamplingConfig(NamedTuple):
     top_p: float = 1.0
 
 
-AS_IT_IS = SamplingConfig()
+DEFAULT_SAMPLING = SamplingConfig()
 
 
 def check(sharpening: SamplingConfig) -> SamplingConfig:
@@ -79,7 +79,7 @@ def autoregress(
     prefix: jax.Array,
     length: int,
     keys: jax.Array,
-    sharpening: SamplingConfig = AS_IT_IS,
+    sharpening: SamplingConfig = DEFAULT_SAMPLING,
 ) -> jax.Array:
     """Sequences int32 [B, length] that go on from `prefix` [B, n], n < length, with a cache.
 
@@ -105,7 +105,7 @@ def autoregress_uncached(
     prefix: jax.Array,
     length: int,
     keys: jax.Array,
-    sharpening: SamplingConfig = AS_IT_IS,
+    sharpening: SamplingConfig = DEFAULT_SAMPLING,
 ) -> jax.Array:
     """What `autoregress` gives, with a whole forward pass for each token; `logits_of`: [B, length] -> [B, length, K].
 

@@ -45,7 +45,7 @@ def picture_size(context: Context, most: int = LARGEST) -> tuple[int, int]:
     Raises:
         UserError: a picture has more than `most` numbers.
     """
-    _, *size, channels = jax.eval_shape(context.pictures.fns.reconstruct, context.images()).shape
+    _, *size, channels = jax.eval_shape(context.model.fns.reconstruct, context.images()).shape
     if size[0] * size[1] * channels > most:
         raise UserError(
             f"reconstructions of {size[0]}x{size[1]} pixels are too large for linear maps of at most {most} numbers; leave it out"
@@ -63,7 +63,7 @@ def training_pixels(context: Context, size: tuple[int, int]) -> Pixels:
 
 def pixels(context: Context, split: Split, size: tuple[int, int], count: int | None = None) -> np.ndarray:
     """Images of a split [N, h * w * 3] float32 in [0, 1]."""
-    return context.through(lambda images: {"pixels": at_size(images, size).reshape(len(images), -1)}, split, "pixels", count).x
+    return context.encode_with(lambda images: {"pixels": at_size(images, size).reshape(len(images), -1)}, split, "pixels", count).x
 
 
 # --- linear maps
@@ -96,7 +96,7 @@ class Learned(NamedTuple):
 
 def learned(context: Context, size: tuple[int, int], name: tuple, make: Callable[[np.ndarray], Linear]) -> Learned:
     """`make` of the rows of all training images of `size`; computed once in a run, where `name` tells maps apart."""
-    known = context.pictures.known
+    known = context.model.known
     if (*name, size) not in known:
         x, channels = training_pixels(context, size)
         known[(*name, size)] = Learned(make(x), len(x), channels)
@@ -115,7 +115,7 @@ def principal(moments: distances.Moments, k: int) -> Linear:
     return Linear(moments.mean, vectors, vectors.T, moments.mean)
 
 
-def known_components(context: Context, size: tuple[int, int], count: int) -> Learned:
+def principal_components(context: Context, size: tuple[int, int], count: int) -> Learned:
     """The projection on `count` principal components of training images of `size`; computed once in a run."""
 
     def make(x):

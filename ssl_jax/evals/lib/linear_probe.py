@@ -112,7 +112,7 @@ def predict(probe: Probe, x: np.ndarray, mesh: Mesh | None = None) -> np.ndarray
     """Logits [N, H, C] float32 of x [N, D], in chunks over the devices."""
     mesh = flat_mesh(mesh)
     size = _chunk_rows(x.shape[1], len(x), mesh)
-    probe = place_tree(probe, mesh)
+    probe = replicate_tree(probe, mesh)
     logits = []
     for start, stop in chunks(len(x), size):
         part = put_global(padded(x[start:stop], size), NamedSharding(mesh, rows_first))
@@ -120,7 +120,7 @@ def predict(probe: Probe, x: np.ndarray, mesh: Mesh | None = None) -> np.ndarray
     return np.concatenate(logits)
 
 
-def place_tree(tree, mesh):
+def replicate_tree(tree, mesh):
     """Every array of `tree` on every device."""
     return jax.tree.map(lambda leaf: put_global(np.asarray(leaf, np.float32), NamedSharding(mesh, replicated)), tree)
 
@@ -144,8 +144,8 @@ def _train_sgd(bank, rows, scale, grid, mesh, *, epochs, batch_size, seed):
     rates, decays = np.float32(grid).T
     kernel = np.zeros((bank.x.shape[1], len(grid), classes), np.float32)
     bias = np.zeros(kernel.shape[1:], np.float32)
-    constants = place_tree((*scale, rates * batch / 256, decays, 1 / (epochs * steps)), mesh)
-    carry = place_tree(((kernel, bias), (kernel, bias), 0), mesh)
+    constants = replicate_tree((*scale, rates * batch / 256, decays, 1 / (epochs * steps)), mesh)
+    carry = replicate_tree(((kernel, bias), (kernel, bias), 0), mesh)
     generator = np.random.default_rng([seed, 1])
     split = NamedSharding(mesh, PartitionSpec(None, "shard"))
     per_chunk = max(1, CHUNK_BYTES // (4 * batch * bank.x.shape[1]))
@@ -198,7 +198,7 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
     split = NamedSharding(mesh, rows_first)
     x, y = (put_global(padded(array[rows], size), split) for array in (bank.x, bank.y))
     weight = put_global(padded(np.full(len(rows), 1 / len(rows), np.float32), size), split)
-    x = _rotate(x, *place_tree((center, *scale), mesh), None if basis is None else place_tree(basis, mesh))
+    x = _rotate(x, *replicate_tree((center, *scale), mesh), None if basis is None else replicate_tree(basis, mesh))
     kernels, biases = np.zeros((dim, len(grid), classes)), np.zeros((len(grid), classes))
     kernel, bias = np.zeros((dim, classes)), np.zeros(classes)
     for head in np.argsort([-value for (value,) in grid]):  # the strongest first: each starts where the last one ended
@@ -209,7 +209,7 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
             scaled, bias = flat[:-classes].reshape(dim, classes), flat[-classes:]
             kernel = scaled * direction
             losses, grads = jax.device_get(
-                _losses_and_grads(x, y, weight, *place_tree((kernel, bias), mesh), mesh=mesh)
+                _losses_and_grads(x, y, weight, *replicate_tree((kernel, bias), mesh), mesh=mesh)
             )
             value = losses.sum(dtype=np.float64) + 0.5 * l2 * np.square(kernel).sum()
             return value, np.concatenate([((grads[0] + l2 * kernel) * direction).ravel(), grads[1]])
@@ -273,7 +273,7 @@ def _sums(bank, rows, scale, mesh):
     dim, classes, n = bank.x.shape[1], int(bank.y.max()) + 1, len(rows)
     size = _chunk_rows(dim, n, mesh)
     split = NamedSharding(mesh, rows_first)
-    mean, std = place_tree(scale, mesh)
+    mean, std = replicate_tree(scale, mesh)
     gram, cross, total = np.zeros((dim, dim)), np.zeros((dim, classes)), np.zeros(dim)
     for start, stop in chunks(n, size):
         part = rows[start:stop]

@@ -60,9 +60,9 @@ def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context, lab
 def real_features(context: Context, network: Extractor, split: Split, size: tuple[int, int]) -> Real:
     """Features of a split for samples of `size` pixels; computed once in a run."""
     key = (network.name, network.sha256, network.resize, split, size)
-    known = context.pictures.known
+    known = context.model.known
     if key not in known:
-        features = context.through(joined(network, ["pooled"], size), split, "joined")
+        features = context.encode_with(joined(network, ["pooled"], size), split, "joined")
         known[key] = Real(*features, distances.in_parts(features.x))
     return known[key]
 
@@ -70,7 +70,7 @@ def real_features(context: Context, network: Extractor, split: Split, size: tupl
 def classifier(context: Context, network: Extractor, size: tuple[int, int]) -> tuple[linear_probe.Probe, np.ndarray]:
     """A linear probe of the labels of real training images on their `real_features`, and those labels [N]; fitted once in a run."""
     train = real_features(context, network, "train", size)
-    known, key = context.pictures.known, ("classifier", network.name, network.sha256, network.resize, size)
+    cache, key = context.model.cache, ("classifier", network.name, network.sha256, network.resize, size)
     if key not in known:
         bank = Features(train.x, train.y)
         require_labels(bank, "an evaluation of conditional samples")

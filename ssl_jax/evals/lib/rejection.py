@@ -43,23 +43,23 @@ def preferred(
     asked = candidates(labels, acceptance)
 
     def made():
-        return context.pictures.samples(len(asked), seed, truncation, asked)
+        return context.model.samples(len(asked), seed, truncation, asked)
 
     batches = made()
     first = next(batches)
     probe, known = classifier(context, network, first.shape[1:3])
     if not np.isin(asked, known).all():
         raise UserError(f"acceptance={acceptance:g}: the train split has no image of some classes; use more of it, or acceptance=1")
-    on_devices = linear_probe.place_tree(probe, context.mesh or flat_mesh(None))
+    on_devices = linear_probe.replicate_tree(probe, context.mesh or flat_mesh(None))
 
     def score(images, labels):
         return {"score": log_odds(on_devices, network.encode(images)["pooled"], labels)[:, None]}
 
     scores = extract(score, sampled(first, batches, context, asked), "score", context.mesh, names=("label",)).x[:, 0]
     kept = places(asked, -scores) < np.bincount(labels)[asked]
-    real = context.named("train", len(known))
+    real = context.name("train", len(known))
     told = f" acceptance={acceptance:g} of each class by a linear probe lbfgs on extractor={network.name} of {real}"
-    return regrouped(made(), kept, len(first)), asked[kept], told
+    return regroup(made(), kept, len(first)), asked[kept], told
 
 
 def candidates(labels: np.ndarray, acceptance: float) -> np.ndarray:
@@ -86,7 +86,7 @@ def log_odds(probe: linear_probe.Probe, x: jax.Array, labels: jax.Array) -> jax.
     return jnp.sum(jnp.where(own, logits, 0), 1) - jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), 1)
 
 
-def regrouped(batches: Iterator[np.ndarray], kept: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def regroup(batches: Iterator[np.ndarray], kept: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """The rows of `batches`, none longer than `size`, that bool `kept` [N] names: in batches of `size`, the last of what remains."""
     waiting, start = None, 0
     for images in batches:
