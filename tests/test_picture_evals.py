@@ -78,7 +78,7 @@ def test_reconstructions_have_psnr_ssim_and_a_frechet_distance_of_the_whole_spli
 def test_principal_components_equal_those_of_scikit_learn():
     x = levels(smooth(0, 90, 4)).reshape(90, -1).astype(np.float32)
     for k in (3, 20, 48):  # some of many, most, all
-        ours, theirs = linear_maps.principal(distances.in_parts(x, 32), k), PCA(k, svd_solver="full").fit(x.astype(np.float64))
+        ours, theirs = linear_maps.principal(distances.chunked_moments(x, 32), k), PCA(k, svd_solver="full").fit(x.astype(np.float64))
         np.testing.assert_allclose(ours(x), theirs.inverse_transform(theirs.transform(x)), atol=1e-6)
         np.testing.assert_allclose(np.abs(ours.code(x)), np.abs(theirs.transform(x.astype(np.float64))), atol=1e-6)
 

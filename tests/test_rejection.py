@@ -55,7 +55,7 @@ def test_processes_share_a_batch_in_its_order(monkeypatch):
 
     def batches(*own):
         monkeypatch.setattr(real_features, "parts", lambda mesh: (own, 4))
-        return list(real_features.sampled(images[:8], iter([images[8:11]]), types.SimpleNamespace(mesh="a mesh"), np.arange(11)))
+        return list(real_features.sample_batches(images[:8], iter([images[8:11]]), types.SimpleNamespace(mesh="a mesh"), np.arange(11)))
 
     whole, some, others = batches(0, 1, 2, 3), batches(0, 3), batches(1, 2)
     for number, batch in enumerate(whole):
@@ -66,7 +66,7 @@ def test_processes_share_a_batch_in_its_order(monkeypatch):
 
 def best(labels, seed, acceptance):
     """(classes asked for, bool: kept) by a loop over classes."""
-    asked = rejection.candidates(labels, acceptance)
+    asked = rejection.candidate_labels(labels, acceptance)
     strength, kept = strengths(len(asked), seed), np.zeros(len(asked), bool)
     for label in range(3):
         own = np.flatnonzero(asked == label)
@@ -80,7 +80,7 @@ def test_exactly_the_best_of_each_class_are_kept(count, acceptance, devices):
     labels, calls = drawn(count, 3), []
     given = pictured(devices and mesh_of(devices), calls)
     with jax.transfer_guard("disallow"):
-        batches, classes, told = rejection.preferred(given, means(), labels, 3, 0.7, acceptance)
+        batches, classes, told = rejection.select_samples(given, means(), labels, 3, 0.7, acceptance)
     batches, (asked, kept) = list(batches), best(labels, 3, acceptance)
     np.testing.assert_array_equal(np.concatenate(batches), painted(asked, strengths(len(asked), 3))[kept])
     np.testing.assert_array_equal(classes, asked[kept])
@@ -91,15 +91,15 @@ def test_exactly_the_best_of_each_class_are_kept(count, acceptance, devices):
 
 
 def test_candidates_are_asked_for_in_the_order_of_what_is_wanted():
-    np.testing.assert_array_equal(rejection.candidates(np.array([2, 0, 0, 2, 1]), 0.5), [2, 2, 0, 0, 0, 0, 2, 2, 1, 1])
-    np.testing.assert_array_equal(rejection.candidates(np.array([1, 1, 1, 5, 1]), 0.75), [1, 1, 1, 1, 5, 5, 1, 1])
+    np.testing.assert_array_equal(rejection.candidate_labels(np.array([2, 0, 0, 2, 1]), 0.5), [2, 2, 0, 0, 0, 0, 2, 2, 1, 1])
+    np.testing.assert_array_equal(rejection.candidate_labels(np.array([1, 1, 1, 5, 1]), 0.75), [1, 1, 1, 1, 5, 5, 1, 1])
     for acceptance in (0.1, 0.3, 0.7, 1.0):
-        tenfold = rejection.candidates(np.repeat([4, 1], round(acceptance * 700)), acceptance)
+        tenfold = rejection.candidate_labels(np.repeat([4, 1], round(acceptance * 700)), acceptance)
         np.testing.assert_array_equal(tenfold, np.repeat([4, 1], 700))  # not one more for the sake of rounding
 
 
 def test_of_equal_scores_the_earlier_is_kept():
-    np.testing.assert_array_equal(rejection.places(np.array([1, 0, 1, 1, 0]), np.array([2.0, 5, 1, 2, 5])), [1, 0, 0, 2, 1])
+    np.testing.assert_array_equal(rejection.rank_in_class(np.array([1, 0, 1, 1, 0]), np.array([2.0, 5, 1, 2, 5])), [1, 0, 0, 2, 1])
 
 
 def test_evaluations_see_the_pictures_that_are_kept():
@@ -159,9 +159,9 @@ def test_a_run_makes_its_candidates_twice_of_the_latents_that_its_sampler_has():
     this = this._replace(sampler=this.sampler._replace(prepare=lambda *_: None, sample=sample))  # a generator that takes no time
     opened = context(this, this.run.abstract)
     labels = opened.pictures.sampled_labels(30, 4)
-    batches, classes, _ = rejection.preferred(opened, means(), labels, 4, None, 0.4)
+    batches, classes, _ = rejection.select_samples(opened, means(), labels, 4, None, 0.4)
     got = np.concatenate(list(batches))
-    asked, pictures = rejection.candidates(labels, 0.4), []
+    asked, pictures = rejection.candidate_labels(labels, 0.4), []
     for i, start in enumerate(range(0, len(asked), 32)):
         part = asked[start : start + 32]
         latents = {**this.sampler.latents(jax.random.key(4 + (i << 20)), 32), "label": np.resize(part, 32)}

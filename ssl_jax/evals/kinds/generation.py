@@ -14,7 +14,7 @@ from ssl_jax.evals.context import Context, Result, Split
 from ssl_jax.evals.evaluator import ACCEPTANCE, EXTRACTOR, RESIZE, SEED, Evaluator, Option
 from ssl_jax.evals.lib import distances, rejection
 from ssl_jax.evals.lib.features import extract
-from ssl_jax.evals.lib.real_features import frechet, joined, real_features, sampled
+from ssl_jax.evals.lib.real_features import frechet, joined, real_features, sample_batches
 from ssl_jax.evals.lib.resize import Resize
 
 
@@ -60,14 +60,14 @@ def evaluate(
         batches, selected = context.model.samples(examples, seed, truncation), ""
     else:
         labels = np.asarray(context.model.sampled_labels(examples, seed))
-        batches, _, selected = rejection.preferred(context, network, labels, seed, truncation, acceptance)
+        batches, _, selected = rejection.select_samples(context, network, labels, seed, truncation, acceptance)
     first = next(batches)
     size, names = first.shape[1:3], ["pooled", "logits"] if network.classes else ["pooled"]
-    rows = extract(joined(network, names), sampled(first, batches, context), "joined", context.mesh)
+    rows = extract(joined(network, names), sample_batches(first, batches, context), "joined", context.mesh)
     fake, logits = np.split(rows.x, [network.dim], axis=1)
     real = real_features(context, network, split, size)
 
-    from_moments = frechet(network, real, distances.in_parts(fake))
+    from_moments = frechet(network, real, distances.chunked_moments(fake))
     kernel, _ = distances.kernel_distance(real.x, fake, subsets, subset_size, seed)
     some = real.x[np.linspace(0, len(real.x) - 1, min(examples, len(real.x))).astype(int)]
     if len(some) <= k:

@@ -13,7 +13,7 @@ from ssl_jax.evals.context import Context, Result
 from ssl_jax.evals.evaluator import ACCEPTANCE, EXTRACTOR, RESIZE, SEED, Evaluator, Option
 from ssl_jax.evals.lib import linear_probe, rejection
 from ssl_jax.evals.lib.features import extract, hits
-from ssl_jax.evals.lib.real_features import classifier, joined, real_features, sampled
+from ssl_jax.evals.lib.real_features import classifier, joined, real_features, sample_batches
 from ssl_jax.evals.lib.resize import Resize
 
 
@@ -42,9 +42,9 @@ def evaluate(
     if acceptance == 1:
         batches, selected = context.model.samples(examples, seed, None), ""
     else:
-        batches, labels, selected = rejection.preferred(context, network, labels, seed, None, acceptance)
+        batches, labels, selected = rejection.select_samples(context, network, labels, seed, None, acceptance)
     first = next(batches)
-    fake = extract(joined(network, ["pooled"]), sampled(first, batches, context), "joined", context.mesh)
+    fake = extract(joined(network, ["pooled"]), sample_batches(first, batches, context), "joined", context.mesh)
     size = first.shape[1:3]
     probe, train_labels = classifier(context, network, size)
     test = real_features(context, network, "test", size)
