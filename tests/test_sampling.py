@@ -17,7 +17,7 @@ P = np.array([0.5, 0.05, 0.3, 0.15], np.float32)
 
 
 def probabilities(**options):
-    return np.asarray(jax.nn.softmax(sampling.sharpened(jnp.log(P), SamplingConfig(**options))))
+    return np.asarray(jax.nn.softmax(sampling.filter_logits(jnp.log(P), SamplingConfig(**options))))
 
 
 def test_sharpening_in_closed_form():
@@ -35,7 +35,7 @@ def test_sharpening_in_closed_form():
 
 @pytest.mark.parametrize("logits", [[0.0] * 5, [50.0, 0.0, 0.0, 0.0, 0.0], [-1e4, -2e4, -3e4, -4e4, -5e4]])
 def test_top_p_keeps_a_token(logits):
-    kept = sampling.sharpened(jnp.array(logits), SamplingConfig(top_p=1e-9))
+    kept = sampling.filter_logits(jnp.array(logits), SamplingConfig(top_p=1e-9))
     assert np.isfinite(kept).any()
     assert jnp.argmax(kept) == 0
 
