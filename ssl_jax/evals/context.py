@@ -33,8 +33,8 @@ class Extractor(NamedTuple):
 
     name: str
     dim: int
-    encode: Callable  # uint8 [B, H, W, 3] of any size -> {'pooled': float32 [B, dim], 'logits': float32 [B, classes] if classes > 0}
-    classes: int = 0
+    encode: Callable  # uint8 [B, H, W, 3] of any size -> {'pooled': float32 [B, dim]}; with classes also 'logits': [B, classes]
+    classes: int = 0  # 0: no logits
     sha256: str = ""  # checksum of the weights; '' without a weight file
     resize: str = "none"  # how `encode` resizes images for the network
 

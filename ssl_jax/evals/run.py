@@ -71,7 +71,8 @@ def check_needs(evals: Evals, context: Context) -> None:
             outputs = sorted(jax.eval_shape(context.encode, context.images()))
             if options["layer"] not in outputs:
                 hint = evaluator.suggestion(options["layer"], outputs)
-                raise UserError(f"evals.{label}.layer={options['layer']!r} does not exist{hint}; the encoder has {', '.join(outputs)}")
+                layers = ", ".join(outputs)
+                raise UserError(f"evals.{label}.layer={options['layer']!r} does not exist{hint}; the encoder has {layers}")
 
 
 def missing_features(evals: Evals, features: Collection[str]) -> dict[str, str]:

@@ -61,8 +61,9 @@ def diversity(real: jax.Array, fake: jax.Array) -> jax.Array:
 def bigan(real: jax.Array, fake: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Losses of BiGAN (Donahue et al. 2017, arXiv:1605.09782, equation 3): (discriminator, generator and encoder).
 
-    `real` are logits of pairs (x, E(x)), `fake` those of (G(z), z). As in the published code, generator and encoder minimize the
-    cross-entropy of swapped labels, which has a gradient for a confident discriminator. Both losses are halved: ln 2 for zero logits.
+    `real` are logits of pairs (x, E(x)), `fake` those of (G(z), z). As in the published code, generator and encoder minimize
+    the cross-entropy of swapped labels, which has a gradient for a confident discriminator. Both losses are halved: ln 2 for
+    zero logits.
     """
     return 0.5 * _classify(real, fake), 0.5 * _classify(fake, real)
 
@@ -83,17 +84,17 @@ def bigbigan(encoded: Sequence[jax.Array], generated: Sequence[jax.Array]) -> tu
 def squared_gradient(score: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Squared norm of the gradient of the score for each example: x [N, ...] -> [N].
 
-    `score` returns [N] scores. If it mixes examples (BatchNorm, minibatch deviation), the gradient is that of the sum of scores, as in
-    the published implementations.
+    `score` returns [N] scores. If it mixes examples (BatchNorm, minibatch deviation), the gradient is that of the sum of
+    scores, as in the published implementations.
     """
     gradient = jax.grad(lambda x: jnp.sum(score(x).astype(jnp.float32)))(x).astype(jnp.float32)
     return jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim)))
 
 
 def r1(score: Callable[[jax.Array], jax.Array], real: jax.Array) -> jax.Array:
-    """R1 penalty, half the mean squared gradient norm on real examples; R2 on fakes (Mescheder et al. 2018, arXiv:1801.04406, eq. 9).
+    """R1 penalty: half the mean squared gradient norm on real examples; R2 on fakes.
 
-    Multiply by gamma. The authors' code omits the factor 1/2: its gamma of 10 is 20 here and in StyleGAN.
+    Mescheder et al. 2018 (arXiv:1801.04406), equation 9. Multiply by gamma. The authors' code omits the factor 1/2: its gamma of 10 is 20 here and in StyleGAN.
     """
     return 0.5 * jnp.mean(squared_gradient(score, real))
 
@@ -109,10 +110,10 @@ def gradient_penalty(score: Callable[[jax.Array], jax.Array], real: jax.Array, f
 
 
 def orthogonality(kernel: jax.Array) -> jax.Array:
-    """Orthogonal regularization |W^T W - diag(W^T W)|_F^2 of a kernel [..., C_in, C_out] (Brock et al. 2019, arXiv:1809.11096, eq. 3).
+    """Orthogonal regularization |W^T W - diag(W^T W)|_F^2 of a kernel [..., C_in, C_out].
 
-    It makes filters (columns) orthogonal and does not change their norms. Multiply by beta (1e-4). A widely used port adds half of this
-    gradient.
+    Brock et al. 2019 (arXiv:1809.11096), equation 3. It makes filters (columns) orthogonal and does not change their norms. Multiply by beta (1e-4). A widely used port adds half
+    of this gradient.
     """
     w = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
     if w.shape[0] < w.shape[1]:  # |W^T W| = |W W^T|: use the smaller matrix

@@ -1,7 +1,7 @@
 """Losses of autoencoders, and corruptions for denoising autoencoders.
 
-Values x are in [0, 1]. Losses are float32 sums over an image, [B]. The weight of a penalty on the code depends on that: with a mean over
-784 pixels it would count 784 times as much.
+Values x are in [0, 1]. Losses are float32 sums over an image, [B]. The weight of a penalty on the code depends on that: with a
+mean over 784 pixels it would count 784 times as much.
 """
 
 from __future__ import annotations

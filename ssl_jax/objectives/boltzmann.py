@@ -38,9 +38,9 @@ def free_energy(machine: Machine, v: jax.Array, normal: bool = False) -> jax.Arr
 def contrastive_divergence(machine: Machine, v: jax.Array, key: jax.Array, normal: bool = False) -> tuple[jax.Array, jax.Array]:
     """CD-1 (Hinton 2002, "Training products of experts by minimizing contrastive divergence"): (surrogate [B], v' [B, V]).
 
-    One step of the chain v -> h -> v' samples h and takes the probabilities of v', as in Hinton and Salakhutdinov 2006. The update,
-    <v h> of the data minus <v h> of v', is the negative gradient of F(v) - F(v') with v' held constant. That difference of free energies
-    is the surrogate loss; its value has no meaning.
+    One step of the chain v -> h -> v' samples h and takes the probabilities of v', as in Hinton and Salakhutdinov 2006. The
+    update, <v h> of the data minus <v h> of v', is the negative gradient of F(v) - F(v') with v' held constant. That difference
+    of free energies is the surrogate loss; its value has no meaning.
     """
     fixed = jax.lax.stop_gradient(dict(machine))
     mean = hidden(fixed, v, normal)

@@ -42,8 +42,8 @@ class Quantizer(NamedTuple):
 
 
 LEARNED = dict(
-    size=512, dim=64, normalize=False, straight_through="plain", codebook_update="gradient", decay=0.99, debias=False, commitment=0.25,
-    entropy=0.0, temperature=0.01, revive=0.0, init="normal",
+    size=512, dim=64, normalize=False, straight_through="plain", codebook_update="gradient", decay=0.99, debias=False,
+    commitment=0.25, entropy=0.0, temperature=0.01, revive=0.0, init="normal",
 )  # fmt: skip
 DEFAULTS = {
     "learned": LEARNED,
@@ -79,7 +79,8 @@ def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
         raise UserError(f"config.model.quantizer.name={name!r} is unknown; choose {', '.join(DEFAULTS)}")
     unknown = sorted(set(options) - set(DEFAULTS[name]))
     if unknown:
-        raise UserError(f"config.model.quantizer.{unknown[0]} is no option of {name!r}; options: {', '.join(sorted(DEFAULTS[name]))}")
+        valid = ", ".join(sorted(DEFAULTS[name]))
+        raise UserError(f"config.model.quantizer.{unknown[0]} is no option of {name!r}; options: {valid}")
     options = {**DEFAULTS[name], **options}
     for option, valid in CHOICES.items():
         if options.get(option, valid[0]) not in valid:
@@ -180,7 +181,10 @@ def _fsq(levels) -> Quantizer:
     def find(params, state, z):
         return q.fsq_tokens(q.fsq(z.astype(jnp.float32), levels), levels)
 
-    return Quantizer(size, len(levels), lambda key: ({}, {}), train, find, lambda params, state, tokens: q.fsq_codes(tokens, levels))
+    def embed(params, state, tokens):
+        return q.fsq_codes(tokens, levels)
+
+    return Quantizer(size, len(levels), lambda key: ({}, {}), train, find, embed)
 
 
 def _lfq(bits, commitment, entropy, temperature) -> Quantizer:
@@ -194,6 +198,7 @@ def _lfq(bits, commitment, entropy, temperature) -> Quantizer:
     def find(params, state, z):
         return q.lfq_tokens(z.astype(jnp.float32))
 
-    return Quantizer(
-        2**bits, bits, lambda key: ({}, {}), train, find, lambda params, state, tokens: q.lfq_codes(tokens, bits), entropy > 0
-    )
+    def embed(params, state, tokens):
+        return q.lfq_codes(tokens, bits)
+
+    return Quantizer(2**bits, bits, lambda key: ({}, {}), train, find, embed, entropy > 0)

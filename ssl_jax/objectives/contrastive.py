@@ -1,9 +1,9 @@
 """Contrastive objectives: pure functions of embeddings, in float32.
 
-Each row of a batch is compared with all rows of the global batch. Three ways give the same values and gradients. 'dense' holds all
-similarities [N, N] at once. 'chunked' computes one block of columns [N, 1024] at a time. 'ring' passes rows around the devices (as Inf-CL,
-Cheng et al. 2024, arXiv:2410.17243): a device holds one block [N / devices, N / devices] and the rows of two devices. The backward pass
-recomputes the blocks.
+Each row of a batch is compared with all rows of the global batch. Three ways give the same values and gradients. 'dense' holds
+all similarities [N, N] at once. 'chunked' computes one block of columns [N, 1024] at a time. 'ring' passes rows around the
+devices (as Inf-CL, Cheng et al. 2024, arXiv:2410.17243): a device holds one block [N / devices, N / devices] and the rows of
+two devices. The backward pass recomputes the blocks.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
 def nt_xent(z: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
     """Normalized temperature-scaled cross-entropy of two views (Chen et al. 2020, SimCLR, eq. 1 and algorithm 1).
 
-    All other views in the global batch are negatives, and gradients flow through all of them, also for a batch sharded over devices.
+    All other views in the global batch are negatives, and gradients flow through all of them, also for a batch sharded over
+    devices.
 
     Args:
         z: [N, 2, D] projections of the two views, any length.
         temperature: tau > 0.
 
     Returns:
-        (loss, {'accuracy': share of anchors whose nearest other view is their partner}). The loss is the mean over the 2N anchors, as in
-        the paper; the official code returns twice that value.
+        (loss, {'accuracy': share of anchors whose nearest other view is their partner}). The loss is the mean over the 2N anchors,
+        as in the paper; the official code returns twice that value.
     """
     z = unit(z)
     positive = jnp.repeat(jnp.sum(z[:, 0] * z[:, 1], -1) / temperature, 2)
@@ -70,7 +71,9 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way =
     return jnp.mean(jnp.logaddexp(normalizer, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
 
 
-def clip(images: jax.Array, texts: jax.Array, scale: jax.Array | float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
+def clip(
+    images: jax.Array, texts: jax.Array, scale: jax.Array | float, way: Way = "dense"
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean of `info_nce` in both directions with temperature 1 / scale (Radford et al. 2021, arXiv:2103.00020, figure 3)."""
     first, metrics = info_nce(images, texts, 1 / scale, way)
     second, _ = info_nce(texts, images, 1 / scale, way)
@@ -89,8 +92,8 @@ LOSSES = {"nt_xent": nt_xent, "moco": _moco, "clip": lambda z, temperature, way:
 def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
     """The loss of projections [N, 2, D] of two views, which returns (loss, {'accuracy'}) as `nt_xent` does.
 
-    'nt_xent' compares all views. 'clip' compares first views only with second views. 'moco' is 'clip' without a gradient of the keys.
-    Raises UserError for an unknown loss or way.
+    'nt_xent' compares all views. 'clip' compares first views only with second views. 'moco' is 'clip' without a gradient of the
+    keys. Raises UserError for an unknown loss or way.
     """
     if name not in LOSSES:
         raise UserError(f"config.model.loss={name!r} is unknown; choose {', '.join(LOSSES)}")
@@ -146,7 +149,8 @@ def _chunked(queries, keys, group: int):
 
     def backward(queries, keys, normalizer, weight):
         def step(query_grads, chunk):
-            more, key_grads = _gradients(queries, chunk[0], normalizer, weight, _similarities(queries, chunk[0], 0, chunk[1], group))
+            similarities = _similarities(queries, chunk[0], 0, chunk[1], group)
+            more, key_grads = _gradients(queries, chunk[0], normalizer, weight, similarities)
             return query_grads + more, key_grads
 
         chunks = keys.reshape(count // size, size, -1), columns

@@ -1,7 +1,7 @@
 """Densities of pixels, and bounds on the likelihood of latent-variable models.
 
-All results are float32 in nats. Densities are elementwise; the caller sums over an image. Sum both terms of a bound: a mean over pixels or
-latents in one of them changes the objective. Values x are in [0, 1].
+All results are float32 in nats. Densities are elementwise; the caller sums over an image. Sum both terms of a bound: a mean
+over pixels or latents in one of them changes the objective. Values x are in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEAST_LOG_SCALE = -7.0  # lower bound of learned scales: a constant pixel must n
 
 
 def bernoulli(x: jax.Array, logits: jax.Array) -> jax.Array:
-    """x log p + (1 - x) log (1 - p) with p = sigmoid(logits): a log-probability for x in {0, 1}, a negative cross-entropy otherwise."""
+    """x log p + (1 - x) log (1 - p) with p = sigmoid(logits): a log-probability for x in {0, 1}, else minus a cross-entropy."""
     return x * logits - jax.nn.softplus(logits)
 
 
@@ -31,8 +31,8 @@ def gaussian(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
 def discretized_logistic(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
     """Log-probability of level x in {0, 1/255, ..., 1}: the mass of a logistic distribution between the edges of the level.
 
-    Level i reaches from (i - 1/2) / 255 to (i + 1/2) / 255. The first and the last level include the tails, so the levels sum to one
-    (Kingma et al. 2016, arXiv:1606.04934; Salimans et al. 2017, arXiv:1701.05517). mean and scale are in units of x.
+    Level i reaches from (i - 1/2) / 255 to (i + 1/2) / 255. The first and the last level include the tails, so the levels sum
+    to one (Kingma et al. 2016, arXiv:1606.04934; Salimans et al. 2017, arXiv:1701.05517). mean and scale are in units of x.
 
     With s the sigmoid and a > b the scaled edges, log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)). This form has no
     cancellation and needs no clipping.
@@ -63,7 +63,7 @@ def logit_laplace_image(mean: jax.Array) -> jax.Array:
 
 
 class Likelihood(NamedTuple):
-    """p(x | z) of a decoder with `outputs` parameters per value, concatenated in the last axis: [..., outputs * C] for x [..., C]."""
+    """p(x | z) of a decoder with `outputs` parameters per value: decoder outputs are [..., outputs * C] for x [..., C]."""
 
     outputs: int
     data: Callable[[jax.Array, jax.Array], jax.Array]  # (key, x in [0, 1]) -> modeled values: a new sample per call, or x
@@ -105,7 +105,8 @@ LIKELIHOODS = {
     "bernoulli": Likelihood(1, _binarized, bernoulli, jax.nn.sigmoid, "bernoulli, binarized anew at each draw"),
     "cross_entropy": Likelihood(1, _identity, bernoulli, jax.nn.sigmoid, "cross-entropy of gray values, not a likelihood"),
     "gaussian": Likelihood(
-        2, _dequantized, _gaussian, lambda out: jax.nn.sigmoid(jnp.split(out, 2, -1)[0]), "gaussian, uniformly dequantized, 256 levels"
+        2, _dequantized, _gaussian, lambda out: jax.nn.sigmoid(jnp.split(out, 2, -1)[0]),
+        "gaussian, uniformly dequantized, 256 levels",
     ),
     "discretized_logistic": Likelihood(
         2, _identity, _logistic, lambda out: jnp.clip(0.5 + jnp.split(out, 2, -1)[0], 0, 1), "discretized logistic, 256 levels"
@@ -130,8 +131,8 @@ def elbo(log_likelihood: jax.Array, kl: jax.Array, beta: jax.Array | float = 1.0
     """Mean over the batch of E log p(x | z) - beta KL: log_likelihood [B] (sums over an image), kl [B, Z] -> scalar.
 
     beta: Higgins et al. 2017 (beta-VAE). Values below 1 give no bound of log p(x).
-    free_bits: nats per latent without cost: the KL of a latent, averaged over the batch, counts as at least this value (Kingma et al.
-      2016, arXiv:1606.04934, section C.8).
+    free_bits: nats per latent without cost: the KL of a latent, averaged over the batch, counts as at least this value
+      (Kingma et al. 2016, arXiv:1606.04934, section C.8).
     """
     cost = jnp.maximum(kl.mean(0), free_bits).sum() if free_bits else kl.sum(-1).mean()
     return log_likelihood.mean() - beta * cost

@@ -1,7 +1,7 @@
 """Perceptual distance in the features of a fixed network, and an adaptive weight for a second loss.
 
-Zhang et al. 2018 (arXiv:1801.03924), equation 1. LPIPS is this distance in a network trained with labels, with channel weights fitted to
-human judgments. In any other network it is not LPIPS.
+Zhang et al. 2018 (arXiv:1801.03924), equation 1. LPIPS is this distance in a network trained with labels, with channel weights
+fitted to human judgments. In any other network it is not LPIPS.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ STRIDES = (1, 2, 2)
 def feature_distance(x: Sequence[jax.Array], y: Sequence[jax.Array], weights: Sequence[jax.Array] | None = None) -> jax.Array:
     """Distance of two batches, given their features [B, ..., C] in each layer -> float32 [B].
 
-    At each position the channels are normalized to norm 1. Squared differences are summed over channels (with `weights` [C] >= 0 per
-    layer, if given), averaged over positions and summed over layers.
+    At each position the channels are normalized to norm 1. Squared differences are summed over channels (with `weights` [C] >=
+    0 per layer, if given), averaged over positions and summed over layers.
     """
     total = 0.0
     for i, (a, b) in enumerate(zip(x, y, strict=True)):
@@ -61,8 +61,8 @@ def random_features(kernels: Sequence[jax.Array], images: jax.Array) -> list[jax
 def adaptive_weight(first: jax.Array, second: jax.Array) -> jax.Array:
     """|first| / (|second| + 1e-4), clipped to [0, 10,000], without a gradient (Esser et al. 2021, arXiv:2012.09841, equation 7).
 
-    first, second: gradients of two losses with respect to the same parameters. Multiplied by this weight, the second loss has a gradient of
-    the same norm as the first.
+    first, second: gradients of two losses with respect to the same parameters. Multiplied by this weight, the second loss has a
+    gradient of the same norm as the first.
     """
     ratio = jnp.linalg.norm(first.ravel()) / (jnp.linalg.norm(second.ravel()) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))

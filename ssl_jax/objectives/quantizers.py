@@ -1,9 +1,9 @@
-"""Parts of vector quantizers: nearest-code look-up, straight-through gradients, losses, codebook updates. `codebooks` combines them.
+"""Parts of the quantizers in `codebooks`: nearest-code look-up, straight-through gradients, losses, codebook updates.
 
 van den Oord et al. 2017, "Neural discrete representation learning" (arXiv:1711.00937); Yu et al. 2022, "Vector-quantized image
-modeling with improved VQGAN" (arXiv:2110.04627): codes of few dimensions and unit norm; Fifty et al. 2024 (arXiv:2410.06424): the
-rotation trick; Mentzer et al. 2023 (arXiv:2309.15505): FSQ; Yu et al. 2023 (arXiv:2310.05737): LFQ. Vectors z are float32 [..., D], tokens
-int32 [...], a codebook is float32 [K, D].
+modeling with improved VQGAN" (arXiv:2110.04627): codes of few dimensions and unit norm; Fifty et al. 2024 (arXiv:2410.06424):
+the rotation trick; Mentzer et al. 2023 (arXiv:2309.15505): FSQ; Yu et al. 2023 (arXiv:2310.05737): LFQ. Vectors z are float32
+[..., D], tokens int32 [...], a codebook is float32 [K, D].
 """
 
 from __future__ import annotations
@@ -171,12 +171,13 @@ def entropy(p: jax.Array) -> jax.Array:
 def bit_entropy_loss(z: jax.Array, temperature: float, group: int = 10) -> jax.Array:
     """`entropy_loss` of the 2^D codes {-1, 1}^D, without a matrix of 2^D columns.
 
-    Given z the bits are independent with logits 4 z / temperature, so E H is exact. H(E p) is computed for groups of at most `group` bits
-    and summed. The sum is an upper bound of the joint entropy, and equal to it for a single group.
+    Given z the bits are independent with logits 4 z / temperature, so E H is exact. H(E p) is computed for groups of at most
+    `group` bits and summed. The sum is an upper bound of the joint entropy, and equal to it for a single group.
     """
     logits = 4 * z.reshape(-1, z.shape[-1]) / temperature
     on, off = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
-    bit_entropy = -(on * jax.nn.log_sigmoid(logits) + off * jax.nn.log_sigmoid(-logits))  # p log p would be NaN for p that rounds to 0
+    # log_sigmoid, because p log p would be NaN for p that rounds to 0
+    bit_entropy = -(on * jax.nn.log_sigmoid(logits) + off * jax.nn.log_sigmoid(-logits))
     mean_entropy = 0.0
     for bits in np.array_split(np.arange(z.shape[-1]), math.ceil(z.shape[-1] / group)):
         p = jnp.ones((len(logits), 1))
@@ -202,8 +203,8 @@ def moving_average(state: Mapping, z: jax.Array, tokens: jax.Array, decay: float
             'weight', the total weight of those averages: always 1, or started at 0 for averages without bias.
         epsilon: Laplace smoothing of the counts.
 
-    Statistics are those of the global batch. A code without vectors keeps its place until its count is near `epsilon`. Then the smoothing
-    pulls it to zero (with decay .99 half of it is left after 1,150 steps), as in the published implementations.
+    Statistics are those of the global batch. A code without vectors keeps its place until its count is near `epsilon`. Then the
+    smoothing pulls it to zero (with decay .99 half of it is left after 1,150 steps), as in the published implementations.
     """
     size = len(state["count"])
     count = decay * state["count"] + (1 - decay) * counts(tokens, size)

@@ -32,7 +32,7 @@ def token_nll(logits: jax.Array, tokens: jax.Array, smoothing: float = 0.0) -> j
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over masked values of each sequence, then over sequences: [B, T], bool [B, T] -> scalar. 0 for a sequence without mask."""
+    """Mean over masked values of each sequence, then over sequences: [B, T], bool [B, T] -> scalar. 0 without a mask."""
     return (jnp.where(mask, values, 0).sum(-1) / jnp.maximum(mask.sum(-1), 1)).mean()
 
 
@@ -62,8 +62,8 @@ def random_masks(key: jax.Array, shape: tuple[int, int], schedule: str) -> jax.A
 def masked_counts(unknown: int, steps: int, schedule: str) -> tuple[int, ...]:
     """Number of the `unknown` tokens that are still masked after each of `steps` steps.
 
-    Each step fixes at least one token while any are masked. If there are enough tokens, each later step has at least one left. The last
-    count is 0.
+    Each step fixes at least one token while any are masked. If there are enough tokens, each later step has at least one left.
+    The last count is 0.
     """
     counts, left = [], unknown
     with jax.ensure_compile_time_eval():  # also works in a traced function

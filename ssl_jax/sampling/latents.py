@@ -25,9 +25,9 @@ def sample_latents(kind: str, key: jax.Array, shape: tuple[int, ...]) -> jax.Arr
 def truncate(z: jax.Array, tau: jax.Array | float) -> jax.Array:
     """Map standard normal z monotonically to the standard normal truncated at |z| <= tau; tau <= 0 returns z unchanged.
 
-    The distribution is that of resampling all values beyond tau (Brock et al. 2019, arXiv:1809.11096, section 3.1), but the map keeps the
-    correspondence of z and sample for all tau. Elsewhere "truncation" also means tau times the normal truncated at 2 (the published
-    BigGAN modules), or a normal with smaller variance.
+    The distribution is that of resampling all values beyond tau (Brock et al. 2019, arXiv:1809.11096, section 3.1), but the map
+    keeps the correspondence of z and sample for all tau. Elsewhere "truncation" also means tau times the normal truncated at 2
+    (the published BigGAN modules), or a normal with smaller variance.
     """
     below = ndtr(-tau)
     p = ndtr(-jnp.abs(z))  # the lower tail, where float32 is precise

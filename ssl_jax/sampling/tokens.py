@@ -1,7 +1,7 @@
 """Sampling of tokens from logits: temperature, top-k and top-p, guidance, and autoregressive loops.
 
-Each sample has its own key, and its token i uses fold_in(key, i). A sample therefore depends neither on the rest of its batch nor on the
-use of a cache. Gumbel-max trick: the argmax of logits + Gumbel noise is a sample of the softmax.
+Each sample has its own key, and its token i uses fold_in(key, i). A sample therefore depends neither on the rest of its batch
+nor on the use of a cache. Gumbel-max trick: the argmax of logits + Gumbel noise is a sample of the softmax.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check(config: SamplingConfig) -> SamplingConfig:
 
 
 def filter_logits(logits: jax.Array, config: SamplingConfig) -> jax.Array:
-    """Logits [..., K] with temperature applied and -inf for dropped tokens. Tokens with equal logits are kept or dropped together."""
+    """Logits [..., K] with temperature applied and -inf for dropped tokens; equal logits are kept or dropped together."""
     temperature, top_k, top_p = config
     logits = logits / temperature
     if top_k:

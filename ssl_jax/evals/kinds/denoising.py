@@ -1,7 +1,7 @@
 """Denoising: PSNR of reconstructed noisy images against the noisy images, a PCA projection and the best linear filter.
 
-Vincent et al. 2010 (JMLR 11), with normal noise. For normal data the best filter is linear, Sigma (Sigma + sigma^2 I)^-1. A gain over
-it shows that the network has learned more than the covariance of pixels.
+Vincent et al. 2010 (JMLR 11), with normal noise. For normal data the best filter is linear, Sigma (Sigma + sigma^2 I)^-1. A
+gain over it shows that the network has learned more than the covariance of pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def prepare(context: Context, **_) -> None:
     """Raises UserError if reconstructions are too large for linear filters, or differ from the images in size."""
     size, given = linear_maps.picture_size(context), context.images().shape[1:3]
     if size != given:
-        raise UserError(f"denoising needs reconstructions of the size of images, {given}, and they are {size}; change data.eval_ops")
+        raise UserError(
+            f"denoising needs reconstructions of the size of images, {given}, and they are {size}; change data.eval_ops"
+        )
 
 
 def evaluate(

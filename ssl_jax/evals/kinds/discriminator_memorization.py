@@ -1,7 +1,7 @@
 """Memorization of the training set: the scores of a discriminator on real training images and on real test images.
 
-Brock et al. 2019 (arXiv:1809.11096), section 4.2: late in training the discriminator takes 98 % of the training images for real, but
-only half of the held-out images.
+Brock et al. 2019 (arXiv:1809.11096), section 4.2: late in training the discriminator takes 98 % of the training images for
+real, but only half of the held-out images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def evaluate(context: Context, *, examples: int = 2048) -> Result:
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 
 
-EVALUATOR = Evaluator(evaluate, {"examples": Option("number of images of each split, the first ones", least=1)}, needs=("discriminate",))
+EVALUATOR = Evaluator(
+    evaluate, {"examples": Option("number of images of each split, the first ones", least=1)}, needs=("discriminate",)
+)
 
 
 def above(a: np.ndarray, b: np.ndarray) -> float:

@@ -33,7 +33,7 @@ def evaluate(
     examples: int = 10000,
     seed: int = 0,
 ) -> Result:
-    """Fitted on the first `examples` training images and tested on the first `examples` / 2 test images; MIG uses the training images.
+    """Fitted on the first `examples` training images, tested on the first `examples` / 2 test images. MIG uses training images.
 
     Definitions are in `ssl_jax.evals.lib.factors`. Each entry of a vector is one factor.
 
@@ -56,7 +56,8 @@ def evaluate(
         scores |= measures.dci(code["train"], code["test"], found, model == "trees", seed)
         scores["factorvae"] = measures.factorvae(code["train"], code["test"], found, seed)
         metrics |= {name + suffix: value for name, value in scores.items()}
-    used = ", ".join(f"{name} ({factor.count}{' bins' if factor.ordered else ''})" for name, factor in zip(names, found, strict=True))
+    bins = [f"{factor.count} bins" if factor.ordered else str(factor.count) for factor in found]
+    used = ", ".join(f"{name} ({count})" for name, count in zip(names, bins, strict=True))
     protocol = (
         f"disentanglement layer={layer} D={code['train'].shape[1]} factors {used}; importance of {model} seed={seed}"
         f" train={context.name('train', len(code['train']))} test={context.name('test', len(code['test']))}"

@@ -1,8 +1,8 @@
 """Samples of a generator against real images, compared in the features of a fixed network.
 
-Frechet distance (Heusel et al. 2017), kernel distance (Binkowski et al. 2018), precision and recall (Kynkaanniemi et al. 2019), density
-and coverage (Naeem et al. 2020), inception score (Salimans et al. 2016). The definitions are in `ssl_jax.evals.lib.distances`. With
-acceptance < 1 a classifier selects the samples (`ssl_jax.evals.lib.rejection`).
+Frechet distance (Heusel et al. 2017), kernel distance (Binkowski et al. 2018), precision and recall (Kynkaanniemi et al. 2019),
+density and coverage (Naeem et al. 2020), inception score (Salimans et al. 2016). The definitions are in
+`ssl_jax.evals.lib.distances`. With acceptance < 1 a classifier selects the samples (`ssl_jax.evals.lib.rejection`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def evaluate(
 ) -> Result:
     """`examples` samples, generated with `seed`, against a whole split.
 
-    Real images larger than samples are resized to the size of samples (Pillow's bicubic, 256 levels). Selection with acceptance < 1 by
-    itself raises precision and inception score. It costs variety, which the distances, recall and coverage measure.
+    Real images larger than samples are resized to the size of samples (Pillow's bicubic, 256 levels). Selection with acceptance
+    < 1 by itself raises precision and inception score. It costs variety, which the distances, recall and coverage measure.
 
     frechet: Frechet distance in percent of the total variance of the real features, so that networks of any scale are comparable.
     kernel: kernel distance times 1000.
@@ -79,10 +79,11 @@ def evaluate(
         metrics["inception_score"], _ = distances.inception_score(logits)
     truncation_text = "none" if truncation is None else f"{truncation:g}"
     protocol = (
-        f"generation extractor={network.name} weights={network.sha256[:8] or 'none'} dimensions={network.dim} resize={network.resize}"
-        f" pixels={size[0]}x{size[1]} real={context.name(split, len(real.x))} fake={len(fake)} seed={seed} truncation={truncation_text}"
-        f"{selected} generator=settled; k={k} against {len(some)} real;"
-        f" kernel x 1000 over {subsets} subsets of {min(subset_size, len(fake), len(real.x))}; frechet in percent of the real variance"
+        f"generation extractor={network.name} weights={network.sha256[:8] or 'none'} dimensions={network.dim}"
+        f" resize={network.resize} pixels={size[0]}x{size[1]} real={context.name(split, len(real.x))} fake={len(fake)} seed={seed}"
+        f" truncation={truncation_text}{selected} generator=settled; k={k} against {len(some)} real;"
+        f" kernel x 1000 over {subsets} subsets of {min(subset_size, len(fake), len(real.x))};"
+        f" frechet in percent of the real variance"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 

@@ -58,7 +58,7 @@ EVALUATOR = Evaluator(
     evaluate,
     {
         "k": Option("neighbors that vote", least=1),
-        "temperature": Option("T of the vote weights exp(similarity / T); 0: unweighted votes, the default of scikit-learn", least=0),
+        "temperature": Option("T of the vote weights exp(similarity / T); 0: unweighted votes, as in scikit-learn", least=0),
         "metric": Option("similarity of features: cosine, or negative Euclidean distance"),
         "normalization": Option("normalization of features by statistics of the train split, before l2 normalization"),
         "layer": LAYER,
@@ -101,8 +101,8 @@ def neighbors(
     """The k nearest bank rows of each query, nearest first, ties in order of index.
 
     bank [N, D], query [Q, D] -> indices int32 [Q, k], similarities float32 [Q, k] (cosine, or negative distance).
-    One pass over the bank, `bank_chunk` rows at a time, sharded over the devices of `mesh`. Each device keeps its own best k; they are
-    merged at the end.
+    Reads the bank once, `bank_chunk` rows at a time, sharded over the devices of `mesh`. Each device keeps its own best k; they
+    are merged at the end.
     Raises UserError if the bank has fewer than k rows.
     """
     if k > len(bank):
@@ -161,7 +161,7 @@ def _search(value, index, bank, query, span, *, metric, group, mesh):
     def local(value, index, bank, query, span):
         rows, k = len(bank), value.shape[-1]
         row = span[0] + jax.lax.axis_index("shard") * rows + jnp.arange(rows, dtype=jnp.int32)
-        s = jnp.matmul(query, bank.T, precision=jax.lax.Precision.HIGHEST)  # the default precision on accelerators is bfloat16 or TF32
+        s = jnp.matmul(query, bank.T, precision=jax.lax.Precision.HIGHEST)  # default on accelerators: bfloat16 or TF32
         if metric == "euclidean":  # negative squared distance
             s = 2 * s - jnp.sum(bank * bank, -1) - jnp.sum(query * query, -1)[:, None]
         s = jnp.where(row < span[1], s, -jnp.inf)

@@ -1,7 +1,7 @@
 """Log-likelihood of held-out images: the evidence lower bound and the importance-weighted bound, in nats and bits per dimension.
 
-Burda et al. 2016 (arXiv:1509.00519), equation 8: log (1/k) sum_i p(x, z_i) / q(z_i | x) with z_i from q. Its mean rises with k toward
-log p(x). The notes of the method say what is modeled: bits or 256 levels, and how images are binarized or dequantized.
+Burda et al. 2016 (arXiv:1509.00519), equation 8: log (1/k) sum_i p(x, z_i) / q(z_i | x) with z_i from q. Its mean rises with k
+toward log p(x). The notes of the method say what is modeled: bits or 256 levels, and how images are binarized or dequantized.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def evaluate(
     metrics |= {"best_top1": metrics[f"{best}_top1"], "best_layer": float(1 + list(widths).index(best))}
     protocol = (
         f"depth: linear probe {solver} of {len(widths)} layers, standardized frozen features without augmentation seed={seed},"
-        f" the best one chosen on 10% of train; train={context.name('train', len(bank.y))} test={context.name('test', len(query.y))}"
+        f" the best one chosen on 10% of train; train={context.name('train', len(bank.y))}"
+        f" test={context.name('test', len(query.y))}"
     )
     return Result(metrics, protocol)
 

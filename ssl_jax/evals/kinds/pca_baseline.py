@@ -1,7 +1,7 @@
 """Dimensionality reduction: a code of D numbers against D principal components of pixels, on held-out images.
 
-Hinton and Salakhutdinov 2006 (Science 313): 30 numbers on MNIST have a squared error per image of 3.00, 30 principal components 13.87.
-Venna and Kaski 2001: trustworthiness, the share of neighbors in the code that are also neighbors in pixels.
+Hinton and Salakhutdinov 2006 (Science 313): 30 numbers on MNIST have a squared error per image of 3.00, 30 principal components
+13.87. Venna and Kaski 2001: trustworthiness, the share of neighbors in the code that are also neighbors in pixels.
 """
 
 from __future__ import annotations

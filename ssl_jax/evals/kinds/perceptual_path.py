@@ -1,7 +1,7 @@
 """Perceptual path length (Karras et al. 2019, arXiv:1812.04948, section 4.1): how much images change over a short path of latents.
 
-The published figures use LPIPS in VGG-16 (distance='lpips', with your weight file, see `ssl_jax.models.pretrained.vgg`) and an epsilon of
-1e-4; in 2019 they also crop the face (crop=True). Values of another network are not comparable.
+The published figures use LPIPS in VGG-16 (distance='lpips', with your weight file, see `ssl_jax.models.pretrained.vgg`) and an
+epsilon of 1e-4; in 2019 they also crop the face (crop=True). Values of another network are not comparable.
 """
 
 from __future__ import annotations
@@ -65,10 +65,11 @@ def evaluate(
     first, second = (context.model.between(space, seed, t + step) for step in (0.0, epsilon))
     measure, weights = open_network(distance, path, sha256)
     lengths = np.concatenate([_distances(measure, crop, weights, a, b) for a, b in zip(first, second, strict=True)]) / epsilon**2
-    distance_text = f"lpips weights={sha256[:8]}" if distance == "lpips" else "random_conv, each layer with unit channels (not LPIPS)"
+    random_conv = "random_conv, each layer with unit channels (not LPIPS)"
+    distance_text = f"lpips weights={sha256[:8]}" if distance == "lpips" else random_conv
     protocol = (
-        f"perceptual path space={space} where={where} epsilon={epsilon:g} examples={len(lengths)} seed={seed} distance={distance_text},"
-        f" pictures {'of faces' if crop else 'whole'}, in [0, 1]; mean between the 1st and the 99th percentile"
+        f"perceptual path space={space} where={where} epsilon={epsilon:g} examples={len(lengths)} seed={seed}"
+        f" distance={distance_text}, pictures {'of faces' if crop else 'whole'}, in [0, 1]; mean between the 1st and the 99th percentile"
     )
     return Result({"length": trimmed_mean(lengths)}, protocol)
 

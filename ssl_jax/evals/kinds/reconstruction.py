@@ -1,8 +1,9 @@
 """Reconstruction quality: the reconstruction of each image against the image itself.
 
-Distances are Euclidean over all pixels and channels in [0, 1] (Donahue et al. 2017, arXiv:1605.09782: EGr and EGr_b in the log of its
-code; its ImageNet images are in [-1, 1], which doubles the distances). PSNR and SSIM are defined in `ssl_jax.evals.lib.quality`. The
-Frechet distance of reconstructions in Inception features is called rFID in papers on tokenizers.
+Distances are Euclidean over all pixels and channels in [0, 1] (Donahue et al. 2017, arXiv:1605.09782: EGr and EGr_b in the log
+of its code; its ImageNet images are in [-1, 1], which doubles the distances). PSNR and SSIM are defined in
+`ssl_jax.evals.lib.quality`. The Frechet distance of reconstructions in Inception features is called rFID in papers on
+tokenizers.
 """
 
 from __future__ import annotations

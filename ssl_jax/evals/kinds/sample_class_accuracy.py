@@ -1,8 +1,9 @@
 """Class accuracy of conditional samples: a classifier of real images predicts the class of each sample.
 
-Ravuri and Vinyals 2019 (arXiv:1905.10887) train on samples and test on real images. This evaluation trains on real images, so it measures
-whether samples show their class, not whether they cover it. With acceptance < 1 the same classifier selects the samples
-(`ssl_jax.evals.lib.rejection`), which raises the accuracy; the protocol says so. Use the distances of `generation` to judge selection.
+Ravuri and Vinyals 2019 (arXiv:1905.10887) train on samples and test on real images. This evaluation trains on real images, so
+it measures whether samples show their class, not whether they cover it. With acceptance < 1 the same classifier selects the
+samples (`ssl_jax.evals.lib.rejection`), which raises the accuracy; the protocol says so. Use the distances of `generation` to
+judge selection.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def evaluate(
         metrics[name] = 100 * hits(linear_probe.predict(probe, x, context.mesh)[:, 0], y, 1).mean()
     metrics["chance"] = 100 / len(np.unique(train_labels))
     protocol = (
-        f"classified by a linear probe lbfgs on extractor={network.name} weights={network.sha256[:8] or 'none'} resize={network.resize}"
-        f" pixels={size[0]}x{size[1]} of {context.name('train', len(train_labels))}, fake={len(labels)} seed={seed}{selected}"
+        f"classified by a linear probe lbfgs on extractor={network.name} weights={network.sha256[:8] or 'none'}"
+        f" resize={network.resize} pixels={size[0]}x{size[1]} of {context.name('train', len(train_labels))}, fake={len(labels)} seed={seed}{selected}"
         f" real={context.name('test', len(test.y))} generator=settled"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)

@@ -1,7 +1,7 @@
 """Cross-entropy of a token prior on held-out images, against the frequencies of tokens overall and at each position.
 
-The baselines are token frequencies of training images. A prior with no fewer bits per token than `bits_position` has learned nothing
-about the dependence between tokens.
+The baselines are token frequencies of training images. A prior with no fewer bits per token than `bits_position` has learned
+nothing about the dependence between tokens.
 """
 
 from __future__ import annotations

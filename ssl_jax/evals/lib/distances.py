@@ -1,7 +1,7 @@
 """Distances between generated and real features, as functions of arrays, in float64 on the host.
 
-The values depend on the network behind the features. Only with the Inception network of 2015-12-05 is the Frechet distance "FID" and the
-kernel distance "KID"; callers name the network beside the value.
+The values depend on the network behind the features. Only with the Inception network of 2015-12-05 is the Frechet distance
+"FID" and the kernel distance "KID"; callers name the network beside the value.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def merge(a: Moments, b: Moments) -> Moments:
 def frechet(real: Moments, fake: Moments) -> float:
     """Heusel et al. 2017 (arXiv:1706.08500), equation 6: |difference of means|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    The trace of the root is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2). That matrix is symmetric, so all
-    values are real. The estimate is biased upwards by about D^2 / N: compare only equal numbers of examples.
+    The trace of the root is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2). That matrix is symmetric,
+    so all values are real. The estimate is biased upwards by about D^2 / N: compare only equal numbers of examples.
     """
     values, vectors = np.linalg.eigh(real.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

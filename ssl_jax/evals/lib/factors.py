@@ -1,8 +1,8 @@
 """Disentanglement scores: does each dimension of a code hold one factor of variation? Functions of arrays, in float64 on the host.
 
-MIG: Chen et al. 2018 (arXiv:1802.04942). DCI: Eastwood and Williams 2018. FactorVAE score: Kim and Mnih 2018 (arXiv:1802.05983). The
-protocols follow Locatello et al. 2019 (arXiv:1811.12359) unless a comment says otherwise. All scores are in [0, 1] and do not depend on
-the order or the signs of the dimensions.
+MIG: Chen et al. 2018 (arXiv:1802.04942). DCI: Eastwood and Williams 2018. FactorVAE score: Kim and Mnih 2018
+(arXiv:1802.05983). The protocols follow Locatello et al. 2019 (arXiv:1811.12359) unless a comment says otherwise. All scores
+are in [0, 1] and do not depend on the order or the signs of the dimensions.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def factor(train: np.ndarray, test: np.ndarray) -> Factor:
 def mutual_information_gap(code: np.ndarray, factors: list[np.ndarray]) -> float:
     """Mean over factors of the gap in mutual information between the best and second-best dimension, over the factor's entropy.
 
-    code [N, D]. Each dimension has 20 bins of equal width, and frequencies serve as probabilities. The bias of each mutual information is
-    about (20 - 1) (values - 1) / 2N nats upwards.
+    code [N, D]. Each dimension has 20 bins of equal width, and frequencies serve as probabilities. The bias of each mutual
+    information is about (20 - 1) (values - 1) / 2N nats upwards.
     """
     binned = [np.digitize(z, np.histogram(z, BINS)[1][:-1]) - 1 for z in np.asarray(code, np.float64).T]
     gaps = []
@@ -73,9 +73,9 @@ def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
 def dci(train: np.ndarray, test: np.ndarray, factors: list[Factor], trees: bool, seed: int) -> dict[str, float]:
     """{'disentanglement', 'completeness', 'informativeness'} of codes train [N, D] and test [M, D], standardized by `train`.
 
-    Importance is that of gradient-boosted trees (`trees`; takes minutes), or the absolute weight of lasso regressions. An ordered factor
-    has one lasso, which predicts its index. A categorical factor has one lasso per value: the largest prediction wins, and the weights are
-    averaged. informativeness: share of test examples whose value is predicted, mean over factors.
+    Importance is that of gradient-boosted trees (`trees`; takes minutes), or the absolute weight of lasso regressions. An
+    ordered factor has one lasso, which predicts its index. A categorical factor has one lasso per value: the largest prediction
+    wins, and the weights are averaged. informativeness: share of test examples whose value is predicted, mean over factors.
     """
     mean, std = train.mean(0), train.std(0)
     train, test = ((x - mean) / np.where(std > 0, std, 1) for x in (train, test))
@@ -123,8 +123,9 @@ def _lasso(train, test, factor, seed):
 def factorvae(train: np.ndarray, test: np.ndarray, factors: list[Factor], seed: int) -> float:
     """Share of votes in which the dimension with the least variance predicts the factor that 64 examples have in common.
 
-    train, test: codes [N, D], [M, D]. Variances are relative to those of all examples. 10,000 votes of training examples assign a factor to
-    each dimension; 5,000 votes of test examples are scored. Factors are binned, so a shared factor still varies within its bin.
+    train, test: codes [N, D], [M, D]. Variances are relative to those of all examples. 10,000 votes of training examples assign
+    a factor to each dimension; 5,000 votes of test examples are scored. Factors are binned, so a shared factor still varies
+    within its bin.
     """
     std = train.std(0)
     active = std >= PRUNED * max(std.max(), np.finfo(float).tiny)
@@ -141,7 +142,7 @@ def factorvae(train: np.ndarray, test: np.ndarray, factors: list[Factor], seed: 
 
 
 def _votes(code, factors, count, generator):
-    """Pairs (dimensions [n] of least variance, factor), `count` votes in all; each vote takes a random factor and a random value."""
+    """Pairs (dimensions [n] of least variance, factor), `count` votes in all, with random factors and values."""
     which, example = generator.integers(len(factors), size=count), generator.integers(len(code), size=count)
     for k, values in enumerate(factors):
         requested = np.bincount(values[example[which == k]], minlength=values.max() + 1)

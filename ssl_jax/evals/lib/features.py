@@ -36,11 +36,13 @@ def extract(
 ) -> Features:
     """Encode every example with `_valid` 1 and copy one layer to the host.
 
-    `encode` is jitted with its parameters bound: images uint8 [B, H, W, 3] -> {layer: array}. Maps [B, h, w, C] and tokens [B, N, C]
-    are averaged over space. A batch has 'image', 'label' [B] (missing: -1) and '_valid' [B] (0: padding, dropped). With a `mesh` the
-    batch is sharded over ('data', 'fsdp'). With several processes each one passes its rows, as in `local_parts`, and all get all
-    features. Features are copied one batch behind the encoder.
-    `limit`: largest number of examples. `names`: features of the batch that `encode` takes after the images.
+    `encode` is jitted with its parameters bound: images uint8 [B, H, W, 3] -> {layer: array}. Maps [B, h, w, C] and tokens
+    [B, N, C] are averaged over space. A batch has 'image', 'label' [B] (missing: -1) and '_valid' [B] (0: padding, dropped).
+    With a `mesh` the batch is sharded over ('data', 'fsdp'). With several processes each one passes its rows, as in
+    `local_parts`, and all get all features. Features are copied one batch behind the encoder.
+
+    limit: largest number of examples.
+    names: features of the batch that `encode` takes after the images.
     Raises UserError for an unknown layer, an empty split or features that are not finite.
     """
     put = jax.device_put if mesh is None else functools.partial(from_local_rows, mesh=mesh)
@@ -83,8 +85,8 @@ def extract(
 def pixel_encode(images: jax.Array) -> dict[str, jax.Array]:
     """Raw pixels as an encoder: images uint8 [B, H, W, 3] -> {'pooled', 'normalized'}, both float32 [B, H*W*3].
 
-    'pooled' is in [0, 1]; 'normalized' has the ImageNet channel mean and std removed. That choice alone changes the accuracy of a pixel
-    kNN on CIFAR-10 by up to ten points.
+    'pooled' is in [0, 1]; 'normalized' has the ImageNet channel mean and std removed. That choice alone changes the accuracy of
+    a pixel kNN on CIFAR-10 by up to ten points.
     """
     pixels = images.astype(jnp.float32) / 255
     normalized = (pixels - jnp.array(IMAGENET_MEAN, jnp.float32)) / jnp.array(IMAGENET_STD, jnp.float32)
@@ -131,8 +133,8 @@ def moments(x: np.ndarray, size: int = 65536) -> tuple[np.ndarray, np.ndarray]:
 def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Whether the label is among the k best scores: scores [N, C], labels [N] -> bool [N].
 
-    Equal scores are ranked by class index, as in argmax. A label without a finite score (not in the bank, no vote, a diverged head) is
-    a miss.
+    Equal scores are ranked by class index, as in argmax. A label without a finite score (not in the bank, no vote, a diverged
+    head) is a miss.
     """
     rows = np.arange(len(labels))
     valid = (labels >= 0) & (labels < scores.shape[1])

@@ -127,8 +127,8 @@ def principal_components(context: Context, size: tuple[int, int], count: int) ->
 def best_filter(x: np.ndarray, sigma: float, clip: bool) -> Linear:
     """The affine map with the least mean squared error from noisy rows to clean rows x [N, D].
 
-    Noisy rows are x + sigma * normal noise, clipped to [0, 1] if `clip`. The expectation over the noise is exact. Without clipping the map is
-    Sigma (Sigma + sigma^2 I)^-1 around the mean.
+    Noisy rows are x + sigma * normal noise, clipped to [0, 1] if `clip`. The expectation over the noise is exact. Without
+    clipping the map is Sigma (Sigma + sigma^2 I)^-1 around the mean.
     """
     count, dim = x.shape
     mean, of_noisy, across = np.zeros((2, dim)), np.zeros((dim, dim)), np.zeros((dim, dim))

@@ -185,8 +185,8 @@ def _sgd_steps(carry, x, y, constants):
 def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
     """L-BFGS on the host, with loss and gradient on the devices, for one l2 after the other. Returns kernel, bias.
 
-    It works in the eigenbasis of the feature covariance, with each direction scaled to a curvature of about one. The optimum is the same,
-    and it takes about ten iterations instead of hundreds. An estimate of the covariance is enough.
+    It works in the eigenbasis of the feature covariance, with each direction scaled to a curvature of about one. The optimum is
+    the same, and it takes about ten iterations instead of hundreds. An estimate of the covariance is enough.
     """
     per_device = 4 * len(rows) * bank.x.shape[1] / mesh.size
     if per_device > RESIDENT_BYTES:
@@ -226,8 +226,8 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
 def _eigenbasis(bank, scale, mesh):
     """(variances [D], directions [D, D] or None for the axes, mean [D]) of scaled features.
 
-    The covariance is estimated from a sample of rows. Above LARGEST_BASIS dimensions (raw pixels) the decomposition costs more than the
-    iterations it saves.
+    The covariance is estimated from a sample of rows. Above LARGEST_BASIS dimensions (raw pixels) the decomposition costs more
+    than the iterations it saves.
     """
     count, dim = bank.x.shape
     if dim > LARGEST_BASIS:

@@ -28,8 +28,8 @@ def psnr(real: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
 def ssim(real: np.ndarray, reconstructed: np.ndarray) -> np.ndarray:
     """Structural similarity [N] of images [N, H, W, C] in [0, 1] with at least 11 x 11 pixels (Wang et al. 2004, equation 13).
 
-    Gaussian windows of 11 x 11 pixels with standard deviation 1.5, only those inside the image. K1 = 0.01, K2 = 0.03. Mean over windows
-    and channels.
+    Gaussian windows of 11 x 11 pixels with standard deviation 1.5, only those inside the image. K1 = 0.01, K2 = 0.03. Mean over
+    windows and channels.
     """
     values = []
     for start, stop in chunks(len(real), 64):

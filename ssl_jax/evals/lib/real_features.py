@@ -34,7 +34,9 @@ def joined(network: Extractor, names: list[str], size: tuple[int, int] | None = 
         real_size = images.shape[1:3]
         if size is not None and real_size != size:
             if real_size[0] < size[0] or real_size[1] < size[1]:
-                raise UserError(f"samples are {size} pixels and real images only {real_size}; enlarge those with config.data.eval_ops")
+                raise UserError(
+                    f"samples are {size} pixels and real images only {real_size}; enlarge those with config.data.eval_ops"
+                )
             images = to_size(images, size)
         outputs = network.encode(images)
         return {"joined": jnp.concatenate([outputs[name].astype(jnp.float32) for name in names], axis=1)}

@@ -1,4 +1,4 @@
-"""Rejection sampling with a classifier: of each class, keep the samples that the classifier assigns to it with the highest confidence.
+"""Rejection sampling with a classifier: keep the samples that it assigns to their class with the highest confidence.
 
 This trades variety for quality: Razavi et al. 2019 (arXiv:1906.00446), Esser et al. 2021 (arXiv:2012.09841, section 4.4, with a
 ResNet-101), Yu et al. 2022 (arXiv:2110.04627). The classifier is a linear probe of real training images in the features of a fixed
@@ -29,7 +29,7 @@ def check_rate(acceptance: float, name: str) -> None:
 def check_labels(acceptance: float, name: str, sampled_labels: Callable | None) -> None:
     """Raises UserError for acceptance < 1 if samples have no classes."""
     if acceptance < 1 and sampled_labels is None:
-        raise UserError(f"{name}={acceptance:g} needs samples of classes, and this model knows none; leave it out or train with them")
+        raise UserError(f"{name}={acceptance:g} needs conditional samples, and this model has no classes; leave it out")
 
 
 def select_samples(
@@ -37,8 +37,8 @@ def select_samples(
 ) -> tuple[Iterator[np.ndarray], np.ndarray, str]:
     """The best share `acceptance` of the candidates of each class in `labels` int [N].
 
-    Returns (uint8 batches [B, H, W, 3] with N samples in all, their classes [N], the text for the protocol). Each class occurs as often as
-    in `labels`.
+    Returns (uint8 batches [B, H, W, 3] with N samples in all, their classes [N], the text for the protocol). Each class occurs
+    as often as in `labels`.
     """
     candidates = candidate_labels(labels, acceptance)
 
@@ -65,7 +65,8 @@ def select_samples(
 def candidate_labels(labels: np.ndarray, acceptance: float) -> np.ndarray:
     """The classes of the candidates, in the order of `labels` [N]: ceil(n / acceptance) for a class that occurs n times."""
     rank = rank_in_class(labels, np.zeros(len(labels)))
-    before, after = (np.ceil((rank + more) / acceptance - 1e-9).astype(int) for more in (0, 1))  # rounding: 0.7 / 0.1 is slightly above 7
+    # 1e-9, because 0.7 / 0.1 is slightly above 7
+    before, after = (np.ceil((rank + more) / acceptance - 1e-9).astype(int) for more in (0, 1))
     return np.repeat(labels, after - before)
 
 
