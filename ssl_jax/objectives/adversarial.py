@@ -94,7 +94,8 @@ def squared_gradient(score: Callable[[jax.Array], jax.Array], x: jax.Array) -> j
 def r1(score: Callable[[jax.Array], jax.Array], real: jax.Array) -> jax.Array:
     """R1 penalty: half the mean squared gradient norm on real examples; R2 on fakes.
 
-    Mescheder et al. 2018 (arXiv:1801.04406), equation 9. Multiply by gamma. The authors' code omits the factor 1/2: its gamma of 10 is 20 here and in StyleGAN.
+    Mescheder et al. 2018 (arXiv:1801.04406), equation 9. Multiply by gamma. The authors' code omits the factor 1/2: its gamma
+    of 10 is 20 here and in StyleGAN.
     """
     return 0.5 * jnp.mean(squared_gradient(score, real))
 
@@ -112,8 +113,8 @@ def gradient_penalty(score: Callable[[jax.Array], jax.Array], real: jax.Array, f
 def orthogonality(kernel: jax.Array) -> jax.Array:
     """Orthogonal regularization |W^T W - diag(W^T W)|_F^2 of a kernel [..., C_in, C_out].
 
-    Brock et al. 2019 (arXiv:1809.11096), equation 3. It makes filters (columns) orthogonal and does not change their norms. Multiply by beta (1e-4). A widely used port adds half
-    of this gradient.
+    Brock et al. 2019 (arXiv:1809.11096), equation 3. It makes filters (columns) orthogonal and does not change their norms.
+    Multiply by beta (1e-4). A widely used port adds half of this gradient.
     """
     w = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
     if w.shape[0] < w.shape[1]:  # |W^T W| = |W W^T|: use the smaller matrix

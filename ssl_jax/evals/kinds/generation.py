@@ -46,8 +46,9 @@ def evaluate(
 ) -> Result:
     """`examples` samples, generated with `seed`, against a whole split.
 
-    Real images larger than samples are resized to the size of samples (Pillow's bicubic, 256 levels). Selection with acceptance
-    < 1 by itself raises precision and inception score. It costs variety, which the distances, recall and coverage measure.
+    Real images larger than samples are resized to the size of samples (Pillow's bicubic, 256 levels). With
+    acceptance < 1 the selection itself raises precision and inception score. It costs variety, which the distances, recall and
+    coverage measure.
 
     frechet: Frechet distance in percent of the total variance of the real features, so that networks of any scale are comparable.
     kernel: kernel distance times 1000.

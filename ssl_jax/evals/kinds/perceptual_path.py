@@ -69,7 +69,8 @@ def evaluate(
     distance_text = f"lpips weights={sha256[:8]}" if distance == "lpips" else random_conv
     protocol = (
         f"perceptual path space={space} where={where} epsilon={epsilon:g} examples={len(lengths)} seed={seed}"
-        f" distance={distance_text}, pictures {'of faces' if crop else 'whole'}, in [0, 1]; mean between the 1st and the 99th percentile"
+        f" distance={distance_text}, pictures {'of faces' if crop else 'whole'}, in [0, 1];"
+        " mean between the 1st and the 99th percentile"
     )
     return Result({"length": trimmed_mean(lengths)}, protocol)
 
@@ -77,9 +78,9 @@ def evaluate(
 EVALUATOR = Evaluator(
     evaluate,
     {
-        "examples": Option("pairs of latents", least=2),
+        "examples": Option("number of pairs of latents", least=2),
         "space": Option("space of the latents: w, after the mapping network, or z, before it"),
-        "where": Option("position t on the path: its end, or anywhere"),
+        "where": Option("position t on the path: its start (t = 0), or a random position"),
         "epsilon": Option("step along the path, which has length 1", above=0, below=1),
         "seed": SEED,
         "distance": Option("distance of images: in random convolutions, or LPIPS"),
