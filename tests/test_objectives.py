@@ -36,7 +36,7 @@ def stack(a, b):
 def test_nt_xent_equals_golden_value_and_loop(temperature, golden):
     assert nt_xent_loop(A, B, temperature) == pytest.approx(golden, abs=1e-12)
     assert float(nt_xent(stack(A, B), temperature)[0]) == pytest.approx(golden, rel=1e-5)
-    # The official code returns the sum of the two directions: twice experiment.
+    # The official code returns the sum of both directions, twice this value.
     assert 2 * nt_xent_loop(A, B, temperature) == pytest.approx({0.1: 10.141442888919748, 0.5: 4.037292311243851}[temperature])
 
 
