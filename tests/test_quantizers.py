@@ -166,7 +166,7 @@ def test_losses_of_a_learned_codebook():
     assert np.abs(of_z).max() > 1e-3
     np.testing.assert_allclose(np.sum(of_z * z, -1), 0, atol=1e-8)
     direction = jax.grad(lambda z: q.commitment_loss(q.normalized(z), code))(z)
-    np.testing.assert_allclose(of_z, 0.25 * direction, atol=1e-8)  # beta times the commitment gradient, no gradient of the codebook loss
+    np.testing.assert_allclose(of_z, 0.25 * direction, atol=1e-8)  # beta times the commitment gradient
     # The gradient of the decoder reaches z unchanged, and the codes not at all.
     weight = normal(3, 4, 5, 8)
     down = jax.grad(lambda p, z: jnp.sum(quantizer.train(p, state, z, jax.random.key(1), 0).codes * weight), (0, 1))(params, z)

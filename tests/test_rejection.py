@@ -137,7 +137,7 @@ def test_acceptance_out_of_range_raises_before_anything_runs(kind, acceptance):
 def test_acceptance_needs_classes_and_real_images_of_each_class():
     without = sample_context(sampled_labels=None)
     evals.check_needs({"one": dict(kind="generation", extractor="means")}, without)
-    with pytest.raises(UserError, match=r"^generation acceptance=0\.5 needs conditional samples, and this model has no classes; leave"):
+    with pytest.raises(UserError, match=r"^generation acceptance=0\.5 needs samples of classes, and this model knows none; leave"):
         evals.check_needs({"one": dict(kind="generation", extractor="means", acceptance=0.5)}, without)
     red = painted(np.zeros(8, int), np.ones(8))
     unknown = sample_context(sampled_labels=lambda count, seed: np.full(count, 7), samples=lambda *_: iter([red]))

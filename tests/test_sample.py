@@ -92,7 +92,7 @@ def test_sample_shows_styles_and_classes(tmp_path):
         (["--count=0"], "--count=0 must be at least 1"),
         (["--truncation=-1"], "must not be negative"),
         (["--acceptance=0"], "--acceptance=0.0 must be above 0 and at most 1"),
-        (["--acceptance=0.5"], "--acceptance=0.5 needs conditional samples, and this model has no classes; leave it out"),
+        (["--acceptance=0.5"], "--acceptance=0.5 needs samples of classes, and this model knows none; leave it out"),
         (["--extractor=/nowhere"], "extractor '/nowhere' is unknown"),
         (["--config.seed=1"], "is not understood"),
     ],

@@ -29,7 +29,7 @@ def check_rate(acceptance: float, name: str) -> None:
 def check_labels(acceptance: float, name: str, sampled_labels: Callable | None) -> None:
     """Raises UserError for acceptance < 1 if samples have no classes."""
     if acceptance < 1 and sampled_labels is None:
-        raise UserError(f"{name}={acceptance:g} needs conditional samples, and this model has no classes; leave it out")
+        raise UserError(f"{name}={acceptance:g} needs samples of classes, and this model knows none; leave it out")
 
 
 def select_samples(
