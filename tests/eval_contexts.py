@@ -1,4 +1,4 @@
-"""Small data sets, and a context of the evaluations that knows them, for tests."""
+"""Small image sets and evaluation contexts for tests."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,6 @@ import numpy as np
 
 from ssl_jax.engine.method import ModelFns
 from ssl_jax.evals.context import Context, EvaluatedModel, Extractor
-
-NONE = EvaluatedModel(None, {})
 
 
 def smooth(seed, count, size=12, gray=False):
@@ -19,8 +17,8 @@ def smooth(seed, count, size=12, gray=False):
     return np.clip(np.round(np.repeat(x[..., :1], 3, -1) if gray else x), 0, 255).astype(np.uint8)
 
 
-def made(train, test=None, encode=None, labels=None, size=16, mesh=None, columns=None, **offered):
-    """A context of images whose last batch is padded with loud rubbish; passes over the data are counted in `opened`."""
+def make_context(train, test=None, encode=None, labels=None, size=16, mesh=None, columns=None, **functions):
+    """A context of images; the padding of the last batch has extreme values. `opened` lists the passes over the data."""
     images, labels = {"train": train, "test": train if test is None else test}, labels or {}
     opened = []
 
@@ -38,11 +36,11 @@ def made(train, test=None, encode=None, labels=None, size=16, mesh=None, columns
                 **{name: np.resize(x[start : start + size], (size, *x.shape[1:])) for name, x in extra.items()},
             }
 
-    fns = {name: offered.pop(name) for name in ModelFns._fields if name in offered}
+    fns = {name: functions.pop(name) for name in ModelFns._fields if name in functions}
     encode = encode or jax.jit(lambda x: {"pooled": x.reshape(len(x), -1).astype(jnp.float32)})
-    found = Context(encode, open_batches, None, mesh, pictures=NONE._replace(known={}, fns=ModelFns(**fns), **offered))
-    found.opened = opened
-    return found
+    context = Context(encode, open_batches, None, mesh, model=EvaluatedModel(None, {}, ModelFns(**fns))._replace(**functions))
+    context.opened = opened
+    return context
 
 
 def levels(images):

@@ -1,4 +1,4 @@
-"""Features to probe, and the mesh that they lie on."""
+"""Synthetic features for tests of evaluators, and device meshes."""
 
 import functools
 
@@ -20,7 +20,7 @@ def mesh_of(count):
 
 @functools.cache
 def blobs(n, dim=16, classes=5, spread=1.0, seed=0):
-    """Gaussian classes with unequal feature scales and an offset: not standardized, not separable."""
+    """Overlapping Gaussian classes with an offset and unequal feature scales."""
     generator = np.random.default_rng(seed)
     centers = np.random.default_rng(99).standard_normal((classes, dim))
     y = generator.integers(0, classes, n).astype(np.int32)
@@ -29,7 +29,7 @@ def blobs(n, dim=16, classes=5, spread=1.0, seed=0):
 
 
 def fake_context(by_split, **options):
-    """A context whose 'images' are features already."""
+    """A context whose 'images' are the features."""
 
     def open_batches(split):
         yield {"image": by_split[split].x, "label": by_split[split].y, "_valid": np.ones(len(by_split[split].y))}

@@ -25,7 +25,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-BY_HAND = {  # float64: (discriminator's loss, generator's loss, derivative of the generator's by each fake, times n)
+BY_HAND = {  # float64: (discriminator loss, generator loss, gradient of the generator loss times n)
     "minimax": (
         lambda r, f: np.mean(-np.log(sigmoid(r))) + np.mean(-np.log(1 - sigmoid(f))),
         lambda f: np.mean(np.log(1 - sigmoid(f))),
@@ -51,19 +51,19 @@ BY_HAND = {  # float64: (discriminator's loss, generator's loss, derivative of t
 
 
 @pytest.mark.parametrize("name", subject.GAN_LOSSES)
-def test_games_at_zero_and_by_hand(name):
-    game, nothing = subject.GAN_LOSSES[name], jnp.zeros(5)
-    np.testing.assert_allclose((game.discriminator(nothing, nothing), game.generator(nothing)), ZERO[name], atol=1e-6)
+def test_gan_losses_at_zero_and_by_hand(name):
+    losses, nothing = subject.GAN_LOSSES[name], jnp.zeros(5)
+    np.testing.assert_allclose((losses.discriminator(nothing, nothing), losses.generator(nothing)), ZERO[name], atol=1e-6)
     real, fake = logits(0), logits(1)
     d, g, slope = BY_HAND[name]
-    np.testing.assert_allclose(game.discriminator(real, fake), d(real, fake), rtol=1e-5)
-    np.testing.assert_allclose(game.generator(fake), g(fake), rtol=1e-5)
-    np.testing.assert_allclose(jax.grad(game.generator)(jnp.asarray(fake)) * len(fake), slope(fake), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(losses.discriminator(real, fake), d(real, fake), rtol=1e-5)
+    np.testing.assert_allclose(losses.generator(fake), g(fake), rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(losses.generator)(jnp.asarray(fake)) * len(fake), slope(fake), rtol=1e-4, atol=1e-6)
 
 
-def test_sure_discriminators_stay_finite_and_hinge_has_dead_zones():
-    for game in subject.GAN_LOSSES.values():
-        assert np.isfinite(game.discriminator(jnp.array([200.0]), jnp.array([-200.0])))
+def test_gan_losses_of_saturated_logits_are_finite_and_hinge_has_dead_zones():
+    for losses in subject.GAN_LOSSES.values():
+        assert np.isfinite(losses.discriminator(jnp.array([200.0]), jnp.array([-200.0])))
     slope = jax.grad(subject.GAN_LOSSES["hinge"].discriminator, (0, 1))
     real, fake = slope(jnp.array([1.5, 0.5]), jnp.array([-1.5, -0.5]))
     np.testing.assert_array_equal(real, [0, -0.5])
@@ -80,7 +80,7 @@ def test_bigan_starts_at_ln2_and_swaps_labels():
     np.testing.assert_allclose(ge, 0.5 * BY_HAND["minimax"][0](fake, real), rtol=1e-5)
 
 
-def test_bigbigan_hinges_each_score_and_routes_gradients():
+def test_bigbigan_sums_hinge_losses_and_routes_gradients():
     zeros = [jnp.zeros(4)] * 3
     np.testing.assert_array_equal(subject.bigbigan(zeros, zeros), (6, 0))
     encoded, generated = [logits(i) for i in range(3)], [logits(i) for i in range(3, 6)]
@@ -96,7 +96,7 @@ def test_bigbigan_hinges_each_score_and_routes_gradients():
     assert (of_encoder[0], of_generator[0]) == (5 + 7 * 1, -(3 + 7 * 2))
 
 
-def test_penalties_of_linear_and_quadratic_scores():
+def test_r1_and_gradient_penalty_of_linear_and_quadratic_scores():
     rng = np.random.default_rng(0)
     x, w, a = rng.standard_normal((8, 2, 3)), rng.standard_normal((2, 3)), rng.standard_normal((6, 6))
     a = a + a.T
@@ -114,20 +114,20 @@ def test_penalties_of_linear_and_quadratic_scores():
     assert np.isfinite(slope)
 
 
-def test_gradient_penalty_walks_each_line_by_itself():
-    """The gradient of |x|^2 / 2 is x itself: between 0 and 1 it tells each example's place."""
+def test_gradient_penalty_samples_one_point_per_example():
+    """The gradient of |x|^2 / 2 is x, which is the sampled point between 0 and 1."""
     half_square = lambda x: 0.5 * jnp.sum(x**2, (1, 2))  # noqa: E731
     zeros, key = jnp.zeros((64, 2, 3)), jax.random.key(0)
-    place = np.asarray(jax.random.uniform(key, (64, 1, 1)))
-    assert len(np.unique(place)) == 64
+    t = np.asarray(jax.random.uniform(key, (64, 1, 1)))
+    assert len(np.unique(t)) == 64
     got = subject.gradient_penalty(half_square, zeros, zeros + 1, key)
-    np.testing.assert_allclose(got, np.mean((place * np.sqrt(6) - 1) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(got, np.mean((t * np.sqrt(6) - 1) ** 2), rtol=1e-5)
 
 
-def test_orthogonality_and_its_whole_gradient():
+def test_orthogonality_value_and_gradient():
     kernel = jnp.asarray(np.linalg.qr(np.random.default_rng(0).standard_normal((12, 5)))[0].reshape(2, 2, 3, 5) * [1, 2, 3, 4, 5])
     assert subject.orthogonality(kernel) < 1e-8  # lengths do not matter
-    for rows in (6, 3):  # of the wide one the smaller product is taken
+    for rows in (6, 3):  # a wide kernel uses the smaller product
         w = jnp.asarray(np.random.default_rng(1).standard_normal((rows, 4)))
         off = w.T @ w * (1 - jnp.eye(4))
         np.testing.assert_allclose(subject.orthogonality(w), jnp.sum(off**2), rtol=1e-5)
@@ -137,7 +137,7 @@ def test_orthogonality_and_its_whole_gradient():
 
 
 def test_path_length_of_a_linear_generator():
-    """Lengths have a root mean square of |A|_F / sqrt(H W layers) and penalize their spread around a moving mean."""
+    """Lengths have a root mean square of |A|_F / sqrt(H W layers); the penalty is their variance around a moving mean."""
     rng = np.random.default_rng(0)
     a = jnp.asarray(rng.standard_normal((3, 5, 4 * 4 * 2)) * 0.3, jnp.float32)  # layers, D, pixels
 
@@ -148,6 +148,6 @@ def test_path_length_of_a_linear_generator():
     penalty, mean = subject.path_length(synthesize, w, jnp.zeros(()), jax.random.key(0), decay=0.0)
     variance = float(penalty)  # decay 0: around the mean of this batch
     np.testing.assert_allclose(np.sqrt(mean**2 + variance), np.linalg.norm(a) / np.sqrt(16 * 3), rtol=1e-2)
-    penalty, moved = subject.path_length(synthesize, w, jnp.asarray(2.0), jax.random.key(0))
-    np.testing.assert_allclose(moved, 2 + 0.01 * (mean - 2), rtol=1e-5)
-    np.testing.assert_allclose(penalty, variance + (mean - moved) ** 2, rtol=1e-3)
+    penalty, average = subject.path_length(synthesize, w, jnp.asarray(2.0), jax.random.key(0))
+    np.testing.assert_allclose(average, 2 + 0.01 * (mean - 2), rtol=1e-5)
+    np.testing.assert_allclose(penalty, variance + (mean - average) ** 2, rtol=1e-3)

@@ -28,7 +28,7 @@ def test_saturated_logits_have_finite_losses_and_gradients():
     np.testing.assert_allclose(slope, [[-1, 1]])
 
 
-def test_contraction_of_a_sigmoid_layer_is_that_of_its_jacobian():
+def test_contraction_of_a_sigmoid_layer_equals_its_jacobian_norm():
     x, kernel, bias = (rng.normal(size=s).astype(np.float32) for s in ((6, 9), (9, 4), (4,)))
 
     def encode(x):
@@ -38,7 +38,7 @@ def test_contraction_of_a_sigmoid_layer_is_that_of_its_jacobian():
     exact = (np.float64(jacobian) ** 2).sum((1, 2))
     np.testing.assert_allclose(autoencoding.contraction_of_sigmoid(encode(x), kernel), exact, rtol=1e-5)
     np.testing.assert_allclose(autoencoding.contraction(encode, jnp.asarray(x)), exact, rtol=1e-5)
-    # of images, and its gradient for the weights: rows of different images do not mix
+    # Images, and the gradient of the kernel: rows of different images do not mix.
     wide = autoencoding.contraction(lambda x: encode(x.reshape(6, 9)), jnp.asarray(x).reshape(6, 3, 3, 1))
     np.testing.assert_allclose(wide, exact, rtol=1e-5)
     slopes = [
@@ -51,7 +51,7 @@ def test_contraction_of_a_sigmoid_layer_is_that_of_its_jacobian():
     np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-6)
 
 
-def test_contraction_of_a_linear_map_is_the_norm_of_its_matrix():
+def test_contraction_of_a_linear_map_equals_its_squared_norm():
     w = rng.normal(size=(7, 3)).astype(np.float32)
     np.testing.assert_allclose(autoencoding.contraction(lambda x: x @ w, jnp.ones((2, 7))), np.full(2, (w**2).sum()), rtol=1e-5)
 
@@ -60,7 +60,7 @@ X = jnp.full((200, 10, 10, 1), 0.25)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.4])
-def test_masking_and_salt_and_pepper_hit_the_given_part(level):
+def test_masking_and_salt_and_pepper_corrupt_the_given_share(level):
     masked = np.asarray(autoencoding.masking(jax.random.key(0), X, level))
     assert set(np.unique(masked)) == {0, 0.25}
     np.testing.assert_allclose((masked == 0).mean(), level, atol=0.01)
@@ -69,7 +69,7 @@ def test_masking_and_salt_and_pepper_hit_the_given_part(level):
     np.testing.assert_allclose([(peppered == 0).mean(), (peppered == 1).mean()], level / 2, atol=0.01)
 
 
-def test_noise_has_its_deviation_and_can_be_cut_off():
+def test_gaussian_noise_has_its_deviation_and_can_be_clipped():
     noisy = np.asarray(autoencoding.gaussian(jax.random.key(0), X, 0.5))
     np.testing.assert_allclose([noisy.mean(), noisy.std()], [0.25, 0.5], atol=0.01)
     clipped = autoencoding.clipped_gaussian(jax.random.key(0), X, 0.5)
@@ -78,13 +78,13 @@ def test_noise_has_its_deviation_and_can_be_cut_off():
     assert not np.array_equal(autoencoding.gaussian(jax.random.key(1), X, 0.5), noisy)
 
 
-def test_emphasis_weighs_what_was_changed():
+def test_emphasis_weights_corrupted_values():
     x, corrupted = jnp.array([[0.2, 0.0, 1.0]]), jnp.array([[0.0, 0.0, 1.0]])
     np.testing.assert_allclose(autoencoding.emphasis(x, corrupted, 1.0, 0.25), [[1, 0.25, 0.25]])
 
 
-def test_the_best_linear_denoiser_is_that_of_the_covariance():
-    """Where noise is added and the clean values are the target, the least loss is at Sigma (Sigma + s^2 I)^-1, not at the identity."""
+def test_denoising_loss_is_minimal_at_the_wiener_filter():
+    """With noisy inputs and clean targets the loss is minimal at Sigma (Sigma + s^2 I)^-1, not at the identity."""
     mixing, level = np.random.default_rng(1).normal(size=(4, 4)), 0.6
     sigma = mixing @ mixing.T
     x = jnp.float32(np.random.default_rng(2).multivariate_normal(np.zeros(4), sigma, 200_000))

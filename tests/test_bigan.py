@@ -309,7 +309,7 @@ def test_reconstruction_is_measured_against_the_other_images_too():
         yield {"image": np.concatenate([images[8:], images[:4]]), "_valid": np.arange(8) < 4}
 
     def measured(reconstruct, **options):
-        context = Context(lambda x: x, open_batches, pictures=EvaluatedModel(None, {}, ModelFns(reconstruct=jax.jit(reconstruct))))
+        context = Context(lambda x: x, open_batches, model=EvaluatedModel(None, {}, ModelFns(reconstruct=jax.jit(reconstruct))))
         return reconstruction.evaluate(context, **options)
 
     exact = measured(lambda x: x / 255.0)

@@ -9,7 +9,7 @@ from ssl_jax.evals.context import Context
 from ssl_jax.evals.kinds import classifier
 
 
-def test_a_classifier_is_right_where_its_largest_score_is():
+def test_classifier_accuracy_equals_counted_ranks():
     scores, labels = np.random.default_rng(0).standard_normal((40, 7)), np.random.default_rng(1).integers(0, 7, 40)
     batch = {"image": scores[:, None, None].astype(np.float32), "label": labels, "_valid": np.ones(40, bool)}
     context = Context(jax.jit(lambda x: {"logits": x[:, 0, 0], "pooled": -x[:, 0, 0]}), lambda split: iter([batch]))

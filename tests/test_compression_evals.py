@@ -1,4 +1,4 @@
-"""Evaluations of tokens, layers, factors and classes, and of all together: closed forms, slow loops; padded batches, any devices."""
+"""Evaluations of tokens, layers, factors and classes against closed forms and loops, on one and eight devices."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from eval_contexts import made, means, smooth, to_floats
+from eval_contexts import make_context, means, smooth, to_floats
 from feature_clouds import blobs, mesh_of
 
 from ssl_jax.errors import UserError
@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # --- tokens
 
 
-def test_usage_and_perplexity_have_their_closed_forms():
+def test_codebook_usage_and_perplexity_in_closed_form():
     assert codebook.entropy(np.bincount([0, 1, 2, 3] * 5)) == pytest.approx(2)
     assert codebook.entropy(codebook.histogram(np.zeros((3, 2), int), 9)) == 0
     np.testing.assert_array_equal(codebook.histogram(np.array([[1, 1], [3, 0]]), 5), [1, 2, 0, 1, 0])
@@ -44,24 +44,24 @@ def test_usage_and_perplexity_have_their_closed_forms():
     assert codebook.uniform_perplexity(3, 2) == pytest.approx(2**by_hand)
 
 
-def test_a_codebook_is_drawn_with_its_unused_codes_in_gray():
+def test_codebook_plot_shows_unused_codes_in_gray():
     def grays(counts):
-        return np.all(codebook.draw(np.array(counts)) == [211, 211, 211], axis=-1).sum()  # 'lightgrey'
+        return np.all(codebook.plot(np.array(counts)) == [211, 211, 211], axis=-1).sum()  # 'lightgrey'
 
     half, whole = grays([9, 0, 0, 4]), grays([9, 1, 1, 4])
     assert whole < half / 10
     np.testing.assert_allclose(grays([0, 0, 0, 4]), 1.5 * half, rtol=0.05)
 
 
-def test_a_codebook_is_measured_by_three_definitions_of_usage(monkeypatch):
+def test_codebook_reports_three_definitions_of_usage(monkeypatch):
     monkeypatch.setattr(codebook, "BATCH", 8)
     monkeypatch.setattr(codebook, "RECENT", 12)
     numbers = np.random.default_rng(0).integers(0, 20, (21, 2, 2))
     images = np.repeat(numbers[..., None], 3, -1).astype(np.uint8)
-    given = made(images, tokens=jax.jit(lambda x: x[..., 0].astype(jnp.int32)), codes=32)
+    given = make_context(images, tokens=jax.jit(lambda x: x[..., 0].astype(jnp.int32)), codes=32)
     metrics, protocol, picture = codebook.evaluate(given)
     assert (picture.dtype, picture.ndim, picture.shape[-1]) == (np.uint8, 3, 3)
-    batches = [len(np.unique(numbers[a : a + 8])) / 32 for a in (0, 8)]  # the rest of five images is no batch
+    batches = [len(np.unique(numbers[a : a + 8])) / 32 for a in (0, 8)]  # the last five images are no full batch
     assert metrics["usage_batch"] == pytest.approx(100 * np.mean(batches))
     assert metrics["usage_recent"] == pytest.approx(100 * len(np.unique(numbers.ravel()[-12:])) / 32)
     assert metrics["usage"] == pytest.approx(100 * len(np.unique(numbers)) / 32)
@@ -69,28 +69,28 @@ def test_a_codebook_is_measured_by_three_definitions_of_usage(monkeypatch):
     assert 0 < metrics["perplexity"] < metrics["usage"] * 0.32 + 1e-9
     assert protocol == "codebook of 32 codes, 4 tokens an image, test(21); usage_batch of 2 x 8 images, usage_recent of 12 tokens"
     uniform = np.random.default_rng(1).integers(0, 32, (500, 2, 2))
-    even = made(np.repeat(uniform[..., None], 3, -1).astype(np.uint8), tokens=given.pictures.fns.tokens, codes=32)
+    even = make_context(np.repeat(uniform[..., None], 3, -1).astype(np.uint8), tokens=given.model.fns.tokens, codes=32)
     assert codebook.evaluate(even).metrics["perplexity_share"] == pytest.approx(100, abs=1)
 
 
-def test_baselines_of_a_prior_are_the_cross_entropies_of_training_frequencies():
+def test_token_baselines_are_cross_entropies_of_training_frequencies():
     generator = np.random.default_rng(0)
     train, held_out = (generator.integers(0, 3, (n, 4)) + np.array([0, 3, 0, 3]) for n in (60, 25))
     unigram, position, strength = token_likelihood.baselines(train, held_out)
     codes = max(train.max(), held_out.max()) + 1
     p = np.array([(np.sum(train == c) + 1) / (train.size + codes) for c in range(codes)])
-    told, at = [], []
+    unigram_bits, position_bits = [], []
     for row in held_out:
         for t, token in enumerate(row):
-            told.append(-np.log2(p[token]))
-            at.append(-np.log2((np.sum(train[:, t] == token) + strength * p[token]) / (60 + strength)))
-    assert (unigram, position) == pytest.approx((np.mean(told), np.mean(at)))
+            unigram_bits.append(-np.log2(p[token]))
+            position_bits.append(-np.log2((np.sum(train[:, t] == token) + strength * p[token]) / (60 + strength)))
+    assert (unigram, position) == pytest.approx((np.mean(unigram_bits), np.mean(position_bits)))
     assert strength in token_likelihood.STRENGTHS and np.log2(3) < position < 1.75 < unigram
-    noise = np.random.default_rng(1).integers(0, 50, (200, 40))  # places tell nothing: smoothed away
+    noise = np.random.default_rng(1).integers(0, 50, (200, 40))  # positions have no information: strong smoothing
     assert token_likelihood.baselines(noise, noise)[2] >= 100
 
 
-def test_a_prior_is_measured_on_held_out_tokens_and_given_the_classes():
+def test_token_likelihood_on_held_out_tokens_of_a_conditional_prior():
     tokens = {split: np.random.default_rng(i).integers(0, 4, (n, 2, 2)) for i, (split, n) in enumerate((("train", 50), ("test", 30)))}
     images = {split: np.repeat(t[..., None], 3, -1).astype(np.uint8) for split, t in tokens.items()}
     labels = {split: np.arange(len(t)) % 5 for split, t in tokens.items()}
@@ -99,7 +99,7 @@ def test_a_prior_is_measured_on_held_out_tokens_and_given_the_classes():
     def token_nll(images, labels):
         return {"nll": jnp.log(2.0) * labels, "tokens": images[..., 0].reshape(len(images), -1).astype(jnp.int32)}
 
-    given = made(images["train"], images["test"], labels=labels, token_nll=token_nll)
+    given = make_context(images["train"], images["test"], labels=labels, token_nll=token_nll)
     metrics, protocol, _ = token_likelihood.evaluate(given, examples=40)
     assert metrics["bits_per_token"] == pytest.approx(2 / 4)  # labels 0 to 4 are bits of an image
     assert metrics["nats"] == pytest.approx(2 * np.log(2))
@@ -115,7 +115,7 @@ def test_a_prior_is_measured_on_held_out_tokens_and_given_the_classes():
 # --- layers
 
 
-def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_test_split():
+def test_linear_by_layer_probes_all_layers_in_one_pass_and_chooses_on_train():
     features = {split: blobs(n, seed=seed) for split, n, seed in (("train", 300, 0), ("test", 200, 1))}
     images = {split: f.x.reshape(-1, 4, 4, 1) for split, f in features.items()}
     labels = {split: f.y for split, f in features.items()}
@@ -126,10 +126,10 @@ def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_t
         tokens = jnp.stack([rows[:, :10] - 1, rows[:, :10] + 1], 1)  # averaged over space
         return {"pooled": rows, "block1": rows[:, :2], "block2": rows, "block10": tokens, "embedding": rows[:, :1], "head": rows[:, :1]}
 
-    given = made(images["train"], images["test"], encode, labels, size=100)
+    given = make_context(images["train"], images["test"], encode, labels, size=100)
     evals.check_needs({"one": dict(kind="linear_by_layer")}, given)
     given.opened.clear()
-    assert list(linear_by_layer.chosen(given, linear_by_layer.LAYERS)) == ["embedding", "block1", "block2", "block10"]
+    assert list(linear_by_layer.matching_layers(given, linear_by_layer.LAYERS)) == ["embedding", "block1", "block2", "block10"]
     metrics, protocol, _ = linear_by_layer.evaluate(given, layers=r"block\d+", solver="ridge")
     assert given.opened == ["train", "test"]
     assert [name for name in metrics if name.startswith("block")] == ["block1_top1", "block2_top1", "block10_top1"]
@@ -146,7 +146,7 @@ def test_every_layer_is_probed_in_one_pass_and_the_best_one_chosen_without_the_t
 
 
 def cloud(count, seed):
-    """Five independent factors: one of names, one of six levels, three continuous."""
+    """Five independent factors: one categorical, one with six levels, three continuous."""
     generator = np.random.default_rng(seed)
     return {
         "shape": generator.integers(0, 4, count),
@@ -158,54 +158,54 @@ def cloud(count, seed):
 @pytest.fixture(scope="module")
 def clouds():
     train, test = cloud(2500, 0), cloud(1200, 1)
-    found = [measures.factor(train[name], test[name]) for name in train]
+    factors = [measures.factor(train[name], test[name]) for name in train]
     code = [np.stack(list(values.values()), 1).astype(np.float64) for values in (train, test)]
-    return code, found
+    return code, factors
 
 
-def test_factors_are_binned_at_quantiles_and_names_are_left_alone(clouds):
-    _, found = clouds
-    assert [(each.count, each.ordered) for each in found] == [(4, False), (6, True), (10, True), (10, True), (10, True)]
-    np.testing.assert_array_equal(np.bincount(found[2].train), np.full(10, 250))
+def test_continuous_factors_are_binned_at_quantiles_and_categories_are_not(clouds):
+    _, factors = clouds
+    assert [(f.count, f.ordered) for f in factors] == [(4, False), (6, True), (10, True), (10, True), (10, True)]
+    np.testing.assert_array_equal(np.bincount(factors[2].train), np.full(10, 250))
     names = measures.factor(np.array([7, 7, 3]), np.array([3, 5]))
     np.testing.assert_array_equal(names.train, [2, 2, 0])
     np.testing.assert_array_equal(names.test, [0, 1])
 
 
-def test_scores_are_one_for_factors_and_none_for_noise_and_do_not_mind_order_or_sign(clouds):
-    (train, test), found = clouds
+def test_disentanglement_scores_of_perfect_permuted_noise_and_rotated_codes(clouds):
+    (train, test), factors = clouds
     turned = [np.array([-3.0, 1, 0.5, -1, 3]) * x[:, [3, 1, 0, 4, 2]] for x in (train, test)]
-    values = [each.train for each in found]
+    values = [f.train for f in factors]
     for code in ((train, test), turned):
-        assert measures.mutual_information_gap(code[0], values) > 0.93  # bins of 20 and of 10 do not quite meet
-        scores = measures.dci(*code, found, False, 0)
+        assert measures.mutual_information_gap(code[0], values) > 0.93  # 20 bins of codes and 10 of factors do not align
+        scores = measures.dci(*code, factors, False, 0)
         assert scores["disentanglement"] > 0.95 and scores["completeness"] > 0.95
-        assert scores["informativeness"] > 0.75  # names do not follow a line
-        assert measures.factorvae(*code, found, 0) > 0.99
+        assert scores["informativeness"] > 0.75  # categories are not linear
+        assert measures.factorvae(*code, factors, 0) > 0.99
     discrete = [values[0], values[1]]
-    assert measures.mutual_information_gap(train[:, :2], discrete) == pytest.approx(1, abs=0.01)  # exact but for chance
-    assert measures.factorvae(np.ones((50, 3)), np.ones((50, 3)), found, 0) == 0  # a code that has collapsed
+    assert measures.mutual_information_gap(train[:, :2], discrete) == pytest.approx(1, abs=0.01)  # exact up to chance
+    assert measures.factorvae(np.ones((50, 3)), np.ones((50, 3)), factors, 0) == 0  # a collapsed code
     noise = [np.random.default_rng(i).standard_normal(x.shape) for i, x in enumerate((train, test))]
     assert measures.mutual_information_gap(noise[0], values) < 0.01
-    none = measures.dci(*noise, found, False, 0)
+    none = measures.dci(*noise, factors, False, 0)
     assert none["disentanglement"] < 0.25 and none["completeness"] < 0.25 and none["informativeness"] < 0.25
-    assert measures.factorvae(*noise, found, 0) < 0.35
+    assert measures.factorvae(*noise, factors, 0) < 0.35
     mixing = np.linalg.qr(np.random.default_rng(0).standard_normal((5, 5)))[0]
     std = train.std(0)
     rotated = [x / std @ mixing for x in (train, test)]
     assert measures.mutual_information_gap(rotated[0], values) < 0.3
-    assert measures.dci(*rotated, found, False, 0)["disentanglement"] < 0.6
+    assert measures.dci(*rotated, factors, False, 0)["disentanglement"] < 0.6
 
 
-def test_boosted_trees_find_the_factors_too(clouds):
-    (train, test), found = clouds
-    rows, few = slice(0, 300), [found[0], found[1]]
-    few = [each._replace(train=each.train[rows]) for each in few]
+def test_dci_with_boosted_trees_finds_the_factors(clouds):
+    (train, test), factors = clouds
+    rows, few = slice(0, 300), [factors[0], factors[1]]
+    few = [f._replace(train=f.train[rows]) for f in few]
     scores = measures.dci(train[rows, :3], test[:, :3], few, True, 0)
     assert scores["disentanglement"] > 0.99 and scores["completeness"] > 0.99 and scores["informativeness"] == 1
 
 
-def test_information_and_concentration_have_their_closed_forms():
+def test_mutual_information_and_concentration_in_closed_form():
     a, b = np.repeat([0, 1], 50), np.tile([0, 1], 50)
     assert measures.mutual_information(a, b) == pytest.approx(0, abs=1e-12)
     assert measures.mutual_information(a, a) == pytest.approx(np.log(2))
@@ -216,15 +216,14 @@ def test_information_and_concentration_have_their_closed_forms():
     assert measures.concentration(np.zeros((2, 2))) == 0
 
 
-def test_disentanglement_reads_factors_and_reports_what_a_code_without_knowledge_has():
-    told = {split: cloud(n, seed) for split, n, seed in (("train", 900, 0), ("test", 400, 1))}
-    images = {split: np.stack(list(values.values()), 1)[:, None, None].astype(np.float32) for split, values in told.items()}
-
+def test_disentanglement_reads_factors_and_reports_a_shuffled_baseline():
+    values = {split: cloud(n, seed) for split, n, seed in (("train", 900, 0), ("test", 400, 1))}
+    images = {split: np.stack(list(v.values()), 1)[:, None, None].astype(np.float32) for split, v in values.items()}
     columns = {
-        split: {"shape": x["shape"], "pose": np.stack([x["x"], x["y"]], 1).astype(np.float32)} for split, x in told.items()
+        split: {"shape": x["shape"], "pose": np.stack([x["x"], x["y"]], 1).astype(np.float32)} for split, x in values.items()
     }
     encode = jax.jit(lambda x: {"code": x.reshape(len(x), -1)})
-    given = made(images["train"], images["test"], encode, columns=columns)
+    given = make_context(images["train"], images["test"], encode, columns=columns)
     disentanglement.prepare(given, factors=("shape", "pose"))
     metrics, protocol, _ = disentanglement.evaluate(given, factors=("shape", "pose"), examples=600)
     assert metrics["mig"] > 0.85 and metrics["disentanglement"] > 0.9 and metrics["factorvae"] > 0.97
@@ -239,7 +238,7 @@ def test_disentanglement_reads_factors_and_reports_what_a_code_without_knowledge
 # --- samples of a class
 
 
-def test_samples_are_classified_as_what_they_were_made_for():
+def test_sample_class_accuracy_counts_samples_of_another_class():
     generator = np.random.default_rng(0)
     colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 
@@ -247,15 +246,15 @@ def test_samples_are_classified_as_what_they_were_made_for():
         return np.clip(colors[labels][:, None, None] + 30 * generator.standard_normal((len(labels), 6, 6, 3)), 0, 255).astype(np.uint8)
 
     labels = {split: generator.integers(0, 3, n) for split, n in (("train", 90), ("test", 40))}
-    asked = generator.integers(0, 3, 50)
-    fake = painted(np.where(np.arange(50) < 10, (asked + 1) % 3, asked))  # ten of another class
+    requested = generator.integers(0, 3, 50)
+    fake = painted(np.where(np.arange(50) < 10, (requested + 1) % 3, requested))  # ten show another class
 
     def samples(count, seed, truncation):
         yield from (fake[start : min(start + 16, count)] for start in range(0, count, 16))
 
-    given = made(
+    given = make_context(
         painted(labels["train"]), painted(labels["test"]), None, labels,
-        samples=samples, sampled_labels=lambda count, seed: asked[:count], extractor=means,
+        samples=samples, sampled_labels=lambda count, seed: requested[:count], extractor=means,
     )  # fmt: skip
     metrics, protocol, _ = sample_class_accuracy.evaluate(given, extractor="means", examples=50)
     assert metrics == pytest.approx({"accuracy": 80, "accuracy_real": 100, "chance": 100 / 3})
@@ -264,14 +263,14 @@ def test_samples_are_classified_as_what_they_were_made_for():
     assert sample_class_accuracy.evaluate(given, extractor="means", examples=50).metrics == metrics and given.opened == []
 
 
-# --- as a whole
+# --- all together
 
 
-def test_one_device_and_eight_agree_under_the_transfer_guard():
+def test_evaluations_on_one_and_eight_devices_agree_under_the_transfer_guard():
     train, test = smooth(0, 60, 6), smooth(1, 40, 6)
     labels = {"train": np.arange(60) % 3, "test": np.arange(40) % 3}
     half = jax.jit(lambda x: jnp.float32(0.5) + 0 * to_floats(x))
-    offered = dict(
+    functions = dict(
         reconstruct=half,
         tokens=jax.jit(lambda x: (x[..., 0] // 16).astype(jnp.int32)), codes=16,
         token_nll=jax.jit(lambda x, y: {"nll": y * 1.0, "tokens": (x[..., 0] // 16).reshape(len(x), -1).astype(jnp.int32)}),
@@ -279,12 +278,13 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
     encode = jax.jit(lambda x: {"code": x[:, 0, 0] / 255.0, "layer1": x[:, 0, 0] / 255.0})
     spec = {
         "reconstruction": dict(kind="reconstruction"), "reduction": dict(kind="pca_baseline"), "codebook": dict(kind="codebook"),
-        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="token_likelihood"), "depth": dict(kind="linear_by_layer", solver="ridge"),
+        "denoising": dict(kind="denoising", components=3), "prior": dict(kind="token_likelihood"),
+        "depth": dict(kind="linear_by_layer", solver="ridge"),
     }  # fmt: skip
     results = []
     for devices in (1, 8):
         with jax.transfer_guard("disallow"):
-            results.append(evals.run(spec, made(train, test, encode, labels, mesh=mesh_of(devices), **offered)))
+            results.append(evals.run(spec, make_context(train, test, encode, labels, mesh=mesh_of(devices), **functions)))
     assert set(results[0]) == set(spec)
     for label in spec:
         assert results[0][label].protocol == results[1][label].protocol and "\n" not in results[0][label].protocol
@@ -306,57 +306,59 @@ def test_one_device_and_eight_agree_under_the_transfer_guard():
         (dict(kind="sample_class_accuracy", examples=0), "examples=0"),
     ],
 )
-def test_mistakes_are_named_before_anything_runs(entry, message):
+def test_invalid_options_raise_before_anything_runs(entry, message):
     with pytest.raises(UserError, match=message) as error:
         evals.check({"one": entry})
     assert "\n" not in str(error.value)
 
 
-def test_what_a_method_does_not_offer_is_told_and_the_floor_leaves_it_out():
+def test_missing_model_functions_raise_and_the_pixel_baseline_skips_them():
     images = smooth(0, 16, 6)
-    for kind in ("likelihood", "codebook", "prior", "reduction", "denoising", "classified"):
+    for kind in ("likelihood", "codebook", "token_likelihood", "pca_baseline", "denoising", "sample_class_accuracy"):
         with pytest.raises(UserError, match=f"evals.one: kind='{kind}' needs a method that gives "):
-            evals.check_needs({"one": dict(kind=kind)}, made(images))
+            evals.check_needs({"one": dict(kind=kind)}, make_context(images))
     with pytest.raises(UserError, match="no layer fits"):
-        evals.check_needs({"one": dict(kind="linear_by_layer")}, made(images))
+        evals.check_needs({"one": dict(kind="linear_by_layer")}, make_context(images))
     with pytest.raises(UserError, match="the code 'code' does not exist; the encoder has pooled"):
-        evals.check_needs({"one": dict(kind="pca_baseline")}, made(images, reconstruct=to_floats))
+        evals.check_needs({"one": dict(kind="pca_baseline")}, make_context(images, reconstruct=to_floats))
     with pytest.raises(UserError, match=r"has 108 numbers, no fewer than a picture of 6x6"):
-        evals.check_needs({"one": dict(kind="pca_baseline", layer="pooled")}, made(images, reconstruct=to_floats))
+        evals.check_needs({"one": dict(kind="pca_baseline", layer="pooled")}, make_context(images, reconstruct=to_floats))
     with pytest.raises(UserError, match=r"at most 20 numbers; leave it out"):
-        linear_maps.picture_size(made(images, reconstruct=to_floats), 20)
+        linear_maps.picture_size(make_context(images, reconstruct=to_floats), 20)
     with pytest.raises(UserError, match=r"of the size of images, \(6, 6\), and they are \(3, 6\)"):
-        evals.check_needs({"one": dict(kind="denoising")}, made(images, reconstruct=jax.jit(lambda x: x[:, :3] / 255.0)))
-    floor = Context(jax.jit(lambda x: {"pooled": x[:, 0, 0]}), lambda split: iter(()))
-    assert evals.run({"a": dict(kind="linear_by_layer"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}, floor) == {}
+        evals.check_needs({"one": dict(kind="denoising")}, make_context(images, reconstruct=jax.jit(lambda x: x[:, :3] / 255.0)))
+    pixels = Context(jax.jit(lambda x: {"pooled": x[:, 0, 0]}), lambda split: iter(()))
+    spec = {"a": dict(kind="linear_by_layer"), "b": dict(kind="disentanglement"), "c": dict(kind="codebook")}
+    assert evals.run(spec, pixels) == {}
 
 
-# --- bound by the command line
+# --- contexts of runs
 
 
-def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
+def test_context_of_a_run_has_the_functions_of_its_method_and_the_factors_of_its_data():
     small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:70]", "--config.eval_batch_size=32")
     config = configs.load(f"{ROOT}/configs/bigan.py:smoke", small)
-    this = build_experiment(config)
-    opened = context(this, this.run.abstract)  # nothing is computed here
-    told = disentanglement.values(opened, "test", ("label", "pose"), 70)
-    assert list(told) == ["label", "pose[0]", "pose[1]", "pose[2]", "pose[3]"]
-    np.testing.assert_array_equal(told["label"], np.concatenate([b["label"][b["_valid"]] for b in open_eval(config, "test")]))
-    assert told["pose[3]"].dtype == np.float32 and len(told["pose[3]"]) == 70
+    experiment = build_experiment(config)
+    opened = context(experiment, experiment.run.abstract)  # nothing is computed here
+    values = disentanglement.values(opened, "test", ("label", "pose"), 70)
+    assert list(values) == ["label", "pose[0]", "pose[1]", "pose[2]", "pose[3]"]
+    labels = np.concatenate([b["label"][b["_valid"]] for b in open_eval(config, "test")])
+    np.testing.assert_array_equal(values["label"], labels)
+    assert values["pose[3]"].dtype == np.float32 and len(values["pose[3]"]) == 70
     with pytest.raises(UserError, match="has no feature 'color'"):
         disentanglement.prepare(opened, factors=("color",))
     with pytest.raises(UserError, match="the data have no shape; choose other factors"):
-        disentanglement.prepare(made(smooth(0, 4)), factors=("shape",))
+        disentanglement.prepare(make_context(smooth(0, 4)), factors=("shape",))
     with pytest.raises(UserError, match="'question' of the data is no number"):
         disentanglement.prepare(opened, factors=("question",))
-    assert jax.eval_shape(opened.pictures.fns.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
-    assert opened.pictures.fns.log_prob is opened.pictures.fns.tokens is opened.pictures.codes is opened.pictures.sampled_labels is None
+    assert jax.eval_shape(opened.model.fns.reconstruct, opened.images()).shape == (32, *opened.images().shape[1:])
+    assert opened.model.fns.log_prob is opened.model.fns.tokens is opened.model.codes is opened.model.sampled_labels is None
 
 
-def test_labels_of_samples_are_those_of_their_latents():
+def test_sampled_labels_equal_the_labels_of_the_latents():
     config = configs.load(f"{ROOT}/configs/biggan.py:smoke", ("--config.eval_batch_size=32",))
-    this = build_experiment(config)
-    labels = open_labels(this)(70, 5)
-    each = [np.asarray(this.method.sampler.latents(jax.random.key(5 + (i << 20)), 32)["label"]) for i in range(3)]
-    np.testing.assert_array_equal(labels, np.concatenate(each)[:70])
+    experiment = build_experiment(config)
+    labels = open_labels(experiment)(70, 5)
+    expected = [np.asarray(experiment.method.sampler.latents(jax.random.key(5 + (i << 20)), 32)["label"]) for i in range(3)]
+    np.testing.assert_array_equal(labels, np.concatenate(expected)[:70])
     assert len(np.unique(labels)) > 3

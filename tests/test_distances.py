@@ -1,4 +1,4 @@
-"""Distances between sets of features: golden values, closed forms, SciPy and slow loops."""
+"""Distances between sets of features against golden values, closed forms, SciPy and loops."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def frechet(x, y):
     return subject.frechet(subject.moments(x), subject.moments(y))
 
 
-def test_frechet_has_its_golden_value():
+def test_frechet_equals_golden_value_of_compare_gan():
     """compare_gan's unit test; dividing by n instead of n - 1 would give 89.0."""
     real, fake = np.array([[2, 1]] * 50 + [[1, 1]] * 50), np.array([[9, 9]] * 50 + [[2, 9]] * 50)
     assert frechet(real, fake) == pytest.approx(89.0909090909, abs=1e-9)
@@ -45,7 +45,7 @@ def test_frechet_of_diagonal_gaussians_and_its_bias():
     assert got == pytest.approx(1 + 1 + 0 + 4, rel=0.02)  # (1 - 2)^2 + (3 - 1)^2 for the deviations, 1 for the means
 
 
-def test_moments_of_a_stream_are_those_of_the_whole():
+def test_merged_moments_equal_moments_of_all_rows():
     x = rows(0, 1000, 5, scale=0.01, shift=100).astype(np.float32)
     whole, parts = subject.moments(x), [subject.moments(x[a:b]) for a, b in ((0, 1), (1, 400), (400, 1000))]
     merged = subject.merge(subject.merge(parts[0], parts[1]), parts[2])
@@ -68,7 +68,7 @@ def test_kernel_distance_equals_the_pairwise_loop():
     assert min(same) < 0 < max(same)  # unbiased
 
 
-def test_inception_score_runs_from_one_to_the_number_of_classes():
+def test_inception_score_is_between_one_and_the_number_of_classes():
     sure = 1000.0 * np.eye(7)[np.arange(700) % 7]
     assert subject.inception_score(sure) == pytest.approx((7, 0), abs=1e-6)
     assert subject.inception_score(np.tile(rows(0, 1, 7), (70, 1))) == pytest.approx((1, 0))
@@ -79,7 +79,7 @@ def test_inception_score_runs_from_one_to_the_number_of_classes():
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_neighborhoods_equal_the_slow_definition(k):
+def test_neighborhoods_equal_a_loop(k):
     real, fake = rows(0, 60, 3), rows(1, 50, 3, shift=0.7)
     reach = lambda x: np.sort(cdist(x, x), 1)[:, k]  # noqa: E731
     across, of_real, of_fake = cdist(real, fake), reach(real), reach(fake)
@@ -92,23 +92,23 @@ def test_neighborhoods_equal_the_slow_definition(k):
 
 def test_recall_sees_dropped_modes_and_precision_does_not():
     centers = 20 * np.random.default_rng(0).standard_normal((10, 8))
-    draw = lambda seed, n, modes: rows(seed, n, 8) + centers[np.arange(n) % modes]  # noqa: E731
-    real = draw(1, 1500, 10)
-    both, few = (subject.neighborhoods(real, draw(2, 1500, modes)) for modes in (10, 3))
+    sample = lambda seed, n, modes: rows(seed, n, 8) + centers[np.arange(n) % modes]  # noqa: E731
+    real = sample(1, 1500, 10)
+    both, few = (subject.neighborhoods(real, sample(2, 1500, modes)) for modes in (10, 3))
     assert subject.neighborhoods(real, real) == pytest.approx({"precision": 1, "recall": 1, "density": 4 / 3, "coverage": 1}, rel=0.01)
     assert min(both["precision"], both["recall"], few["precision"]) > 0.7
     assert few["recall"] < 0.3 and few["coverage"] < 0.35
 
 
-def test_reference_value_of_the_authors_of_density_and_coverage():
-    """README of prdc: N(0, I) in 1000 dimensions, 10,000 rows each, k=5. Here 3,000 rows: the same numbers within noise."""
+def test_neighborhoods_equal_reference_values_of_prdc():
+    """README of prdc: N(0, I) in 1000 dimensions, 10,000 rows each, k=5. Here 3,000 rows: equal within noise."""
     got = subject.neighborhoods(rows(0, 3000, 1000), rows(1, 3000, 1000), 5)
     for name, value in dict(precision=0.4772, recall=0.4705, density=1.0555, coverage=0.9735).items():
         assert got[name] == pytest.approx(value, abs=0.08), name
 
 
-def test_every_number_equals_torch_fidelity():
-    """On the same features: the same Frechet distance, kernel distance of all rows, inception score, precision and recall."""
+def test_all_distances_equal_torch_fidelity():
+    """Frechet distance, kernel distance of all rows, inception score, precision and recall of equal features."""
     torch = require_torch()
     fid, kid, isc, prc = (require_torch_fidelity(f"metric_{name}") for name in ("fid", "kid", "isc", "prc"))
     mix = rows(9, 64, 64)
@@ -129,7 +129,7 @@ def test_every_number_equals_torch_fidelity():
 
 
 def test_frechet_by_its_symmetric_root_equals_the_eigenvalues_of_the_product():
-    """Also where there are fewer rows than dimensions, with 1e-5 for the eigenvalues that are zero."""
+    """Also for fewer rows than dimensions, with a tolerance of 1e-5 because of zero eigenvalues."""
     for n, tolerance in ((400, 1e-10), (30, 1e-5)):
         a, b = subject.moments(rows(0, n, 48)), subject.moments(rows(1, n, 48, 1.5, 0.2))
         values = np.linalg.eigvals(a.covariance @ b.covariance)
@@ -137,8 +137,8 @@ def test_frechet_by_its_symmetric_root_equals_the_eigenvalues_of_the_product():
         assert subject.frechet(a, b) == pytest.approx(apart - 2 * np.sqrt(np.maximum(values.real, 0)).sum(), rel=tolerance)
 
 
-def test_kernel_distance_does_not_depend_on_which_set_is_which():
-    """Of all rows, of which the order of draws cannot matter."""
+def test_kernel_distance_is_symmetric_and_deterministic():
+    """Symmetric for subsets of all rows; deterministic for a seed."""
     real, fake = rows(0, 40, 6), rows(1, 40, 6, shift=0.3)
     assert subject.kernel_distance(real, fake, 1)[0] == pytest.approx(subject.kernel_distance(fake, real, 1)[0], rel=1e-12)
     assert subject.kernel_distance(real, fake, 20, 10, 1) == subject.kernel_distance(real, fake, 20, 10, 1)

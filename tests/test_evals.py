@@ -25,15 +25,16 @@ from ssl_jax.experiment.evaluations import Evaluations, comparable
 # --- evaluations.json
 
 
-def test_what_several_add_at_once_is_all_there(tmp_path):
-    """As `evaluate` does while `train` goes on."""
+def test_concurrent_writers_of_evaluations_json_lose_no_entry(tmp_path):
+    """`evaluate` may write while `train` runs."""
     context = fake_context({})
     (tmp_path / "evaluations.json").write_text('[{"subject": "trained", "step": 99, "metrics": {}, "protocols": {}}]')
-    train, others = Evaluations(tmp_path, {}, 0), [Evaluations(tmp_path, {}) for _ in range(7)]  # 99 was after the last checkpoint
+    # entry 99 is later than the last checkpoint and is dropped
+    train, others = Evaluations(tmp_path, {}, 0), [Evaluations(tmp_path, {}) for _ in range(7)]
     with ThreadPoolExecutor(8) as pool:
-        for i, each in enumerate((train, *others)):
+        for i, writer in enumerate((train, *others)):
             for step in range(4):
-                pool.submit(each.add, "trained", 4 * i + step, context)
+                pool.submit(writer.add, "trained", 4 * i + step, context)
     written = json.loads((tmp_path / "evaluations.json").read_text())
     assert sorted(entry["step"] for entry in written) == list(range(32))
     assert not list(tmp_path.glob(".*tmp"))
@@ -78,7 +79,7 @@ def test_knn_equals_a_loop(metric, k, temperature):
 def test_knn_equals_lightly():
     torch = require_torch()
     require_lightly()
-    # The package around this file imports Lightning, which the function does not need.
+    # Load the file by itself: its package imports Lightning, which the function does not need.
     folder = Path(importlib.util.find_spec("lightly").origin).parent
     knn_predict = runpy.run_path(str(folder / "utils/benchmarking/knn.py"))["knn_predict"]
     bank, query = blobs(300, classes=10), blobs(200, classes=10, seed=1)
@@ -92,8 +93,8 @@ def test_knn_equals_lightly():
 
 
 @pytest.mark.parametrize(("k", "count"), [(3, 8000), (50, 1000)])
-def test_knn_does_not_depend_on_chunks_or_devices_and_ties_go_by_index(k, count):
-    """Integer features make every product exact, and there are many duplicates: order must be that of the index."""
+def test_knn_does_not_depend_on_chunks_or_devices_and_breaks_ties_by_index(k, count):
+    """Integer features have exact products and many duplicates, which must be in order of index."""
     generator = np.random.default_rng(0)
     bank = generator.integers(0, 3, (count, 4)).astype(np.float32)
     query = generator.integers(0, 3, (30, 4)).astype(np.float32)
@@ -107,8 +108,8 @@ def test_knn_does_not_depend_on_chunks_or_devices_and_ties_go_by_index(k, count)
         np.testing.assert_allclose(similarity, -np.sqrt(np.take_along_axis(distance, expected, 1)), rtol=1e-6)
 
 
-def test_knn_searches_within_groups():
-    """The shape of the test above really takes the grouped path, for k = 3."""
+def test_knn_grouped_top_k_is_used_for_small_k():
+    """The previous test covers the grouped path for k = 3."""
     assert knn._chunk_shape(8000, 1, 3)[1] > 1
     assert knn._chunk_shape(1000, 8, 50)[1] == 1
 
@@ -121,7 +122,7 @@ def test_knn_holds_one_bank_chunk_at_a_time(monkeypatch):
         sizes.append((array.shape, placed.addressable_shards[0].data.shape))
         return placed
 
-    monkeypatch.setattr(knn, "place", spy)
+    monkeypatch.setattr(knn, "put_global", spy)
     bank, query = blobs(1000), blobs(50, seed=1)
     knn.neighbors(bank.x, query.x, 5, mesh=mesh_of(8), bank_chunk=256, query_chunk=25)
     chunk_rows = [whole[0] for whole, _ in sizes if whole[0] > 25]
@@ -197,7 +198,7 @@ def singular(x):
     return np.linalg.svd(x, compute_uv=False)
 
 
-def test_ranks_have_their_golden_values():
+def test_ranks_equal_golden_values():
     s = singular(np.random.default_rng(0).standard_normal((1000, 64)))
     assert representation.rankme(s) == pytest.approx(63.4425, abs=5e-5)
     assert representation.rankme(10 * s) == pytest.approx(63.4425, abs=5e-5)
@@ -213,7 +214,7 @@ def test_ranks_have_their_golden_values():
     assert representation.covariance_rank(s) == pytest.approx(2.3564510075744576, abs=1e-10)
 
 
-def test_alignment_and_uniformity_have_their_golden_values():
+def test_alignment_and_uniformity_equal_golden_values():
     i, j = np.arange(4)[:, None], np.arange(8)[None]
     a, b = np.sin(1 + 8 * i + j), np.cos(2 + 0.5 * (8 * i + j))
     assert representation.uniformity(a) == pytest.approx(-3.804104906013733, abs=1e-12)
@@ -226,7 +227,7 @@ def test_alignment_and_uniformity_have_their_golden_values():
     assert representation.uniformity(np.ones((5, 3))) == pytest.approx(0, abs=1e-12)
 
 
-def test_l2_std_tells_spread_from_collapse():
+def test_l2_std_is_one_for_spread_and_zero_for_collapsed_features():
     x = np.random.default_rng(0).standard_normal((2000, 64))
     assert representation.l2_std(x) == pytest.approx(1, abs=0.01)
     assert representation.l2_std(np.ones((10, 64))) == pytest.approx(0, abs=1e-12)
@@ -238,7 +239,7 @@ def test_l2_std_tells_spread_from_collapse():
 
 
 def image_batches(count=37, size=16, seed=0):
-    """Images whose first pixel carries their number; the last batch is padded with loud rubbish."""
+    """Images whose first pixel is their index; the padding of the last batch has extreme values."""
     images = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(count)
     for start in range(0, count, size):
@@ -257,9 +258,8 @@ def toy_encode(images):
     return {"pooled": x[:, 0, 0], "map": x, "tokens": x.reshape(len(x), -1, 3), "half": x[:, 0, 0].astype(jnp.bfloat16)}
 
 
-
 @pytest.mark.parametrize("devices", [None, 8])
-def test_extraction_counts_exactly_and_keeps_the_order(devices):
+def test_extract_drops_padding_and_keeps_the_order(devices):
     mesh = devices and mesh_of(devices)
     result = extract(toy_encode, image_batches(), "pooled", mesh)
     assert result.x.shape == (37, 3)
@@ -275,7 +275,7 @@ def test_extraction_counts_exactly_and_keeps_the_order(devices):
     np.testing.assert_allclose(pixels(image_batches(), mesh).x, images.reshape(37, -1) / 255, rtol=1e-6)
 
 
-def test_extraction_refuses_what_cannot_be_evaluated():
+def test_extract_rejects_unknown_layers_empty_splits_and_nan_features():
     with pytest.raises(UserError, match="'layer9' does not exist; the encoder has half, map, pooled, tokens"):
         extract(toy_encode, image_batches(), "layer9")
     with pytest.raises(UserError, match="no examples"):
@@ -284,7 +284,7 @@ def test_extraction_refuses_what_cannot_be_evaluated():
         extract(lambda x: {"pooled": x * jnp.nan}, image_batches(), "pooled")
 
 
-def test_moments_leave_constant_dimensions_alone():
+def test_moments_of_constant_dimensions_have_std_one():
     x = np.stack([np.full(1000, 0.1), np.zeros(1000), np.arange(1000)], 1).astype(np.float32)
     mean, std = moments(x, 300)
     np.testing.assert_allclose(mean, x.mean(0, dtype=np.float64), rtol=1e-6)
@@ -299,7 +299,7 @@ def test_hits_rank_like_argmax_and_unknown_labels_miss():
     assert hits(scores[:1], np.array([0]), 1)[0]
 
 
-def test_context_encodes_once_names_its_limits_and_keeps_views_apart():
+def test_context_caches_features_names_limits_and_separates_views():
     opened = []
 
     def open_batches(split):
@@ -328,7 +328,7 @@ def test_context_encodes_once_names_its_limits_and_keeps_views_apart():
     assert Context(toy_encode, open_batches).views() is None
 
 
-# --- the table of evaluations
+# --- evaluations of a config
 
 SPEC = {
     "near": {"kind": "knn", "k": 3, "layer": "map"},
@@ -366,16 +366,16 @@ def two_views(images, key):
     return x[:, :2] + jax.random.uniform(key, (len(x), 2, 3))
 
 
-def test_pixels_run_through_the_same_code():
+def test_pixel_baseline_runs_the_same_evaluations():
     def open_batches(split):
         return image_batches(seed=split == "test")
 
     context = pixel_context(open_batches)
     model = Context(toy_encode, open_batches, notes={"tokenizer": "trained with perceptual=none"})
-    told = [evals.run({"near": {"kind": "knn", "k": 3}}, each)["near"].protocol for each in (model, context)]
-    assert told[0].endswith("[tokenizer: trained with perceptual=none]")
-    of_model, of_pixels = ({"protocols": {"near": protocol}} for protocol in told)
-    assert comparable(of_model, of_pixels, "near/top1")  # the floor stands beside what it is the floor of
+    protocols = [evals.run({"near": {"kind": "knn", "k": 3}}, c)["near"].protocol for c in (model, context)]
+    assert protocols[0].endswith("[tokenizer: trained with perceptual=none]")
+    of_model, of_pixels = ({"protocols": {"near": protocol}} for protocol in protocols)
+    assert comparable(of_model, of_pixels, "near/top1")  # the pixel baseline is comparable with the model
     results = evals.run({"near": SPEC["near"], "normalized": {"kind": "knn", "k": 3, "layer": "normalized"}}, context)
     assert "layer=pooled" in results["near"].protocol  # pixels have no 'map'
     assert "layer=normalized" in results["normalized"].protocol
@@ -402,13 +402,13 @@ def test_pixels_run_through_the_same_code():
         ({"kind": "representation", "examples": 1}, "examples=1"),
     ],
 )
-def test_mistakes_in_the_config_are_named_before_anything_runs(entry, message):
+def test_invalid_options_in_the_config_raise_user_errors_before_anything_runs(entry, message):
     with pytest.raises(UserError, match=message) as error:
         evals.check({"near": entry})
     assert "\n" not in str(error.value)
 
 
-def test_banks_that_cannot_classify_are_refused():
+def test_banks_with_one_class_or_without_labels_are_rejected():
     bank, query = blobs(20), blobs(10, seed=1)
     with pytest.raises(UserError, match="k=21 needs a bank of at least 21 examples, it has 20"):
         knn.evaluate(fake_context({"train": bank, "test": query}), k=21)

@@ -111,7 +111,7 @@ def test_every_kind_that_a_method_supports_is_measured_with_its_baselines(name):
         assert result.metrics and all(np.isfinite(value) for value in result.metrics.values()), kind
         assert "\n" not in result.protocol
     of_pixels = evals.run(spec, baseline_context(this, "raw pixels"))
-    assert set(of_pixels) == set(evals.of_pixels(spec)) == FEATURES
+    assert set(of_pixels) == set(evals.pixel_evals(spec)) == FEATURES
     comparison = [{"protocols": {kind: each[kind].protocol for kind in FEATURES}} for each in (results, of_pixels)]
     assert all(comparable(*comparison, f"{kind}/top1") for kind in FEATURES)
 

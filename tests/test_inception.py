@@ -1,4 +1,4 @@
-"""The Inception network against torch-fidelity's on the same random weights, its weight files, and resizing against slow loops."""
+"""The Inception network against torch-fidelity with equal random weights, its weight files, and resizing against loops."""
 
 import hashlib
 import pickle
@@ -45,7 +45,7 @@ def pictures(seed, batch, height, width):
     return np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
 
 
-def test_features_and_logits_equal_torch_fidelity_from_uint8_pixels_on(reference, monkeypatch):
+def test_inception_features_and_logits_equal_torch_fidelity(reference, monkeypatch):
     network, path = reference
     torch = require_torch()
     images = pictures(0, 2, 40, 32)
@@ -56,8 +56,8 @@ def test_features_and_logits_equal_torch_fidelity_from_uint8_pixels_on(reference
     assert (ours.dim, ours.classes) == (2048, 1008) == (pooled.shape[1], logits.shape[1])
     assert np.std(pooled) > 0.01
     for value, expected in ((got["pooled"], pooled), (got["logits"], unbiased)):
-        assert np.abs(value - expected).max() < 5e-6 * np.abs(expected).max()  # that of the sums
-    assert np.abs(logits - unbiased).max() > 0.1  # the bias that the inception score leaves out
+        assert np.abs(value - expected).max() < 5e-6 * np.abs(expected).max()  # rounding of float32 sums
+    assert np.abs(logits - unbiased).max() > 0.1  # the bias, which the inception score omits
     seen = []
     monkeypatch.setattr(extractors, "run", lambda module, params, state, x, train: (seen.append(x), state))
     black_and_white = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
@@ -67,7 +67,7 @@ def test_features_and_logits_equal_torch_fidelity_from_uint8_pixels_on(reference
     assert ends == [[-1, pytest.approx(127 / 128)], [-1, 1], [-1, pytest.approx(127 / 128)]]
 
 
-def test_it_is_the_network_that_was_counted():
+def test_inception_parameter_count():
     variables = jax.eval_shape(inception.InceptionV3().init, jax.random.key(0), jnp.zeros((1, 299, 299, 3)))
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 23_850_960 - 1008  # torchvision's without the biases of 'fc'
     assert len(jax.tree.leaves(variables["batch_stats"])) == 2 * 94
@@ -75,10 +75,10 @@ def test_it_is_the_network_that_was_counted():
         inception.InceptionV3().apply(variables, jnp.zeros((1, 299, 299, 3)), train=True)
 
 
-def test_weight_files_are_read_without_pytorch_or_refused_with_the_remedy(tmp_path):
+def test_torch_weight_files_are_read_without_pytorch_or_rejected(tmp_path):
     torch = require_torch()
     state = {"a.weight": torch.randn(3, 4, 2), "b": torch.tensor(7), "c": torch.ones(5).double(), "d": torch.randn(9)[2:6]}
-    for zipped in (True, False):  # of today, and from before PyTorch 1.6, as the published file
+    for zipped in (True, False):  # the current format, and that before PyTorch 1.6, as in the published file
         path = tmp_path / f"{zipped}.pth"
         torch.save(state, path, _use_new_zipfile_serialization=zipped)
         found = torch_file.read_state_dict(path)
@@ -108,7 +108,7 @@ def test_a_pickle_cannot_run_code(tmp_path):
         torch_file.read_state_dict(tmp_path / "bad.pth")
 
 
-def test_extractors_refuse_a_missing_file_another_checksum_and_other_weights(tmp_path):
+def test_extractors_reject_missing_files_wrong_checksums_and_other_weights(tmp_path):
     path = tmp_path / "weights.npz"
     with pytest.raises(UserError, match=f"there is no file {path}"):
         open_extractor(f"inception:{path}")
@@ -121,8 +121,8 @@ def test_extractors_refuse_a_missing_file_another_checksum_and_other_weights(tmp
         open_extractor("vgg")
 
 
-def test_only_the_published_file_has_the_name_that_fid_needs(monkeypatch, tmp_path):
-    """Any format gives the same arrays; the name goes by the checksum."""
+def test_only_the_published_weights_get_the_name_required_for_fid(monkeypatch, tmp_path):
+    """All formats give equal arrays; the checksum decides the name."""
     open_extractor.cache_clear()
     state = {"fc.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
     save_file(state, tmp_path / "w.safetensors")
@@ -130,12 +130,12 @@ def test_only_the_published_file_has_the_name_that_fid_needs(monkeypatch, tmp_pa
     given = []
     monkeypatch.setattr(inception, "from_torch", lambda found: given.append(found) or {})
     for name in ("w.safetensors", "w.npz"):
-        told = digest(tmp_path / name)
+        checksum = digest(tmp_path / name)
         spec = f"inception:{tmp_path / name}"
-        assert open_extractor(f"{spec}@{told[:8].upper()}").name == "inception-v3"
-        monkeypatch.setattr(extractors, "PUBLISHED", told[:8])
+        assert open_extractor(f"{spec}@{checksum[:8].upper()}").name == "inception-v3"
+        monkeypatch.setattr(extractors, "PUBLISHED", checksum[:8])
         opened = open_extractor(spec, "clean")
-        assert (opened.name, opened.dim, opened.sha256, opened.resize) == ("inception-2015-12-05", 2048, told, "clean")
+        assert (opened.name, opened.dim, opened.sha256, opened.resize) == ("inception-2015-12-05", 2048, checksum, "clean")
     assert len(given) == 4
     for found in given:
         np.testing.assert_array_equal(found["fc.weight"], state["fc.weight"])
@@ -145,7 +145,7 @@ def test_only_the_published_file_has_the_name_that_fid_needs(monkeypatch, tmp_pa
 
 
 def loop(image, size, position):
-    """One pixel at a time: bilinear between the two neighbors of `position(i, length, out)`, borders repeated."""
+    """Bilinear interpolation at `position(i, length, out)`, one pixel at a time, with repeated borders."""
     out = np.zeros((*size, 3))
     for i in range(size[0]):
         for j in range(size[1]):
@@ -180,7 +180,7 @@ def test_clean_resize_equals_pillow_on_floats(size):
     np.testing.assert_allclose(resize(images, size, "clean")[0], expected, rtol=0, atol=3e-3)
 
 
-def test_resizes_equal_the_packages(fidelity):
+def test_resizes_equal_torch_fidelity_and_pytorch(fidelity):
     torch = require_torch()
     tensorflow = fidelity.interpolate_bilinear_2d_like_tensorflow1x
     images = pictures(3, 2, 33, 40)
@@ -192,7 +192,7 @@ def test_resizes_equal_the_packages(fidelity):
         np.testing.assert_allclose(resize(images, (299, 299), mode), theirs.numpy().transpose(0, 2, 3, 1), rtol=0, atol=5e-4)
 
 
-def test_sizes_change_on_256_levels():
+def test_to_size_rounds_to_uint8():
     images = pictures(4, 2, 20, 30)
     images[0] = np.where(np.arange(30)[:, None] < 15, 0, 255)  # overshoots beyond both ends
     expected = np.round(np.asarray(resize(images, (31, 17), "clean")))

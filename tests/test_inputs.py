@@ -340,7 +340,7 @@ def test_evaluations_read_features_by_name(stub):
     assert last["_valid"].sum() == 96 % 40 and not last["mask"][~last["_valid"]].any()
     assert last["boxes"].shape == (40, MANY, 4) and last["boxes_valid"].any(1).sum() == 16
     areas = jax.jit(lambda images, masks, motions: {"area": jnp.stack([jnp.mean(masks > 0, (1, 2, 3)), motions[:, 1]], 1)})
-    found = opened.through(areas, "test", "area", names=("mask", "motion"))
+    found = opened.encode_with(areas, "test", "area", names=("mask", "motion"))
     source = open_source("scenes/tiny", "test")
     whole = eval_batches(source, (), 96, inputs=("mask", "motion"))[0]
     np.testing.assert_allclose(found.x[:, 0], (whole["mask"] > 0).mean((1, 2, 3)), atol=1e-6)

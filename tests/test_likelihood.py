@@ -1,4 +1,4 @@
-"""Densities that sum to one, bounds against exact evidence, and the bound that a widely copied tutorial gets wrong."""
+"""Densities that sum to one, bounds against exact evidence, and common mistakes in the ELBO."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ LEVELS = np.arange(256, dtype=np.float32) / 255
 # ----------------------------------------------------------------------------------------------- densities of pixels
 
 
-def test_bernoulli_and_gaussian_are_those_of_scipy():
+def test_bernoulli_and_gaussian_equal_scipy():
     x, logits = rng.integers(0, 2, 50), rng.normal(0, 3, 50)
     exact = scipy.stats.bernoulli.logpmf(x, 1 / (1 + np.exp(-logits)))
     np.testing.assert_allclose(likelihood.bernoulli(jnp.float32(x), jnp.float32(logits)), exact, rtol=1e-5, atol=1e-6)
@@ -27,13 +27,13 @@ def test_bernoulli_and_gaussian_are_those_of_scipy():
 
 @pytest.mark.parametrize("log_scale", [-7.0, -4.0, -1.0, 3.0])
 @pytest.mark.parametrize("mean", [-0.5, 0.0, 0.3, 0.999])
-def test_the_256_levels_sum_to_one(mean, log_scale):
+def test_discretized_logistic_levels_sum_to_one(mean, log_scale):
     log_prob = likelihood.discretized_logistic(LEVELS, jnp.float32(mean), jnp.float32(log_scale))
     assert np.isfinite(log_prob).all()
     np.testing.assert_allclose(np.exp(np.float64(log_prob)).sum(), 1, rtol=2e-5)
 
 
-def test_discretized_logistic_is_a_difference_of_distribution_functions_with_finite_gradients():
+def test_discretized_logistic_equals_cdf_differences_with_finite_gradients():
     mean, scale = 0.4, 0.05
     cdf = scipy.stats.logistic(mean, scale).cdf
     edges = np.concatenate([[0], cdf((np.arange(255) + 0.5) / 255), [1]])
@@ -68,7 +68,7 @@ def test_logit_laplace_integrates_to_one(mean, b):
     np.testing.assert_allclose(area, 1, atol=2e-4)
 
 
-def test_logit_laplace_is_best_where_its_width_is_the_distance():
+def test_logit_laplace_maximum_likelihood_scale_is_the_distance():
     x, mean = jnp.float32(0.7), jnp.float32(-0.4)
     shrunk = 0.8 * 0.7 + 0.1
     distance = abs(np.log(shrunk / (1 - shrunk)) + 0.4)
@@ -79,27 +79,27 @@ def test_logit_laplace_is_best_where_its_width_is_the_distance():
     np.testing.assert_array_equal(likelihood.logit_laplace_image(jnp.array([-9.0, 9.0])), [0, 1])
 
 
-def test_what_each_likelihood_models():
+def test_likelihoods_sample_their_data_and_return_means_in_range():
     x, key = jnp.broadcast_to(LEVELS[[0, 51, 255]], (20_000, 3)), jax.random.key(0)
-    data = {name: np.asarray(this.data(key, x)) for name, this in likelihood.LIKELIHOODS.items()}
+    data = {name: np.asarray(density.data(key, x)) for name, density in likelihood.LIKELIHOODS.items()}
     assert set(np.unique(data["bernoulli"])) == {0, 1}
     np.testing.assert_allclose(data["bernoulli"].mean(0), [0, 0.2, 1], atol=0.01)
     np.testing.assert_array_equal(np.floor(256 * data["gaussian"]), np.broadcast_to([0, 51, 255], x.shape))
     for name in ("cross_entropy", "discretized_logistic"):
         np.testing.assert_array_equal(data[name], x)
-    for name, this in likelihood.LIKELIHOODS.items():
-        out = jax.random.normal(key, (2, 4, 4, 3 * this.outputs))
-        mean = this.mean(out)
-        assert mean.shape == this.log_prob(jnp.full((2, 4, 4, 3), 0.2), out).shape == (2, 4, 4, 3), name
+    for name, density in likelihood.LIKELIHOODS.items():
+        out = jax.random.normal(key, (2, 4, 4, 3 * density.outputs))
+        mean = density.mean(out)
+        assert mean.shape == density.log_prob(jnp.full((2, 4, 4, 3), 0.2), out).shape == (2, 4, 4, 3), name
         assert 0 <= mean.min() < mean.max() <= 1, name
 
 
-def test_a_dequantized_density_does_not_exceed_the_probability_of_the_levels():
-    """exp of the expected log-density, over noise, summed over all levels: at most one, and near it for a flat density."""
-    this = likelihood.LIKELIHOODS["gaussian"]
+def test_dequantized_density_is_a_lower_bound_of_level_probability():
+    """exp of the expected log-density, summed over all levels: at most one, and near one for a flat density."""
+    density = likelihood.LIKELIHOODS["gaussian"]
     out = jnp.broadcast_to(jnp.array([0.0, 1.0]), (4000, 256, 2))
-    x = this.data(jax.random.key(0), jnp.broadcast_to(LEVELS, (4000, 256)))[..., None]
-    total = np.exp(this.log_prob(x, out).mean(0)).sum()
+    x = density.data(jax.random.key(0), jnp.broadcast_to(LEVELS, (4000, 256)))[..., None]
+    total = np.exp(density.log_prob(x, out).mean(0)).sum()
     inside = np.diff(scipy.stats.norm(0.5, np.exp(-1)).cdf([0, 1]))
     assert total < inside
     np.testing.assert_allclose(total, inside, rtol=1e-3)
@@ -108,7 +108,7 @@ def test_a_dequantized_density_does_not_exceed_the_probability_of_the_levels():
 # ----------------------------------------------------------------------------------------------- posteriors and bounds
 
 
-def test_kl_is_that_of_a_million_samples_and_zero_at_the_prior():
+def test_kl_gaussian_equals_monte_carlo_and_is_zero_at_the_prior():
     mean, log_variance = np.float32([0.7, -0.2]), np.float32([-1.0, 0.5])
     z = np.float64(mean) + np.exp(log_variance / 2) * np.random.default_rng(1).standard_normal((1_000_000, 2))
     ratio = scipy.stats.norm.logpdf(z, mean, np.exp(log_variance / 2)) - scipy.stats.norm.logpdf(z)
@@ -116,11 +116,11 @@ def test_kl_is_that_of_a_million_samples_and_zero_at_the_prior():
     np.testing.assert_array_equal(likelihood.kl_gaussian(jnp.zeros(3), jnp.zeros(3)), 0)
 
 
-def test_the_bound_is_not_that_of_the_tutorial():
-    """Its three mistakes: the log-variance used as log-deviation in the draw, means over latents and over pixels in place of sums."""
+def test_elbo_has_no_log_variance_or_mean_reduction_mistakes():
+    """Mistakes of a widely copied tutorial: log-variance as log-deviation in the sample, means over latents and pixels."""
     log_variance = jnp.full((200_000, 1), -2.0)
-    z = likelihood.draw_gaussian(jax.random.key(0), 3 * jnp.ones_like(log_variance), log_variance)
-    np.testing.assert_allclose([z.mean(), z.std()], [3, np.exp(-1)], rtol=1e-2)  # exp(-2) there
+    z = likelihood.sample_gaussian(jax.random.key(0), 3 * jnp.ones_like(log_variance), log_variance)
+    np.testing.assert_allclose([z.mean(), z.std()], [3, np.exp(-1)], rtol=1e-2)  # exp(-2) with the mistake
     kl, log_likelihood = jnp.array([[1.0, 2.0, 3.0], [2.0, 2.0, 2.0]]), jnp.array([-100.0, -200.0])
     np.testing.assert_allclose(likelihood.elbo(log_likelihood, kl), -150 - 6)
     np.testing.assert_allclose(likelihood.elbo(log_likelihood, kl, beta=4.0), -150 - 24)
@@ -138,7 +138,7 @@ def test_free_bits_cost_nothing_and_have_no_gradient():
 
 @pytest.fixture(scope="module")
 def toy():
-    """z ~ N(0, I_2), x = A z + N(0, s^2 I_5): everything is known exactly."""
+    """z ~ N(0, I_2), x = A z + N(0, s^2 I_5): evidence and posterior have closed forms."""
     r = np.random.default_rng(3)
     a, s = r.normal(size=(5, 2)), 0.7
     x = a @ r.normal(size=2) + s * r.normal(size=5)
@@ -154,24 +154,24 @@ def toy():
     return evidence, log_joint, mean, covariance
 
 
-def test_with_the_exact_posterior_every_weight_is_the_evidence(toy):
+def test_importance_weights_of_the_exact_posterior_equal_the_evidence(toy):
     evidence, log_joint, mean, covariance = toy
     z = np.random.default_rng(0).multivariate_normal(mean, covariance, 100)
     log_weights = log_joint(jnp.float32(z)) - scipy.stats.multivariate_normal(mean, covariance).logpdf(z)
     np.testing.assert_allclose(log_weights, evidence, atol=3e-4)
 
 
-def test_bounds_grow_with_draws_and_stay_below_the_evidence(toy):
+def test_importance_bound_grows_with_samples_and_stays_below_the_evidence(toy):
     evidence, log_joint, mean, covariance = toy
     q_mean, q_log_variance = jnp.float32(mean + 0.1), jnp.log(jnp.float32(np.diag(covariance)) * 1.5)
-    z = likelihood.draw_gaussian(jax.random.key(0), jnp.broadcast_to(q_mean, (5000, 40, 2)), q_log_variance)
+    z = likelihood.sample_gaussian(jax.random.key(0), jnp.broadcast_to(q_mean, (5000, 40, 2)), q_log_variance)
     log_weights = log_joint(z) - likelihood.gaussian(z, q_mean, 0.5 * q_log_variance).sum(-1)
     log_weights = np.asarray(log_weights)
-    bounds = [likelihood.importance_bound(log_weights.reshape(k, -1)).mean() for k in (1, 5, 50, 5000)]  # of all the draws each
+    bounds = [likelihood.importance_bound(log_weights.reshape(k, -1)).mean() for k in (1, 5, 50, 5000)]  # each from all samples
     assert np.all(np.diff(bounds) > 1e-3), bounds
     assert bounds[-2] < evidence - 1e-3
     np.testing.assert_allclose(bounds[-1], evidence, atol=0.01)
-    kl = likelihood.kl_gaussian(q_mean, q_log_variance).sum()  # the ELBO with a closed KL is that with a drawn one
+    kl = likelihood.kl_gaussian(q_mean, q_log_variance).sum()  # the ELBO with an analytic KL equals the sampled one
     reconstruction = log_joint(z) - likelihood.gaussian(z, 0.0, jnp.zeros(())).sum(-1)
     np.testing.assert_allclose(reconstruction.mean() - kl, log_weights.mean(), atol=0.05)
 

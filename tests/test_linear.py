@@ -1,6 +1,5 @@
 """Linear probes against scikit-learn, closed forms and steps by hand."""
 
-
 import jax
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ def test_lbfgs_equals_scikit_learn(devices):
     np.testing.assert_allclose(fitted.probe.kernel[:, 0], reference.coef_.T, atol=1e-3)
 
 
-def test_lbfgs_keeps_the_axes_of_large_features(monkeypatch):
+def test_lbfgs_without_eigenbasis_has_the_same_optimum(monkeypatch):
     bank = blobs(403)
     rotated = linear_probe.fit(bank, "lbfgs", standardize=False, l2=(1e-2,)).probe
     monkeypatch.setattr(linear_probe, "LARGEST_BASIS", 15)
@@ -41,7 +40,7 @@ def test_lbfgs_keeps_the_axes_of_large_features(monkeypatch):
     np.testing.assert_allclose(*logits, rtol=2e-3, atol=5e-3)
 
 
-def test_lbfgs_needs_no_standardized_features():
+def test_lbfgs_equals_scikit_learn_on_badly_scaled_features():
     """Badly scaled, off-center, rank-deficient features: the optimum is that of scikit-learn on the same features."""
     sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
     bank = blobs(300)
@@ -110,7 +109,7 @@ def test_sgd_shuffles_and_sees_every_row_in_every_epoch(monkeypatch):
             epochs.append(array.ravel())
         return put_global(array, sharding)
 
-    monkeypatch.setattr(linear_probe, "place", spy)
+    monkeypatch.setattr(linear_probe, "put_global", spy)
     bank = Features(blobs(20).x, np.arange(20, dtype=np.int32))  # the label is the row
     mesh, rows = flat_mesh(None), np.arange(3, 20)
     linear_probe._train_sgd(bank, rows, moments(bank.x), ((0.1, 0.0),), mesh, epochs=2, batch_size=8, seed=0)
@@ -133,7 +132,7 @@ def test_selection_never_sees_the_test_split():
     assert results[0].metrics["top1"] > results[1].metrics["top1"] + 20
 
 
-def test_the_setting_is_chosen_on_held_out_rows_and_refitted_on_all():
+def test_setting_is_chosen_on_held_out_rows_and_refitted_on_all():
     bank = blobs(300)
     fitted = linear_probe.fit(bank, "ridge", validation=0.2, seed=3, l2=(1e4, 1e-3, 1e3))
     held_out = np.sort(np.random.default_rng(3).permutation(300)[:60])

@@ -1,4 +1,4 @@
-"""Objectives against slow float64 loops, golden values and lightly."""
+"""Contrastive losses and cross-entropy against float64 loops, golden values, lightly and torch."""
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,10 @@ def stack(a, b):
 
 
 @pytest.mark.parametrize(("temperature", "golden"), [(0.1, 5.070721444459873), (0.5, 2.018646155621925)])
-def test_nt_xent_golden_and_loop(temperature, golden):
+def test_nt_xent_equals_golden_value_and_loop(temperature, golden):
     assert nt_xent_loop(A, B, temperature) == pytest.approx(golden, abs=1e-12)
     assert float(nt_xent(stack(A, B), temperature)[0]) == pytest.approx(golden, rel=1e-5)
-    # The official code returns the sum of the two directions: twice this.
+    # The official code returns the sum of both directions, twice this value.
     assert 2 * nt_xent_loop(A, B, temperature) == pytest.approx({0.1: 10.141442888919748, 0.5: 4.037292311243851}[temperature])
 
 
@@ -52,7 +52,7 @@ def test_nt_xent_value_and_gradient_equal_lightly():
 
 
 @pytest.mark.parametrize(("n", "expected"), [(4, 1.945910), (256, 6.236370)])
-def test_nt_xent_of_collapsed_embeddings_is_log_of_the_choices(n, expected):
+def test_nt_xent_of_collapsed_embeddings_is_log_2n_minus_1(n, expected):
     loss, _logs = nt_xent(jnp.ones((n, 2, 16)), 0.1)
     assert float(loss) == pytest.approx(expected, abs=1e-5) == pytest.approx(np.log(2 * n - 1), abs=1e-5)
 
@@ -89,12 +89,12 @@ def test_info_nce_and_clip_equal_loops():
 def test_losses_of_two_views_by_name():
     z = stack(A, B)
 
-    def of(name):
+    def loss_and_grad(name):
         return jax.value_and_grad(lambda z: loss_of_views(name, 0.2, "dense")(z)[0])(z)
 
-    assert float(of("nt_xent")[0]) == pytest.approx(nt_xent_loop(A, B, 0.2), rel=1e-5)
+    assert float(loss_and_grad("nt_xent")[0]) == pytest.approx(nt_xent_loop(A, B, 0.2), rel=1e-5)
     both = (info_nce_loop(A, B, 0.2) + info_nce_loop(B, A, 0.2)) / 2
-    (moco, one_sided), (clip_loss, gradient) = of("moco"), of("clip")
+    (moco, one_sided), (clip_loss, gradient) = loss_and_grad("moco"), loss_and_grad("clip")
     assert float(moco) == pytest.approx(both, rel=1e-5) and float(clip_loss) == pytest.approx(both, rel=1e-5)
     expected = jax.grad(lambda q: (info_nce(q[:, 0], B, 0.2)[0] + info_nce(q[:, 1], A, 0.2)[0]) / 2)(z)
     np.testing.assert_allclose(one_sided, expected, atol=1e-6)
@@ -111,33 +111,33 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("way", ["chunked", "ring"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_way_gives_the_values_and_gradients_of_dense(name, way, monkeypatch):
-    """Batch over data 2 x fsdp 2 x tensor 2, some rows far away from all others, in blocks of 8 columns."""
+def test_chunked_and_ring_similarities_equal_dense_in_values_and_gradients(name, way, monkeypatch):
+    """On a mesh data 2 x fsdp 2 x tensor 2 with blocks of 8 columns; some rows are far from all others."""
     monkeypatch.setattr(contrastive, "CHUNK", 8)
     z = np.random.default_rng(0).normal(size=(24, 2, 16)).astype(np.float32) + 1
     z[::5] *= -1
     objective = OBJECTIVES[name]
     (value, logs), gradient = jax.value_and_grad(lambda z: objective(z, "dense"), has_aux=True)(z)
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
-    spread = jax.device_put(z, jax.sharding.NamedSharding(mesh, sharding.BATCH))
+    sharded = jax.device_put(z, jax.sharding.NamedSharding(mesh, sharding.BATCH))
     with jax.set_mesh(mesh):
         step = jax.jit(jax.value_and_grad(lambda z: objective(z, way), has_aux=True))
-        (other, told), theirs = step(spread)
-        text = step.lower(spread).compile().as_text()
+        (other, metrics), other_gradient = step(sharded)
+        text = step.lower(sharded).compile().as_text()
     assert float(other) == pytest.approx(float(value), rel=1e-6)
-    assert float(told["accuracy"]) == pytest.approx(float(logs["accuracy"]), abs=1e-6)
+    assert float(metrics["accuracy"]) == pytest.approx(float(logs["accuracy"]), abs=1e-6)
     assert 0 < float(logs["accuracy"]) < 1
-    np.testing.assert_allclose(theirs, gradient, rtol=1e-5, atol=1e-5 * np.abs(gradient).max())
+    np.testing.assert_allclose(other_gradient, gradient, rtol=1e-5, atol=1e-5 * np.abs(gradient).max())
     if way == "ring":
         assert "collective-permute" in text
         assert "all-gather" not in text
-        assert "f32[48,48]" not in text and "f32[24,24]" not in text  # of one device: never all similarities
+        assert "f32[48,48]" not in text and "f32[24,24]" not in text  # no device holds all similarities
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", contrastive.LOSSES)
-def test_a_ring_of_twice_the_devices_holds_half_as_much_in_each(name):
-    """Of the whole step: rows that the backward pass kept of every device would not become fewer."""
+def test_ring_memory_per_device_halves_with_twice_the_devices(name):
+    """The whole step: the backward pass must not store the rows of all devices."""
     temporaries = []
     for devices in (4, 8):
         mesh = sharding.make_mesh(dict(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
@@ -149,7 +149,7 @@ def test_a_ring_of_twice_the_devices_holds_half_as_much_in_each(name):
 
 
 @pytest.mark.full
-def test_a_ring_of_one_device_and_a_batch_of_one():
+def test_ring_on_one_device_and_batch_of_one():
     z = stack(A, B)
     assert float(nt_xent(z, 0.2, "ring")[0]) == pytest.approx(float(nt_xent(z, 0.2)[0]))
     for way in contrastive.WAYS:
@@ -160,7 +160,7 @@ def test_a_ring_of_one_device_and_a_batch_of_one():
         contrastive.check_way("sparse")
 
 
-def test_nt_xent_symmetries():
+def test_nt_xent_is_invariant_to_scale_rotation_and_permutation():
     z = stack(A, B)
     value = float(nt_xent(z, 0.2)[0])
     scales = jnp.asarray(np.random.default_rng(0).uniform(0.1, 9, (4, 2, 1)), jnp.float32)
@@ -175,7 +175,7 @@ def test_unit_has_a_finite_gradient_at_zero():
     assert np.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros(3))).all()
 
 
-def test_cross_entropy_loop_and_torch():
+def test_cross_entropy_equals_a_loop_and_torch():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(6, 5)) * 3, rng.integers(0, 5, 6)
     loss, logs = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))

@@ -1,4 +1,4 @@
-"""Perceptual distances: LPIPS as torch computes it, its file and its refusals, what every such distance has to satisfy."""
+"""Perceptual distances: LPIPS against torch, its weight file, and properties of every such distance."""
 
 import functools
 import hashlib
@@ -21,11 +21,11 @@ def pictures(seed, *shape):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """State dicts of torchvision's network, with random weights, and of linear layers, and the file made of both."""
+    """State dicts of torchvision's network and of linear layers with random weights, and the file converted from both."""
     torch = require_torch()
     folder, generator = tmp_path_factory.mktemp("lpips"), torch.Generator().manual_seed(0)
     layers, before = [], 3
-    for stage, (channels, convolutions) in enumerate(vgg.STAGES):  # numbered as in torchvision, whose last pool we do not need
+    for stage, (channels, convolutions) in enumerate(vgg.STAGES):  # numbered as in torchvision, without its last pool
         layers += [torch.nn.MaxPool2d(2)] if stage else []
         for _ in range(convolutions):
             layers += [torch.nn.Conv2d(before, channels, 3, padding=1), torch.nn.ReLU()]
@@ -59,8 +59,8 @@ def lpips(files):
     return both
 
 
-def test_lpips_is_that_of_torch(files, lpips):
-    """Scaling, taps behind the ReLUs before each pool, unit channels, linear weights, mean over places, sum over layers."""
+def test_lpips_equals_torch(files, lpips):
+    """Scaling, outputs of the ReLUs before each pool, unit channels, linear weights, mean over positions, sum over layers."""
     torch = require_torch()
     _, _, network, lin = files
     x, y = pictures(0, 2, 32, 32, 3), pictures(1, 2, 32, 32, 3)
@@ -93,11 +93,11 @@ def random_both():
 
 
 @pytest.mark.parametrize("name", ["lpips", "random_conv"])
-def test_what_every_distance_satisfies(name, lpips):
+def test_perceptual_distances_are_zero_symmetric_and_grow_with_noise(name, lpips):
     both = lpips if name == "lpips" else random_both()
     x, y = pictures(0, 2, 32, 32, 3), pictures(1, 2, 32, 32, 3)
     d, gradient = both(x, y)
-    np.testing.assert_allclose(both(x, x)[0], 0, atol=1e-11)  # 0, but for the rounding of two branches compiled each its way
+    np.testing.assert_allclose(both(x, x)[0], 0, atol=1e-11)  # 0 up to rounding: the two branches compile differently
     np.testing.assert_allclose(both(y, x)[0], d, rtol=1e-5)
     assert np.all(d > 0)
     assert np.abs(gradient).max() > 0
@@ -119,14 +119,14 @@ def test_channels_that_are_all_zero_have_a_distance_and_a_gradient():
     np.testing.assert_allclose(feature_distance([a, a], [b, b], [jnp.full(3, 2.0), jnp.full(3, 0.5)]), 2.5, rtol=1e-6)
 
 
-def test_the_random_network_is_the_extractor_of_evaluations():
+def test_random_features_equal_the_random_conv_extractor():
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     theirs = open_extractor("random_conv").encode(images)["pooled"]
     ours = random_features(random_kernels(), images / np.float32(255))[-1].mean((1, 2))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_that_is_not_there_or_another_one_is_named(files, tmp_path):
+def test_missing_or_wrong_lpips_file_raises_user_error(files, tmp_path):
     torch = require_torch()
     folder, digest, *_ = files
     with pytest.raises(UserError, match=r"path='/no/lpips.npz' is no file; make it once from torchvision's vgg16.*convert"):
@@ -135,16 +135,16 @@ def test_a_file_that_is_not_there_or_another_one_is_named(files, tmp_path):
         with pytest.raises(UserError, match=f"is {digest}, not '{wrong}'; if you mean this file"):
             vgg.load(str(folder / "lpips.npz"), wrong)
     np.savez(tmp_path / "other.npz", lin1=np.ones(64))
-    of_other = hashlib.sha256((tmp_path / "other.npz").read_bytes()).hexdigest()
+    other_digest = hashlib.sha256((tmp_path / "other.npz").read_bytes()).hexdigest()
     with pytest.raises(UserError, match="holds no weights of LPIPS: conv1_1/kernel"):
-        vgg.load(str(tmp_path / "other.npz"), of_other)
+        vgg.load(str(tmp_path / "other.npz"), other_digest)
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "half.pth")
     with pytest.raises(UserError, match=r"has no 'features.0.bias'; give those of torchvision's vgg16"):
         vgg.convert(str(tmp_path / "half.pth"), str(folder / "vgg.pth"), str(tmp_path / "x.npz"))
 
 
-def test_adaptive_weight():
-    """It makes the two gradients equally long, scales with the first loss, and is held constant."""
+def test_adaptive_weight_equalizes_gradient_norms():
+    """The gradients get equal norms; the weight scales with the first loss and has no gradient."""
     w, x = pictures(0, 8), pictures(1, 8)
     first, second = (lambda w, c=1.0: c * jnp.sum((w - x) ** 2)), (lambda w: jnp.sum(jnp.sin(3 * w)))
 

@@ -1,4 +1,4 @@
-"""Evaluations of reconstructions, codes, filters and likelihoods: closed forms, scikit-learn, slow loops; padded batches."""
+"""Evaluations of reconstructions, codes, filters and likelihoods against closed forms, scikit-learn and loops."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from eval_contexts import levels, made, means, smooth, to_floats
+from eval_contexts import levels, make_context, means, smooth, to_floats
 from feature_clouds import mesh_of
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
@@ -17,17 +17,17 @@ from ssl_jax.evals import run as evals
 from ssl_jax.evals.kinds import denoising, likelihood, pca_baseline, reconstruction
 from ssl_jax.evals.lib import distances, linear_maps, quality  # fmt: skip
 
-# --- pictures beside pictures
+# --- image quality
 
 
-def test_psnr_has_its_closed_forms():
+def test_psnr_in_closed_form():
     x = np.random.default_rng(0).random((3, 4, 5, 3))
     offset = np.array([0.1, 0.01, 0.0])[:, None, None, None]
     np.testing.assert_allclose(quality.psnr(x, x + offset), [20, 40, 100], rtol=1e-12)
     np.testing.assert_allclose(quality.squared_error(x, x + offset), [60 * 0.01, 60 * 0.0001, 0], rtol=1e-9)
 
 
-def test_ssim_equals_a_loop_over_windows_and_its_closed_form_for_flat_pictures():
+def test_ssim_equals_a_loop_over_windows_and_the_closed_form_for_constant_images():
     x, y = (np.random.default_rng(i).random((2, 13, 14, 2)) for i in range(2))
     y = 0.5 * x + 0.5 * y
     edge = np.arange(-5, 6)
@@ -50,18 +50,18 @@ def test_ssim_equals_a_loop_over_windows_and_its_closed_form_for_flat_pictures()
     np.testing.assert_allclose(flat, (2 * 0.12 + 1e-4) / (0.04 + 0.36 + 1e-4), rtol=1e-12)
 
 
-def test_reconstructions_have_psnr_ssim_and_a_frechet_distance_of_the_whole_split():
+def test_reconstruction_psnr_ssim_and_frechet_distance_of_the_whole_split():
     images = smooth(0, 40)
     darker = jax.jit(lambda x: 0.8713 * x / 255.0)
-    given = made(smooth(1, 24), images, reconstruct=darker, extractor=means)
+    given = make_context(smooth(1, 24), images, reconstruct=darker, extractor=means)
     plain = reconstruction.evaluate(given, examples=20)
-    again = 0.8713 * levels(images)
-    assert plain.metrics["psnr"] == pytest.approx(quality.psnr(levels(images), again)[:20].mean(), rel=1e-5)
-    assert plain.metrics["ssim"] == pytest.approx(quality.ssim(levels(images), again)[:20].mean(), rel=1e-5)
+    reconstructed = 0.8713 * levels(images)
+    assert plain.metrics["psnr"] == pytest.approx(quality.psnr(levels(images), reconstructed)[:20].mean(), rel=1e-5)
+    assert plain.metrics["ssim"] == pytest.approx(quality.ssim(levels(images), reconstructed)[:20].mean(), rel=1e-5)
     assert "frechet" not in plain.metrics and "extractor" not in plain.protocol
     measured = reconstruction.evaluate(given, examples=20, extractor="means")
     assert measured.metrics.items() >= plain.metrics.items()
-    x, y = images.mean((1, 2)), np.round(255 * again).mean((1, 2))
+    x, y = images.mean((1, 2)), np.round(255 * reconstructed).mean((1, 2))
     expected = 100 * distances.frechet(distances.moments(x), distances.moments(y)) / np.cov(x.T).trace()
     assert measured.metrics["frechet"] == pytest.approx(expected, rel=1e-3)
     assert "fid" not in measured.metrics
@@ -69,26 +69,26 @@ def test_reconstructions_have_psnr_ssim_and_a_frechet_distance_of_the_whole_spli
         "frechet extractor=means weights=ffffffff dimensions=3 resize=legacy pixels=12x12 all of test(40), in percent of the variance"
         " of the images"
     )
-    assert "ssim" not in reconstruction.evaluate(made(images[:, :8], reconstruct=to_floats)).metrics  # no window fits
+    assert "ssim" not in reconstruction.evaluate(make_context(images[:, :8], reconstruct=to_floats)).metrics  # no window fits
 
 
 # --- linear maps of pixels
 
 
-def test_principal_components_equal_those_of_scikit_learn():
+def test_principal_components_equal_scikit_learn():
     x = levels(smooth(0, 90, 4)).reshape(90, -1).astype(np.float32)
     for k in (3, 20, 48):  # some of many, most, all
-        ours, theirs = linear_maps.principal(distances.in_parts(x, 32), k), PCA(k, svd_solver="full").fit(x.astype(np.float64))
+        ours, theirs = linear_maps.pca(distances.chunked_moments(x, 32), k), PCA(k, svd_solver="full").fit(x.astype(np.float64))
         np.testing.assert_allclose(ours(x), theirs.inverse_transform(theirs.transform(x)), atol=1e-6)
         np.testing.assert_allclose(np.abs(ours.code(x)), np.abs(theirs.transform(x.astype(np.float64))), atol=1e-6)
 
 
-def test_the_best_filter_is_wieners_and_with_clipping_the_limit_of_least_squares():
+def test_best_filter_is_the_wiener_filter_and_least_squares_with_clipping():
     x = levels(smooth(0, 60, 3)).reshape(60, -1)
-    found, sigma = linear_maps.best_filter(x, 0.3, False), 0.3
+    wiener, sigma = linear_maps.best_filter(x, 0.3, False), 0.3
     covariance = np.cov(x.T, ddof=0)
-    np.testing.assert_allclose(found.inward.T, covariance @ np.linalg.inv(covariance + sigma**2 * np.eye(27)), atol=1e-10)
-    np.testing.assert_allclose(found.before, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(wiener.inward.T, covariance @ np.linalg.inv(covariance + sigma**2 * np.eye(27)), atol=1e-10)
+    np.testing.assert_allclose(wiener.before, x.mean(0), rtol=1e-12)
 
     for value, s in ((0.0, 0.5), (0.3, 0.2), (1.0, 0.7), (0.5, 0.01)):
         def moment(power, value=value, s=s):
@@ -109,7 +109,7 @@ def test_the_best_filter_is_wieners_and_with_clipping_the_limit_of_least_squares
 
 
 @pytest.mark.parametrize("gray", [False, True])
-def test_reduction_compares_with_as_many_principal_components(gray):
+def test_pca_baseline_of_a_linear_code_equals_scikit_learn_pca(gray):
     train, test = smooth(0, 80, 6, gray), smooth(1, 37, 6, gray)
     x, y = (levels(images).reshape(len(images), -1)[:, :: 3 if gray else 1] for images in (train, test))
     oracle = PCA(5, svd_solver="full").fit(x)
@@ -121,11 +121,11 @@ def test_reduction_compares_with_as_many_principal_components(gray):
 
     @jax.jit
     def reconstruct(images):
-        again = (code(images) @ components + mean).reshape(-1, 6, 6, channels)
-        return jnp.broadcast_to(again, (len(images), 6, 6, 3))
+        reconstructed = (code(images) @ components + mean).reshape(-1, 6, 6, channels)
+        return jnp.broadcast_to(reconstructed, (len(images), 6, 6, 3))
 
     encode = jax.jit(lambda images: {"code": code(images), "pooled": code(images)})
-    given = made(train, test, encode, reconstruct=reconstruct)
+    given = make_context(train, test, encode, reconstruct=reconstruct)
     evals.check_needs({"one": dict(kind="pca_baseline")}, given)
     metrics, protocol, _ = pca_baseline.evaluate(given, examples=33)
     error = np.sum((oracle.inverse_transform(oracle.transform(y)) - y) ** 2, 1)[:33].mean()
@@ -141,10 +141,10 @@ def test_reduction_compares_with_as_many_principal_components(gray):
     )
     given.opened.clear()
     assert pca_baseline.evaluate(given, examples=33).metrics == metrics
-    assert "train" not in given.opened  # known within the run
+    assert "train" not in given.opened  # cached for the run
 
 
-def test_denoising_gains_over_the_noisy_image_and_over_linear_filters():
+def test_denoising_gain_over_noisy_images_pca_and_linear_filter():
     train, test = smooth(0, 200, 6, gray=True), smooth(1, 50, 6, gray=True)
     seen = []
 
@@ -153,12 +153,12 @@ def test_denoising_gains_over_the_noisy_image_and_over_linear_filters():
         jax.debug.callback(lambda x: seen.append(np.array(x)), images)
         return images
 
-    given = made(train, test, reconstruct=keep)
+    given = make_context(train, test, reconstruct=keep)
     evals.check_needs({"one": dict(kind="denoising")}, given)
     same = denoising.evaluate(given, sigma=0.4, components=4, examples=50, seed=3)
     jax.effects_barrier()
     noisy = np.concatenate([x for x in seen if x.dtype == np.float32])[:50]
-    assert (noisy == noisy[..., :1]).all() and noisy.min() == 0 and noisy.max() == 1  # gray noise, cut off
+    assert (noisy == noisy[..., :1]).all() and noisy.min() == 0 and noisy.max() == 1  # gray noise, clipped
     assert same.metrics["gain"] == pytest.approx(0, abs=1e-6)
     plain, clean = (x[..., 0].reshape(50, -1).astype(np.float64) for x in (noisy, levels(test)))
     assert np.std(noisy[(plain.reshape(50, 6, 6) > 0)]) > 0.2
@@ -174,10 +174,10 @@ def test_denoising_gains_over_the_noisy_image_and_over_linear_filters():
 
     @jax.jit
     def filtered(images):
-        again = images[..., 0].reshape(len(images), -1) @ weights + offset
-        return jnp.broadcast_to(again.clip(0, 1).reshape(-1, 6, 6, 1), (len(images), 6, 6, 3))
+        reconstructed = images[..., 0].reshape(len(images), -1) @ weights + offset
+        return jnp.broadcast_to(reconstructed.clip(0, 1).reshape(-1, 6, 6, 1), (len(images), 6, 6, 3))
 
-    best_one = denoising.evaluate(made(train, test, reconstruct=filtered), sigma=0.4, components=4, examples=50, seed=3)
+    best_one = denoising.evaluate(make_context(train, test, reconstruct=filtered), sigma=0.4, components=4, examples=50, seed=3)
     assert best_one.metrics["gain_linear"] == pytest.approx(0, abs=1e-3)
     assert best_one.metrics["gain"] == pytest.approx(best_one.metrics["psnr_linear"] - same.metrics["psnr_noisy"], abs=1e-3)
     assert "sigma=0.4 cut off at 0 and 1 seed=3 first of test(50) pixels=6x6x1" in same.protocol
@@ -188,8 +188,8 @@ def test_denoising_gains_over_the_noisy_image_and_over_linear_filters():
 # --- likelihood
 
 
-def test_bounds_of_a_linear_normal_model_rise_with_k_to_the_evidence():
-    """Five pixels x = W z + noise: the evidence is known, q is shifted and of another width."""
+def test_iwae_bound_of_a_linear_gaussian_model_rises_with_k_to_the_evidence():
+    """Five pixels x = W z + noise: the evidence has a closed form; q is shifted and wider."""
     generator = np.random.default_rng(0)
     weights, images = generator.standard_normal((5, 2)), generator.integers(0, 256, (900, 5, 1, 1), np.uint8)
     covariance = weights @ weights.T + 0.25 * np.eye(5)
@@ -207,7 +207,8 @@ def test_bounds_of_a_linear_normal_model_rise_with_k_to_the_evidence():
         return {"elbo": w.mean(0), "iwae": jax.scipy.special.logsumexp(w, axis=0) - jnp.log(k)}
 
     jitted = jax.jit(log_prob, static_argnums=2)
-    results = [likelihood.evaluate(made(images, log_prob=jitted, mesh=mesh_of(8), size=320), k=k).metrics for k in (1, 5, 50, 1000)]
+    context = make_context(images, log_prob=jitted, mesh=mesh_of(8), size=320)
+    results = [likelihood.evaluate(context, k=k).metrics for k in (1, 5, 50, 1000)]
     bounds = [metrics[f"iwae_{k}"] for metrics, k in zip(results, (1, 5, 50, 1000), strict=True)]
     assert results[0]["elbo"] == pytest.approx(bounds[0], rel=1e-6)
     assert (np.diff(bounds) > 0).all() and bounds[-1] == pytest.approx(exact, abs=0.01)
@@ -215,16 +216,17 @@ def test_bounds_of_a_linear_normal_model_rise_with_k_to_the_evidence():
     assert results[-1]["bits_per_dimension"] == pytest.approx(-bounds[-1] / (5 * np.log(2)), rel=1e-6)
 
 
-def test_bits_per_dimension_of_uniform_pixels_are_eight_whatever_the_channels_and_batches():
+def test_bits_per_dimension_of_uniform_pixels_is_eight_for_any_channels_and_batches():
     images = smooth(0, 20, 4)
     uniform = jax.jit(lambda x, key, k: dict.fromkeys(("elbo", "iwae"), jnp.full(len(x), -48 * jnp.log(256.0))), static_argnums=2)
-    metrics, protocol, _ = likelihood.evaluate(made(images, log_prob=uniform), k=3, examples=18)
+    metrics, protocol, _ = likelihood.evaluate(make_context(images, log_prob=uniform), k=3, examples=18)
     assert metrics["bits_per_dimension"] == pytest.approx(8, rel=1e-6) == metrics["elbo_bits_per_dimension"]
     assert protocol == "likelihood k=3 seed=0 of test(18) dimensions=48"
     one = jax.jit(lambda x, key, k: uniform(x, key, k) | {"dimensions": jnp.float32(16)}, static_argnums=2)
-    assert likelihood.evaluate(made(images, log_prob=one)).metrics["bits_per_dimension"] == pytest.approx(24, rel=1e-6)
+    assert likelihood.evaluate(make_context(images, log_prob=one)).metrics["bits_per_dimension"] == pytest.approx(24, rel=1e-6)
     keys = jax.jit(lambda x, key, k: dict.fromkeys(("elbo", "iwae"), jnp.full(len(x), jax.random.uniform(key))), static_argnums=2)
-    first, again, other = (likelihood.evaluate(made(images, log_prob=keys), seed=seed).metrics["elbo"] for seed in (0, 0, 1))
-    assert first == again != other
-    each = [jax.random.uniform(jax.random.fold_in(jax.random.key(0), batch)) for batch in range(2)]
-    assert first == pytest.approx(float(16 * each[0] + 4 * each[1]) / 20, rel=1e-5)
+    context = make_context(images, log_prob=keys)
+    first, repeated, other = (likelihood.evaluate(context, seed=seed).metrics["elbo"] for seed in (0, 0, 1))
+    assert first == repeated != other
+    values = [jax.random.uniform(jax.random.fold_in(jax.random.key(0), batch)) for batch in range(2)]
+    assert first == pytest.approx(float(16 * values[0] + 4 * values[1]) / 20, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Drawing tokens: closed forms of what is drawn from, and loops with and without a cache that draw the same."""
+"""Token sampling: filtered distributions in closed form, and autoregressive loops with and without a cache."""
 
 import functools
 
@@ -17,72 +17,72 @@ P = np.array([0.5, 0.05, 0.3, 0.15], np.float32)
 
 
 def probabilities(**options):
-    return np.asarray(jax.nn.softmax(sampling.sharpened(jnp.log(P), SamplingConfig(**options))))
+    return np.asarray(jax.nn.softmax(sampling.filter_logits(jnp.log(P), SamplingConfig(**options))))
 
 
-def test_sharpening_in_closed_form():
+def test_temperature_top_k_and_top_p_in_closed_form():
     np.testing.assert_allclose(probabilities(), P, rtol=1e-6)
     np.testing.assert_allclose(probabilities(temperature=0.5), P**2 / (P**2).sum(), rtol=1e-5)
     np.testing.assert_allclose(probabilities(top_k=2), [0.5 / 0.8, 0, 0.3 / 0.8, 0], rtol=1e-6)
     np.testing.assert_allclose(probabilities(top_k=9), P, rtol=1e-6)
     np.testing.assert_allclose(probabilities(top_p=0.79), [0.5 / 0.8, 0, 0.3 / 0.8, 0], rtol=1e-6)
     np.testing.assert_allclose(probabilities(top_p=0.81), np.array([0.5, 0, 0.3, 0.15]) / 0.95, rtol=1e-6)
-    np.testing.assert_allclose(probabilities(top_k=3, top_p=0.5), [1, 0, 0, 0])  # what precedes the second token is not below 0.5
+    np.testing.assert_allclose(probabilities(top_k=3, top_p=0.5), [1, 0, 0, 0])  # the total before the second token is not below 0.5
     squared = P**2 / (P**2).sum()
-    assert squared[0] > 0.65  # so that temperature must have come first
+    assert squared[0] > 0.65  # so temperature must be applied first
     np.testing.assert_allclose(probabilities(temperature=0.5, top_p=0.65), [1, 0, 0, 0])
 
 
 @pytest.mark.parametrize("logits", [[0.0] * 5, [50.0, 0.0, 0.0, 0.0, 0.0], [-1e4, -2e4, -3e4, -4e4, -5e4]])
-def test_top_p_keeps_a_token(logits):
-    kept = sampling.sharpened(jnp.array(logits), SamplingConfig(top_p=1e-9))
+def test_top_p_keeps_at_least_one_token(logits):
+    kept = sampling.filter_logits(jnp.array(logits), SamplingConfig(top_p=1e-9))
     assert np.isfinite(kept).any()
     assert jnp.argmax(kept) == 0
 
 
-def test_draws_have_the_probabilities():
-    """Also of fold_in(key, i) for different i, which have to be independent."""
-    keys = jax.random.split(jax.random.key(0), 6000)
-    first, second = (np.asarray(sampling.sample_token(jnp.broadcast_to(jnp.log(P), (6000, 4)), keys, i, SamplingConfig())) for i in (0, 1))
+def test_sample_token_has_softmax_frequencies():
+    """Tokens with different indices are independent."""
+    keys, logits = jax.random.split(jax.random.key(0), 6000), jnp.broadcast_to(jnp.log(P), (6000, 4))
+    first, second = (np.asarray(sampling.sample_token(logits, keys, i, SamplingConfig())) for i in (0, 1))
     for tokens in (first, second):
         np.testing.assert_allclose(np.bincount(tokens, minlength=4) / 6000, P, atol=0.025)
     assert abs(np.mean(first == second) - (P**2).sum()) < 0.025
-    np.testing.assert_array_equal(sampling.sample_token(jnp.broadcast_to(jnp.log(P), (4, 4)), keys[:4], 0, SamplingConfig()), first[:4])
-    assert not sampling.sample_token(jnp.broadcast_to(jnp.log(P), (6000, 4)), keys, 0, SamplingConfig(top_k=1)).any()
+    np.testing.assert_array_equal(sampling.sample_token(logits[:4], keys[:4], 0, SamplingConfig()), first[:4])
+    assert not sampling.sample_token(logits, keys, 0, SamplingConfig(top_k=1)).any()
 
 
-def test_guidance_of_one_is_the_class_and_of_none_no_class():
-    told, untold = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
-    both = jnp.stack([told, untold], 1).reshape(6, 5)
-    np.testing.assert_allclose(sampling.guided(both, 1.0), told, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(sampling.guided(both, 0.0), untold)
-    np.testing.assert_allclose(sampling.guided(both, 3.0), 3 * told - 2 * untold, rtol=1e-4, atol=1e-5)
+def test_guidance_scale_one_is_conditional_and_zero_unconditional():
+    conditional, unconditional = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+    both = jnp.stack([conditional, unconditional], 1).reshape(6, 5)
+    np.testing.assert_allclose(sampling.guided(both, 1.0), conditional, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(sampling.guided(both, 0.0), unconditional)
+    np.testing.assert_allclose(sampling.guided(both, 3.0), 3 * conditional - 2 * unconditional, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def loops():
-    """(cached, uncached): (prefix, label, keys) -> tokens, of a model away from its start; and log p of a sequence."""
+    """(cached, uncached), both (prefix, label, keys) -> tokens, of a model with perturbed parameters."""
     module, length = CausalPrior(codes=9, length=7, classes=2, depth=2, width=16, heads=2, hidden=32), 7
     params, _ = create(module, jax.random.key(0), jnp.zeros((1, length), int), train=False)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.4, x.shape).astype(np.float32), params)
-    call, sharpening = functools.partial(run, module, params, {}, train=False), SamplingConfig(0.9, 6, 0.95)
+    call, config = functools.partial(run, module, params, {}, train=False), SamplingConfig(0.9, 6, 0.95)
 
     @jax.jit
     def cached(prefix, label, keys):
         prefill = lambda tokens: call(tokens, label, method="prefill")[0]  # noqa: E731
         decode = lambda *args: call(*args, method="decode")[0]  # noqa: E731
-        return sampling.autoregress(prefill, decode, prefix, length, keys, sharpening)
+        return sampling.autoregress(prefill, decode, prefix, length, keys, config)
 
     @jax.jit
     def uncached(prefix, label, keys):
-        return sampling.autoregress_uncached(lambda tokens: call(tokens, label)[0][0], prefix, length, keys, sharpening)
+        return sampling.autoregress_uncached(lambda tokens: call(tokens, label)[0][0], prefix, length, keys, config)
 
     return cached, uncached
 
 
 @pytest.mark.parametrize("begin", [0, 3])
-def test_the_cache_changes_no_token(loops, begin):
+def test_cached_and_uncached_autoregression_sample_equal_tokens(loops, begin):
     cached, uncached = loops
     prefix = jnp.arange(32 * begin).reshape(32, begin) % 9
     keys, label = jax.random.split(jax.random.key(1), 32), jnp.arange(32) % 2
@@ -102,6 +102,6 @@ def test_a_sample_does_not_depend_on_its_batch(loops):
 
 
 @pytest.mark.parametrize("options", [dict(temperature=0.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5)])
-def test_impossible_sharpening_is_one_line(options):
+def test_invalid_sampling_config_raises_user_error(options):
     with pytest.raises(UserError, match=next(iter(options))):
         sampling.check(SamplingConfig(**options))

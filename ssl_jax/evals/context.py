@@ -1,4 +1,4 @@
-"""What an evaluator sees: features by split and layer, computed once, and nothing of the method behind them."""
+"""The input of an evaluator: cached features by split and layer, and the functions of the model. It hides the method."""
 
 from __future__ import annotations
 
@@ -16,59 +16,60 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.lib.features import Features, extract, pixel_encode
 
 Split = Literal["train", "test"]
-OpenBatches = Callable[..., Iterable[Mapping[str, np.ndarray]]]  # (split) or (split, names of features) -> batches
-PIXEL_LAYERS = ("pooled", "normalized")  # of raw pixels
+OpenBatches = Callable[..., Iterable[Mapping[str, np.ndarray]]]  # (split) or (split, feature names) -> batches
+PIXEL_LAYERS = ("pooled", "normalized")  # the layers of `pixel_encode`
 
 
 class Result(NamedTuple):
-    """What an evaluator returns."""
+    """The result of one evaluation."""
 
     metrics: dict[str, float]  # accuracies in percent
-    protocol: str  # one line: everything that has to agree before two numbers may be compared
-    picture: np.ndarray | None = None  # uint8 [H, W, 3], where one tells more than the numbers
+    protocol: str  # one line; two numbers are comparable only if their protocols agree
+    picture: np.ndarray | None = None  # uint8 [H, W, 3]
 
 
 class Extractor(NamedTuple):
-    """A fixed network whose features pictures are compared in."""
+    """A fixed network that maps images to features for comparison."""
 
     name: str
     dim: int
-    encode: Callable  # uint8 [B, H, W, 3], any size -> {'pooled': float32 [B, dim], and 'logits': float32 [B, classes] if there are}
-    classes: int = 0
-    sha256: str = ""  # of the weights; '' where there are none
-    resize: str = "none"  # how `encode` brings images to the size of the network
+    encode: Callable  # uint8 [B, H, W, 3] of any size -> {'pooled': float32 [B, dim]}; with classes also 'logits': [B, classes]
+    classes: int = 0  # 0: no logits
+    sha256: str = ""  # checksum of the weights; '' without a weight file
+    resize: str = "none"  # how `encode` resizes images for the network
 
 
 class EvaluatedModel(NamedTuple):
-    """What evaluations of a model are given beside its features; None where its method does not offer it."""
+    """The functions of a model that evaluations use beside its features; None where the method does not provide one."""
 
     extractor: Callable[[str, str], Extractor]  # (specification, resize) -> the network
-    known: dict  # features of real images: they do not change within a run
-    fns: ModelFns = ModelFns()  # of the method, without their first two arguments: fns.reconstruct(images)
+    cache: dict  # results that do not change within a run, such as features of real images
+    fns: ModelFns = ModelFns()  # functions of the method with params and mutable bound: fns.reconstruct(images)
     codes: int | None = None  # size of the codebook
     samples: Callable | None = None
-    # (count, seed, truncation[, labels]) -> uint8 batches [B, H, W, 3]; labels [count] instead of those drawn
-    sampled_labels: Callable | None = None  # (count, seed) -> int32 [count]: the classes that `samples` were made for
-    between: Callable | None = None  # (space, seed, place [N]) -> float32 batches [B, H, W, 3] of about [0, 1], on the ways of latents
+    # (count, seed, truncation[, labels]) -> uint8 batches [B, H, W, 3]; `labels` int [count] replace the sampled ones
+    sampled_labels: Callable | None = None  # (count, seed) -> int32 [count]: the classes that `samples` are conditioned on
+    between: Callable | None = None  # (space, seed, t [N] in [0, 1]) -> float32 batches [B, H, W, 3] in about [0, 1]: decoded
+    # latents at position t of the path between two random latents
 
     def offered(self, name: str) -> Any:
-        """The function or number of that name, here or in `fns`; None where the method does not offer it."""
+        """The field `name` of this record or of `fns`; None where the method does not provide it."""
         return getattr(self.fns if name in ModelFns._fields else self, name)
 
 
 class Context:
     """Cached features of one frozen encoder.
 
-    encode: jitted and bound to its parameters, images uint8 [B, H, W, 3] -> {layer: array}.
-    open_batches: 'train' (bank) or 'test' (query) -> batches with 'image', 'label' (where there are some) and '_valid', without
-        augmentation; with names of features as second argument, batches with those and '_valid'.
-    split_names: {'train': ..., 'test': ...} as the data calls them, for the protocol.
-    limits: {'train': n, 'test': n} uses the first n examples only, and the protocol says so; the data must come in an
-        order that does not follow the classes then.
-    layers: the layers to choose from; an evaluation that asks for another gets the first. None: the encoder's own.
-    encode_views: (images uint8 [B, H, W, 3], key) -> [B, V, D], features of V augmented views; None: no alignment.
-    pictures: None for features that belong to no model, such as raw pixels; evaluations of pictures are left out.
-    notes: what every protocol has to name of the model, {'tokenizer': 'trained with ...'}.
+    encode: a jitted function with parameters bound, images uint8 [B, H, W, 3] -> {layer: array}.
+    open_batches: 'train' (bank) or 'test' (query) -> batches with 'image', '_valid' and, for labeled data, 'label'. Images are not
+        augmented. With feature names as second argument, batches have those features and '_valid'.
+    split_names: {'train': ..., 'test': ...}, the names of the splits in the data set, for the protocol.
+    limits: {'train': n, 'test': n} uses only the first n examples, and the protocol says so. The order of the data must then not
+        follow the classes.
+    layers: the layers to choose from; an evaluation that asks for another gets the first. None: those of the encoder.
+    encode_views: (images uint8 [B, H, W, 3], key) -> [B, V, D], features of V augmented views; None: alignment is not measured.
+    model: None for features without a model, such as raw pixels; evaluations that need a model are skipped.
+    notes: facts about the model that every protocol names, {'tokenizer': 'trained with ...'}.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class Context:
         encode_views: Callable | None = None,
         limits: Mapping[str, int] | None = None,
         layers: tuple[str, ...] | None = None,
-        pictures: EvaluatedModel | None = None,
+        model: EvaluatedModel | None = None,
         notes: Mapping[str, str] | None = None,
     ):
-        self.mesh, self.layers, self.pictures, self.notes = mesh, layers, pictures, dict(notes or {})
+        self.mesh, self.layers, self.model, self.notes = mesh, layers, model, dict(notes or {})
         self.encode, self._open_batches, self._encode_views = encode, open_batches, encode_views
         self._split_names = dict(split_names or {"train": "train", "test": "test"})
         self._limits = dict(limits or {})
@@ -92,47 +93,45 @@ class Context:
         self._images: jax.ShapeDtypeStruct | None = None
 
     def features(self, split: Split, layer: str = "pooled") -> Features:
-        """x [N, D], y [N] of a split; the first call encodes, later ones are free."""
+        """x [N, D], y [N] of a split. The first call encodes; later calls read the cache."""
         if (split, layer) not in self._features:
             batches = self.batches(split)
             self._features[split, layer] = extract(self.encode, batches, layer, self.mesh, self.limit(split))
         return self._features[split, layer]
 
-    def name(self, split: Split) -> str:
-        """'train(50000)', or 'train[:8000](8000)' where a limit applies; call after `features`."""
-        return self.named(split, next(len(features.y) for (done, _), features in self._features.items() if done == split))
-
-    def named(self, split: Split, count: int) -> str:
-        """The same for `count` examples that were read by `through`."""
+    def name(self, split: Split, count: int | None = None) -> str:
+        """'train(50000)', or 'train[:8000](8000)' where a limit applies; None: the examples that `features` has encoded."""
+        if count is None:
+            count = next(len(features.y) for (done, _), features in self._features.items() if done == split)
         limited = f"[:{count}]" if count == self._limits.get(split) else ""
         return f"{self._split_names[split]}{limited}({count})"
 
     def limit(self, split: Split, count: int | None = None) -> int | None:
-        """How many examples to use of those that are there, at most `count`; None: all."""
+        """The number of examples to use, at most `count`; None: all."""
         return min((n for n in (count, self._limits.get(split)) if n is not None), default=None)
 
     def batches(self, split: Split, names: Sequence[str] | None = None) -> Iterable[Mapping[str, np.ndarray]]:
         """Batches of this process with the features `names` of the data (None: images and labels) and '_valid' [B].
 
-        Lists are as long as the method declares them; `NAME_valid` says which rows are there, as for methods.
+        Lists have the length that the method declares; `NAME_valid` marks their valid rows, as in training batches.
 
         Raises:
-          UserError: the data have no such feature; the line lists what they have.
+          UserError: the data have no such feature; the message lists their features.
         """
         return self._open_batches(split) if names is None else self._open_batches(split, tuple(names))
 
-    def through(
+    def encode_with(
         self, encode: Callable, split: Split, layer: str, count: int | None = None, names: Sequence[str] = ()
     ) -> Features:
-        """Features of the images of a split, all of them or the first `count`, by another function than the encoder; not kept.
+        """Output `layer` of another function than the encoder, for all images of a split or the first `count`; not cached.
 
-        `names`: features of the data that `encode` is given after the images, such as ("label",).
+        `names`: features of the data that `encode` takes after the images, such as ("label",).
         """
-        asked = None if set(names) <= {"label"} else ("image", *names)
-        return extract(encode, self.batches(split, asked), layer, self.mesh, self.limit(split, count), names)
+        read = None if set(names) <= {"label"} else ("image", *names)
+        return extract(encode, self.batches(split, read), layer, self.mesh, self.limit(split, count), names)
 
     def columns(self, split: Split, names: Sequence[str], count: int) -> dict[str, np.ndarray]:
-        """{name: [N, ...]} of numbers of the data, of the first `count` examples, on every process; whole numbers below 2**24."""
+        """{name: [N, ...]}: numeric features of the first `count` examples, on every process. Integers must be below 2**24."""
         first = next(iter(self.batches(split, ("image", *names))))
         sizes = [int(np.prod(first[name].shape[1:])) for name in names]
 
@@ -140,15 +139,15 @@ class Context:
         def side_by_side(images, *columns):
             return {"all": jnp.concatenate([x.reshape(len(x), -1).astype(jnp.float32) for x in columns], 1)}
 
-        rows = self.through(side_by_side, split, "all", count, names).x
+        rows = self.encode_with(side_by_side, split, "all", count, names).x
         parts = np.split(rows, np.cumsum(sizes)[:-1], axis=1)
         return {
             name: part.reshape(len(part), *first[name].shape[1:]).astype(first[name].dtype)
             for name, part in zip(names, parts, strict=True)
         }
 
-    def keyed(self, function: Callable, seed: int) -> Callable:
-        """A function for one use in `through` out of (images, key, ...) -> ...; the key of batch i is fold_in(key(seed), i)."""
+    def with_batch_keys(self, function: Callable, seed: int) -> Callable:
+        """Bind the keys of (images, key, ...) -> ... for one call of `encode_with`; batch i has the key fold_in(key(seed), i)."""
 
         def with_key(images, *others):
             nonlocal batch
@@ -162,7 +161,7 @@ class Context:
         return with_key
 
     def images(self) -> jax.ShapeDtypeStruct:
-        """Shape and type of a batch of images, for `jax.eval_shape`."""
+        """Shape and dtype of a batch of images, for `jax.eval_shape`."""
         if self._images is None:
             images = next(iter(self.batches("test")))["image"]
             self._images = jax.ShapeDtypeStruct(images.shape, images.dtype)
@@ -181,13 +180,13 @@ class Context:
 
     def _extract_views(self, examples, seed):
         def rows(images, key):
-            # One flat row per example: placement, padding and counting stay those of `extract`.
+            # One flat row per example, so that `extract` handles sharding, padding and counting.
             views = self._encode_views(images, key)
             shape.append(views.shape[1:])
             return {"views": views.reshape(len(views), -1)}
 
         shape = []
-        flat = extract(self.keyed(rows, seed), self.batches("test"), "views", self.mesh, examples).x
+        flat = extract(self.with_batch_keys(rows, seed), self.batches("test"), "views", self.mesh, examples).x
         return flat.reshape(len(flat), *shape[0])
 
 
@@ -202,15 +201,15 @@ def pixel_context(
     mesh: Mesh | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> Context:
-    """Raw pixels behind the same interface: layer 'pooled' in [0, 1], 'normalized' without ImageNet mean and std.
+    """Raw pixels as features: layer 'pooled' in [0, 1], layer 'normalized' with ImageNet mean and std removed.
 
-    Evaluations of any other layer are given 'pooled', so that the floor can be measured for every config.
+    Evaluations of any other layer get 'pooled', so that every config has a pixel baseline.
     """
     return Context(pixel_encode, open_batches, split_names, mesh, None, limits, PIXEL_LAYERS)
 
 
 def require_labels(bank: Features, what: str) -> None:
-    """UserError when a bank cannot train a classifier: labels missing (negative), or only one class."""
+    """Raises UserError if a bank cannot train a classifier: its labels are missing (negative), or it has one class."""
     if bank.y.min() < 0:
         raise UserError(f"{what} needs labels and the train split has none; use kind='representation' instead")
     if bank.y.min() == bank.y.max():

@@ -1,6 +1,6 @@
-"""The contract of an evaluation: what a new file in this folder has to say.
+"""The contract of an evaluation: the record that each module in `kinds` exports.
 
-A kind of evaluation is one module, named as the kind, that exports `EVALUATOR`. The whole of a new kind:
+A kind of evaluation is one module in `ssl_jax/evals/kinds`. The file has the name of the kind and exports `EVALUATOR`. An example:
 
     def evaluate(context: Context, *, k: int = 20, layer: str = "pooled") -> Result:
         '''top1: percent of the test split whose label ...'''
@@ -12,9 +12,9 @@ A kind of evaluation is one module, named as the kind, that exports `EVALUATOR`.
         evaluate, {"k": Option("neighbors that vote", least=1), "layer": LAYER}, data=("label",),
     )
 
-The keyword arguments of `evaluate` are the options: their defaults and types stand there and nowhere else. `run` finds the module,
-checks the options before anything is compiled, and calls `evaluate` with every option filled in. Modules that kinds share export no
-`EVALUATOR`, and no kind imports another.
+The keyword arguments of `evaluate` are the options; their defaults and types stand only there. `run` finds the module, checks the
+options before anything is compiled, and calls `evaluate` with all options. Code that kinds share is in `ssl_jax/evals/lib`. No kind
+imports another.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from ssl_jax.evals.context import Result
 
 
 class Option(NamedTuple):
-    """What an option means, and the range of its value; of a tuple, the range of each entry. None as a value is in every range."""
+    """The meaning of an option and the range of its value. For a tuple it is the range of each entry; None is always allowed."""
 
     meaning: str  # one line
-    least: float | None = None  # smallest value allowed
-    above: float | None = None  # the value has to be larger
-    most: float | None = None  # largest value allowed
-    below: float | None = None  # the value has to be smaller
+    least: float | None = None  # smallest allowed value
+    above: float | None = None  # exclusive lower bound
+    most: float | None = None  # largest allowed value
+    below: float | None = None  # exclusive upper bound
 
 
 class Evaluator(NamedTuple):
     """One kind of evaluation."""
 
-    # (context, *, option=default, ...) -> Result(metrics, protocol[, picture]). Its docstring says what each metric is.
+    # (context, *, option=default, ...) -> Result(metrics, protocol[, picture]). Its docstring defines each metric.
     evaluate: Callable[..., Result]
     options: Mapping[str, Option]  # exactly the keyword arguments of `evaluate`
-    # What a model has to offer: fields of the functions of the model in the context, or 'model' where its features are enough.
-    # Empty: any features will do, those of raw pixels too.
+    # Fields of `EvaluatedModel` or `ModelFns` that the model must provide, or 'model' where its features are enough.
+    # Empty: any features will do, also raw pixels.
     needs: tuple[str, ...] = ()
-    # Features of the data that are read beside the image. The name of an option stands for the features that its value names.
+    # Features of the data beside the image. The name of an option stands for the features in its value.
     data: tuple[str, ...] = ()
-    check: Callable[..., None] | None = None  # (**options): UserError for values that do not go together; nothing is loaded yet
-    prepare: Callable[..., None] | None = None  # (context, **options): UserError for what the model or a file lacks; before training
+    check: Callable[..., None] | None = None  # (**options): UserError for values that contradict each other; loads nothing
+    prepare: Callable[..., None] | None = None  # (context, **options): UserError for a missing layer or file, before training
 
 
 # Options that many kinds have.
-LAYER = Option("layer of the encoder whose features are taken; maps and tokens are averaged over space")
-CODE = Option("layer of the encoder that is the code")
-SEED = Option("of everything that is drawn")
-EXTRACTOR = Option("network that images are compared in: random_conv, inception:PATH, or a folder written by `launch.py export`")
-RESIZE = Option("how images are brought to the size of the Inception network")
-ACCEPTANCE = Option("share of the samples of each class that is kept: those that a classifier prefers", above=0, most=1)
+LAYER = Option("layer of the encoder; maps and tokens are averaged over space")
+CODE = Option("layer of the encoder that holds the code")
+SEED = Option("seed of all random choices")
+EXTRACTOR = Option("network whose features are compared: random_conv, inception:PATH, or a folder written by `launch.py export`")
+RESIZE = Option("how images are resized for the Inception network")
+ACCEPTANCE = Option("share of the samples of each class that is kept; a classifier chooses the best ones", above=0, most=1)
 
 
 def defaults(kind: Evaluator) -> dict[str, Any]:
@@ -69,44 +69,44 @@ def defaults(kind: Evaluator) -> dict[str, Any]:
     return {name: p.default for name, p in _keywords(kind).items()}
 
 
-def filled_in(kind: Evaluator, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a kind: those `given`, and the defaults of the others."""
+def with_defaults(kind: Evaluator, given: Mapping[str, Any]) -> dict[str, Any]:
+    """{option: value} of all options of a kind: those in `given`, defaults for the rest."""
     return {**defaults(kind), **{name: value for name, value in given.items() if name != "kind"}}
 
 
 def choices(kind: Evaluator, name: str) -> tuple[str, ...]:
-    """The values that an option may have where they are a list of words, () otherwise."""
+    """The allowed values of an option with a Literal type, () for other types."""
     hint = typing.get_type_hints(kind.evaluate)[name]
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 def check_options(kind: Evaluator, name: str, given: Mapping[str, Any], place: str, separator: str = ".") -> None:
-    """UserError for an unknown option, a value of another type or out of range, or values that do not go together.
+    """Raises UserError for an unknown option, a wrong type, a value out of range, or values that contradict each other.
 
     Args:
-      name: of the kind.
+      name: the name of the kind.
       given: {option: value}.
-      place, separator: what an error begins with: 'evals.knn' and '.', or '--eval=knn,k=0' and ': '.
+      place, separator: the beginning of the message: 'evals.knn' and '.', or '--eval=knn,k=0' and ': '.
     """
     hints = typing.get_type_hints(kind.evaluate)
     allowed = list(_keywords(kind))
     for option, value in given.items():
         if option not in allowed:
             there = f"options of {name!r}: {', '.join(allowed)}"
-            raise UserError(f"{place}{separator}{option}: unknown option{close(option, allowed)}; {there}")
+            raise UserError(f"{place}{separator}{option}: unknown option{suggestion(option, allowed)}; {there}")
         problem = _problem(hints[option], kind.options[option], value)
         if problem:
             raise UserError(f"{place}{separator}{option}={value!r}{problem}")
     if kind.check is not None:
         try:
-            kind.check(**filled_in(kind, given))
+            kind.check(**with_defaults(kind, given))
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
 
 
-def features_of_data(kind: Evaluator, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The features of the data that a kind reads with these options."""
-    options, names = filled_in(kind, given), []
+def data_features(kind: Evaluator, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The features of the data that a kind reads with the options `given`."""
+    options, names = with_defaults(kind, given), []
     for name in kind.data:
         value = options.get(name, name)
         names += [value] if isinstance(value, str) else value
@@ -114,13 +114,13 @@ def features_of_data(kind: Evaluator, given: Mapping[str, Any]) -> tuple[str, ..
 
 
 def limits(option: Option) -> str:
-    """The range of an option in words, '' where it has none."""
+    """The range of an option in words; '' without bounds."""
     words = {"at least": option.least, "above": option.above, "at most": option.most, "below": option.below}
     return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if bound is not None)
 
 
-def close(name: Any, valid: Sequence) -> str:
-    """ (did you mean ...?), or nothing."""
+def suggestion(name: Any, valid: Sequence) -> str:
+    """' (did you mean ...?)', or '' without a close match in `valid`."""
     matches = difflib.get_close_matches(str(name), [str(each) for each in valid], n=2)
     return f" (did you mean {' or '.join(map(repr, matches))}?)" if matches else ""
 
@@ -131,10 +131,10 @@ def _keywords(kind: Evaluator) -> dict[str, inspect.Parameter]:
 
 
 def _problem(hint: Any, option: Option, value: Any) -> str:
-    """What is wrong with a value, as the end of a sentence that begins with it; '' if nothing is."""
+    """The end of an error message that begins with the option and its value; '' for a valid value."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return "" if value in args else f"{close(value, args)}; choose one of {args}"
+        return "" if value in args else f"{suggestion(value, args)}; choose one of {args}"
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return ""

@@ -1,4 +1,4 @@
-"""The reference page of the evaluations, made from their records: kinds, options with defaults, needs, metrics, as Markdown."""
+"""The reference page of the evaluations as Markdown, built from their records: kinds, needs, options with defaults, metrics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ssl_jax.evals import evaluator, run
 
 
 def markdown() -> str:
-    """A section for each kind, in alphabetical order."""
+    """One section per kind, in alphabetical order."""
     return "\n".join(section(kind) for kind in run.kinds())
 
 
 def section(kind: str) -> str:
-    """What one kind measures, what it needs, its options as a table, and its metrics."""
+    """The section of one kind: what it measures, what it needs, a table of its options, and its metrics."""
     record = run.find(kind)
     about, *more = inspect.getdoc(importlib.import_module(record.evaluate.__module__)).split("\n\n")
     lines = [f"## {kind}", "", _one_line(about), ""]
@@ -30,16 +30,16 @@ def section(kind: str) -> str:
 
 
 def needs(record: evaluator.Evaluator) -> str:
-    """One sentence: what of a model and of the data a kind needs."""
+    """One sentence: what a kind needs of the model and of the data."""
     offered = " and ".join(f"`{name}`" for name in record.needs if name != "model")
-    model = f"a method that offers {offered}" if offered else "a model" if record.needs else "any features, raw pixels too"
+    model = f"a method that provides {offered}" if offered else "a model" if record.needs else "any features, also raw pixels"
     options = evaluator.defaults(record)
     read = [f"the features named by `{name}`" if name in options else f"`{name}`" for name in record.data]
-    return f"Needs {model}; of the data, the image{''.join(f' and {name}' for name in read)}."
+    return f"Needs {model}. It reads {' and '.join(['images', *read])} from the data."
 
 
 def values(record: evaluator.Evaluator, name: str) -> str:
-    """Which values an option may have."""
+    """The type and range of an option, or its allowed values."""
     words = evaluator.choices(record, name)
     if words:
         return ", ".join(f"`{word}`" for word in words)
@@ -60,7 +60,7 @@ def _one_line(text: str) -> str:
 
 
 def _metrics(text: str) -> list[str]:
-    """The docstring of `evaluate` as Markdown: 'name, name: meaning' becomes an item of a list, other lines stay."""
+    """The docstring of `evaluate` as Markdown: a line 'name, name: meaning' becomes a list item; other lines stay."""
     lines: list[str] = []
     for line in text.splitlines():
         names, colon, meaning = line.strip().partition(": ")

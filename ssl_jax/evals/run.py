@@ -1,8 +1,7 @@
-"""Find, check and run evaluations by name. A kind is a module of this package that exports an `EVALUATOR`."""
+"""Find, check and run evaluations by name. A kind is a module in `kinds` that exports an `EVALUATOR`."""
 
 from __future__ import annotations
 
-import functools
 import importlib
 import pkgutil
 from collections.abc import Collection, Mapping
@@ -22,17 +21,16 @@ Evals = Mapping[str, Mapping[str, Any]]  # {label: {'kind': ..., option: value, 
 def run(evals: Evals, context: Context) -> dict[str, Result]:
     """Run {label: {'kind': ..., option: value, ...}}; the metrics of each Result are named '<label>/<metric>'.
 
-    Evaluations of a model are left out for features that belong to none. The notes of the context stand in brackets at the end of each
-    protocol.
+    A context without a model skips the evaluations that need one. Each protocol ends with the notes of the context in brackets.
     """
     check(evals)
     check_needs(evals, context)
     results, notes = {}, "; ".join(f"{name}: {note}" for name, note in context.notes.items())
     for label, entry in evals.items():
         kind = find(entry["kind"])
-        if context.pictures is None and kind.needs:
+        if context.model is None and kind.needs:
             continue
-        options = evaluator.filled_in(kind, entry)
+        options = evaluator.with_defaults(kind, entry)
         if context.layers is not None and "layer" in options and options["layer"] not in context.layers:
             options["layer"] = context.layers[0]
         metrics, protocol, picture = kind.evaluate(context, **options)
@@ -43,53 +41,52 @@ def run(evals: Evals, context: Context) -> dict[str, Result]:
 
 
 def check(evals: Evals) -> None:
-    """UserError for an unknown kind, option or choice, or a value out of range, before anything is encoded."""
+    """Raises UserError for an unknown kind, option or choice, or a value out of range. Nothing is loaded or compiled."""
     for label, entry in evals.items():
         check_entry(entry, f"evals.{label}")
 
 
 def check_entry(entry: Mapping[str, Any], place: str, separator: str = ".") -> None:
-    """The same for one evaluation; `place` and `separator` are what an error begins with."""
+    """`check` of one evaluation; `place` and `separator` begin the message."""
     kind, valid = entry.get("kind"), kinds()
     if kind not in valid:
-        raise UserError(f"{place}{separator}kind={kind!r} is unknown{evaluator.close(kind, valid)}; kinds: {', '.join(valid)}")
+        raise UserError(f"{place}{separator}kind={kind!r} is unknown{evaluator.suggestion(kind, valid)}; kinds: {', '.join(valid)}")
     evaluator.check_options(find(kind), kind, {name: value for name, value in entry.items() if name != "kind"}, place, separator)
 
 
 def check_needs(evals: Evals, context: Context) -> None:
-    """UserError for an evaluation of a model that does not offer what it needs, or that needs a file which is not there; before
-    anything is trained.
-    """
-    if context.pictures is None:  # raw pixels
+    """Raises UserError before training if an evaluation needs a function, layer or file that the model does not have."""
+    if context.model is None:  # raw pixels
         return
     for label, entry in evals.items():
-        kind, options = find(entry["kind"]), evaluator.filled_in(find(entry["kind"]), entry)
+        kind, options = find(entry["kind"]), evaluator.with_defaults(find(entry["kind"]), entry)
         for name in kind.needs:
-            if name != "model" and context.pictures.offered(name) is None:
+            if name != "model" and context.model.offered(name) is None:
                 raise UserError(
                     f"evals.{label}: kind={entry['kind']!r} needs a method that gives {name}, and this does not; leave it out"
                 )
         if kind.prepare is not None:
             kind.prepare(context, **options)
-        if options.get("layer", "pooled") != "pooled":  # which every encoder has
+        if options.get("layer", "pooled") != "pooled":  # every encoder has 'pooled'
             outputs = sorted(jax.eval_shape(context.encode, context.images()))
             if options["layer"] not in outputs:
-                hint = evaluator.close(options["layer"], outputs)
-                raise UserError(f"evals.{label}.layer={options['layer']!r} does not exist{hint}; the encoder has {', '.join(outputs)}")
+                hint = evaluator.suggestion(options["layer"], outputs)
+                layers = ", ".join(outputs)
+                raise UserError(f"evals.{label}.layer={options['layer']!r} does not exist{hint}; the encoder has {layers}")
 
 
 def missing_features(evals: Evals, features: Collection[str]) -> dict[str, str]:
-    """{label: the first feature that the evaluation reads and that is not among the `features` of the data}."""
+    """{label: the first feature that the evaluation reads and that `features`, those of the data, do not contain}."""
     found = {}
     for label, entry in evals.items():
-        needed = evaluator.features_of_data(find(entry["kind"]), entry)
+        needed = evaluator.data_features(find(entry["kind"]), entry)
         missing = [name for name in needed if name not in features]
         found |= {label: missing[0]} if missing else {}
     return found
 
 
-def of_pixels(evals: Evals) -> dict[str, Mapping[str, Any]]:
-    """Those of the evaluations that raw pixels can have, of the same layer."""
+def pixel_evals(evals: Evals) -> dict[str, Mapping[str, Any]]:
+    """The evaluations that also apply to raw pixels: they need no model and name a layer that pixels have."""
     return {
         label: entry for label, entry in evals.items()
         if not find(entry["kind"]).needs and entry.get("layer", "pooled") in PIXEL_LAYERS
@@ -97,23 +94,21 @@ def of_pixels(evals: Evals) -> dict[str, Mapping[str, Any]]:
 
 
 def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """{'kind': ..., option: value, ...} with every option, and tuples as JSON has them."""
-    options = evaluator.filled_in(find(entry["kind"]), entry)
+    """The entry with all options, defaults included; tuples become lists, as in JSON."""
+    options = evaluator.with_defaults(find(entry["kind"]), entry)
     return {"kind": entry["kind"]} | {name: list(x) if isinstance(x, tuple) else x for name, x in options.items()}
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two entries are the same evaluation, whichever of its options are given."""
+    """Whether two entries are equal once defaults are filled in."""
     return one.get("kind") == other.get("kind") in kinds() and complete(one) == complete(other)
 
 
-@functools.cache
 def kinds() -> list[str]:
-    """Names of all kinds of evaluations."""
-    names = (module.name for module in pkgutil.iter_modules(ssl_jax.evals.kinds.__path__))
-    return sorted(name for name in names if hasattr(importlib.import_module(f"ssl_jax.evals.kinds.{name}"), "EVALUATOR"))
+    """Names of all kinds of evaluations: the modules in `kinds`, which are not imported."""
+    return sorted(module.name for module in pkgutil.iter_modules(ssl_jax.evals.kinds.__path__))
 
 
 def find(kind: str) -> Evaluator:
-    """The record of a kind."""
+    """Import a kind and return its record."""
     return importlib.import_module(f"ssl_jax.evals.kinds.{kind}").EVALUATOR

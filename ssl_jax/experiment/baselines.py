@@ -38,7 +38,7 @@ def add_missing(this: Experiment, evaluations: Evaluations, names: Sequence[str]
     for name in names:
         labels = evaluations.not_beside_trained(name)
         if name == "raw pixels":
-            labels = [label for label in labels if label in evals.of_pixels(evaluations.spec)]
+            labels = [label for label in labels if label in evals.pixel_evals(evaluations.spec)]
         if not labels:
             continue
         try:

@@ -239,7 +239,7 @@ def any_context(this: Experiment, state: State) -> Context:
         split_names(config),
         this.run.mesh,
         bind(this.encode_views) if this.encode_views else None,
-        pictures=EvaluatedModel(
+        model=EvaluatedModel(
             functools.partial(open_extractor, mesh=this.run.mesh),
             this.known,
             fns,

@@ -142,7 +142,7 @@ def measurable(config, asked: bool, subjects: Sequence[str] | None) -> dict[str,
             raise UserError(f"--eval: {label} cannot be measured: {reason}")
         log.warning("evals.%s is left out: %s", label, reason)
     spec = {label: entry for label, entry in config.evals.items() if label not in left_out}
-    if subjects == ["raw pixels"] and spec and not evals.of_pixels(spec):
+    if subjects == ["raw pixels"] and spec and not evals.pixel_evals(spec):
         raise UserError(f"--subjects=pixels: {', '.join(spec)} need a model; give other evaluations with --eval, or other subjects")
     return spec
 

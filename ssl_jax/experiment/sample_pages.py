@@ -50,7 +50,7 @@ def save_pages(
     sampler = None if this.sampler is None and this.fns.reconstruct else open_sampler(this, state)
 
     def prefer(labels):
-        batches, *_ = rejection.preferred(any_context(this, state), opened, labels, seed, truncation, acceptance)
+        batches, *_ = rejection.select_samples(any_context(this, state), opened, labels, seed, truncation, acceptance)
         return np.concatenate(list(batches)) / np.float32(255)
 
     pages = {

@@ -21,7 +21,7 @@ from ssl_jax.models.common import create, run
 from ssl_jax.models.tokenizers.frozen_tokenizer import open_tokenizer
 from ssl_jax.models.tokenizers.prior import MaskedPrior, by_layer
 from ssl_jax.objectives.tokens import SCHEDULES, lowest, masked_counts, masked_mean, random_masks, token_nll
-from ssl_jax.sampling.tokens import AS_IT_IS, SamplingConfig, check, gumbel, sample_token
+from ssl_jax.sampling.tokens import DEFAULT_SAMPLING, SamplingConfig, check, gumbel, sample_token
 
 
 def build(config, stages) -> Method:
@@ -125,7 +125,7 @@ def decode_in_parallel(
     counts: tuple[int, ...],
     keys: jax.Array,
     choice_temperature: float,
-    sharpening: SamplingConfig = AS_IT_IS,
+    sharpening: SamplingConfig = DEFAULT_SAMPLING,
 ) -> jax.Array:
     """int32 [B, T] with equally many masks in each row -> [steps, B, T], what is known after each of len(counts) steps.
 

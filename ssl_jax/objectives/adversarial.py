@@ -1,5 +1,6 @@
-"""Adversarial objectives: pure functions of logits, and the gradient penalties of a discriminator. Everything is float32 and a mean
-over the batch; `real` and `fake` are logits of any shape, positive for "real".
+"""Adversarial losses: pure functions of logits, and gradient penalties of a discriminator.
+
+Losses are float32 means over the batch. `real` and `fake` are logits of any shape, positive for "real".
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 
-class Game(NamedTuple):
-    """What each player minimizes."""
+class GanLoss(NamedTuple):
+    """The losses that the discriminator and the generator minimize."""
 
     discriminator: Callable[[jax.Array, jax.Array], jax.Array]  # (real, fake) -> scalar
     generator: Callable[[jax.Array], jax.Array]  # fake -> scalar
@@ -23,97 +24,100 @@ def _mean(x: jax.Array) -> jax.Array:
 
 
 def _classify(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """Cross-entropy of "real" for real and "fake" for fake; 2 ln 2 at zero."""
+    """Binary cross-entropy with real as positives and fake as negatives; 2 ln 2 for zero logits."""
     return _mean(jax.nn.softplus(-real)) + _mean(jax.nn.softplus(fake))
 
 
 GAN_LOSSES = {
-    # Goodfellow et al. 2014 (arXiv:1406.2661), equation 1; the generator's gradient vanishes where the discriminator is sure.
-    "minimax": Game(_classify, lambda fake: -_mean(jax.nn.softplus(fake))),
+    # Goodfellow et al. 2014 (arXiv:1406.2661), equation 1; the gradient of the generator vanishes for a confident discriminator.
+    "minimax": GanLoss(_classify, lambda fake: -_mean(jax.nn.softplus(fake))),
     # The same paper, section 3; StyleGAN's logistic loss.
-    "non_saturating": Game(_classify, lambda fake: _mean(jax.nn.softplus(-fake))),
+    "non_saturating": GanLoss(_classify, lambda fake: _mean(jax.nn.softplus(-fake))),
     # Lim and Ye 2017 (arXiv:1705.02894); SNGAN, BigGAN.
-    "hinge": Game(lambda real, fake: _mean(jax.nn.relu(1 - real)) + _mean(jax.nn.relu(1 + fake)), lambda fake: -_mean(fake)),
+    "hinge": GanLoss(lambda real, fake: _mean(jax.nn.relu(1 - real)) + _mean(jax.nn.relu(1 + fake)), lambda fake: -_mean(fake)),
     # Mao et al. 2017 (arXiv:1611.04076), on the linear output.
-    "least_squares": Game(
+    "least_squares": GanLoss(
         lambda real, fake: 0.5 * _mean((real - 1) ** 2) + 0.5 * _mean(fake**2), lambda fake: 0.5 * _mean((fake - 1) ** 2)
     ),
     # Arjovsky et al. 2017 (arXiv:1701.07875); needs `gradient_penalty`.
-    "wasserstein": Game(lambda real, fake: _mean(fake) - _mean(real), lambda fake: -_mean(fake)),
+    "wasserstein": GanLoss(lambda real, fake: _mean(fake) - _mean(real), lambda fake: -_mean(fake)),
 }
 
 
 def health(real: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
-    """What tells a game that goes on from one that is over: shares of real and fake that are judged right (0 is the border), and
-    the deviation of all logits, which is zero where the discriminator has given up.
+    """Metrics of a discriminator: its accuracy on real and on fake, in [0, 1], and the standard deviation of all logits.
+
+    A standard deviation near zero means that the discriminator has collapsed.
     """
     logits = jnp.concatenate([real.astype(jnp.float32), fake.astype(jnp.float32)])
     return {"accuracy_real": _mean(real > 0), "accuracy_fake": _mean(fake < 0), "logit_std": jnp.std(logits)}
 
 
 def diversity(real: jax.Array, fake: jax.Array) -> jax.Array:
-    """Deviation of `fake` over that of `real` [N, H, W, C], each over the batch and averaged over pixels; 0 for one single image."""
+    """Standard deviation of `fake` over the batch, mean over pixels, relative to `real`; both [N, H, W, C]. 0 for equal images."""
     return jnp.std(fake.astype(jnp.float32), 0).mean() / jnp.std(real.astype(jnp.float32), 0).mean()
 
 
 def bigan(real: jax.Array, fake: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Donahue et al. 2017 (arXiv:1605.09782), equation 3, as its code trains it: (discriminator, generator and encoder).
+    """Losses of BiGAN (Donahue et al. 2017, arXiv:1605.09782, equation 3): (discriminator, generator and encoder).
 
-    `real` are logits of pairs (x, E(x)), `fake` those of (G(z), z). Generator and encoder minimize the cross-entropy of the swapped
-    labels, so that both get gradients where the discriminator is sure. Both are halved: ln 2 each at zero.
+    `real` are logits of pairs (x, E(x)), `fake` those of (G(z), z). As in the published code, generator and encoder minimize
+    the cross-entropy of swapped labels, which has a gradient for a confident discriminator. Both losses are halved: ln 2 for
+    zero logits.
     """
     return 0.5 * _classify(real, fake), 0.5 * _classify(fake, real)
 
 
 def bigbigan(encoded: Sequence[jax.Array], generated: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Donahue and Simonyan 2019 (arXiv:1907.02544), section 2: (discriminator, generator and encoder).
+    """Losses of BigBiGAN (Donahue and Simonyan 2019, arXiv:1907.02544, section 2): (discriminator, generator and encoder).
 
     Args:
-        encoded: scores of (x, E(x)): of x alone, of z alone, of both.
-        generated: the same three of (G(z), z).
+        encoded: three scores of (x, E(x)): of x, of z, and joint.
+        generated: the same scores of (G(z), z).
 
-    Each score is hinged by itself and the three are summed; the released code takes their mean, a third of these values.
+    The three hinge losses are summed; the released code takes their mean, a third of these values.
     """
     discriminator = sum(GAN_LOSSES["hinge"].discriminator(e, g) for e, g in zip(encoded, generated, strict=True))
     return discriminator, sum(_mean(e) for e in encoded) - sum(_mean(g) for g in generated)
 
 
 def squared_gradient(score: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Per example the squared norm of the gradient of its score: x [N, ...] -> [N].
+    """Squared norm of the gradient of the score for each example: x [N, ...] -> [N].
 
-    `score` gives [N] scores; where it mixes examples (BatchNorm, minibatch deviation) the gradient is that of their sum, as in
-    the published implementations.
+    `score` returns [N] scores. If it mixes examples (BatchNorm, minibatch deviation), the gradient is that of the sum of
+    scores, as in the published implementations.
     """
     gradient = jax.grad(lambda x: jnp.sum(score(x).astype(jnp.float32)))(x).astype(jnp.float32)
     return jnp.sum(gradient**2, axis=tuple(range(1, gradient.ndim)))
 
 
 def r1(score: Callable[[jax.Array], jax.Array], real: jax.Array) -> jax.Array:
-    """Mescheder et al. 2018 (arXiv:1801.04406), equation 9: half the mean squared gradient norm on real examples; R2 is that on fakes.
+    """R1 penalty: half the mean squared gradient norm on real examples; R2 on fakes.
 
-    Multiply by gamma. Their own code leaves the half out, so its 10 is StyleGAN's 20.
+    Mescheder et al. 2018 (arXiv:1801.04406), equation 9. Multiply by gamma. The authors' code omits the factor 1/2: its gamma
+    of 10 is 20 here and in StyleGAN.
     """
     return 0.5 * jnp.mean(squared_gradient(score, real))
 
 
 def gradient_penalty(score: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, key: jax.Array) -> jax.Array:
-    """Gulrajani et al. 2017 (arXiv:1704.00028), equation 3: mean of (|gradient| - 1)^2 between real and fake; multiply by lambda.
+    """Mean of (|gradient| - 1)^2 at random points between real and fake (Gulrajani et al. 2017, arXiv:1704.00028, equation 3).
 
-    Each example has its own place on its line. 1e-12 under the root keeps its derivative finite where the gradient is zero.
+    Multiply by lambda. The point is sampled per example. 1e-12 under the root keeps the derivative finite for a zero gradient.
     """
-    place = jax.random.uniform(key, (real.shape[0],) + (1,) * (real.ndim - 1))
-    norm = jnp.sqrt(squared_gradient(score, real + place * (fake - real)) + 1e-12)
+    t = jax.random.uniform(key, (real.shape[0],) + (1,) * (real.ndim - 1))
+    norm = jnp.sqrt(squared_gradient(score, real + t * (fake - real)) + 1e-12)
     return jnp.mean((norm - 1) ** 2)
 
 
 def orthogonality(kernel: jax.Array) -> jax.Array:
-    """Brock et al. 2019 (arXiv:1809.11096), equation 3: |W^T W without its diagonal|_F^2, for kernel [..., C_in, C_out].
+    """Orthogonal regularization |W^T W - diag(W^T W)|_F^2 of a kernel [..., C_in, C_out].
 
-    Filters (columns) are pushed apart and their lengths left alone; multiply by beta (1e-4). A widely used port adds half
-    of this gradient.
+    Brock et al. 2019 (arXiv:1809.11096), equation 3. It makes filters (columns) orthogonal and does not change their norms.
+    Multiply by beta (1e-4). A widely used port adds half of this gradient.
     """
     w = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
-    if w.shape[0] < w.shape[1]:  # |W^T W| = |W W^T|, which is the smaller matrix: of a first layer by a thousandfold
+    if w.shape[0] < w.shape[1]:  # |W^T W| = |W W^T|: use the smaller matrix
         return jnp.sum((w @ w.T) ** 2) - jnp.sum(jnp.sum(w**2, axis=0) ** 2)
     gram = w.T @ w
     return jnp.sum((gram * (1 - jnp.eye(len(gram)))) ** 2)
@@ -122,12 +126,14 @@ def orthogonality(kernel: jax.Array) -> jax.Array:
 def path_length(
     synthesize: Callable[[jax.Array], jax.Array], latents: jax.Array, average: jax.Array, key: jax.Array, decay: float = 0.99
 ) -> tuple[jax.Array, jax.Array]:
-    """Karras et al. 2020 (arXiv:1912.04958), equation 4: (penalty, the new average length); multiply the penalty by its weight (2).
+    """Path length regularization (Karras et al. 2020, arXiv:1912.04958, equation 4): (penalty, new average length).
+
+    Multiply the penalty by its weight (2).
 
     Args:
         synthesize: latents [N, layers, D] -> images [N, H, W, C].
         average: running mean of the lengths, scalar. The gradient flows through its newest term, as in the published code.
-        decay: of that mean.
+        decay: decay of the running mean.
     """
     images, pull = jax.vjp(synthesize, latents)
     noise = jax.random.normal(key, images.shape, jnp.float32) / jnp.sqrt(images.shape[1] * images.shape[2])

@@ -1,5 +1,7 @@
-"""Losses of autoencoders and the corruptions that they undo. Values x are in [0, 1], losses are float32 sums over an image, [B]: where
-a penalty of the code is added, its weight depends on that (a mean over 784 pixels makes it 784 times as heavy).
+"""Losses of autoencoders, and corruptions for denoising autoencoders.
+
+Values x are in [0, 1]. Losses are float32 sums over an image, [B]. The weight of a penalty on the code depends on that: with a
+mean over 784 pixels it would count 784 times as much.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ def _per_image(x: jax.Array) -> jax.Array:
 
 
 def cross_entropy(x: jax.Array, out: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
-    """Of sigmoid(out) [B, ...] to gray levels x: at its least the entropy of those, not zero."""
+    """Binary cross-entropy of sigmoid(out) [B, ...] with gray levels x -> [B]. Its minimum is the entropy of x, not zero."""
     return _per_image(-weights * bernoulli(x, out))
 
 
 def squared(x: jax.Array, out: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
-    """Squared error of out [B, ...] itself."""
+    """Squared error of out [B, ...] -> [B]."""
     return _per_image(weights * (x - out) ** 2)
 
 
-RECONSTRUCTIONS = {  # name -> (loss, the decoder's output as an image in [0, 1])
+RECONSTRUCTIONS = {  # name -> (loss, decoder output -> image in [0, 1])
     "cross_entropy": (cross_entropy, jax.nn.sigmoid),
     "squared": (squared, lambda out: jnp.clip(out, 0, 1)),
 }
@@ -46,9 +48,9 @@ def contraction_of_sigmoid(code: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def contraction(encode: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """|d encode / dx|_F^2 of any encoder that treats every image by itself: x [B, ...], encode(x) [B, Z] -> [B].
+    """|d encode / dx|_F^2 of any encoder that does not mix images: x [B, ...], encode(x) [B, Z] -> [B].
 
-    One backward pass for each of the Z numbers of the code.
+    Takes one backward pass per dimension of the code.
     """
     code, backward = jax.vjp(encode, x)
     rows = jnp.eye(code.shape[-1], dtype=code.dtype)
@@ -56,31 +58,31 @@ def contraction(encode: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.A
     return jnp.sum(jacobian**2, axis=(0, *range(2, jacobian.ndim)))
 
 
-# ------------------------------------------------------------------------------------- corruptions and what undoes them
+# ------------------------------------------------------------------------------------------------------ corruptions
 
 
 def masking(key: jax.Array, x: jax.Array, level: float) -> jax.Array:
-    """A part `level` of the values becomes 0."""
+    """Set each value to 0 with probability `level`."""
     return jnp.where(jax.random.bernoulli(key, level, x.shape), 0.0, x)
 
 
 def salt_and_pepper(key: jax.Array, x: jax.Array, level: float) -> jax.Array:
-    """A part `level` of the values becomes 0 or 1, as a coin falls."""
+    """Set each value with probability `level` to 0 or 1, with equal chances."""
     hit, coin = jax.random.split(key)
     return jnp.where(jax.random.bernoulli(hit, level, x.shape), jax.random.bernoulli(coin, 0.5, x.shape), x)
 
 
 def gaussian(key: jax.Array, x: jax.Array, level: float) -> jax.Array:
-    """Normal noise of deviation `level`."""
+    """Add normal noise with standard deviation `level`."""
     return x + level * jax.random.normal(key, x.shape)
 
 
 def clipped_gaussian(key: jax.Array, x: jax.Array, level: float) -> jax.Array:
-    """The same, cut off at 0 and 1: what images of noise look like."""
+    """Add normal noise with standard deviation `level` and clip to [0, 1]."""
     return jnp.clip(gaussian(key, x, level), 0, 1)
 
 
-CORRUPTIONS = {  # Vincent et al. 2010 (JMLR 11), section 3.3; each (key, x, level) -> x, the same shape
+CORRUPTIONS = {  # Vincent et al. 2010 (JMLR 11), section 3.3; each is (key, x, level) -> corrupted x
     "none": lambda key, x, level: x,
     "masking": masking,
     "salt_and_pepper": salt_and_pepper,
@@ -90,5 +92,5 @@ CORRUPTIONS = {  # Vincent et al. 2010 (JMLR 11), section 3.3; each (key, x, lev
 
 
 def emphasis(x: jax.Array, corrupted: jax.Array, on_corrupted: float, on_rest: float) -> jax.Array:
-    """Weights of the values of x in a loss: those that the corruption changed, and the rest (section 3.4; 1 and 0.5, or 1 and 0)."""
+    """Loss weights: `on_corrupted` for values of x that the corruption changed, `on_rest` for the others (section 3.4)."""
     return jnp.where(x == corrupted, on_rest, on_corrupted)

@@ -1,4 +1,4 @@
-"""Quantizers by the name that a config gives: what a token is, how its code is found, what trains it."""
+"""Vector quantizers by name in a config: codebook, assignment of codes, and training loss."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Tree = Any
 
 
 class Quantized(NamedTuple):
-    """What a batch becomes in training."""
+    """The result of quantizing a batch in training."""
 
-    codes: jax.Array  # float32 [..., D], what the decoder is given; gradients pass
+    codes: jax.Array  # float32 [..., D], the decoder input; gradients pass through
     tokens: jax.Array  # int32 [...]
     loss: jax.Array  # float32 scalar
     state: Tree
@@ -26,7 +26,7 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(NamedTuple):
-    """K codes of D numbers. `params` are trained by gradients, `state` by the batches that came by; either may be {}."""
+    """K codes of D dimensions. Gradients train `params`; statistics of batches update `state`. Either may be {}."""
 
     size: int
     dim: int
@@ -34,16 +34,16 @@ class Quantizer(NamedTuple):
     train: Callable[..., Quantized]  # (params, state, z [..., D], key, step)
     tokens: Callable[[Tree, Tree, jax.Array], jax.Array]  # (params, state, z) -> int32 [...]
     embed: Callable[[Tree, Tree, jax.Array], jax.Array]  # (params, state, tokens) -> float32 [..., D]
-    couples_batch: bool = False  # its loss or state mixes the vectors of a batch
+    couples_batch: bool = False  # True if the loss or the state mixes the vectors of a batch
 
     def codebook(self, params: Tree, state: Tree) -> jax.Array:
-        """All codes [K, D], as the decoder gets them."""
+        """All codes [K, D], as the decoder receives them."""
         return self.embed(params, state, jnp.arange(self.size, dtype=jnp.int32))
 
 
 LEARNED = dict(
-    size=512, dim=64, normalize=False, straight_through="plain", codebook_update="gradient", decay=0.99, debias=False, commitment=0.25,
-    entropy=0.0, temperature=0.01, revive=0.0, init="normal",
+    size=512, dim=64, normalize=False, straight_through="plain", codebook_update="gradient", decay=0.99, debias=False,
+    commitment=0.25, entropy=0.0, temperature=0.01, revive=0.0, init="normal",
 )  # fmt: skip
 DEFAULTS = {
     "learned": LEARNED,
@@ -58,17 +58,18 @@ CHOICES = {
 
 
 def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
-    """`spec`: {'name': ..., option: value}; options and their defaults are those of `DEFAULTS`.
+    """The quantizer of `spec` {'name': ..., option: value}; defaults are in `DEFAULTS`.
 
-    learned: nearest neighbors among `size` codes of `dim` numbers.
-      normalize: vectors and codes are brought to norm 1 first.
+    learned: nearest neighbor among `size` codes of `dim` dimensions.
+      normalize: normalize vectors and codes to norm 1 first.
       straight_through: 'plain', 'normalized' (unit codes only) or 'rotation' (see `quantizers`).
-      codebook_update: codes follow the 'gradient' of their loss, or are moving averages ('average') of their vectors, with `decay`,
-        and without a bias to their start where `debias`.
-      commitment: beta. entropy, temperature: weight of the entropy term and tau of its softmax; no such term for 0.
-      revive: a code whose moving count of vectors a batch falls below this starts again at a vector of the batch; 0: never.
-      init: 'normal' N(0, 1), 'uniform' in +-1 / K, or 'k_means' of the vectors of the first step.
-    fsq: a rounded grid of `levels`. lfq: the signs of `bits` numbers.
+      codebook_update: 'gradient' of the codebook loss, or 'average': moving averages of the assigned vectors with `decay`; `debias`
+        removes the bias toward the initial codes.
+      commitment: weight beta of the commitment loss.
+      entropy, temperature: weight of the entropy loss and temperature of its softmax; 0: no entropy loss.
+      revive: a code whose moving count of vectors per batch falls below this value restarts at a vector of the batch; 0: never.
+      init: 'normal' N(0, 1), 'uniform' in [-1/K, 1/K], or 'k_means' of the vectors of the first step.
+    fsq: finite scalar quantization with `levels` per dimension. lfq: the signs of `bits` dimensions.
 
     Raises UserError for an unknown name, option or choice.
     """
@@ -78,7 +79,8 @@ def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
         raise UserError(f"config.model.quantizer.name={name!r} is unknown; choose {', '.join(DEFAULTS)}")
     unknown = sorted(set(options) - set(DEFAULTS[name]))
     if unknown:
-        raise UserError(f"config.model.quantizer.{unknown[0]} is no option of {name!r}; options: {', '.join(sorted(DEFAULTS[name]))}")
+        valid = ", ".join(sorted(DEFAULTS[name]))
+        raise UserError(f"config.model.quantizer.{unknown[0]} is no option of {name!r}; options: {valid}")
     options = {**DEFAULTS[name], **options}
     for option, valid in CHOICES.items():
         if options.get(option, valid[0]) not in valid:
@@ -96,32 +98,32 @@ def _learned(
 ) -> Quantizer:
     if straight_through == "normalized" and not normalize:
         raise UserError("config.model.quantizer.straight_through='normalized' is for unit codes; set normalize=True")
-    averaged = codebook_update == "average"
-    moves = not averaged and (revive > 0 or init == "k_means")  # a gradient codebook that jumps: the jumps are state, beside the params
+    average = codebook_update == "average"
+    offsets = not average and (revive > 0 or init == "k_means")  # codes jump: jumps are kept in state
 
     def unit(x):
         return q.normalized(x) if normalize else x
 
     def raw(params, state):
-        return state["codebook"] if averaged else params["codebook"] + (state["offset"] if moves else 0.0)
+        return state["codebook"] if average else params["codebook"] + (state["offset"] if offsets else 0.0)
 
-    def make(key):
+    def initialize(key):
         if init == "uniform":
             codes = jax.random.uniform(key, (size, dim), minval=-1 / size, maxval=1 / size)
         else:
             codes = jax.random.normal(key, (size, dim))
-        if averaged:
-            one = {"count": jnp.zeros(size), "sum": jnp.zeros((size, dim)), "weight": jnp.zeros(())}
-            if not debias:  # each code has seen itself
-                one = {"count": jnp.ones(size), "sum": jnp.copy(codes), "weight": jnp.ones(())}
-            return {}, {"codebook": codes, **one}
-        state = {"offset": jnp.zeros((size, dim))} if moves else {}
+        if average:
+            statistics = {"count": jnp.zeros(size), "sum": jnp.zeros((size, dim)), "weight": jnp.zeros(())}
+            if not debias:  # start as if each code had been assigned once
+                statistics = {"count": jnp.ones(size), "sum": jnp.copy(codes), "weight": jnp.ones(())}
+            return {}, {"codebook": codes, **statistics}
+        state = {"offset": jnp.zeros((size, dim))} if offsets else {}
         return {"codebook": codes}, {**state, "count": jnp.ones(size)} if revive else state
 
     def replaced(params, state, codes, where):
-        """The state with other codes [K, D] at `where` [K], each with a count that lets it live for a while."""
+        """The state with `codes` [K, D] at bool `where` [K]; their counts restart high enough to survive some steps."""
         new, at = dict(state), where[:, None]
-        if averaged:
+        if average:
             new["codebook"] = jnp.where(at, codes, state["codebook"])
             new["sum"] = jnp.where(at, codes * max(revive, 1.0) * state["weight"], state["sum"])
         else:
@@ -132,15 +134,15 @@ def _learned(
 
     def train(params, state, z, key, step):
         z = z.astype(jnp.float32)
-        target, (of_start, of_dead) = unit(z), jax.random.split(key)
+        target, (start_key, dead_key) = unit(z), jax.random.split(key)
         if init == "k_means":
-            started = jax.lax.cond(step == 0, lambda: q.k_means(of_start, target, size), lambda: jnp.zeros((size, dim)))
+            started = jax.lax.cond(step == 0, lambda: q.k_means(start_key, target, size), lambda: jnp.zeros((size, dim)))
             state = replaced(params, state, started, jnp.full(size, step == 0))
         codebook = unit(raw(params, state))
         tokens = q.nearest(target, codebook)
         code = q.rows(codebook, tokens)
         loss = commitment * q.commitment_loss(target, code)
-        if not averaged:
+        if not average:
             loss += q.codebook_loss(target, code)
         logs = {**_measures(tokens, size), "distance_to_code": q.commitment_loss(target, code)}
         norms = jnp.linalg.norm(jax.lax.stop_gradient(z), axis=-1)
@@ -148,13 +150,13 @@ def _learned(
         if entropy:
             logs["entropy"] = q.entropy_loss(target, codebook, temperature)
             loss += entropy * logs["entropy"]
-        if averaged:
+        if average:
             state = q.moving_average(state, target, tokens, decay)
         elif revive:
             state = {**state, "count": decay * state["count"] + (1 - decay) * q.counts(tokens, size)}
         if revive:
             dead = state["count"] < revive * state.get("weight", 1.0)
-            state = replaced(params, state, q.drawn(of_dead, target, size), dead)
+            state = replaced(params, state, q.sample_vectors(dead_key, target, size), dead)
             logs["revived"] = dead.sum()
         return Quantized(q.STRAIGHT_THROUGH[straight_through](z, code), tokens, loss, state, logs)
 
@@ -164,8 +166,8 @@ def _learned(
     def embed(params, state, tokens):
         return q.rows(unit(raw(params, state)), tokens)
 
-    coupled = averaged or moves or entropy > 0
-    return Quantizer(size, dim, make, train, find, embed, coupled)
+    coupled = average or offsets or entropy > 0
+    return Quantizer(size, dim, initialize, train, find, embed, coupled)
 
 
 def _fsq(levels) -> Quantizer:
@@ -179,7 +181,10 @@ def _fsq(levels) -> Quantizer:
     def find(params, state, z):
         return q.fsq_tokens(q.fsq(z.astype(jnp.float32), levels), levels)
 
-    return Quantizer(size, len(levels), lambda key: ({}, {}), train, find, lambda params, state, tokens: q.fsq_codes(tokens, levels))
+    def embed(params, state, tokens):
+        return q.fsq_codes(tokens, levels)
+
+    return Quantizer(size, len(levels), lambda key: ({}, {}), train, find, embed)
 
 
 def _lfq(bits, commitment, entropy, temperature) -> Quantizer:
@@ -193,6 +198,7 @@ def _lfq(bits, commitment, entropy, temperature) -> Quantizer:
     def find(params, state, z):
         return q.lfq_tokens(z.astype(jnp.float32))
 
-    return Quantizer(
-        2**bits, bits, lambda key: ({}, {}), train, find, lambda params, state, tokens: q.lfq_codes(tokens, bits), entropy > 0
-    )
+    def embed(params, state, tokens):
+        return q.lfq_codes(tokens, bits)
+
+    return Quantizer(2**bits, bits, lambda key: ({}, {}), train, find, embed, entropy > 0)

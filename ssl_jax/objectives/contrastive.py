@@ -1,9 +1,9 @@
 """Contrastive objectives: pure functions of embeddings, in float32.
 
-Every objective compares each row of a batch with all rows of the global batch. Three ways give the same values and gradients: 'dense'
-holds all similarities at once, [N, N]; 'chunked' a block of columns after the other, [N, 1024]; 'ring' passes the rows around the
-devices (as Inf-CL does, Cheng et al. 2024, arXiv:2410.17243), so that a device holds a block of [N / devices, N / devices] and the
-rows of two devices only. Blocks are computed again in the backward pass.
+Each row of a batch is compared with all rows of the global batch. Three ways give the same values and gradients. 'dense' holds
+all similarities [N, N] at once. 'chunked' computes one block of columns [N, 1024] at a time. 'ring' passes rows around the
+devices (as Inf-CL, Cheng et al. 2024, arXiv:2410.17243): a device holds one block [N / devices, N / devices] and the rows of
+two devices. The backward pass recomputes the blocks.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ssl_jax.errors import UserError
 
 Way = Literal["dense", "chunked", "ring"]
 WAYS = ("dense", "chunked", "ring")
-CHUNK = 1024  # most columns of a block of 'chunked'
-ROWS = ("data", "fsdp")  # axes of the mesh that a batch lies on
+CHUNK = 1024  # most columns per block of 'chunked'
+ROWS = ("data", "fsdp")  # mesh axes of the batch
 
 
 def check_way(way: str) -> Way:
-    """Raises UserError for a way that there is not."""
+    """Raises UserError for an unknown way."""
     if way not in WAYS:
         raise UserError(f"config.model.similarities={way!r} is unknown; choose {', '.join(WAYS)}")
     return way
 
 
 def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """x / |x| along the last axis, with a finite gradient at 0 (the quotient by the norm has none)."""
+    """x / |x| along the last axis in float32, with a finite gradient at 0."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + eps)
 
@@ -41,16 +41,16 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
 def nt_xent(z: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
     """Normalized temperature-scaled cross-entropy of two views (Chen et al. 2020, SimCLR, eq. 1 and algorithm 1).
 
-    Every other view in the global batch is a negative, and gradients flow through all of them: under one jit the similarities
-    of a batch that is spread over devices are those of the whole batch.
+    All other views in the global batch are negatives, and gradients flow through all of them, also for a batch sharded over
+    devices.
 
     Args:
         z: [N, 2, D] projections of the two views, any length.
         temperature: tau > 0.
 
     Returns:
-        (loss, {'accuracy': share of anchors whose nearest other view is their partner}). The loss is the mean over the 2N
-        anchors, as in the paper; the official code returns twice that value.
+        (loss, {'accuracy': share of anchors whose nearest other view is their partner}). The loss is the mean over the 2N anchors,
+        as in the paper; the official code returns twice that value.
     """
     z = unit(z)
     positive = jnp.repeat(jnp.sum(z[:, 0] * z[:, 1], -1) / temperature, 2)
@@ -60,10 +60,10 @@ def nt_xent(z: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.A
 
 
 def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Queries [N, D] against the keys [N, D] of the batch: key i is the positive of query i, all others are negatives (van den Oord
-    et al. 2018, arXiv:1807.03748, eq. 4; Chen et al. 2021, MoCo v3, arXiv:2104.02057, algorithm 1, returns 2 temperature times this).
+    """InfoNCE of queries [N, D] and keys [N, D]: key i is the positive of query i, all others are negatives.
 
-    Rows of any length; whether keys have a gradient is up to the caller. Returns (mean loss, {'accuracy'}).
+    van den Oord et al. 2018 (arXiv:1807.03748), eq. 4. MoCo v3 (Chen et al. 2021, arXiv:2104.02057, algorithm 1) multiplies this by
+    2 temperature. Rows may have any length. The caller decides whether keys have a gradient. Returns (mean loss, {'accuracy'}).
     """
     queries, keys = unit(queries) / temperature, unit(keys)
     positive = jnp.sum(queries * keys, -1)
@@ -71,27 +71,29 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way =
     return jnp.mean(jnp.logaddexp(normalizer, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
 
 
-def clip(images: jax.Array, texts: jax.Array, scale: jax.Array | float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Radford et al. 2021 (arXiv:2103.00020, figure 3): the mean of both directions of `info_nce` with temperature 1 / scale."""
-    first, told = info_nce(images, texts, 1 / scale, way)
+def clip(
+    images: jax.Array, texts: jax.Array, scale: jax.Array | float, way: Way = "dense"
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean of `info_nce` in both directions with temperature 1 / scale (Radford et al. 2021, arXiv:2103.00020, figure 3)."""
+    first, metrics = info_nce(images, texts, 1 / scale, way)
     second, _ = info_nce(texts, images, 1 / scale, way)
-    return (first + second) / 2, told
+    return (first + second) / 2, metrics
 
 
 def _moco(z, temperature, way):
-    """MoCo's: keys, which have no gradient, are the other view's projections, and each view is the query once (v3, algorithm 1)."""
-    (first, told), (second, _) = (info_nce(z[:, i], jax.lax.stop_gradient(z[:, 1 - i]), temperature, way) for i in (0, 1))
-    return (first + second) / 2, told
+    """MoCo v3, algorithm 1: each view is once the query; the projections of the other view are keys without a gradient."""
+    (first, metrics), (second, _) = (info_nce(z[:, i], jax.lax.stop_gradient(z[:, 1 - i]), temperature, way) for i in (0, 1))
+    return (first + second) / 2, metrics
 
 
 LOSSES = {"nt_xent": nt_xent, "moco": _moco, "clip": lambda z, temperature, way: clip(z[:, 0], z[:, 1], 1 / temperature, way)}
 
 
 def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
-    """The function of two views' projections [N, 2, D]: 'nt_xent'; 'clip', which compares views of one kind with those of the other
-    only; 'moco', which is 'clip' without a gradient of the keys. It returns (loss, {'accuracy'}) as `nt_xent` does.
+    """The loss of projections [N, 2, D] of two views, which returns (loss, {'accuracy'}) as `nt_xent` does.
 
-    Raises UserError for a loss or a way that there is not.
+    'nt_xent' compares all views. 'clip' compares first views only with second views. 'moco' is 'clip' without a gradient of the
+    keys. Raises UserError for an unknown loss or way.
     """
     if name not in LOSSES:
         raise UserError(f"config.model.loss={name!r} is unknown; choose {', '.join(LOSSES)}")
@@ -99,12 +101,12 @@ def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Arra
 
 
 def others(queries: jax.Array, keys: jax.Array, way: Way, group: int = 1) -> tuple[jax.Array, jax.Array]:
-    """(log of the sum of exp(query . key), the largest query . key), [N] each: over all keys but those of the query's own group.
+    """(logsumexp of query . key, largest query . key), both [N], over all keys outside the group of the query.
 
-    A group are `group` rows one after the other: the row itself and its positives. Devices hold whole groups.
+    A group is `group` consecutive rows: the row itself and its positives. Devices hold complete groups.
     """
     if way == "dense":
-        return _finish(_block(_start(queries), _similarities(queries, keys, 0, 0, group)))
+        return _finish(_add_block(_start(queries), _similarities(queries, keys, 0, 0, group)))
     if way == "chunked":
         return _chunked(queries, keys, group)
     mesh = jax.sharding.get_abstract_mesh()
@@ -112,22 +114,23 @@ def others(queries: jax.Array, keys: jax.Array, way: Way, group: int = 1) -> tup
     if devices == 1:
         return others(queries, keys, "dense", group)
     rows = PartitionSpec(ROWS)
-    around = functools.partial(_around, devices=devices, group=group)
-    return jax.shard_map(around, in_specs=(rows, rows), out_specs=(rows, rows))(queries, keys)
+    ring = functools.partial(_ring, devices=devices, group=group)
+    return jax.shard_map(ring, in_specs=(rows, rows), out_specs=(rows, rows))(queries, keys)
 
 
 def _blockwise(forward, backward, queries, keys):
-    """`forward(queries, keys)`, whose gradient is that of the softmax: from the finished sums, not from those before each block, which
-    would be kept for every block (and around a ring every device's keys with them).
+    """`forward(queries, keys)` with `backward` as its gradient, which needs only the final sums.
+
+    Automatic differentiation would store the partial sums of every block, and in a ring also the keys of every device.
     """
     run = jax.custom_vjp(forward)
 
     def begin(queries, keys):
-        found = forward(queries, keys)
-        return found, (queries, keys, found[0])
+        sums = forward(queries, keys)
+        return sums, (queries, keys, sums[0])
 
-    def end(kept, cotangents):  # the second is that of the largest, which has no gradient
-        return backward(*kept, cotangents[0])
+    def end(residuals, cotangents):  # the maximum, the second output, has no gradient
+        return backward(*residuals, cotangents[0])
 
     run.defvjp(begin, end)
     return run(queries, keys)
@@ -139,25 +142,26 @@ def _chunked(queries, keys, group: int):
     columns = jnp.arange(0, count, size)
 
     def forward(queries, keys):
-        def step(found, chunk):
-            return _block(found, _similarities(queries, chunk[0], 0, chunk[1], group)), None
+        def step(sums, chunk):
+            return _add_block(sums, _similarities(queries, chunk[0], 0, chunk[1], group)), None
 
         return _finish(jax.lax.scan(step, _start(queries), (keys.reshape(count // size, size, -1), columns))[0])
 
     def backward(queries, keys, normalizer, weight):
-        def step(of_queries, chunk):
-            more, of_keys = _gradients(queries, chunk[0], normalizer, weight, _similarities(queries, chunk[0], 0, chunk[1], group))
-            return of_queries + more, of_keys
+        def step(query_grads, chunk):
+            similarities = _similarities(queries, chunk[0], 0, chunk[1], group)
+            more, key_grads = _gradients(queries, chunk[0], normalizer, weight, similarities)
+            return query_grads + more, key_grads
 
         chunks = keys.reshape(count // size, size, -1), columns
-        of_queries, of_keys = jax.lax.scan(step, jnp.zeros_like(queries), chunks)
-        return of_queries, of_keys.reshape(keys.shape)
+        query_grads, key_grads = jax.lax.scan(step, jnp.zeros_like(queries), chunks)
+        return query_grads, key_grads.reshape(keys.shape)
 
     return _blockwise(forward, backward, queries, keys)
 
 
-def _around(queries, keys, devices: int, group: int):
-    """Of one device: its queries meet the keys of each device, which go round in a ring; in the backward pass, with their gradients."""
+def _ring(queries, keys, devices: int, group: int):
+    """One device: its queries meet the keys of all devices, which move around a ring; gradients move with the keys."""
     size = len(queries)
     to_next = [(i, (i + 1) % devices) for i in range(devices)]
 
@@ -167,19 +171,19 @@ def _around(queries, keys, devices: int, group: int):
 
     def forward(queries, keys):
         def step(carry, turn):
-            found, keys = carry
-            sent = jax.lax.ppermute(keys, ROWS, to_next)  # while this block is computed
-            return (_block(found, similarities(queries, keys, turn)), sent), None
+            sums, keys = carry
+            sent = jax.lax.ppermute(keys, ROWS, to_next)  # overlaps with the computation of this block
+            return (_add_block(sums, similarities(queries, keys, turn)), sent), None
 
         start = jax.tree.map(lambda x: jax.lax.pcast(x, ROWS, to="varying"), _start(queries))
         return _finish(jax.lax.scan(step, (start, keys), jnp.arange(devices))[0][0])
 
     def backward(queries, keys, normalizer, weight):
         def step(carry, turn):
-            of_queries, of_keys, keys = carry
+            query_grads, key_grads, keys = carry
             sent = jax.lax.ppermute(keys, ROWS, to_next)
             more, here = _gradients(queries, keys, normalizer, weight, similarities(queries, keys, turn))
-            return (of_queries + more, jax.lax.ppermute(of_keys + here, ROWS, to_next), sent), None
+            return (query_grads + more, jax.lax.ppermute(key_grads + here, ROWS, to_next), sent), None
 
         start = jnp.zeros_like(queries), jnp.zeros_like(keys), keys
         return jax.lax.scan(step, start, jnp.arange(devices))[0][:2]
@@ -188,32 +192,32 @@ def _around(queries, keys, devices: int, group: int):
 
 
 def _start(queries):
-    """(largest so far, sum of the exponentials of what is less than it)"""
+    """(running maximum, running sum of exp(similarity - maximum)), [N] each, before the first block."""
     return jnp.full(len(queries), -jnp.inf), jnp.zeros(len(queries))
 
 
 def _similarities(queries, keys, row, column, group):
-    """Of a block, minus infinity within a group; `row` and `column` are the numbers of its first query and key."""
+    """Similarities of a block, -inf within a group; `row` and `column` are the indices of its first query and key."""
     own = (row + jnp.arange(len(queries)))[:, None] // group == (column + jnp.arange(len(keys))) // group
     return jnp.where(own, -jnp.inf, queries @ keys.T)
 
 
-def _block(found, similarities):
-    """`found` and a block of similarities more."""
-    largest, total = found
+def _add_block(sums, similarities):
+    """Update the running maximum and sum with a block of similarities."""
+    largest, total = sums
     now = jax.lax.stop_gradient(jnp.maximum(largest, similarities.max(1)))
-    by = jnp.where(jnp.isneginf(now), 0.0, now)  # a block may hold nothing but the own group
+    by = jnp.where(jnp.isneginf(now), 0.0, now)  # a block may hold only the own group
     total = total * jnp.exp(largest - by) + jnp.exp(similarities - by[:, None]).sum(1)
     return now, total
 
 
 def _gradients(queries, keys, normalizer, weight, similarities):
-    """Of the sum of weight * normalizer: what a block adds to those of its queries and of its keys."""
+    """Contribution of a block to the gradients of sum(weight * normalizer) with respect to queries and keys."""
     by = jnp.where(jnp.isneginf(normalizer), 0.0, normalizer)
     shares = jnp.exp(similarities - by[:, None]) * weight[:, None]
     return shares @ keys, shares.T @ queries
 
 
-def _finish(found):
-    largest, total = found
+def _finish(sums):
+    largest, total = sums
     return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + largest, -jnp.inf), largest

@@ -1,7 +1,7 @@
-"""Densities of pixels, and the bounds that models with latent variables are trained and measured by.
+"""Densities of pixels, and bounds on the likelihood of latent-variable models.
 
-Everything is float32 and in nats. Densities are given value by value, and sums over an image are the caller's: a mean over pixels or
-latents in one term and a sum in the other is another objective. Values x are in [0, 1].
+All results are float32 in nats. Densities are elementwise; the caller sums over an image. Sum both terms of a bound: a mean
+over pixels or latents in one of them changes the objective. Values x are in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 LEVELS = 256
 LAPLACE_EPSILON = 0.1
-LEAST_LOG_SCALE = -7.0  # of the learned scales: a pixel that is always the same must not drive the others' gradients out of float32
+LEAST_LOG_SCALE = -7.0  # lower bound of learned scales: a constant pixel must not overflow the gradients
 
 
 def bernoulli(x: jax.Array, logits: jax.Array) -> jax.Array:
-    """x log p + (1 - x) log (1 - p) with p = sigmoid(logits): a log-probability where x is 0 or 1, minus a cross-entropy in between."""
+    """x log p + (1 - x) log (1 - p) with p = sigmoid(logits): a log-probability for x in {0, 1}, else minus a cross-entropy."""
     return x * logits - jax.nn.softplus(logits)
 
 
@@ -29,13 +29,13 @@ def gaussian(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
 
 
 def discretized_logistic(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
-    """Log-probability of the one of 256 levels that x in {0, 1/255, ..., 1} is: the mass of a logistic distribution around it.
+    """Log-probability of level x in {0, 1/255, ..., 1}: the mass of a logistic distribution between the edges of the level.
 
-    Level i reaches from (i - 1/2) / 255 to (i + 1/2) / 255; the first and the last take the tails, so that the levels sum to one
-    (Kingma et al. 2016, arXiv:1606.04934; Salimans et al. 2017, arXiv:1701.05517). mean and scale are in units of x.
+    Level i reaches from (i - 1/2) / 255 to (i + 1/2) / 255. The first and the last level include the tails, so the levels sum
+    to one (Kingma et al. 2016, arXiv:1606.04934; Salimans et al. 2017, arXiv:1701.05517). mean and scale are in units of x.
 
-    With s the sigmoid and a > b the scaled edges, log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)): no difference of equal
-    numbers, so nothing has to be clipped.
+    With s the sigmoid and a > b the scaled edges, log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)). This form has no
+    cancellation and needs no clipping.
     """
     precision, half = jnp.exp(-log_scale), 0.5 / (LEVELS - 1)
     above, below = (precision * (x + edge - mean) for edge in (half, -half))
@@ -47,7 +47,7 @@ def discretized_logistic(x: jax.Array, mean: jax.Array, log_scale: jax.Array) ->
 def logit_laplace(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
     """Log-density of x' = (1 - 2 eps) x + eps, eps = 0.1, whose logit is Laplace (Ramesh et al. 2021, arXiv:2102.12092, A.3).
 
-    A density on (0, 1) that is used where x only reaches [eps, 1 - eps]: it may be positive, and is no number of bits per dimension.
+    It is a density on (0, 1), but x' only covers [eps, 1 - eps]. It may be positive, and it gives no bits per dimension.
     """
     shrunk = (1 - 2 * LAPLACE_EPSILON) * x + LAPLACE_EPSILON
     distance = jnp.abs(jnp.log(shrunk) - jnp.log1p(-shrunk) - mean)
@@ -55,7 +55,7 @@ def logit_laplace(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Ar
 
 
 def logit_laplace_image(mean: jax.Array) -> jax.Array:
-    """What is shown for a mean of `logit_laplace`: x in [0, 1]."""
+    """The image x in [0, 1] of a mean of `logit_laplace`."""
     return jnp.clip((jax.nn.sigmoid(mean) - LAPLACE_EPSILON) / (1 - 2 * LAPLACE_EPSILON), 0, 1)
 
 
@@ -63,26 +63,26 @@ def logit_laplace_image(mean: jax.Array) -> jax.Array:
 
 
 class Likelihood(NamedTuple):
-    """p(x | z) of a decoder that gives `outputs` numbers a value, side by side in the last axis: [..., outputs * C] for x [..., C]."""
+    """p(x | z) of a decoder with `outputs` parameters per value: decoder outputs are [..., outputs * C] for x [..., C]."""
 
     outputs: int
-    data: Callable[[jax.Array, jax.Array], jax.Array]  # (key, x in [0, 1]) -> what is modeled: drawn anew at each call, or x
-    log_prob: Callable[[jax.Array, jax.Array], jax.Array]  # (data, decoder's output) -> nats a value
-    mean: Callable[[jax.Array], jax.Array]  # decoder's output -> values in [0, 1]
-    note: str  # for protocols: what was measured
+    data: Callable[[jax.Array, jax.Array], jax.Array]  # (key, x in [0, 1]) -> modeled values: a new sample per call, or x
+    log_prob: Callable[[jax.Array, jax.Array], jax.Array]  # (data, decoder output) -> nats, elementwise
+    mean: Callable[[jax.Array], jax.Array]  # decoder output -> values in [0, 1]
+    note: str  # for protocols: the modeled distribution
 
 
-def _as_it_is(key, x):
+def _identity(key, x):
     return x
 
 
 def _binarized(key, x):
-    """Each value is 1 with the probability that is its gray level."""
+    """Each value is 1 with a probability equal to its gray level, else 0."""
     return jax.random.bernoulli(key, x).astype(jnp.float32)
 
 
 def _dequantized(key, x):
-    """The level plus uniform noise, over 256, in [0, 1): its density times 256^-D is a lower bound of the probability of the levels."""
+    """(level + uniform noise) / 256 in [0, 1). Its density times 256^-D bounds the probability of the levels from below."""
     return ((LEVELS - 1) * x + jax.random.uniform(key, x.shape)) / LEVELS
 
 
@@ -97,18 +97,19 @@ def _logistic(x, out):
 
 
 def _scale(out):
-    """Starts at exp(-2), about the spread of pixels."""
+    """Log-scales start at -2: exp(-2) is about the standard deviation of pixels."""
     return jnp.maximum(out - 2, LEAST_LOG_SCALE)
 
 
 LIKELIHOODS = {
     "bernoulli": Likelihood(1, _binarized, bernoulli, jax.nn.sigmoid, "bernoulli, binarized anew at each draw"),
-    "cross_entropy": Likelihood(1, _as_it_is, bernoulli, jax.nn.sigmoid, "cross-entropy of gray values, not a likelihood"),
+    "cross_entropy": Likelihood(1, _identity, bernoulli, jax.nn.sigmoid, "cross-entropy of gray values, not a likelihood"),
     "gaussian": Likelihood(
-        2, _dequantized, _gaussian, lambda out: jax.nn.sigmoid(jnp.split(out, 2, -1)[0]), "gaussian, uniformly dequantized, 256 levels"
+        2, _dequantized, _gaussian, lambda out: jax.nn.sigmoid(jnp.split(out, 2, -1)[0]),
+        "gaussian, uniformly dequantized, 256 levels",
     ),
     "discretized_logistic": Likelihood(
-        2, _as_it_is, _logistic, lambda out: jnp.clip(0.5 + jnp.split(out, 2, -1)[0], 0, 1), "discretized logistic, 256 levels"
+        2, _identity, _logistic, lambda out: jnp.clip(0.5 + jnp.split(out, 2, -1)[0], 0, 1), "discretized logistic, 256 levels"
     ),
 }
 
@@ -116,35 +117,35 @@ LIKELIHOODS = {
 # ---------------------------------------------------------------------------------------------- posteriors and bounds
 
 
-def draw_gaussian(key: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """A sample of N(mean, exp(log_variance)) that gradients flow through; the deviation is exp(log_variance / 2)."""
+def sample_gaussian(key: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+    """A reparameterized sample of N(mean, exp(log_variance)); the standard deviation is exp(log_variance / 2)."""
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
 
 
 def kl_gaussian(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)), value by value: sum it over the latents."""
+    """KL(N(mean, exp(log_variance)) || N(0, 1)), elementwise: sum it over the latents."""
     return 0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance)
 
 
 def elbo(log_likelihood: jax.Array, kl: jax.Array, beta: jax.Array | float = 1.0, free_bits: float = 0.0) -> jax.Array:
     """Mean over the batch of E log p(x | z) - beta KL: log_likelihood [B] (sums over an image), kl [B, Z] -> scalar.
 
-    beta: Higgins et al. 2017 (beta-VAE); only 1 is a bound of log p(x), smaller values are not.
-    free_bits: nats a latent that cost nothing: each KL, averaged over the batch, counts as at least that much (Kingma et al. 2016,
-      arXiv:1606.04934, section C.8).
+    beta: Higgins et al. 2017 (beta-VAE). Values below 1 give no bound of log p(x).
+    free_bits: nats per latent without cost: the KL of a latent, averaged over the batch, counts as at least this value
+      (Kingma et al. 2016, arXiv:1606.04934, section C.8).
     """
     cost = jnp.maximum(kl.mean(0), free_bits).sum() if free_bits else kl.sum(-1).mean()
     return log_likelihood.mean() - beta * cost
 
 
 def importance_bound(log_weights: jax.Array) -> jax.Array:
-    """log of the mean of k importance weights p(x, z) / q(z | x): [k, ...] -> [...] (Burda et al. 2016, arXiv:1509.00519, equation 8).
+    """log of the mean of k importance weights p(x, z) / q(z | x), [k, ...] -> [...] (Burda et al. 2016, arXiv:1509.00519, eq. 8).
 
-    In expectation a lower bound of log p(x) that grows with k; with k = 1 it is the ELBO.
+    Its expectation is a lower bound of log p(x) that grows with k; for k = 1 it is the ELBO.
     """
     return jax.nn.logsumexp(log_weights, axis=0) - math.log(log_weights.shape[0])
 
 
 def bits_per_dimension(nats: jax.Array, dimensions: int) -> jax.Array:
-    """-log p(x) in nats per image -> bits for each of its `dimensions` values; smaller is better."""
+    """log p(x) in nats per image -> -log2 p(x) per dimension; smaller is better."""
     return -nats / (dimensions * math.log(2))

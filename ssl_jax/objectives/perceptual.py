@@ -1,7 +1,7 @@
-"""How far a reconstruction is from its image in the features of a fixed network, and how much a second loss may weigh beside the first.
+"""Perceptual distance in the features of a fixed network, and an adaptive weight for a second loss.
 
-Zhang et al. 2018, "The unreasonable effectiveness of deep features as a perceptual metric" (arXiv:1801.03924), equation 1: LPIPS is
-this distance in a network trained with labels, with channel weights fitted to human judgments. In any other network it is not LPIPS.
+Zhang et al. 2018 (arXiv:1801.03924), equation 1. LPIPS is this distance in a network trained with labels, with channel weights
+fitted to human judgments. In any other network it is not LPIPS.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CHANNELS = (3, 32, 64, 64)  # of the random network, whose convolutions have strides 1, 2 and 2
+CHANNELS = (3, 32, 64, 64)  # of the random network
 STRIDES = (1, 2, 2)
 
 
 def feature_distance(x: Sequence[jax.Array], y: Sequence[jax.Array], weights: Sequence[jax.Array] | None = None) -> jax.Array:
-    """Features of the layers [B, ..., C] of two batches -> [B] float32.
+    """Distance of two batches, given their features [B, ..., C] in each layer -> float32 [B].
 
-    In every place the channels are brought to norm 1; squared differences are summed over channels, with `weights` [C] >= 0 of each
-    layer if there are any, averaged over places and summed over layers.
+    At each position the channels are normalized to norm 1. Squared differences are summed over channels (with `weights` [C] >=
+    0 per layer, if given), averaged over positions and summed over layers.
     """
     total = 0.0
     for i, (a, b) in enumerate(zip(x, y, strict=True)):
@@ -32,7 +32,7 @@ def feature_distance(x: Sequence[jax.Array], y: Sequence[jax.Array], weights: Se
 
 
 def _unit(x):
-    """x / (|x| + 1e-10) over channels; where all are zero (behind a ReLU) value and gradient are zero."""
+    """x / (|x| + 1e-10) over channels; value and gradient are zero where all channels are zero (after a ReLU)."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     norm = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
@@ -40,28 +40,29 @@ def _unit(x):
 
 
 def random_kernels() -> list[np.ndarray]:
-    """Three 3x3 kernels [3, 3, C, F] with He's variance, the same everywhere: the 'random_conv' extractor of evaluations."""
-    generator = np.random.default_rng(0)  # of NumPy, whose streams do not change
+    """Three fixed 3x3 kernels [3, 3, C, F] with He initialization: the 'random_conv' extractor of evaluations."""
+    generator = np.random.default_rng(0)  # NumPy, because its streams are stable across versions
     shapes = [(3, 3, a, b) for a, b in itertools.pairwise(CHANNELS)]
     return [(generator.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:3]))).astype(np.float32) for shape in shapes]
 
 
 def random_features(kernels: Sequence[jax.Array], images: jax.Array) -> list[jax.Array]:
-    """The rectified maps of each convolution: images [B, H, W, 3] in [0, 1] -> [B, h, w, C] each."""
-    x, out = 2 * images.astype(jnp.float32) - 1, []
+    """ReLU outputs [B, h, w, C] of each convolution, with strides 1, 2 and 2: images [B, H, W, 3] in [0, 1]."""
+    x, features = 2 * images.astype(jnp.float32) - 1, []
     for kernel, stride in zip(kernels, STRIDES, strict=True):
         x = jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
         )
         x = jnp.maximum(x, 0)
-        out.append(x)
-    return out
+        features.append(x)
+    return features
 
 
 def adaptive_weight(first: jax.Array, second: jax.Array) -> jax.Array:
-    """|first| / (|second| + 1e-4) in [0, 10,000], for the gradients of two losses by the same weights; held constant.
+    """|first| / (|second| + 1e-4), clipped to [0, 10,000], without a gradient (Esser et al. 2021, arXiv:2012.09841, equation 7).
 
-    Times the second loss, it makes both gradients equally long there (Esser et al. 2021, arXiv:2012.09841, equation 7).
+    first, second: gradients of two losses with respect to the same parameters. Multiplied by this weight, the second loss has a
+    gradient of the same norm as the first.
     """
     ratio = jnp.linalg.norm(first.ravel()) / (jnp.linalg.norm(second.ravel()) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))

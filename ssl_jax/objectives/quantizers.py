@@ -1,9 +1,9 @@
-"""Vectors to codes: look-ups, gradients through them, losses, and what keeps codes in use. `codebooks` puts them together.
+"""Parts of the quantizers in `codebooks`: nearest-code look-up, straight-through gradients, losses, codebook updates.
 
 van den Oord et al. 2017, "Neural discrete representation learning" (arXiv:1711.00937); Yu et al. 2022, "Vector-quantized image
-modeling with improved VQGAN" (arXiv:2110.04627): codes of few dimensions and unit norm; Fifty et al. 2024 (arXiv:2410.06424): the
-rotation trick; Mentzer et al. 2023 (arXiv:2309.15505): FSQ; Yu et al. 2023 (arXiv:2310.05737): LFQ. Everything is float32: z are
-vectors [..., D], tokens int32 [...], a codebook is [K, D].
+modeling with improved VQGAN" (arXiv:2110.04627): codes of few dimensions and unit norm; Fifty et al. 2024 (arXiv:2410.06424):
+the rotation trick; Mentzer et al. 2023 (arXiv:2309.15505): FSQ; Yu et al. 2023 (arXiv:2310.05737): LFQ. Vectors z are float32
+[..., D], tokens int32 [...], a codebook is float32 [K, D].
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-CHUNK = 2048  # codes that are compared at once: distances to all of 8192 would be the largest array of a step
+CHUNK = 2048  # codes per block: distances to all 8192 codes would be the largest array of a step
 CODES_AXIS, BATCH_AXES = "tensor", ("data", "fsdp")
 
 
 def normalized(x: jax.Array) -> jax.Array:
-    """x / |x| over the last axis; 1e-12 under the root keeps value and gradient finite at zero, which a maximum would not."""
+    """x / |x| over the last axis; 1e-12 under the root keeps value and gradient finite at zero (jnp.maximum would not)."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
@@ -29,9 +29,9 @@ def normalized(x: jax.Array) -> jax.Array:
 
 
 def nearest(z: jax.Array, codebook: jax.Array) -> jax.Array:
-    """The code at the least Euclidean distance, the first of equals: z [..., D], codebook [K, D] -> tokens [...].
+    """Index of the nearest code in Euclidean distance, the first of equals: z [..., D], codebook [K, D] -> tokens [...].
 
-    For unit vectors that is the code at the least angle. Under a mesh with a 'tensor' axis its devices share the codes, as in
+    For unit vectors this is the code at the smallest angle. Under a mesh with a 'tensor' axis the codes are sharded, as in
     `nearest_sharded`.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -43,10 +43,10 @@ def nearest(z: jax.Array, codebook: jax.Array) -> jax.Array:
 
 
 def nearest_sharded(z: jax.Array, codebook: jax.Array, mesh: jax.sharding.AbstractMesh | jax.sharding.Mesh) -> jax.Array:
-    """`nearest` with the rows of the codebook spread over the mesh axis 'tensor' and those of z over ('data', 'fsdp').
+    """`nearest` with the codebook sharded over the mesh axis 'tensor' and z over ('data', 'fsdp').
 
-    Each device finds the least of its codes; the least of those is the token. Shards are compared in their order, so that the first of
-    equal distances wins here too.
+    Each device finds the nearest of its codes, and the nearest of those is the token. Shards are compared in order, so the first of
+    equals wins here too.
     """
 
     def local(z, codes):
@@ -63,7 +63,7 @@ def nearest_sharded(z: jax.Array, codebook: jax.Array, mesh: jax.sharding.Abstra
 
 
 def _centered(z, codebook):
-    """Both relative to the mean code: far from zero, |e|^2 - 2 z.e would be a difference of large equal numbers."""
+    """Subtract the mean code from both: far from zero, |e|^2 - 2 z.e suffers from cancellation."""
     z, codebook = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (z, codebook))
     center = jnp.mean(codebook, axis=0)
     return z - center, codebook - center
@@ -87,18 +87,18 @@ def _least(z, codebook):
 
 
 def sums(z: jax.Array, tokens: jax.Array, size: int) -> jax.Array:
-    """The sum of the vectors of each code: z [..., D], tokens [...] -> [size, D].
+    """Sum of the vectors assigned to each code: z [..., D], tokens [...] -> [size, D].
 
-    As products with one-hot rows, as many as the look-up takes: where many vectors have one code, as at the start of training, a
-    scattered sum adds them one after the other (docs/performance.md, On an accelerator).
+    A product with one-hot rows. A scatter-add would serialize if many vectors share a code, as at the start of training
+    (docs/performance.md, On an accelerator).
     """
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1, 1)
 
-    def of(start):
+    def sum_block(start):
         one_hot = (tokens == jnp.arange(start, min(start + CHUNK, size))).astype(jnp.float32)
         return jnp.einsum("nk,nd->kd", one_hot, z, precision=jax.lax.Precision.HIGHEST)
 
-    return jnp.concatenate([of(start) for start in range(0, size, CHUNK)])
+    return jnp.concatenate([sum_block(start) for start in range(0, size, CHUNK)])
 
 
 def rows(codebook: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -113,26 +113,26 @@ def rows(codebook: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def plain(z: jax.Array, code: jax.Array) -> jax.Array:
-    """The code, with the gradient of z: (a). Nothing in it or in the commitment of unit codes changes |z|."""
+    """The code, with the gradient of z."""
     return jax.lax.stop_gradient(code) + (z - jax.lax.stop_gradient(z))
 
 
 def through_normalized(z: jax.Array, code: jax.Array) -> jax.Array:
-    """The code, with the gradient of z / |z|: (b). At right angles to z and divided by |z|, so that a small one explodes."""
+    """The code, with the gradient of z / |z|. It is orthogonal to z and divided by |z|, so it explodes for small z."""
     return plain(normalized(z), code)
 
 
 def rotation(z: jax.Array, code: jax.Array) -> jax.Array:
-    """The code as the rotation and rescaling of z onto it, both held constant: (c), Fifty et al. 2024, section 4.2.
+    """The code as a constant rotation and rescaling of z (Fifty et al. 2024, section 4.2).
 
-    The angle between z and its gradient is that between the code and the gradient there.
+    The gradient at z keeps the angle that the incoming gradient has to the code.
     """
     fixed = jax.lax.stop_gradient((z, code))
     u, v = (normalized(x) for x in fixed)
     half = normalized(u + v)
     scale = jnp.linalg.norm(fixed[1], axis=-1, keepdims=True) * jax.lax.rsqrt(jnp.sum(fixed[0] ** 2, -1, keepdims=True) + 1e-12)
     turned = z - 2 * half * jnp.sum(half * z, -1, keepdims=True) + 2 * v * jnp.sum(u * z, -1, keepdims=True)
-    return plain(scale * turned, code)  # `turned` is the code up to rounding, this is it
+    return plain(scale * turned, code)  # the exact code; `scale * turned` is the code up to rounding
 
 
 STRAIGHT_THROUGH = {"plain": plain, "normalized": through_normalized, "rotation": rotation}
@@ -142,19 +142,19 @@ STRAIGHT_THROUGH = {"plain": plain, "normalized": through_normalized, "rotation"
 
 
 def codebook_loss(z: jax.Array, code: jax.Array) -> jax.Array:
-    """|sg(z) - e|^2, which moves codes to vectors; MEAN over elements (a sum over D, as it is written, is D times as much)."""
+    """|sg(z) - e|^2, which moves codes to vectors; the MEAN over elements (the paper sums over D)."""
     return jnp.mean((jax.lax.stop_gradient(z) - code) ** 2)
 
 
 def commitment_loss(z: jax.Array, code: jax.Array) -> jax.Array:
-    """|z - sg(e)|^2, which moves vectors to codes: the term that beta weighs; MEAN over elements."""
+    """|z - sg(e)|^2, which moves vectors to codes, to be weighted by beta; the MEAN over elements."""
     return jnp.mean((z - jax.lax.stop_gradient(code)) ** 2)
 
 
 def entropy_loss(z: jax.Array, codebook: jax.Array, temperature: float) -> jax.Array:
     """E H(p(code | z)) - H(E p(code | z)) in nats, p = softmax(-|z - e|^2 / temperature): in [-log K, 0].
 
-    Small where each vector is sure of its code and all codes are used alike. Memory: vectors x K.
+    Small if each vector has one clear code and all codes are used equally. Memory: vectors x K.
     """
     z = z.reshape(-1, z.shape[-1])
     products = jnp.dot(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
@@ -171,39 +171,40 @@ def entropy(p: jax.Array) -> jax.Array:
 def bit_entropy_loss(z: jax.Array, temperature: float, group: int = 10) -> jax.Array:
     """`entropy_loss` of the 2^D codes {-1, 1}^D, without a matrix of 2^D columns.
 
-    Given z the bits are independent, with logits 4 z / temperature: E H is exact. H(E p) is taken over groups of at most `group` bits
-    and summed, an upper bound of the joint one and equal to it where one group holds all bits.
+    Given z the bits are independent with logits 4 z / temperature, so E H is exact. H(E p) is computed for groups of at most
+    `group` bits and summed. The sum is an upper bound of the joint entropy, and equal to it for a single group.
     """
     logits = 4 * z.reshape(-1, z.shape[-1]) / temperature
     on, off = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
-    of_bits = -(on * jax.nn.log_sigmoid(logits) + off * jax.nn.log_sigmoid(-logits))  # p log p of a p that rounds to 0 would be NaN
-    of_means = 0.0
+    # log_sigmoid, because p log p would be NaN for p that rounds to 0
+    bit_entropy = -(on * jax.nn.log_sigmoid(logits) + off * jax.nn.log_sigmoid(-logits))
+    mean_entropy = 0.0
     for bits in np.array_split(np.arange(z.shape[-1]), math.ceil(z.shape[-1] / group)):
         p = jnp.ones((len(logits), 1))
         for bit in bits:
             p = jnp.concatenate([p * off[:, bit, None], p * on[:, bit, None]], axis=-1)
-        of_means += entropy(p.mean(0))
-    return of_bits.sum(-1).mean() - of_means
+        mean_entropy += entropy(p.mean(0))
+    return bit_entropy.sum(-1).mean() - mean_entropy
 
 
 # ------------------------------------------------------------------------------------ codebooks without a gradient
 
 
 def counts(tokens: jax.Array, size: int) -> jax.Array:
-    """How often each code occurs: [K] float32; it sums to the number of tokens, over all devices."""
+    """Number of occurrences of each code in the global batch, float32 [K]."""
     return jnp.zeros(size, jnp.float32).at[tokens.reshape(-1)].add(1.0)
 
 
 def moving_average(state: Mapping, z: jax.Array, tokens: jax.Array, decay: float, epsilon: float = 1e-5) -> dict:
-    """One update of a codebook whose codes are the means of the vectors they stand for (van den Oord et al. 2017, appendix A.1).
+    """One update of a codebook whose codes are moving averages of their vectors (van den Oord et al. 2017, appendix A.1).
 
     Args:
-        state: 'codebook' [K, D]; 'count' [K] and 'sum' [K, D], moving averages of how many vectors a code stands for and of their sum;
-            'weight', the sum of the weights of those averages: kept at 1, or started at 0 for averages without a bias to their start.
-        epsilon: of the Laplace smoothing of counts.
+        state: 'codebook' [K, D]; 'count' [K] and 'sum' [K, D], moving averages of the number and the sum of the vectors of a code;
+            'weight', the total weight of those averages: always 1, or started at 0 for averages without bias.
+        epsilon: Laplace smoothing of the counts.
 
-    Statistics are those of the global batch. A code that no vector comes to stays where it is until its count is near `epsilon`; then
-    the smoothing draws it to zero (at .99 half of it is left after 1,150 steps), as in the published implementations.
+    Statistics are those of the global batch. A code without vectors keeps its place until its count is near `epsilon`. Then the
+    smoothing pulls it to zero (with decay .99 half of it is left after 1,150 steps), as in the published implementations.
     """
     size = len(state["count"])
     count = decay * state["count"] + (1 - decay) * counts(tokens, size)
@@ -214,8 +215,8 @@ def moving_average(state: Mapping, z: jax.Array, tokens: jax.Array, decay: float
     return {"codebook": total / weight / smoothed[:, None], "count": count, "sum": total, "weight": weight}
 
 
-def drawn(key: jax.Array, z: jax.Array, count: int) -> jax.Array:
-    """`count` of the vectors z [..., D], with repetition: the same on all devices."""
+def sample_vectors(key: jax.Array, z: jax.Array, count: int) -> jax.Array:
+    """`count` random vectors of z [..., D], with replacement; the same on all devices."""
     z = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
     return z[jax.random.randint(key, (count,), 0, len(z))]
 
@@ -223,21 +224,21 @@ def drawn(key: jax.Array, z: jax.Array, count: int) -> jax.Array:
 def k_means(key: jax.Array, z: jax.Array, size: int, iterations: int = 10, per_code: int = 32) -> jax.Array:
     """Centers [size, D] of the vectors z [..., D]: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's iterations.
 
-    At most `per_code` x size vectors are looked at, drawn at random. A center without vectors stays where it is.
+    Uses at most `per_code` x size randomly sampled vectors. A center without vectors keeps its place.
     """
-    of_vectors, of_first, of_others = jax.random.split(key, 3)
+    vectors_key, first_key, others_key = jax.random.split(key, 3)
     z = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1])
     if len(z) > per_code * size:
-        z = drawn(of_vectors, z, per_code * size)
+        z = sample_vectors(vectors_key, z, per_code * size)
 
-    def add(i, carry):
+    def add_center(i, carry):
         centers, distance = carry
-        chosen = jax.random.categorical(jax.random.fold_in(of_others, i), jnp.log(jnp.maximum(distance, 1e-20)))
+        chosen = jax.random.categorical(jax.random.fold_in(others_key, i), jnp.log(jnp.maximum(distance, 1e-20)))
         return centers.at[i].set(z[chosen]), jnp.minimum(distance, jnp.sum((z - z[chosen]) ** 2, -1))
 
-    first = z[jax.random.randint(of_first, (), 0, len(z))]
+    first = z[jax.random.randint(first_key, (), 0, len(z))]
     centers = jnp.zeros((size, z.shape[-1])).at[0].set(first)
-    centers, _ = jax.lax.fori_loop(1, size, add, (centers, jnp.sum((z - first) ** 2, -1)))
+    centers, _ = jax.lax.fori_loop(1, size, add_center, (centers, jnp.sum((z - first) ** 2, -1)))
 
     def lloyd(_, centers):
         tokens = _least(*_centered(z, centers))[1]
@@ -251,22 +252,22 @@ def k_means(key: jax.Array, z: jax.Array, size: int, iterations: int = 10, per_c
 
 
 def usage(count: jax.Array) -> jax.Array:
-    """The share of codes with a count above zero, in [0, 1]. It depends on how many tokens were counted: name them with it."""
+    """Share of codes with a count above zero, in [0, 1]. It depends on the number of tokens counted, so report both."""
     return jnp.mean(count > 0)
 
 
 def perplexity(count: jax.Array) -> jax.Array:
-    """exp of the entropy of the counted codes: 1 for one code, K for uniform use; at most the number of tokens counted."""
+    """exp of the entropy of the code frequencies: 1 for a single code, K for uniform use; at most the number of tokens."""
     return jnp.exp(entropy(count / count.sum()))
 
 
-# ------------------------------------------------------------------------------------- codes that need no codebook
+# --------------------------------------------------------------------------------- quantizers without a codebook
 
 
 def fsq(z: jax.Array, levels: Sequence[int]) -> jax.Array:
-    """Finite scalar quantization: z [..., D] -> codes [..., D] in [-1, 1], of levels[d] values in dimension d; z = 0 gives the code 0.
+    """Finite scalar quantization: z [..., D] -> codes [..., D] in [-1, 1] with levels[d] values in dimension d; z = 0 gives 0.
 
-    Bounded by a tanh, rounded with a straight-through gradient, divided by half the levels (Mentzer et al. 2023, appendix A.1).
+    Bounded by tanh, rounded with a straight-through gradient, divided by half the levels (Mentzer et al. 2023, appendix A.1).
     """
     levels = np.asarray(levels)
     half = (levels - 1) * (1 + 1e-3) / 2
@@ -276,7 +277,7 @@ def fsq(z: jax.Array, levels: Sequence[int]) -> jax.Array:
 
 
 def fsq_tokens(codes: jax.Array, levels: Sequence[int]) -> jax.Array:
-    """Codes of `fsq` [..., D] -> tokens [...]; the first dimension counts fastest."""
+    """Codes of `fsq` [..., D] -> tokens [...]; the first dimension varies fastest."""
     half = np.asarray(levels) // 2
     digits = jnp.round(codes * half).astype(jnp.int32) + half
     return jnp.sum(digits * np.cumprod([1, *levels[:-1]]), axis=-1).astype(jnp.int32)

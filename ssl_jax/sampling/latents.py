@@ -1,4 +1,4 @@
-"""Latent variables of generators: drawing them, and the truncation trick."""
+"""Latent variables of generators: sampling, truncation and interpolation."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def sample_latents(kind: str, key: jax.Array, shape: tuple[int, ...]) -> jax.Arr
 
 
 def truncate(z: jax.Array, tau: jax.Array | float) -> jax.Array:
-    """Standard normal z to the standard normal truncated at |z| <= tau, by the monotone map between the two; tau <= 0 leaves z alone.
+    """Map standard normal z monotonically to the standard normal truncated at |z| <= tau; tau <= 0 returns z unchanged.
 
-    The distribution is that of drawing again every value beyond tau (Brock et al. 2019, arXiv:1809.11096, section 3.1), but the
-    same z stay the same samples, only nearer to the middle. Two other things are called truncation elsewhere: tau times
-    the normal truncated at 2 (the published modules' "truncation"), and a normal of smaller variance.
+    The distribution is that of resampling all values beyond tau (Brock et al. 2019, arXiv:1809.11096, section 3.1), but the map
+    keeps the correspondence of z and sample for all tau. Elsewhere "truncation" also means tau times the normal truncated at 2
+    (the published BigGAN modules), or a normal with smaller variance.
     """
     below = ndtr(-tau)
-    p = ndtr(-jnp.abs(z))  # of the lower tail, where float32 is precise
+    p = ndtr(-jnp.abs(z))  # the lower tail, where float32 is precise
     inside = jnp.clip(ndtri(below + p * (1 - 2 * below)), -tau, 0.0)
     return jnp.where(jnp.asarray(tau) > 0, -jnp.sign(z) * inside, z)
 
 
 def truncate_latents(kind: str, z: jax.Array, truncation: float | None) -> jax.Array:
-    """z as drawn where `truncation` is None, `truncate`d otherwise.
+    """z if `truncation` is None, else `truncate(z, truncation)`.
 
     Raises:
         UserError: truncation of latents that are not normal.
@@ -49,12 +49,12 @@ def truncate_latents(kind: str, z: jax.Array, truncation: float | None) -> jax.A
 
 
 def lerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
-    """The straight line between a and b [N, D] at t [N]; for w."""
+    """Linear interpolation between a and b [N, D] at t [N]; for latents w."""
     return a + (b - a) * t[:, None]
 
 
 def slerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
-    """The great circle between the directions of a and b [N, D] at t [N], on the unit sphere; for z, whose length does not count."""
+    """Spherical interpolation between the directions of a and b [N, D] at t [N], with unit norm; for latents z."""
     a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
     angle = t * jnp.arccos(jnp.clip(jnp.sum(a * b, -1), -1, 1))
     across = b - jnp.sum(a * b, -1, keepdims=True) * a

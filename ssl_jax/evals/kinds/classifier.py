@@ -1,4 +1,4 @@
-"""What a model that was trained on labels says of the test split by itself: no probe is fitted."""
+"""Accuracy of the class scores of a model that was trained on labels; no probe is fitted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from ssl_jax.evals.lib.features import hits
 
 
 def prepare(context: Context, *, layer: str) -> None:
-    """UserError where the model has no such scores."""
+    """Raises UserError if the model has no output `layer`."""
     offered = jax.eval_shape(context.encode, context.images())
     if layer not in offered:
         raise UserError(f"classifier needs a model with {layer!r}; this has {', '.join(sorted(offered))}")
 
 
 def evaluate(context: Context, *, layer: str = "logits") -> Result:
-    """top1, top5: percent of the test split whose label is the largest, or among the five largest, of the scores in `layer` [N, C]."""
+    """Scores `layer` [N, C] of the test split.
+
+    top1, top5: percent of images whose label has the largest score, or is among the five largest.
+    """
     scores = context.features("test", layer)
     require_labels(scores, "classifier")
     metrics = {f"top{k}": 100 * float(hits(scores.x, scores.y, k).mean()) for k in (1, 5)}
@@ -27,7 +30,7 @@ def evaluate(context: Context, *, layer: str = "logits") -> Result:
 
 EVALUATOR = Evaluator(
     evaluate,
-    {"layer": Option("of the encoder: scores, one for each class")},
+    {"layer": Option("output of the encoder with one score per class")},
     needs=("model",),
     data=("label",),
     prepare=prepare,

@@ -1,6 +1,6 @@
-"""Which of its codes a tokenizer uses. A codebook that has collapsed shows here and may not show in the squared error.
+"""How many of its codes a tokenizer uses. The squared error may not show that a codebook has collapsed; usage does.
 
-"Usage" has three definitions in papers, which differ on the same tokenizer; each has its own name here.
+Papers define "usage" in three ways that give different values. Each definition is a metric with its own name.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from ssl_jax.evals.context import Context, Result
 from ssl_jax.evals.evaluator import Evaluator, Option
 from ssl_jax.evals.lib.features import chunks, side_by_side
 
-BATCH = 256  # images of a batch of `usage_batch`
-RECENT = 65536  # tokens of `usage_recent`
+BATCH = 256  # images per batch of `usage_batch`
+RECENT = 65536  # tokens that `usage_recent` counts
 
 
 def evaluate(context: Context, *, examples: int | None = None) -> Result:
     """The test split, or its first `examples`.
 
-    usage_batch: percent of the codes that occur in 256 images, mean over whole batches (Yu et al. 2022, arXiv:2110.04627).
-    usage_recent: percent that occur among the last 65,536 tokens (as the code of LlamaGen logs it), or all where there are fewer.
-    usage: percent that occur in the split.
-    entropy: of the codes' frequencies, in bits. perplexity: 2^entropy, between 1 and the number of codes.
-    perplexity_share: percent of the perplexity that as many uniform draws would have: 100 for uniform use at any size of the sample.
+    usage_batch: percent of the codes that occur in 256 images, mean over full batches (Yu et al. 2022, arXiv:2110.04627).
+    usage_recent: percent of the codes that occur among the last 65,536 tokens (at most all), as the code of LlamaGen logs it.
+    usage: percent of the codes that occur in the split.
+    entropy: entropy of the code frequencies, in bits.
+    perplexity: 2^entropy, between 1 and the number of codes.
+    perplexity_share: perplexity in percent of that of equally many uniform samples; 100 for uniform use at any sample size.
     """
-    tokens, codes = tokens_of(context, "test", examples), context.pictures.codes
+    tokens, codes = extract_tokens(context, "test", examples), context.model.codes
     counts = histogram(tokens, codes)
     whole = max(len(tokens) // BATCH, 1) * BATCH
     batches = [used(tokens[start:stop], codes) for start, stop in chunks(min(whole, len(tokens)), BATCH)]
@@ -41,32 +42,30 @@ def evaluate(context: Context, *, examples: int | None = None) -> Result:
         "perplexity_share": 100 * 2**bits / uniform_perplexity(tokens.size, codes),
     }
     protocol = (
-        f"codebook of {codes} codes, {tokens.shape[1]} tokens an image, {context.named('test', len(tokens))};"
+        f"codebook of {codes} codes, {tokens.shape[1]} tokens an image, {context.name('test', len(tokens))};"
         f" usage_batch of {len(batches)} x {min(BATCH, len(tokens))} images, usage_recent of {min(RECENT, tokens.size)} tokens"
     )
-    return Result({name: float(value) for name, value in metrics.items()}, protocol, draw(counts))
+    return Result({name: float(value) for name, value in metrics.items()}, protocol, plot(counts))
 
 
 EVALUATOR = Evaluator(
-    evaluate, {"examples": Option("the first so many test images; None: all", least=1)}, needs=("tokens",)
+    evaluate, {"examples": Option("number of test images, the first ones; None: all", least=1)}, needs=("tokens",)
 )
 
 
-def tokens_of(context: Context, split: str, count: int | None = None) -> np.ndarray:
-    """Tokens [N, T] int64 of the images of a split, row after row of each."""
-    rows = context.through(lambda images: {"tokens": side_by_side(context.pictures.fns.tokens(images))}, split, "tokens", count).x
-    return rows.astype(np.int64)  # float32 holds whole numbers up to 2^24
+def extract_tokens(context: Context, split: str, count: int | None = None) -> np.ndarray:
+    """Tokens [N, T] int64 of the images of a split, each in row-major order."""
+    rows = context.encode_with(lambda images: {"tokens": side_by_side(context.model.fns.tokens(images))}, split, "tokens", count).x
+    return rows.astype(np.int64)  # float32 holds integers up to 2^24 exactly
 
 
 def histogram(tokens: np.ndarray, codes: int) -> np.ndarray:
-    """[codes]: how often each code occurs."""
+    """Number of occurrences of each code, [codes]."""
     return np.bincount(np.ravel(tokens), minlength=codes)
 
 
-def draw(counts: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: each code as a square in the order of the codebook, gray where it never occurs, and how often the codes occur,
-    the most frequent one first, beside uniform use.
-    """
+def plot(counts: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]. Left: one square per code in codebook order, gray for unused codes. Right: sorted counts and their mean."""
     figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
     squares, curve = figure.subplots(1, 2)
     side = int(np.ceil(np.sqrt(len(counts))))
@@ -85,18 +84,18 @@ def draw(counts: np.ndarray) -> np.ndarray:
 
 
 def used(tokens: np.ndarray, codes: int) -> float:
-    """Percent of the codes that occur."""
+    """Percent of the codes that occur in `tokens`."""
     return 100 * np.count_nonzero(histogram(tokens, codes)) / codes
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Of the frequencies counts / sum(counts), in bits."""
+    """Entropy of the frequencies counts / sum(counts), in bits."""
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log2(p)).sum())
 
 
 def uniform_perplexity(draws: int, codes: int) -> float:
-    """2 to the expected entropy of the frequencies in so many uniform draws: below `codes`, 941 for 1024 draws of 8192."""
+    """2^E[entropy] of the frequencies in `draws` uniform samples; below `codes`: 941 for 1024 samples of 8192 codes."""
     low, high = binom.ppf((1e-12, 1 - 1e-12), draws, 1 / codes)
     times = np.arange(max(low, 1), high + 1)
     expected = codes * np.sum(binom.pmf(times, draws, 1 / codes) * times * np.log2(times)) / draws

@@ -1,7 +1,7 @@
-"""Denoising: reconstructions of noisy images against the noisy images, a projection on principal components and the best linear filter.
+"""Denoising: PSNR of reconstructed noisy images against the noisy images, a PCA projection and the best linear filter.
 
-Vincent et al. 2010 (JMLR 11). Normal noise. For normal data the best filter of all is linear, Sigma (Sigma + sigma^2 I)^-1; what a
-network gains beyond it, it has learned of the structure of images.
+Vincent et al. 2010 (JMLR 11), with normal noise. For normal data the best filter is linear, Sigma (Sigma + sigma^2 I)^-1. A
+gain over it shows that the network has learned more than the covariance of pixels.
 """
 
 from __future__ import annotations
@@ -21,47 +21,50 @@ from ssl_jax.evals.lib.quality import psnr
 
 
 def prepare(context: Context, **_) -> None:
-    """UserError for pictures that are too large for linear filters, or smaller than the images."""
+    """Raises UserError if reconstructions are too large for linear filters, or differ from the images in size."""
     size, given = linear_maps.picture_size(context), context.images().shape[1:3]
     if size != given:
-        raise UserError(f"denoising needs reconstructions of the size of images, {given}, and they are {size}; change data.eval_ops")
+        raise UserError(
+            f"denoising needs reconstructions of the size of images, {given}, and they are {size}; change data.eval_ops"
+        )
 
 
 def evaluate(
     context: Context, *, sigma: float = 0.5, clip: bool = True, components: int = 50, examples: int = 1000, seed: int = 0
 ) -> Result:
-    """The first `examples` test images with noise of deviation `sigma`, cut off at 0 and 1 if `clip`; gray images get gray noise.
+    """The first `examples` test images with noise of standard deviation `sigma`, clipped to [0, 1] if `clip`.
 
-    psnr: of reconstructions of noisy images to the clean ones, in dB, mean over images.
-    gain: over psnr_noisy, that of the noisy images themselves.
-    gain_pca: over psnr_pca, of the noisy images, less their mean, projected on so many principal `components` of training images.
-    gain_linear: over psnr_linear, of the affine filter with the least mean squared error on training images.
-    What comes out of linear maps is cut off at 0 and 1, too.
+    Gray images get gray noise. The outputs of PCA and of the filter are clipped to [0, 1]. PSNR is in dB, a mean over images.
+
+    psnr: PSNR of the reconstructions of noisy images against the clean images.
+    gain: psnr - psnr_noisy, where psnr_noisy is the PSNR of the noisy images.
+    gain_pca: psnr - psnr_pca, where psnr_pca is the PSNR of noisy images projected on `components` principal components.
+    gain_linear: psnr - psnr_linear, where psnr_linear is the PSNR of the affine filter with the least squared error in training.
     """
     size = linear_maps.picture_size(context)
-    basis = linear_maps.known_components(context, size, components)
-    linear = linear_maps.learned(
+    basis = linear_maps.principal_components(context, size, components)
+    linear = linear_maps.fit_once(
         context, size, ("filter", sigma, clip), lambda x: linear_maps.best_filter(x, sigma, clip)
     )
 
     def encode(images, key):
         clean = linear_maps.at_size(images, size)
         noisy = add_noise(clean, key, sigma, clip, linear.channels)
-        return {"all": side_by_side(clean, noisy, context.pictures.fns.reconstruct(noisy))}
+        return {"all": side_by_side(clean, noisy, context.model.fns.reconstruct(noisy))}
 
-    rows = context.through(context.keyed(encode, seed), "test", "all", examples).x
-    clean, noisy, again = np.split(rows, 3, axis=1)
+    rows = context.encode_with(context.with_batch_keys(encode, seed), "test", "all", examples).x
+    clean, noisy, reconstructed = np.split(rows, 3, axis=1)
     plain, seen = (x.reshape(len(x), -1, 3)[..., : linear.channels].reshape(len(x), -1) for x in (clean, noisy))
-    projection = basis.linear._replace(before=linear.linear.before)  # cutting off moves the mean
+    projection = basis.linear._replace(before=linear.linear.before)  # clipping shifts the mean of noisy images
     others = {"noisy": seen, "pca": projection(seen).clip(0, 1), "linear": linear.linear(seen).clip(0, 1)}
     values = {f"psnr_{name}": psnr(plain, x).mean() for name, x in others.items()}
-    values["psnr"] = psnr(clean, again).mean()
+    values["psnr"] = psnr(clean, reconstructed).mean()
     gains = {"gain": "noisy", "gain_pca": "pca", "gain_linear": "linear"}
     metrics = values | {name: values["psnr"] - values[f"psnr_{other}"] for name, other in gains.items()}
     protocol = (
         f"denoising sigma={sigma:g} {'cut off at 0 and 1' if clip else 'not cut off'} seed={seed}"
-        f" first of {context.named('test', len(clean))} pixels={size[0]}x{size[1]}x{linear.channels} in [0, 1];"
-        f" {components} principal components and affine filter of {context.named('train', linear.count)}"
+        f" first of {context.name('test', len(clean))} pixels={size[0]}x{size[1]}x{linear.channels} in [0, 1];"
+        f" {components} principal components and affine filter of {context.name('train', linear.count)}"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
 
@@ -69,10 +72,10 @@ def evaluate(
 EVALUATOR = Evaluator(
     evaluate,
     {
-        "sigma": Option("deviation of the noise; images are in [0, 1]", above=0),
-        "clip": Option("cut off noisy images at 0 and 1"),
-        "components": Option("principal components of training images that noisy images are projected on", least=1),
-        "examples": Option("the first so many test images", least=1),
+        "sigma": Option("standard deviation of the noise; images are in [0, 1]", above=0),
+        "clip": Option("clip noisy images to [0, 1]"),
+        "components": Option("number of principal components of training images", least=1),
+        "examples": Option("number of test images, the first ones", least=1),
         "seed": SEED,
     },
     needs=("reconstruct",),
@@ -82,6 +85,6 @@ EVALUATOR = Evaluator(
 
 @functools.partial(jax.jit, static_argnames=("sigma", "clip", "channels"))
 def add_noise(images: jax.Array, key: jax.Array, sigma: float, clip: bool, channels: int) -> jax.Array:
-    """images [B, H, W, 3] + sigma * normal noise; with one channel all colors get the same."""
+    """images [B, H, W, 3] + sigma * normal noise; with channels=1 all colors share the noise."""
     noisy = images + sigma * jax.random.normal(key, (*images.shape[:3], channels))
     return jnp.clip(noisy, 0, 1) if clip else noisy

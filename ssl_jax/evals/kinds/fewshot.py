@@ -10,7 +10,7 @@ from ssl_jax.evals.context import Context, Result, require_labels
 from ssl_jax.evals.evaluator import LAYER, Evaluator, Option
 from ssl_jax.evals.lib.features import Features, chunks, hits
 
-BIAS = 100.0  # the constant feature: so large that the ridge hardly shrinks the intercept
+BIAS = 100.0  # constant feature for the intercept; large, so that the ridge penalty hardly shrinks it
 
 
 def evaluate(
@@ -21,7 +21,11 @@ def evaluate(
     l2: float = 1024.0,
     layer: str = "pooled",
 ) -> Result:
-    """'5shot_top1' and '5shot_top1_std', mean and population std over seeds in percent, for each of `shots`."""
+    """A ridge classifier on `shots` training images per class, tested on the test split.
+
+    <n>shot_top1: top-1 accuracy in percent with n images per class, mean over `seeds`.
+    <n>shot_top1_std: its population standard deviation over `seeds`.
+    """
     bank, query = context.features("train", layer), context.features("test", layer)
     require_labels(bank, "few-shot evaluation")
     metrics = {}
@@ -40,9 +44,9 @@ def evaluate(
 EVALUATOR = Evaluator(
     evaluate,
     {
-        "shots": Option("training images of each class", least=1),
-        "seeds": Option("of the choice of training images"),
-        "l2": Option("of the ridge", above=0),
+        "shots": Option("training images per class", least=1),
+        "seeds": Option("seeds of the choice of training images"),
+        "l2": Option("ridge penalty", above=0),
         "layer": LAYER,
     },
     data=("label",),
@@ -50,9 +54,9 @@ EVALUATOR = Evaluator(
 
 
 def support(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Bank rows of the support set: per class, ascending, the first `shots` of a permutation from one seeded generator.
+    """Bank rows of the support set: for each class in ascending order, the first `shots` of a permutation by one seeded generator.
 
-    Supports are nested: the 5 shots of a seed contain its 1 shot. A class with fewer examples gives all it has.
+    Supports are nested: the 5 shots of a seed contain its 1 shot. A class with fewer examples contributes all of them.
     """
     generator = np.random.default_rng(seed)
     return np.concatenate([generator.permutation(np.flatnonzero(labels == c))[:shots] for c in np.unique(labels)])
@@ -61,7 +65,7 @@ def support(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 def ridge(x: np.ndarray, targets: np.ndarray, l2: float, dual: bool | None = None) -> np.ndarray:
     """argmin_W |x W - targets|^2 + l2 |W|^2 in float64; x [N, D], targets [N, C] -> W [D, C].
 
-    Solves the D x D (primal) or the N x N (dual) system, by default the smaller one: the answer is the same.
+    Solves the D x D (primal) or the N x N (dual) system, by default the smaller one. Both give the same W.
     """
     x, targets = np.asarray(x, np.float64), np.asarray(targets, np.float64)
     if len(x) < x.shape[1] if dual is None else dual:

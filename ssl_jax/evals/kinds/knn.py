@@ -21,8 +21,8 @@ from ssl_jax.evals.context import Context, Result, require_labels
 from ssl_jax.evals.evaluator import LAYER, Evaluator, Option
 from ssl_jax.evals.lib.features import Features, chunks, flat_mesh, hits, moments, padded
 
-BANK_CHUNK = 65536  # bank rows on all devices together at a time
-QUERY_CHUNK = 1024  # similarities held at a time: QUERY_CHUNK x BANK_CHUNK / devices float32 per device
+BANK_CHUNK = 65536  # bank rows at a time, over all devices
+QUERY_CHUNK = 1024  # queries at a time; each device holds QUERY_CHUNK x BANK_CHUNK / devices float32 similarities
 
 Metric = Literal["cosine", "euclidean"]
 Normalization = Literal["none", "center", "standardize"]
@@ -37,9 +37,9 @@ def evaluate(
     normalization: Normalization = "none",
     layer: str = "pooled",
 ) -> Result:
-    """Labels of the test split by the votes of the nearest training images.
+    """The nearest training images vote for the class of each test image.
 
-    top1, top5: percent whose label has the most votes, or is among the five with the most.
+    top1, top5: percent of test images whose label has the most votes, or is among the five classes with the most votes.
     """
     bank, query = context.features("train", layer), context.features("test", layer)
     require_labels(bank, "kNN")
@@ -58,9 +58,9 @@ EVALUATOR = Evaluator(
     evaluate,
     {
         "k": Option("neighbors that vote", least=1),
-        "temperature": Option("T of the weights exp(similarity / T); 0: unweighted votes, as scikit-learn's default", least=0),
-        "metric": Option("similarity of features: their cosine, or minus their distance"),
-        "normalization": Option("of features by the statistics of the train split, before the l2 norm"),
+        "temperature": Option("T of the vote weights exp(similarity / T); 0: unweighted votes, as in scikit-learn", least=0),
+        "metric": Option("similarity of features: cosine, or negative Euclidean distance"),
+        "normalization": Option("normalization of features by statistics of the train split, before l2 normalization"),
         "layer": LAYER,
     },
     data=("label",),
@@ -70,8 +70,8 @@ EVALUATOR = Evaluator(
 def vote(index: np.ndarray, similarity: np.ndarray, bank: Features, labels: np.ndarray, temperature: float) -> dict:
     """Neighbors [Q, k] -> {'top1', 'top5'} in percent, against labels [Q].
 
-    Weights are exp((s - max s) / T): the same ratios as exp(s / T), and no overflow at any T; T = 0: all weights 1.
-    A class without a neighbor is never a hit, not even in the top 5.
+    Weights are exp((s - max s) / T), which has the ratios of exp(s / T) and never overflows. With T = 0 all weights are 1.
+    A class without votes is never a hit, not even in the top 5.
     """
     classes = int(bank.y.max()) + 1
     correct = np.zeros(2)
@@ -98,12 +98,12 @@ def neighbors(
     bank_chunk: int = BANK_CHUNK,
     query_chunk: int = QUERY_CHUNK,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest bank rows of each query, best first, equal ones by index.
+    """The k nearest bank rows of each query, nearest first, ties in order of index.
 
-    bank [N, D], query [Q, D] -> indices int32 [Q, k], similarities float32 [Q, k] (cosine, or minus the distance).
-    The bank passes by once, `bank_chunk` rows at a time, split over the devices of `mesh`; each device keeps its own
-    running best k and they are merged at the end.
-    Raises UserError when the bank has fewer than k rows.
+    bank [N, D], query [Q, D] -> indices int32 [Q, k], similarities float32 [Q, k] (cosine, or negative distance).
+    Reads the bank once, `bank_chunk` rows at a time, sharded over the devices of `mesh`. Each device keeps its own best k; they
+    are merged at the end.
+    Raises UserError if the bank has fewer than k rows.
     """
     if k > len(bank):
         raise UserError(f"kNN k={k} needs a bank of at least {k} examples, it has {len(bank)}; lower k")
@@ -116,7 +116,7 @@ def neighbors(
     for start, stop in chunks(len(bank), rows * mesh.size):
         part = put_global(padded(bank[start:stop], rows * mesh.size), split)
         part = _prepare(part, mean, std, metric)
-        jax.block_until_ready(best)  # else the host would run ahead and place the whole bank; two chunks at a time overlap
+        jax.block_until_ready(best)  # at most two chunks on the devices: the host must not run ahead
         span = put_global(np.array([start, stop], np.int32), whole)
         for i, (first, last) in enumerate(chunks(len(query), query_chunk)):
             q = _prepare(put_global(padded(query[first:last], query_chunk), whole), mean, std, metric)
@@ -127,7 +127,7 @@ def neighbors(
 
 
 def _chunk_shape(bank_chunk, devices, k):
-    """(bank rows per device, group size): the best k of n are found among n/g group maxima, then among k*g members."""
+    """(bank rows per device, group size g): `_grouped_top_k` searches n/g group maxima, then k*g members."""
     rows = math.ceil(bank_chunk / devices)
     group = 2 ** max(0, int(math.log2(max(1.0, rows / k)) / 2))
     return math.ceil(rows / group) * group, group
@@ -155,19 +155,19 @@ def _start(queries, k, mesh):
 
 @functools.partial(jax.jit, static_argnames=("metric", "group", "mesh"))
 def _search(value, index, bank, query, span, *, metric, group, mesh):
-    """Merge one bank chunk [rows * devices, D] into the running best [devices, Q, k], each device on its own rows."""
+    """Merge one bank chunk [rows * devices, D] into the running best [devices, Q, k]; each device searches its own rows."""
     sharded, whole = PartitionSpec("shard"), PartitionSpec()
 
     def local(value, index, bank, query, span):
         rows, k = len(bank), value.shape[-1]
         row = span[0] + jax.lax.axis_index("shard") * rows + jnp.arange(rows, dtype=jnp.int32)
-        s = jnp.matmul(query, bank.T, precision=jax.lax.Precision.HIGHEST)  # the default is bfloat16 or TF32 elsewhere
-        if metric == "euclidean":  # minus the squared distance
+        s = jnp.matmul(query, bank.T, precision=jax.lax.Precision.HIGHEST)  # default on accelerators: bfloat16 or TF32
+        if metric == "euclidean":  # negative squared distance
             s = 2 * s - jnp.sum(bank * bank, -1) - jnp.sum(query * query, -1)[:, None]
         s = jnp.where(row < span[1], s, -jnp.inf)
-        new_value, place_in_chunk = _grouped_top_k(s, min(k, rows), group)
+        new_value, index_in_chunk = _grouped_top_k(s, min(k, rows), group)
         both_value = jnp.concatenate([value[0], new_value], -1)  # earlier rows first: ties keep the smaller index
-        both_index = jnp.concatenate([index[0], row[place_in_chunk]], -1)
+        both_index = jnp.concatenate([index[0], row[index_in_chunk]], -1)
         top, at = jax.lax.top_k(both_value, k)
         return top[None], jnp.take_along_axis(both_index, at, -1)[None]
 
@@ -178,10 +178,10 @@ def _search(value, index, bank, query, span, *, metric, group, mesh):
 
 
 def _grouped_top_k(s, k, group):
-    """lax.top_k of s [Q, n], exact and in the same order, from much shorter lists.
+    """lax.top_k of s [Q, n], exact and in the same order, from two searches of shorter lists.
 
-    The k best lie in the k groups with the largest maxima. With contiguous groups visited in ascending order, equal
-    values keep their order too.
+    The k largest values lie in the k groups with the largest maxima. Groups are contiguous and visited in ascending order, so ties
+    keep their order.
     """
     queries, n = s.shape
     if group == 1 or n // group <= k:
@@ -196,7 +196,7 @@ def _grouped_top_k(s, k, group):
 
 @functools.partial(jax.jit, static_argnames=("metric", "mesh"))
 def _finish(value, index, *, metric, mesh):
-    """Best of the devices' bests: ([devices, Q, k], [devices, Q, k]) -> indices [Q, k], similarities [Q, k]."""
+    """Merge the best k of all devices: ([devices, Q, k], [devices, Q, k]) -> indices [Q, k], similarities [Q, k]."""
     k = value.shape[-1]
     worst_first, index = (jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1) for a in (-value, index))
     worst_first, index = jax.lax.sort((worst_first, index), dimension=-1, num_keys=2)

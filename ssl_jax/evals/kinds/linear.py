@@ -1,6 +1,6 @@
-"""Linear classification of frozen features: a grid of probes trained at once, chosen on held-out training examples.
+"""Linear classification of frozen features: a grid of probes is trained at once and chosen on held-out training examples.
 
-The test split is read once, after everything is chosen. The solvers are those of `linear_probe`.
+The test split is read once, after the choice. The solvers are described in `ssl_jax.evals.lib.linear_probe`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from ssl_jax.evals.evaluator import LAYER, SEED, Evaluator, Option
 from ssl_jax.evals.lib.features import hits
 from ssl_jax.evals.lib.linear_probe import Solver, fit, predict, solver_options
 
-OF_SOLVERS = ("learning_rates", "weight_decays", "epochs", "batch_size", "l2", "iterations")
+SOLVER_OPTIONS = ("learning_rates", "weight_decays", "epochs", "batch_size", "l2", "iterations")
 
 
 def check(*, solver: str, **options) -> None:
-    """UserError for options that the solver does not have, or values out of range."""
-    solver_options(solver, {name: options[name] for name in OF_SOLVERS})
+    """Raises UserError for options that the solver does not have, or values out of range."""
+    solver_options(solver, {name: options[name] for name in SOLVER_OPTIONS})
 
 
 def evaluate(
@@ -35,9 +35,10 @@ def evaluate(
     l2: Sequence[float] | None = None,
     iterations: int | None = None,
 ) -> Result:
-    """top1, top5 on the test split and the chosen validation_top1, in percent.
+    """Options that are None get the default of the solver in `linear_probe.DEFAULTS`; a solver has no other options.
 
-    Of options that are None a solver has its own values, and it has no others: `linear_probe.DEFAULTS`.
+    top1, top5: accuracy on the test split, in percent.
+    validation_top1: accuracy of the chosen probe on held-out training examples, in percent.
     """
     given = {
         "learning_rates": learning_rates,
@@ -72,17 +73,17 @@ def evaluate(
 EVALUATOR = Evaluator(
     evaluate,
     {
-        "solver": Option("how a probe is fitted: stochastic gradients, logistic regression, or least squares"),
+        "solver": Option("how a probe is fitted: stochastic gradient descent, logistic regression, or least squares"),
         "layer": LAYER,
-        "standardize": Option("divide features by their deviation on training images, after their mean is taken away"),
-        "validation": Option("share of the training images that the setting is chosen on", above=0, below=1),
+        "standardize": Option("subtract the mean of the training features and divide by their standard deviation"),
+        "validation": Option("share of the training images that is held out to choose the probe", above=0, below=1),
         "seed": SEED,
-        "learning_rates": Option("those to choose from, for a batch of 256; multiplied by batch_size / 256 (sgd)"),
-        "weight_decays": Option("those to choose from (sgd)"),
+        "learning_rates": Option("candidate learning rates for a batch of 256; multiplied by batch_size / 256 (sgd)"),
+        "weight_decays": Option("candidate weight decays (sgd)"),
         "epochs": Option("passes over the training images (sgd)"),
-        "batch_size": Option("images of a step (sgd)"),
-        "l2": Option("penalties to choose from (lbfgs, ridge)"),
-        "iterations": Option("at most so many (lbfgs)"),
+        "batch_size": Option("images per step (sgd)"),
+        "l2": Option("candidate l2 penalties (lbfgs, ridge)"),
+        "iterations": Option("largest number of iterations (lbfgs)"),
     },
     data=("label",),
     check=check,

@@ -1,4 +1,4 @@
-"""Linear classification of the features of every layer: where in a network its best representation lies.
+"""Linear classification of the features of every layer: which layer of a network has the best representation.
 
 In generative transformers accuracy rises with depth, is best in the middle and falls toward the output (Chen et al. 2020, iGPT; Yu
 et al. 2022, arXiv:2110.04627, appendix A).
@@ -19,24 +19,24 @@ from ssl_jax.evals.lib import linear_probe
 from ssl_jax.evals.lib.features import Features, hits, pool
 
 LAYERS = r"embedding|(block|layer)\d+"
-WIDTH = 8192  # features of an image that one pass over the data brings to the host, where one layer has no more
+WIDTH = 8192  # most features per image that one pass over the data brings to the host (a wider layer has its own pass)
 
 
 def check(*, layers: str, **_) -> None:
-    """UserError for a pattern that is none."""
+    """Raises UserError for an invalid pattern."""
     try:
         re.compile(layers)
     except re.error as error:
-        raise UserError(f"depth layers={layers!r} is no regular expression: {error}") from None
+        raise UserError(f"layers={layers!r} is no regular expression: {error}") from None
 
 
 def prepare(context: Context, *, layers: str, **_) -> None:
-    """UserError where no layer has such a name."""
-    chosen(context, layers)
+    """Raises UserError if no layer matches."""
+    matching_layers(context, layers)
 
 
-def chosen(context: Context, pattern: str) -> dict[str, int]:
-    """{layer: number of its features} of the layers whose whole names fit, by the numbers in them, the embedding first."""
+def matching_layers(context: Context, pattern: str) -> dict[str, int]:
+    """{layer: number of features} of the layers whose full names match, sorted by the numbers in the names, the embedding first."""
     outputs = {name: x.shape for name, x in jax.eval_shape(context.encode, context.images()).items()}
     names = sorted((name for name in outputs if re.fullmatch(pattern, name)), key=_by_number)
     if not names:
@@ -47,13 +47,13 @@ def chosen(context: Context, pattern: str) -> dict[str, int]:
 def evaluate(
     context: Context, *, layers: str = LAYERS, solver: linear_probe.Solver = "lbfgs", seed: int = 0
 ) -> Result:
-    """The linear probe of `linear_probe`, with its defaults for `solver`, on each layer.
+    """A linear probe on each layer, with the defaults of `linear_probe` for `solver`.
 
-    <layer>_top1: on the test split, in percent.
-    best_top1: of the layer that is best on held-out training images.
-    best_layer: its place among these layers, from 1; an embedding is one of them.
+    <layer>_top1: accuracy of the layer on the test split, in percent.
+    best_top1: test accuracy of the layer that is best on held-out training images.
+    best_layer: position of that layer among the matching layers, from 1; an embedding counts as a layer.
     """
-    widths = chosen(context, layers)
+    widths = matching_layers(context, layers)
     held_out, metrics = {}, {}
     for group in groups(widths):
         for name, bank, query in _features(context, {name: widths[name] for name in group}):
@@ -65,7 +65,8 @@ def evaluate(
     metrics |= {"best_top1": metrics[f"{best}_top1"], "best_layer": float(1 + list(widths).index(best))}
     protocol = (
         f"depth: linear probe {solver} of {len(widths)} layers, standardized frozen features without augmentation seed={seed},"
-        f" the best one chosen on 10% of train; train={context.named('train', len(bank.y))} test={context.named('test', len(query.y))}"
+        f" the best one chosen on 10% of train; train={context.name('train', len(bank.y))}"
+        f" test={context.name('test', len(query.y))}"
     )
     return Result(metrics, protocol)
 
@@ -73,8 +74,8 @@ def evaluate(
 EVALUATOR = Evaluator(
     evaluate,
     {
-        "layers": Option("a regular expression that the whole name of a layer fits"),
-        "solver": Option("how a probe is fitted: stochastic gradients, logistic regression, or least squares"),
+        "layers": Option("regular expression for the full names of layers"),
+        "solver": Option("how a probe is fitted: stochastic gradient descent, logistic regression, or least squares"),
         "seed": SEED,
     },
     needs=("model",),
@@ -85,7 +86,7 @@ EVALUATOR = Evaluator(
 
 
 def groups(widths: dict[str, int], most: int = WIDTH) -> list[list[str]]:
-    """Layers in their order, together as long as they have at most `most` features."""
+    """Consecutive layers in groups of at most `most` features."""
     found, total = [], most
     for name, width in widths.items():
         if total + width > most:
@@ -97,17 +98,17 @@ def groups(widths: dict[str, int], most: int = WIDTH) -> list[list[str]]:
 
 
 def _features(context: Context, widths: dict[str, int]) -> Iterator[tuple[str, Features, Features]]:
-    """(layer, bank, query) of each of some layers, from one pass over each split."""
+    """(layer, bank, query) for each layer in `widths`, from one pass over each split."""
 
     def encode(images):
         outputs = context.encode(images)
         return {"all": _joined([outputs[name] for name in widths])}
 
-    train, test = (context.through(encode, split, "all") for split in ("train", "test"))
+    train, test = (context.encode_with(encode, split, "all") for split in ("train", "test"))
     start = 0
     for name, width in widths.items():
         columns = slice(start, start + width)
-        yield name, *(Features(each.x[:, columns], each.y) for each in (train, test))
+        yield name, *(Features(f.x[:, columns], f.y) for f in (train, test))
         start += width
 
 

@@ -1,7 +1,7 @@
 """Label-free measures of a representation, in float64 on the host.
 
-Ranks compare only models with the same feature dimension; a projector output tells more about collapse than the
-backbone does.
+Ranks are comparable only between models with the same feature dimension. The output of a projector shows collapse more clearly than
+that of the backbone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from ssl_jax.evals.lib.features import chunks
 
 
 def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, seed: int = 0) -> Result:
-    """Ranks, l2 std, uniformity of the first `examples` test features, and alignment where the method has views.
+    """The first `examples` test images.
 
-    Alignment is that of the features that the context's views have (their layer is the method's choice).
+    rankme, effective_rank: exp of the entropy of the singular values, with and without the epsilon of RankMe.
+    covariance_rank: exp of the entropy of the squared singular values.
+    participation_ratio: (sum s^2)^2 / sum s^4 of the singular values s.
+    l2_std: standard deviation of the l2-normalized features times sqrt(D): about 1 when spread, 0 when collapsed.
+    uniformity: log of the mean of exp(-2 |x - y|^2) over pairs of l2-normalized features; lower is more uniform.
+    alignment: mean squared distance of two views of an image; only for methods with views, in the layer that the method chooses.
     """
     x = context.features("test", layer).x[:examples].astype(np.float64)
     if len(x) < 2:
@@ -45,14 +50,14 @@ def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, s
 
 
 EVALUATOR = Evaluator(
-    evaluate, {"layer": LAYER, "examples": Option("the first so many test images", least=2), "seed": SEED}
+    evaluate, {"layer": LAYER, "examples": Option("number of test images, the first ones", least=2), "seed": SEED}
 )
 
 
 def rankme(s: np.ndarray, epsilon: float = 1e-7) -> float:
     """exp of the entropy of p = s / sum(s) + epsilon (Garrido et al. 2023, RankMe, eq. 1).
 
-    s: singular values of the uncentered features [N, D]. With all s equal this slightly exceeds D, by the epsilon.
+    s: singular values of the uncentered features [N, D]. For equal s the epsilon raises it slightly above D.
     """
     p = s / s.sum() + epsilon if s.any() else np.full(len(s), epsilon)
     return _exp_entropy(p)
@@ -64,7 +69,7 @@ def effective_rank(s: np.ndarray) -> float:
 
 
 def covariance_rank(s: np.ndarray) -> float:
-    """exp of the entropy of s^2 / sum(s^2): the same of the eigenvalues of the second-moment matrix; 0 for s = 0."""
+    """exp of the entropy of s^2 / sum(s^2), the eigenvalues of the second-moment matrix; 0 for s = 0."""
     return effective_rank(np.square(s))
 
 

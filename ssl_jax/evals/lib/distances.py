@@ -1,7 +1,7 @@
-"""How close generated features are to real ones: numbers of arrays, in float64 on the host, whatever made the features.
+"""Distances between generated and real features, as functions of arrays, in float64 on the host.
 
-The features decide what a number means. Only those of the Inception network of 2015-12-05 make a Frechet distance "FID" and a
-kernel distance "KID"; callers name the features beside the value.
+The values depend on the network behind the features. Only with the Inception network of 2015-12-05 is the Frechet distance
+"FID" and the kernel distance "KID"; callers name the network beside the value.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Moments(NamedTuple):
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Two passes over features [N, D]; one-pass sums of float32 squares would lose the variance beside a large mean."""
+    """Two passes over features [N, D]: one-pass sums of squares in float32 lose the variance beside a large mean."""
     features = np.asarray(features, np.float64)
     mean = features.mean(0)
     centered = features - mean
     return Moments(len(features), mean, centered.T @ centered)
 
 
-def in_parts(features: np.ndarray, rows: int = 8192) -> Moments:
-    """The moments of features [N, D] with no more than `rows` of them in float64 at a time."""
+def chunked_moments(features: np.ndarray, rows: int = 8192) -> Moments:
+    """`moments` of features [N, D], with at most `rows` of them in float64 at a time."""
     return functools.reduce(merge, (moments(features[start : start + rows]) for start in range(0, len(features), rows)))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both sets of rows (Chan et al. 1983): streams and processes keep moments, not features."""
+    """The moments of the union of two sets of rows (Chan et al. 1983)."""
     count = a.count + b.count
     shift = b.mean - a.mean
     scatter = a.scatter + b.scatter + np.outer(shift, shift) * (a.count * b.count / count)
@@ -50,8 +50,8 @@ def merge(a: Moments, b: Moments) -> Moments:
 def frechet(real: Moments, fake: Moments) -> float:
     """Heusel et al. 2017 (arXiv:1706.08500), equation 6: |difference of means|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    The trace of the root is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric: no matrix root of a
-    product that is not, no complex numbers. Biased upwards by about D^2 / N: compare equal numbers of examples only.
+    The trace of the root is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2). That matrix is symmetric,
+    so all values are real. The estimate is biased upwards by about D^2 / N: compare only equal numbers of examples.
     """
     values, vectors = np.linalg.eigh(real.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -63,7 +63,7 @@ def frechet(real: Moments, fake: Moments) -> float:
 def kernel_distance(real: np.ndarray, fake: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Binkowski et al. 2018 (arXiv:1801.01401): (mean, standard error) of the unbiased squared MMD with kernel (<x, y> / D + 1)^3.
 
-    Each of `subsets` draws `size` rows (at most all) of both without replacement. May be negative where the distributions agree.
+    Each of `subsets` takes `size` rows (at most all) of both sets without replacement. May be negative for equal distributions.
     """
     generator, values = np.random.default_rng(seed), []
     m, n = min(size, len(real)), min(size, len(fake))
@@ -84,7 +84,7 @@ def _cubic(x, y):
 def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:
     """Salimans et al. 2016 (arXiv:1606.03498): (mean, deviation over splits) of exp(E KL(p(y | x) | p(y))), logits [N, classes].
 
-    Between 1 and the number of classes. Rows are split in their order, as in the original.
+    Between 1 and the number of classes. Rows are split in order, as in the original code.
     """
     scores = []
     for part in np.array_split(np.asarray(logits, np.float64), splits):
@@ -96,39 +96,39 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]
 
 
 def neighborhoods(real: np.ndarray, fake: np.ndarray, k: int = 3) -> dict[str, float]:
-    """{'precision', 'recall', 'density', 'coverage'} from balls that reach to each row's k-th neighbor of its own set.
+    """{'precision', 'recall', 'density', 'coverage'}; the ball of a row reaches to its k-th neighbor in its own set.
 
-    Kynkaanniemi et al. 2019 (arXiv:1904.06991; k=3): precision is the share of fakes within a ball of a real, recall the share of
-    reals within a ball of a fake. Naeem et al. 2020 (arXiv:2002.09797; k=5): density counts the balls of reals around a fake, over
-    k; coverage is the share of reals whose ball holds a fake. Euclidean; the border belongs to the ball.
+    Kynkaanniemi et al. 2019 (arXiv:1904.06991; k=3): precision is the share of fakes in the ball of some real row, recall the share
+    of reals in the ball of some fake row. Naeem et al. 2020 (arXiv:2002.09797; k=5): density is the mean number of real balls that
+    contain a fake, over k; coverage is the share of reals whose ball contains a fake. Euclidean, closed balls.
     """
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
-    reach_real, reach_fake = _reach(real, k), _reach(fake, k)
+    radius_real, radius_fake = _radii(real, k), _radii(fake, k)
     covered_by_fake, nearest, holding = np.zeros(len(real), bool), np.full(len(real), np.inf), np.zeros(len(fake))
     for start, distance in _distances(real, fake):
         rows = slice(start, start + len(distance))
-        covered_by_fake[rows] = (distance <= reach_fake).any(1)
+        covered_by_fake[rows] = (distance <= radius_fake).any(1)
         nearest[rows] = distance.min(1)
-        holding += (distance <= reach_real[rows, None]).sum(0)
+        holding += (distance <= radius_real[rows, None]).sum(0)
     return {
         "precision": float(np.mean(holding > 0)),
         "recall": float(np.mean(covered_by_fake)),
         "density": float(np.mean(holding) / k),
-        "coverage": float(np.mean(nearest <= reach_real)),
+        "coverage": float(np.mean(nearest <= radius_real)),
     }
 
 
-def _reach(x, k):
+def _radii(x, k):
     """Distance of each row to its k-th nearest other row."""
     return np.concatenate([np.partition(distance, k, axis=1)[:, k] for _, distance in _distances(x, x)])
 
 
 def _distances(x: np.ndarray, y: np.ndarray, rows: int = 1024) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, distances [rows, M]) in blocks of rows of x; [N, M] at once would not fit for 50,000."""
+    """(start, distances [rows, M]) in blocks of rows of x; [N, M] at once does not fit in memory for 50,000 rows."""
     squares = np.sum(y * y, 1)
     for start in range(0, len(x), rows):
         block = x[start : start + rows]
         squared = np.sum(block * block, 1)[:, None] + squares - 2 * block @ y.T
         if x is y:
-            squared[np.arange(len(block)), start + np.arange(len(block))] = 0  # exactly, so that index 0 is the row itself
+            squared[np.arange(len(block)), start + np.arange(len(block))] = 0  # exactly 0, so that index 0 is the row itself
         yield start, np.sqrt(np.maximum(squared, 0))

@@ -1,4 +1,4 @@
-"""Frozen features in host memory, and the few array helpers that every evaluator shares."""
+"""Frozen features in host memory, and array functions that evaluators share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Features(NamedTuple):
-    """One split, encoded: row i of `x` belongs to label `y[i]`, in the order of the data."""
+    """Features and labels of one split, in the order of the data."""
 
     x: np.ndarray  # [N, D] float32
-    y: np.ndarray  # [N] int32
+    y: np.ndarray  # [N] int32; -1 without labels
 
 
 def extract(
@@ -34,13 +34,15 @@ def extract(
     limit: int | None = None,
     names: Sequence[str] = (),
 ) -> Features:
-    """Encode every example with `_valid` 1 and bring one layer to the host.
+    """Encode every example with `_valid` 1 and copy one layer to the host.
 
-    `encode` is jitted and bound to its parameters: images uint8 [B, H, W, 3] -> {layer: array}. Maps [B, h, w, C] and
-    tokens [B, N, C] are averaged over space. A batch has 'image', 'label' [B] (absent: -1) and '_valid' [B] (0 = padding, dropped).
-    With a `mesh` the batch is split over ('data', 'fsdp'); with several processes each one passes the rows of its
-    `parts` and all of them end up with all features. Only the features leave the device, one batch behind the encoder.
-    `limit` stops after that many examples. `names`: features of the batch that encode is given after the images.
+    `encode` is jitted with its parameters bound: images uint8 [B, H, W, 3] -> {layer: array}. Maps [B, h, w, C] and tokens
+    [B, N, C] are averaged over space. A batch has 'image', 'label' [B] (missing: -1) and '_valid' [B] (0: padding, dropped).
+    With a `mesh` the batch is sharded over ('data', 'fsdp'). With several processes each one passes its rows, as in
+    `local_parts`, and all get all features. Features are copied one batch behind the encoder.
+
+    limit: largest number of examples.
+    names: features of the batch that `encode` takes after the images.
     Raises UserError for an unknown layer, an empty split or features that are not finite.
     """
     put = jax.device_put if mesh is None else functools.partial(from_local_rows, mesh=mesh)
@@ -81,10 +83,10 @@ def extract(
 
 @jax.jit
 def pixel_encode(images: jax.Array) -> dict[str, jax.Array]:
-    """Encoder without parameters: images uint8 [B, H, W, 3] -> flat pixels [B, H*W*3].
+    """Raw pixels as an encoder: images uint8 [B, H, W, 3] -> {'pooled', 'normalized'}, both float32 [B, H*W*3].
 
-    'pooled' is in [0, 1]; 'normalized' has the ImageNet channel mean and std removed, which alone moves a pixel kNN on
-    CIFAR-10 by up to ten points.
+    'pooled' is in [0, 1]; 'normalized' has the ImageNet channel mean and std removed. That choice alone changes the accuracy of
+    a pixel kNN on CIFAR-10 by up to ten points.
     """
     pixels = images.astype(jnp.float32) / 255
     normalized = (pixels - jnp.array(IMAGENET_MEAN, jnp.float32)) / jnp.array(IMAGENET_STD, jnp.float32)
@@ -93,7 +95,7 @@ def pixel_encode(images: jax.Array) -> dict[str, jax.Array]:
 
 
 def pixels(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh | None = None) -> Features:
-    """Raw pixels in [0, 1] as features [N, H*W*3]: the floor that every representation has to beat."""
+    """Raw pixels in [0, 1] as features [N, H*W*3], the baseline of every representation."""
     return extract(pixel_encode, batches, "pooled", mesh)
 
 
@@ -110,7 +112,7 @@ def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """Zero rows appended up to `size`, so that all chunks share one compiled shape."""
+    """Append zero rows up to `size`, so that all chunks share one compiled shape."""
     if len(rows) == size:
         return rows
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
@@ -119,7 +121,7 @@ def padded(rows: np.ndarray, size: int) -> np.ndarray:
 def moments(x: np.ndarray, size: int = 65536) -> tuple[np.ndarray, np.ndarray]:
     """Mean and std (ddof 0) per dimension in two float64 passes over chunks; x [N, D] -> two [D] float32.
 
-    A dimension that is constant up to rounding gets std 1: it is centered, and its rounding noise is not blown up.
+    A dimension that is constant up to rounding gets std 1, so that standardizing does not amplify its rounding noise.
     """
     mean = sum(x[a:b].sum(0, dtype=np.float64) for a, b in chunks(len(x), size)) / len(x)
     variance = sum(np.square(x[a:b] - mean).sum(0) for a, b in chunks(len(x), size)) / len(x)
@@ -129,34 +131,34 @@ def moments(x: np.ndarray, size: int = 65536) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Is the label among the k best scores? scores [N, C], labels [N] -> bool [N].
+    """Whether the label is among the k best scores: scores [N, C], labels [N] -> bool [N].
 
-    Equal scores are ranked by class index, as argmax does. A label without a finite score (unknown to the bank, no
-    vote, a diverged head) is a miss.
+    Equal scores are ranked by class index, as in argmax. A label without a finite score (not in the bank, no vote, a diverged
+    head) is a miss.
     """
     rows = np.arange(len(labels))
-    known = (labels >= 0) & (labels < scores.shape[1])
-    inside = np.where(known, labels, 0)
-    own = np.where(known, scores[rows, inside], -np.inf)[:, None]
+    valid = (labels >= 0) & (labels < scores.shape[1])
+    inside = np.where(valid, labels, 0)
+    own = np.where(valid, scores[rows, inside], -np.inf)[:, None]
     earlier = np.arange(scores.shape[1])[None] < labels[:, None]
     rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
     return np.isfinite(own[:, 0]) & (rank < k)
 
 
 def pool(feature: jax.Array) -> jax.Array:
-    """[B, D] float32; maps [B, h, w, C] and tokens [B, N, C] are averaged over space."""
+    """float32 [B, D]; maps [B, h, w, C] and tokens [B, N, C] are averaged over space."""
     space = tuple(range(1, feature.ndim - 1))
     return feature.astype(jnp.float32).mean(space) if space else feature.astype(jnp.float32)
 
 
 @jax.jit
-def side_by_side(*pictures: jax.Array) -> jax.Array:
-    """Batches of pictures [B, ...] -> their numbers in one row each, float32 [B, D + D + ...]."""
-    return jnp.concatenate([x.astype(jnp.float32).reshape(len(x), -1) for x in pictures], axis=1)
+def side_by_side(*arrays: jax.Array) -> jax.Array:
+    """Flatten batches [B, ...] and concatenate them along the features, float32 [B, D1 + D2 + ...]."""
+    return jnp.concatenate([x.astype(jnp.float32).reshape(len(x), -1) for x in arrays], axis=1)
 
 
 def _join(blocks: deque) -> np.ndarray:
-    """Concatenate, freeing every block once it is copied: the peak stays near one copy."""
+    """Concatenate the blocks and free each one after its copy, so that memory peaks near one copy."""
     out = np.empty((sum(map(len, blocks)), *blocks[0].shape[1:]), blocks[0].dtype)
     start = 0
     while blocks:

@@ -1,4 +1,4 @@
-"""What is linear in pixels, in float64 on the host, to compare networks with: principal components and the best filter."""
+"""Linear baselines in pixels, in float64 on the host: principal components and the best denoising filter."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ssl_jax.evals.context import Context, Split
 from ssl_jax.evals.lib import distances
 from ssl_jax.evals.lib.features import chunks
 
-LARGEST = 12288  # numbers of a picture whose covariance is taken: 64 x 64 pixels in color
-READ = 2**29  # numbers of real pixels that are read at most
+LARGEST = 12288  # most values per image for a covariance: 64 x 64 pixels in color
+READ = 2**29  # most values of training images in memory
 
 # --- pixels of real images
 
 
 class Pixels(NamedTuple):
-    """Real images: rows [N, D] float32 in [0, 1]. channels: 1 where all are gray, and rows have one channel of three then."""
+    """Real images as rows [N, D] float32 in [0, 1]; channels is 3, or 1 if all images are gray."""
 
     x: np.ndarray
     channels: int
@@ -33,7 +33,7 @@ class Pixels(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=1)
 def at_size(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """uint8 [B, H, W, 3] -> float32 [B, *size, 3] in [0, 1]; bicubic where the size differs."""
+    """uint8 [B, H, W, 3] -> float32 [B, *size, 3] in [0, 1], resized by bicubic interpolation if needed."""
     x = images.astype(jnp.float32) / 255
     shape = (len(x), *size, x.shape[3])
     return x if x.shape == shape else jnp.clip(jax.image.resize(x, shape, "cubic"), 0, 1)
@@ -43,9 +43,9 @@ def picture_size(context: Context, most: int = LARGEST) -> tuple[int, int]:
     """(height, width) of reconstructions.
 
     Raises:
-        UserError: a picture has more than `most` numbers.
+        UserError: a reconstruction has more than `most` values.
     """
-    _, *size, channels = jax.eval_shape(context.pictures.fns.reconstruct, context.images()).shape
+    _, *size, channels = jax.eval_shape(context.model.fns.reconstruct, context.images()).shape
     if size[0] * size[1] * channels > most:
         raise UserError(
             f"reconstructions of {size[0]}x{size[1]} pixels are too large for linear maps of at most {most} numbers; leave it out"
@@ -54,7 +54,7 @@ def picture_size(context: Context, most: int = LARGEST) -> tuple[int, int]:
 
 
 def training_pixels(context: Context, size: tuple[int, int]) -> Pixels:
-    """All training images of `size`, or the first ones where all would take too much memory."""
+    """Training images at `size`: all, or the first ones that have at most READ values."""
     x = pixels(context, "train", size, READ // (3 * size[0] * size[1]))
     colored = x.reshape(len(x), -1, 3)
     gray = all((part == part[..., :1]).all() for part in (colored[a:b] for a, b in chunks(len(x), 8192)))
@@ -62,8 +62,8 @@ def training_pixels(context: Context, size: tuple[int, int]) -> Pixels:
 
 
 def pixels(context: Context, split: Split, size: tuple[int, int], count: int | None = None) -> np.ndarray:
-    """Images of a split [N, h * w * 3] float32 in [0, 1]."""
-    return context.through(lambda images: {"pixels": at_size(images, size).reshape(len(images), -1)}, split, "pixels", count).x
+    """Images of a split at `size`, float32 [N, h * w * 3] in [0, 1]."""
+    return context.encode_with(lambda images: {"pixels": at_size(images, size).reshape(len(images), -1)}, split, "pixels", count).x
 
 
 # --- linear maps
@@ -86,28 +86,28 @@ class Linear(NamedTuple):
         return (code if self.outward is None else code @ self.outward) + self.after
 
 
-class Learned(NamedTuple):
-    """A linear map that was fitted to `count` training images of so many `channels`."""
+class FittedMap(NamedTuple):
+    """A linear map that was fitted to `count` training images with `channels` channels."""
 
     linear: Linear
     count: int
     channels: int
 
 
-def learned(context: Context, size: tuple[int, int], name: tuple, make: Callable[[np.ndarray], Linear]) -> Learned:
-    """`make` of the rows of all training images of `size`; computed once in a run, where `name` tells maps apart."""
-    known = context.pictures.known
-    if (*name, size) not in known:
+def fit_once(context: Context, size: tuple[int, int], name: tuple, fit: Callable[[np.ndarray], Linear]) -> FittedMap:
+    """`fit` applied to training images [N, D] at `size`; cached under `name` for the run."""
+    cache, key = context.model.cache, (*name, size)
+    if key not in cache:
         x, channels = training_pixels(context, size)
-        known[(*name, size)] = Learned(make(x), len(x), channels)
-    return known[(*name, size)]
+        cache[key] = FittedMap(fit(x), len(x), channels)
+    return cache[key]
 
 
-def principal(moments: distances.Moments, k: int) -> Linear:
-    """The projection on the `k` (at most D) directions of the largest variance."""
+def pca(moments: distances.Moments, k: int) -> Linear:
+    """The projection on the min(k, D) directions of largest variance."""
     dim = len(moments.mean)
     k = min(k, dim)
-    if 4 * k < dim:  # some directions of many
+    if 4 * k < dim:  # few of many directions: the iterative solver is faster
         _, vectors = scipy.sparse.linalg.eigsh(moments.scatter, k, v0=np.ones(dim))
     else:
         _, vectors = scipy.linalg.eigh(moments.scatter, subset_by_index=(dim - k, dim - 1))
@@ -115,19 +115,20 @@ def principal(moments: distances.Moments, k: int) -> Linear:
     return Linear(moments.mean, vectors, vectors.T, moments.mean)
 
 
-def known_components(context: Context, size: tuple[int, int], count: int) -> Learned:
-    """The projection on `count` principal components of training images of `size`; computed once in a run."""
+def principal_components(context: Context, size: tuple[int, int], count: int) -> FittedMap:
+    """The projection on `count` principal components of training images at `size`; cached for the run."""
 
-    def make(x):
-        return principal(distances.in_parts(x), count)
+    def fit(x):
+        return pca(distances.chunked_moments(x), count)
 
-    return learned(context, size, ("principal components", count), make)
+    return fit_once(context, size, ("principal components", count), fit)
 
 
 def best_filter(x: np.ndarray, sigma: float, clip: bool) -> Linear:
-    """The affine map of rows x + sigma * normal noise, cut off at 0 and 1 if `clip`, that is nearest to rows x [N, D] in the mean.
+    """The affine map with the least mean squared error from noisy rows to clean rows x [N, D].
 
-    The mean over the noise is taken exactly. Without clipping it is Sigma (Sigma + sigma^2 I)^-1 around the mean.
+    Noisy rows are x + sigma * normal noise, clipped to [0, 1] if `clip`. The expectation over the noise is exact. Without
+    clipping the map is Sigma (Sigma + sigma^2 I)^-1 around the mean.
     """
     count, dim = x.shape
     mean, of_noisy, across = np.zeros((2, dim)), np.zeros((dim, dim)), np.zeros((dim, dim))
@@ -136,7 +137,7 @@ def best_filter(x: np.ndarray, sigma: float, clip: bool) -> Linear:
         part = np.asarray(x[start:stop], np.float64)
         seen, variance = clipped(part, sigma) if clip else (part, np.full(part.shape, sigma**2))
         mean += part.sum(0) / count, seen.sum(0) / count
-        of_noisy += seen.T @ seen / count  # pixels are near their mean: sums in float64 lose nothing
+        of_noisy += seen.T @ seen / count  # the mean of pixels is small: uncentered float64 sums are precise enough
         across += seen.T @ part / count if clip else 0
         noise += variance.sum(0) / count
     of_noisy -= np.outer(mean[1], mean[1])
@@ -146,7 +147,7 @@ def best_filter(x: np.ndarray, sigma: float, clip: bool) -> Linear:
 
 
 def clipped(x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of x + sigma * normal noise after it is cut off at 0 and 1, each of the shape of x."""
+    """Mean and variance of clip(x + sigma * normal noise, 0, 1), each with the shape of x."""
     low, high = -x / sigma, (1 - x) / sigma
     inside = scipy.special.ndtr(high) - scipy.special.ndtr(low)
     at_low, at_high = (np.exp(-0.5 * edge**2) / np.sqrt(2 * np.pi) for edge in (low, high))

@@ -1,4 +1,4 @@
-"""Linear probes of frozen features: a grid of them trained at once, chosen on held-out training examples.
+"""Linear probes of frozen features: a grid of probes is trained at once and the best on held-out training examples is chosen.
 
 Three solvers for one linear map [D, C]:
 
@@ -43,11 +43,11 @@ DEFAULTS = {
     "lbfgs": {"l2": L2, "iterations": 100},
     "ridge": {"l2": L2},
 }
-CHUNK_BYTES = 256 * 2**20  # features on all devices together at a time
-RESIDENT_BYTES = 8 * 2**30  # features that lbfgs keeps on one device
-LARGEST_BASIS = 2048  # dimensions up to which lbfgs changes basis
-TOLERANCE = 1e-5  # largest gradient entry of a converged lbfgs, in units where curvature is about one
-HIGHEST = jax.lax.Precision.HIGHEST  # the default for float32 is bfloat16 or TF32 on accelerators
+CHUNK_BYTES = 256 * 2**20  # bytes of features at a time, over all devices
+RESIDENT_BYTES = 8 * 2**30  # most bytes of features per device for lbfgs
+LARGEST_BASIS = 2048  # most dimensions for which lbfgs works in the eigenbasis
+TOLERANCE = 1e-5  # largest gradient entry of a converged lbfgs, scaled to curvature one
+HIGHEST = jax.lax.Precision.HIGHEST  # the default precision on accelerators is bfloat16 or TF32
 rows_first, replicated = PartitionSpec("shard"), PartitionSpec()
 
 
@@ -78,9 +78,9 @@ def fit(
     mesh: Mesh | None = None,
     **options,
 ) -> Fit:
-    """Train the grid on part of the bank, choose by accuracy on the rest (ties: the first), refit on the whole bank.
+    """Train the grid on part of the bank, choose by accuracy on the rest (the first of equals), refit on the whole bank.
 
-    Raises UserError for a bank with one class or fewer than two examples, or one that lbfgs cannot hold.
+    Raises UserError for a bank with one class or fewer than two examples, or one too large for lbfgs.
     """
     require_labels(bank, "a linear probe")
     options = solver_options(solver, options)
@@ -112,7 +112,7 @@ def predict(probe: Probe, x: np.ndarray, mesh: Mesh | None = None) -> np.ndarray
     """Logits [N, H, C] float32 of x [N, D], in chunks over the devices."""
     mesh = flat_mesh(mesh)
     size = _chunk_rows(x.shape[1], len(x), mesh)
-    probe = place_tree(probe, mesh)
+    probe = replicate_tree(probe, mesh)
     logits = []
     for start, stop in chunks(len(x), size):
         part = put_global(padded(x[start:stop], size), NamedSharding(mesh, rows_first))
@@ -120,8 +120,8 @@ def predict(probe: Probe, x: np.ndarray, mesh: Mesh | None = None) -> np.ndarray
     return np.concatenate(logits)
 
 
-def place_tree(tree, mesh):
-    """Every array of `tree` on every device."""
+def replicate_tree(tree, mesh):
+    """Put every array of `tree` on all devices."""
     return jax.tree.map(lambda leaf: put_global(np.asarray(leaf, np.float32), NamedSharding(mesh, replicated)), tree)
 
 
@@ -136,7 +136,7 @@ def _forward(kernel, bias, x):
 
 
 def _train_sgd(bank, rows, scale, grid, mesh, *, epochs, batch_size, seed):
-    """All settings of `grid` as heads of one scan; the host shuffles and streams. Returns kernel, bias."""
+    """Train all settings of `grid` as heads of one scan over batches that the host shuffles. Returns kernel, bias."""
     classes, n = int(bank.y.max()) + 1, len(rows)
     batch = min(batch_size, n)
     batch = -(-batch // mesh.size) * mesh.size
@@ -144,17 +144,17 @@ def _train_sgd(bank, rows, scale, grid, mesh, *, epochs, batch_size, seed):
     rates, decays = np.float32(grid).T
     kernel = np.zeros((bank.x.shape[1], len(grid), classes), np.float32)
     bias = np.zeros(kernel.shape[1:], np.float32)
-    constants = place_tree((*scale, rates * batch / 256, decays, 1 / (epochs * steps)), mesh)
-    carry = place_tree(((kernel, bias), (kernel, bias), 0), mesh)
+    constants = replicate_tree((*scale, rates * batch / 256, decays, 1 / (epochs * steps)), mesh)
+    carry = replicate_tree(((kernel, bias), (kernel, bias), 0), mesh)
     generator = np.random.default_rng([seed, 1])
     split = NamedSharding(mesh, PartitionSpec(None, "shard"))
     per_chunk = max(1, CHUNK_BYTES // (4 * batch * bank.x.shape[1]))
     for _ in range(epochs):
-        order = np.resize(rows[generator.permutation(n)], (steps, batch))  # the last batch is filled from the start
+        order = np.resize(rows[generator.permutation(n)], (steps, batch))  # the last batch is filled with the first rows
         for start, stop in chunks(steps, per_chunk):
             part = order[start:stop]
             x, y = put_global(bank.x[part], split), put_global(bank.y[part], split)
-            jax.block_until_ready(carry)  # two chunks at a time: the host would run ahead and place them all
+            jax.block_until_ready(carry)  # at most two chunks on the devices: the host must not run ahead
             carry = _sgd_steps(carry, x, y, constants)
     return jax.device_get(carry[0])
 
@@ -167,7 +167,7 @@ def _sgd_steps(carry, x, y, constants):
     def loss(params, x, y):
         logits = _forward(*params, x)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, y[:, None].repeat(logits.shape[1], 1))
-        return losses.mean(0).sum()  # heads do not touch each other: the gradient of the sum is each one's own
+        return losses.mean(0).sum()  # heads are independent: the gradient of the sum is that of each head
 
     def step(carry, batch):
         params, momentum, done = carry
@@ -183,10 +183,10 @@ def _sgd_steps(carry, x, y, constants):
 
 
 def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
-    """L-BFGS on the host over a loss and gradient on the devices; one l2 after the other. Returns kernel, bias.
+    """L-BFGS on the host, with loss and gradient on the devices, for one l2 after the other. Returns kernel, bias.
 
-    Solved in the eigenbasis of the feature covariance, each direction scaled to curvature about one: the same optimum
-    in some ten iterations where the raw features take hundreds. An estimate of the covariance is enough for that.
+    It works in the eigenbasis of the feature covariance, with each direction scaled to a curvature of about one. The optimum is
+    the same, and it takes about ten iterations instead of hundreds. An estimate of the covariance is enough.
     """
     per_device = 4 * len(rows) * bank.x.shape[1] / mesh.size
     if per_device > RESIDENT_BYTES:
@@ -198,10 +198,10 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
     split = NamedSharding(mesh, rows_first)
     x, y = (put_global(padded(array[rows], size), split) for array in (bank.x, bank.y))
     weight = put_global(padded(np.full(len(rows), 1 / len(rows), np.float32), size), split)
-    x = _rotate(x, *place_tree((center, *scale), mesh), None if basis is None else place_tree(basis, mesh))
+    x = _rotate(x, *replicate_tree((center, *scale), mesh), None if basis is None else replicate_tree(basis, mesh))
     kernels, biases = np.zeros((dim, len(grid), classes)), np.zeros((len(grid), classes))
     kernel, bias = np.zeros((dim, classes)), np.zeros(classes)
-    for head in np.argsort([-value for (value,) in grid]):  # the strongest first: each starts where the last one ended
+    for head in np.argsort([-value for (value,) in grid]):  # the strongest first: each one starts at the previous optimum
         (l2,) = grid[head]
         direction = 1 / np.sqrt(curvature + l2 + 1e-6 * curvature.max())[:, None]
 
@@ -209,7 +209,7 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
             scaled, bias = flat[:-classes].reshape(dim, classes), flat[-classes:]
             kernel = scaled * direction
             losses, grads = jax.device_get(
-                _losses_and_grads(x, y, weight, *place_tree((kernel, bias), mesh), mesh=mesh)
+                _losses_and_grads(x, y, weight, *replicate_tree((kernel, bias), mesh), mesh=mesh)
             )
             value = losses.sum(dtype=np.float64) + 0.5 * l2 * np.square(kernel).sum()
             return value, np.concatenate([((grads[0] + l2 * kernel) * direction).ravel(), grads[1]])
@@ -224,10 +224,10 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
 
 
 def _eigenbasis(bank, scale, mesh):
-    """(variance [D] along the directions, directions [D, D] or None for the axes, mean [D]) of scaled features.
+    """(variances [D], directions [D, D] or None for the axes, mean [D]) of scaled features.
 
-    The covariance is that of a sample of rows. Above LARGEST_BASIS dimensions (raw pixels) the decomposition would cost
-    more than the iterations that it saves.
+    The covariance is estimated from a sample of rows. Above LARGEST_BASIS dimensions (raw pixels) the decomposition costs more
+    than the iterations it saves.
     """
     count, dim = bank.x.shape
     if dim > LARGEST_BASIS:
@@ -245,7 +245,7 @@ def _rotate(x, center, mean, std, basis):
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _losses_and_grads(x, y, weight, kernel, bias, *, mesh):
-    """Weighted losses [N], to be summed in float64: a float32 sum is too coarse for a line search. Their gradients."""
+    """(weighted losses [N], gradients). The caller sums the losses in float64: a line search needs that precision."""
 
     def loss(kernel, bias):
         logits = jnp.matmul(x, kernel, precision=HIGHEST) + bias
@@ -257,7 +257,7 @@ def _losses_and_grads(x, y, weight, kernel, bias, *, mesh):
 
 
 def _train_ridge(bank, rows, scale, grid, mesh):
-    """All l2 from one eigendecomposition. Returns kernel, bias."""
+    """Solve for all l2 with one eigendecomposition. Returns kernel, bias."""
     covariance, x_mean, cross, target_mean = _sums(bank, rows, scale, mesh)
     eigenvalues, basis = np.linalg.eigh(covariance)
     rotated = basis.T @ cross
@@ -268,12 +268,12 @@ def _train_ridge(bank, rows, scale, grid, mesh):
 def _sums(bank, rows, scale, mesh):
     """Covariance [D, D] and mean [D] of scaled features, their covariance with targets -1, 1 [D, C], target mean [C].
 
-    Sums over a chunk are float32 on the devices, everything else is float64 on the host.
+    Sums over a chunk are float32 on the devices; the rest is float64 on the host.
     """
     dim, classes, n = bank.x.shape[1], int(bank.y.max()) + 1, len(rows)
     size = _chunk_rows(dim, n, mesh)
     split = NamedSharding(mesh, rows_first)
-    mean, std = place_tree(scale, mesh)
+    mean, std = replicate_tree(scale, mesh)
     gram, cross, total = np.zeros((dim, dim)), np.zeros((dim, classes)), np.zeros(dim)
     for start, stop in chunks(n, size):
         part = rows[start:stop]
@@ -303,7 +303,7 @@ def _no_scale(dim):
 
 
 def solver_options(solver, options):
-    """The solver's defaults with the options that were given, checked."""
+    """The defaults of the solver, replaced by the options that are not None. Raises UserError for unknown options or values."""
     if solver not in DEFAULTS:
         raise UserError(f"linear probe solver={solver!r} does not exist; choose one of {', '.join(DEFAULTS)}")
     merged = dict(DEFAULTS[solver])

@@ -1,4 +1,4 @@
-"""Pictures in the features of a fixed network: real images, samples, and the classifier that real images train."""
+"""Features of real images and of samples in a fixed network, and a classifier of real images; cached for a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ssl_jax.evals.lib import distances, linear_probe
 from ssl_jax.evals.lib.features import Features, padded
 from ssl_jax.evals.lib.resize import to_size
 
-INCEPTION = "inception-2015-12-05"  # the only features, 2048 of them, whose distance is called FID
+INCEPTION = "inception-2015-12-05"  # FID is the Frechet distance of the 2048 features of this network only
 
 
 class Real(NamedTuple):
-    """Features of real images [N, D] float32, their labels [N], and the moments of the features."""
+    """Features float32 [N, D] of real images, their labels [N], and the moments of the features."""
 
     x: np.ndarray
     y: np.ndarray
@@ -28,13 +28,15 @@ class Real(NamedTuple):
 
 
 def joined(network: Extractor, names: list[str], size: tuple[int, int] | None = None):
-    """images -> the outputs in `names` side by side, so that one pass brings all of them."""
+    """An encoder for `extract`: images, resized to `size` -> {'joined': the outputs `names`, concatenated}."""
 
     def encode(images):
-        given = images.shape[1:3]
-        if size is not None and given != size:
-            if given[0] < size[0] or given[1] < size[1]:
-                raise UserError(f"samples are {size} pixels and real images only {given}; enlarge those with config.data.eval_ops")
+        real_size = images.shape[1:3]
+        if size is not None and real_size != size:
+            if real_size[0] < size[0] or real_size[1] < size[1]:
+                raise UserError(
+                    f"samples are {size} pixels and real images only {real_size}; enlarge those with config.data.eval_ops"
+                )
             images = to_size(images, size)
         outputs = network.encode(images)
         return {"joined": jnp.concatenate([outputs[name].astype(jnp.float32) for name in names], axis=1)}
@@ -42,8 +44,8 @@ def joined(network: Extractor, names: list[str], size: tuple[int, int] | None = 
     return encode
 
 
-def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context, labels: np.ndarray | None = None):
-    """Batches of equal size for `extract`, with their `labels` [N] where given; with several processes, this one's `parts` of each."""
+def sample_batches(first: np.ndarray, rest: Iterator[np.ndarray], context: Context, labels: np.ndarray | None = None):
+    """Samples as batches of equal size for `extract`, with `labels` [N] if given; each process gets its rows of each batch."""
     own, count = ((0,), 1) if context.mesh is None else local_parts(context.mesh)
     size, start = -(-len(first) // count) * count, 0
     share = np.arange(size).reshape(count, -1)[list(own)].ravel()
@@ -58,30 +60,30 @@ def sampled(first: np.ndarray, rest: Iterator[np.ndarray], context: Context, lab
 
 
 def real_features(context: Context, network: Extractor, split: Split, size: tuple[int, int]) -> Real:
-    """Features of a split for samples of `size` pixels; computed once in a run."""
+    """Features of a split at the `size` of samples; cached for the run."""
     key = (network.name, network.sha256, network.resize, split, size)
-    known = context.pictures.known
-    if key not in known:
-        features = context.through(joined(network, ["pooled"], size), split, "joined")
-        known[key] = Real(*features, distances.in_parts(features.x))
-    return known[key]
+    cache = context.model.cache
+    if key not in cache:
+        features = context.encode_with(joined(network, ["pooled"], size), split, "joined")
+        cache[key] = Real(*features, distances.chunked_moments(features.x))
+    return cache[key]
 
 
 def classifier(context: Context, network: Extractor, size: tuple[int, int]) -> tuple[linear_probe.Probe, np.ndarray]:
-    """A linear probe of the labels of real training images on their `real_features`, and those labels [N]; fitted once in a run."""
+    """(a linear probe of the `real_features` of the train split, its labels [N]); cached for the run."""
     train = real_features(context, network, "train", size)
-    known, key = context.pictures.known, ("classifier", network.name, network.sha256, network.resize, size)
-    if key not in known:
+    cache, key = context.model.cache, ("classifier", network.name, network.sha256, network.resize, size)
+    if key not in cache:
         bank = Features(train.x, train.y)
         require_labels(bank, "an evaluation of conditional samples")
-        known[key] = linear_probe.fit(bank, "lbfgs", mesh=context.mesh).probe
-    return known[key], train.y
+        cache[key] = linear_probe.fit(bank, "lbfgs", mesh=context.mesh).probe
+    return cache[key], train.y
 
 
 def frechet(network: Extractor, real: Real, fake: distances.Moments) -> dict[str, float]:
-    """'frechet', in percent of the variance of the real features, and 'fid', the plain distance, where it may be called so."""
-    spread = real.moments.covariance.trace()
-    if not spread > 0:
+    """'frechet', in percent of the total variance of the real features, and for INCEPTION also 'fid', the plain distance."""
+    variance = real.moments.covariance.trace()
+    if not variance > 0:
         raise UserError(f"all real images have the same features under {network.name}; choose another extractor or split")
     distance = distances.frechet(real.moments, fake)
-    return {"frechet": 100 * distance / spread} | ({"fid": distance} if (network.name, network.dim) == (INCEPTION, 2048) else {})
+    return {"frechet": 100 * distance / variance} | ({"fid": distance} if (network.name, network.dim) == (INCEPTION, 2048) else {})

@@ -1,6 +1,6 @@
-"""Resizing as three implementations of the Frechet inception distance do it; they differ by more than many papers do.
+"""Image resizing as in three implementations of the Frechet inception distance (Parmar et al. 2022, arXiv:2104.11222).
 
-Parmar et al. 2022 (arXiv:2104.11222).
+The choice changes FID by more than many papers report as progress.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Resize = Literal["legacy", "pytorch_fid", "clean"]
 def resize(images: jax.Array, size: tuple[int, int], mode: Resize) -> jax.Array:
     """Images [B, H, W, C] in [0, 255] -> float32 [B, *size, C] in [0, 255].
 
-    legacy: bilinear of TensorFlow 1, without half-pixel centers and antialiasing; what published figures were mostly measured with.
+    legacy: bilinear of TensorFlow 1, without half-pixel centers and antialiasing; most published figures use it.
     pytorch_fid: bilinear with half-pixel centers, without antialiasing.
     clean: Pillow's bicubic with antialiasing on floats.
     """
@@ -39,8 +39,8 @@ def to_size(images: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _without_centers(length: int, out: int) -> np.ndarray:
-    """[out, length] float32: row i has the weights of the position i * length / out between its two neighbors."""
-    at = np.arange(out, dtype=np.float32) * np.float32(length / out)  # in float32, as the original
+    """float32 [out, length]: row i interpolates at position i * length / out between two pixels."""
+    at = np.arange(out, dtype=np.float32) * np.float32(length / out)  # in float32, as in TensorFlow 1
     low = np.floor(at).astype(int)
     matrix = np.zeros((out, length), np.float32)
     np.add.at(matrix, (np.arange(out), low), 1 - (at - low))

@@ -1,4 +1,4 @@
-"""Quantizers: exact look-ups, whole or in parts; the gradients that each straight-through promises; codebooks that stay in use."""
+"""Quantizers: exact nearest codes, straight-through gradients, codebook updates, entropy losses, FSQ and LFQ."""
 
 import itertools
 
@@ -34,12 +34,12 @@ def distances(z, codes):
 
 
 @pytest.mark.parametrize("dim", [8, 32])
-def test_look_ups_among_8192_unit_codes_are_exact_and_bfloat16_ones_are_not(dim):
+def test_nearest_of_8192_unit_codes_is_exact_and_bfloat16_is_not(dim):
     z, codes = unit(normal(0, 1024, dim)), unit(normal(1, 8192, dim))
     tokens = np.asarray(jax.jit(q.nearest)(z, codes))
     exact = distances(z, codes)
     least = exact.min(-1)
-    assert np.all(exact[np.arange(1024), tokens] - least < 1e-6)  # the least, or as near as float32 can tell
+    assert np.all(exact[np.arange(1024), tokens] - least < 1e-6)  # the nearest code within float32 precision
     assert np.mean(tokens != exact.argmin(-1)) < 2e-3
     np.testing.assert_array_equal(exact.argmin(-1), (z.astype(np.float64) @ codes.T.astype(np.float64)).argmax(-1))  # the least angle
     np.testing.assert_allclose(least, 2 - 2 * (z.astype(np.float64) @ codes.T).max(-1), atol=1e-6)
@@ -47,8 +47,8 @@ def test_look_ups_among_8192_unit_codes_are_exact_and_bfloat16_ones_are_not(dim)
     assert np.mean(np.asarray(coarse) != exact.argmin(-1)) > 0.01
 
 
-def test_look_ups_far_from_zero_keep_their_precision():
-    """Mean 100, deviation 0.1: |e|^2 - 2 z.e of the raw vectors would choose other codes for most of them."""
+def test_nearest_keeps_precision_far_from_zero():
+    """With mean 100 and deviation 0.1, |e|^2 - 2 z.e of the raw vectors would choose wrong codes for most vectors."""
     z, codes = 100 + 0.1 * normal(0, 512, 8), 100 + 0.1 * normal(1, 1024, 8)
     exact = distances(z, codes).argmin(-1)
     np.testing.assert_array_equal(q.nearest(z, codes), exact)
@@ -56,7 +56,7 @@ def test_look_ups_far_from_zero_keep_their_precision():
     assert np.mean(naive != exact) > 0.3
 
 
-def test_a_codebook_in_parts_and_the_first_of_equal_codes(monkeypatch):
+def test_nearest_in_chunks_returns_the_first_of_equal_codes(monkeypatch):
     z, codes = np.round(2 * normal(0, 4, 16, 3)), np.round(2 * normal(1, 64, 3))  # many at equal distances, all exact
     whole = np.asarray(q.nearest(z, codes))
     gaps = distances(z.reshape(-1, 3), codes)
@@ -67,16 +67,16 @@ def test_a_codebook_in_parts_and_the_first_of_equal_codes(monkeypatch):
 
 
 @pytest.mark.parametrize("tensor", [2, 4])
-def test_a_codebook_over_devices_gives_the_tokens_of_the_whole_one(tensor):
+def test_nearest_with_a_sharded_codebook_equals_the_unsharded_one(tensor):
     mesh = jax.make_mesh((8 // tensor, 1, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     ties = np.round(2 * normal(0, 16, 8, 3)), np.round(2 * normal(1, 64, 3))
     for z, codes in (ties, (unit(normal(2, 16, 32, 8)), unit(normal(3, 1024, 8)))):
         dense = np.asarray(q.nearest(z, codes))
         with jax.set_mesh(mesh):
-            placed = jax.device_put(z, NamedSharding(mesh, P(("data", "fsdp"))))
-            spread = jax.jit(q.nearest)
-            np.testing.assert_array_equal(spread(placed, codes), dense)
-            assert "all-gather" in spread.lower(placed, codes).compile().as_text()  # it took the sharded way
+            sharded = jax.device_put(z, NamedSharding(mesh, P(("data", "fsdp"))))
+            nearest = jax.jit(q.nearest)
+            np.testing.assert_array_equal(nearest(sharded, codes), dense)
+            assert "all-gather" in nearest.lower(sharded, codes).compile().as_text()  # used the sharded path
             np.testing.assert_array_equal(jax.jit(q.nearest)(z[:3], codes), dense[:3])  # a batch that does not divide
 
 
@@ -88,8 +88,8 @@ def gradient(through, z, code, weight):
 
 
 @pytest.mark.parametrize("size", [5, 16])
-def test_rows_of_a_codebook_have_the_gradient_of_a_look_up(size, monkeypatch):
-    """Also where the codes are gone through in parts, the last of them smaller, and where all vectors have one code."""
+def test_gradient_of_codebook_rows_equals_a_scatter_add(size, monkeypatch):
+    """Also with a smaller last chunk, and if all vectors share one code."""
     monkeypatch.setattr(q, "CHUNK", 6)
     rng = np.random.default_rng(0)
     codebook, z = rng.normal(size=(size, 3)).astype(np.float32), rng.normal(size=(4, 7, 3)).astype(np.float32)
@@ -103,10 +103,10 @@ def test_rows_of_a_codebook_have_the_gradient_of_a_look_up(size, monkeypatch):
         np.testing.assert_allclose(pull(z)[0], expected, atol=1e-5)
 
 
-def test_straight_through_variants():
+def test_straight_through_values_and_gradients():
     z, code, g = 3 * normal(0, 50, 8), unit(normal(1, 50, 8)), normal(2, 50, 8)
     for name, through in q.STRAIGHT_THROUGH.items():
-        np.testing.assert_array_equal(through(z, code), code, err_msg=name)  # bit for bit what decode gets from tokens
+        np.testing.assert_array_equal(through(z, code), code, err_msg=name)  # bit-identical to the codes of the tokens
         of_code = jax.grad(lambda code, through=through: jnp.sum(through(z, code) * g))(code)
         np.testing.assert_array_equal(of_code, np.zeros_like(code), err_msg=name)
     np.testing.assert_array_equal(gradient("plain", z, code, g), g)
@@ -118,8 +118,8 @@ def test_straight_through_variants():
     np.testing.assert_allclose(np.linalg.norm(small), np.linalg.norm(tangent * norm) * 1e3, rtol=1e-3)
 
 
-def test_rotation_trick():
-    """Three identities: the value is the code, the angle to the gradient is kept, lengths are scaled by |code| / |z|."""
+def test_rotation_trick_gradient_equals_the_rotation_matrix():
+    """The angle to the gradient is kept, and norms are scaled by |code| / |z|."""
     z, code, g = 3 * normal(0, 50, 8), 2 * normal(1, 50, 8), normal(2, 50, 8)
     dz = gradient("rotation", z, code, g)
     cosine = lambda a, b: np.sum(unit(a) * unit(b), -1)  # noqa: E731
@@ -134,7 +134,7 @@ def test_rotation_trick():
     np.testing.assert_allclose(dz[0], matrix.T @ g[0], atol=1e-5)
 
 
-def test_normalization_has_a_gradient_at_zero_where_other_forms_have_none():
+def test_normalized_has_a_finite_gradient_at_zero():
     zero = jnp.zeros(4)
     assert np.isfinite(jax.grad(lambda x: q.normalized(x).sum())(zero)).all()
     for other in (lambda x: x / jnp.linalg.norm(x), lambda x: x / jnp.maximum(jnp.linalg.norm(x), 1e-6)):
@@ -147,7 +147,7 @@ def test_normalization_has_a_gradient_at_zero_where_other_forms_have_none():
 
 @pytest.mark.full
 def test_losses_of_a_learned_codebook():
-    """beta weighs the commitment; unused codes get no gradient; that of the commitment of unit codes is at right angles to z."""
+    """beta weights the commitment, unused codes get no gradient, and the gradient of unit codes is orthogonal to z."""
     quantizer = build_quantizer(dict(name="learned", size=64, dim=8, normalize=True))
     (params, state), z = quantizer.init(jax.random.key(0)), normal(0, 4, 5, 8)
 
@@ -166,8 +166,8 @@ def test_losses_of_a_learned_codebook():
     assert np.abs(of_z).max() > 1e-3
     np.testing.assert_allclose(np.sum(of_z * z, -1), 0, atol=1e-8)
     direction = jax.grad(lambda z: q.commitment_loss(q.normalized(z), code))(z)
-    np.testing.assert_allclose(of_z, 0.25 * direction, atol=1e-8)  # beta, and nothing of the codebook's term
-    # What the decoder says reaches z as it is and the codes not at all.
+    np.testing.assert_allclose(of_z, 0.25 * direction, atol=1e-8)  # beta times the commitment gradient
+    # The gradient of the decoder reaches z unchanged, and the codes not at all.
     weight = normal(3, 4, 5, 8)
     down = jax.grad(lambda p, z: jnp.sum(quantizer.train(p, state, z, jax.random.key(1), 0).codes * weight), (0, 1))(params, z)
     np.testing.assert_array_equal(down[0]["codebook"], 0)
@@ -182,7 +182,7 @@ def test_losses_of_a_learned_codebook():
 # -------------------------------------------------------------------------------------------------- moving averages
 
 
-def test_moving_averages_converge_to_the_means_of_their_vectors():
+def test_moving_average_codebook_converges_to_means():
     z, tokens = normal(0, 60, 4), np.arange(60) % 5  # codes 5, 6 and 7 get none
     means = np.stack([z[tokens == k].mean(0) for k in range(5)])
     start = normal(1, 8, 4)
@@ -193,12 +193,12 @@ def test_moving_averages_converge_to_the_means_of_their_vectors():
     np.testing.assert_allclose(state["codebook"][:5], means, atol=1e-5)
     np.testing.assert_allclose(state["count"], [12] * 5 + [0] * 3, atol=1e-5)
     one = q.moving_average(dict(codebook=start, count=jnp.ones(8), sum=start, weight=jnp.ones(())), z, tokens, 0.8)
-    np.testing.assert_allclose(one["codebook"][5:], start[5:], rtol=1e-3)  # m / N stays; smoothing of 1e-5 aside
+    np.testing.assert_allclose(one["codebook"][5:], start[5:], rtol=1e-3)  # unchanged up to the smoothing of 1e-5
     np.testing.assert_allclose(one["count"], 0.8 + 0.2 * np.array([12] * 5 + [0] * 3), rtol=1e-6)
     assert q.counts(tokens, 8).sum() == 60
 
 
-def test_averages_without_bias_are_the_first_batch_after_the_first_batch():
+def test_debiased_moving_average_equals_the_first_batch():
     z, tokens = normal(0, 60, 4), np.arange(60) % 5
     state = dict(codebook=normal(1, 5, 4), count=jnp.zeros(5), sum=jnp.zeros((5, 4)), weight=jnp.zeros(()))
     state = q.moving_average(state, z, tokens, 0.99)
@@ -207,21 +207,21 @@ def test_averages_without_bias_are_the_first_batch_after_the_first_batch():
     np.testing.assert_allclose(state["count"] / state["weight"], np.full(5, 12), rtol=1e-5)
 
 
-def test_averages_are_those_of_the_global_batch():
+def test_moving_average_uses_the_global_batch():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     z, tokens, start = normal(0, 64, 4), np.arange(64) % 5, normal(1, 5, 4)
     state = dict(codebook=start, count=jnp.ones(5), sum=start, weight=jnp.ones(()))
     one = q.moving_average(state, z, tokens, 0.9)
-    spread = jax.jit(lambda z, t: q.moving_average(state, z, t, 0.9))(
+    sharded = jax.jit(lambda z, t: q.moving_average(state, z, t, 0.9))(
         *(jax.device_put(x, NamedSharding(mesh, P("data"))) for x in (z, tokens))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), spread, one)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), sharded, one)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("update", ["average", "gradient"])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_dead_codes_start_again_at_vectors_of_the_batch(update, normalize):
+def test_dead_codes_restart_at_vectors_of_the_batch(update, normalize):
     spec = dict(name="learned", size=16, dim=4, codebook_update=update, normalize=normalize, revive=0.5, decay=0.9)
     quantizer = build_quantizer(spec)
     (params, state), z = quantizer.init(jax.random.key(0)), 5 + 0.1 * normal(0, 64, 4)  # far from most codes
@@ -231,21 +231,21 @@ def test_dead_codes_start_again_at_vectors_of_the_batch(update, normalize):
         out = train(params, state, z, jax.random.key(step), step)
         state = out.state
         if step == 0:
-            assert out.logs["revived"] == 0  # each has a count of 1 to begin with
+            assert out.logs["revived"] == 0  # initial counts are 1
             assert out.logs["usage_of_batch"] < 0.5
     after = quantizer.codebook(params, state)
     assert out.logs["usage_of_batch"] > 0.5
     to_vectors = np.sqrt(distances(np.asarray(after), unit(z) if normalize else z).clip(0)).min(-1)
-    assert np.all(to_vectors < 0.2), to_vectors  # every code is among the vectors now
+    assert np.all(to_vectors < 0.2), to_vectors  # every code is near a vector
     assert not np.allclose(before, after)
     other = train(params, state, z, jax.random.key(5), 60)
     np.testing.assert_array_equal(other.tokens, train(params, state, z, jax.random.key(6), 60).tokens)
-    if update == "gradient":  # the codes go on being trained: d(code) / d(parameter) is one
-        of = jax.grad(lambda p: quantizer.train(p, state, z, jax.random.key(5), 60).loss)(params)["codebook"]
-        assert np.abs(of).max() > 0
+    if update == "gradient":  # the codes are still trained: d(code) / d(parameter) is one
+        grad = jax.grad(lambda p: quantizer.train(p, state, z, jax.random.key(5), 60).loss)(params)["codebook"]
+        assert np.abs(grad).max() > 0
 
 
-def test_k_means_finds_separated_clusters_and_starts_a_codebook_with_them():
+def test_k_means_finds_clusters_and_initializes_a_codebook():
     centers = 10 * np.array(list(itertools.product((-1, 1), repeat=4)), np.float32)
     z = np.repeat(centers, 20, 0) + 0.1 * normal(0, 320, 4)
     means = z.reshape(16, 20, 4).mean(1)
@@ -261,7 +261,7 @@ def test_k_means_finds_separated_clusters_and_starts_a_codebook_with_them():
         np.testing.assert_allclose(out.logs["distance_to_code"], 0.01, rtol=0.2)
         later = jax.jit(quantizer.train)(params, out.state, z + 50, jax.random.key(0), 1)
         kept = quantizer.codebook(params, later.state)
-        assert np.abs(np.asarray(kept)).max() < 50  # no second start
+        assert np.abs(np.asarray(kept)).max() < 50  # initialized only once
 
 
 # -------------------------------------------------------------------------------------------- entropies and measures
@@ -284,20 +284,20 @@ def test_entropy_loss_against_a_loop_and_its_range():
     z, codes, tau = normal(0, 30, 3), normal(1, 7, 3), 0.5
     p = np.exp(-distances(z, codes) / tau)
     p /= p.sum(-1, keepdims=True)
-    each, mean = -(p * np.log(p)).sum(-1).mean(), p.mean(0)
-    np.testing.assert_allclose(q.entropy_loss(z, codes, tau), each + (mean * np.log(mean)).sum(), atol=1e-5)
+    entropies, mean = -(p * np.log(p)).sum(-1).mean(), p.mean(0)
+    np.testing.assert_allclose(q.entropy_loss(z, codes, tau), entropies + (mean * np.log(mean)).sum(), atol=1e-5)
     assert -np.log(7) <= q.entropy_loss(z, codes, 1e-2) <= 0
-    np.testing.assert_allclose(q.entropy_loss(codes, codes, 1e-2), -np.log(7), atol=1e-4)  # all sure, all used alike
+    np.testing.assert_allclose(q.entropy_loss(codes, codes, 1e-2), -np.log(7), atol=1e-4)  # confident and uniform
     assert np.isfinite(jax.grad(lambda z: q.entropy_loss(z, codes, 1e-6))(z)).all()
 
 
 @pytest.mark.full
-def test_entropies_of_bits_are_those_of_their_codes():
+def test_bit_entropy_loss_equals_entropy_loss_of_all_codes():
     z, tau = 0.3 * normal(0, 40, 6), 0.5
     codes = np.asarray(q.lfq_codes(jnp.arange(64), 6))
     whole = q.entropy_loss(z, codes, tau)
     np.testing.assert_allclose(q.bit_entropy_loss(z, tau), whole, atol=1e-5)
-    assert q.bit_entropy_loss(z, tau, group=3) <= whole + 1e-6  # entropies of parts bound that of the whole from above
+    assert q.bit_entropy_loss(z, tau, group=3) <= whole + 1e-6  # entropies of groups bound the joint entropy from above
     assert np.isfinite(jax.grad(lambda z: q.bit_entropy_loss(z, 1e-3))(100 * z)).all()  # saturated
 
 
@@ -318,11 +318,11 @@ def test_fsq_is_a_bijection_on_its_levels(levels):
     out = np.asarray(q.fsq(z, levels))
     tokens = np.asarray(q.fsq_tokens(out, levels))
     np.testing.assert_array_equal(q.fsq_codes(tokens, levels), out)
-    assert len(np.unique(tokens)) > 0.95 * size  # tanh reaches all of them
+    assert len(np.unique(tokens)) > 0.95 * size  # tanh reaches all levels
     slope = jax.grad(lambda z: q.fsq(z, levels).sum())(jnp.zeros((1, len(levels))))
     half = np.array([(n - 1) * 1.001 / 2 for n in levels])
     offset = np.array([0.5 * (n % 2 == 0) for n in levels])
-    expected = half * (1 - (offset / half) ** 2) / np.array([n // 2 for n in levels])  # of the bounded value: rounding is passed over
+    expected = half * (1 - (offset / half) ** 2) / np.array([n // 2 for n in levels])  # of the bounded value: rounding has gradient one
     np.testing.assert_allclose(slope[0], expected, rtol=1e-4)
 
 
@@ -348,12 +348,12 @@ def test_quantizers_without_a_codebook(spec):
         np.testing.assert_allclose(out.loss, loss, rtol=1e-5)
 
 
-def test_wrong_quantizers_are_named():
-    for spec, told in (
+def test_invalid_quantizer_options_raise_user_errors():
+    for spec, message in (
         (dict(name="rvq"), "quantizer.name='rvq' is unknown; choose learned, fsq, lfq"),
         (dict(name="fsq", size=3), "quantizer.size is no option of 'fsq'; options: levels"),
         (dict(name="learned", straight_through="d"), "straight_through='d' is unknown; choose plain, normalized, rotation"),
         (dict(name="learned", straight_through="normalized"), "is for unit codes; set normalize=True"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             build_quantizer(spec)
