@@ -23,7 +23,8 @@ from ssl_jax.evals.kinds import (
 from ssl_jax.evals.lib import factors as measures
 from ssl_jax.evals.lib import linear_maps  # fmt: skip
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.build import build_experiment, context, open_eval
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context, open_eval
 from ssl_jax.experiment.sampler import open_labels
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -338,7 +339,7 @@ def test_a_run_offers_what_its_method_has_and_the_factors_of_its_data():
     small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:70]", "--config.eval_batch_size=32")
     config = configs.load(f"{ROOT}/configs/bigan.py:smoke", small)
     this = build_experiment(config)
-    opened = context(this, this.run.abstract)  # nothing is computed here
+    opened = model_context(this, this.run.abstract)  # nothing is computed here
     told = disentanglement.values(opened, "test", ("label", "pose"), 70)
     assert list(told) == ["label", "pose[0]", "pose[1]", "pose[2]", "pose[3]"]
     np.testing.assert_array_equal(told["label"], np.concatenate([b["label"][b["_valid"]] for b in open_eval(config, "test")]))

@@ -19,9 +19,10 @@ from ssl_jax.evals.context import EvaluatedModel
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import evaluate
 from ssl_jax.experiment.baselines import baseline_context, initial_state
-from ssl_jax.experiment.build import any_context, build_experiment
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context
 from ssl_jax.experiment.evaluations import comparable
-from ssl_jax.experiment.training import load as load_to_train
+from ssl_jax.experiment.training import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
@@ -91,7 +92,7 @@ def every_method(quick):
 def test_a_method_supports_the_evaluations_that_it_offers_something_for(name):
     """Told before anything is compiled, from shapes."""
     this, offered = build_experiment(loaded(name)), set()
-    context = any_context(this, this.run.abstract)
+    context = model_context(this, this.run.abstract)
     for kind, options in SMALLEST.items():
         try:
             evals.check_needs({kind: {"kind": kind, **options}}, context)
@@ -105,7 +106,7 @@ def test_a_method_supports_the_evaluations_that_it_offers_something_for(name):
 def test_every_kind_that_a_method_supports_is_measured_with_its_baselines(name):
     this = build_experiment(loaded(name))
     spec = {kind: {"kind": kind, **SMALLEST[kind]} for kind in sorted(FEATURES | SUPPORT[name])}
-    results = evals.run(spec, any_context(this, initial_state(this)))
+    results = evals.run(spec, model_context(this, initial_state(this)))
     assert set(results) == set(spec)
     for kind, result in results.items():
         assert result.metrics and all(np.isfinite(value) for value in result.metrics.values()), kind
@@ -164,7 +165,7 @@ def test_an_evaluation_is_a_kind_and_its_options(texts, expected):
         (["fewshot,shots=5"], r"shots=5 must be a tuple, such as \(5,\)"),
         (["fewshot,shots=()"], r"shots=\(\) must not be empty"),
         (["fewshot,shots=(1,0)"], r"shots=\(1, 0\): each must be at least 1"),
-        (["linear,l2=1e-3,1e-2"], "'1e-2' is not understood; say KIND,option=value"),
+        (["linear,l2=1e-3,1e-2"], "'1e-2' is not understood; give KIND,option=value"),
         (["linear,solver=ridge,epochs=3"], "'ridge' has no option 'epochs'; it has l2"),
         (["linear,validation=1.0"], "validation=1.0 must be above 0 and below 1"),
         (["linear,l2=(1e-3"], "a bracket is open"),
@@ -202,7 +203,7 @@ def test_an_evaluation_is_added_to_a_config_by_its_keys():
         ("--config.eval.new.kind=knn", "unknown key config.eval; did you mean config.evals"),
     ):
         with pytest.raises(UserError, match=message):
-            load_to_train(f"{ROOT}/configs/simclr.py:smoke", (wrong,))
+            load_config(f"{ROOT}/configs/simclr.py:smoke", (wrong,))
 
 
 # --- a run
@@ -246,7 +247,7 @@ def test_baselines_that_are_missing_are_measured_with_an_evaluation_that_is_adde
     ],
 )
 def test_mistakes_end_before_anything_is_loaded(run, arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "assemble", lambda *_: pytest.fail("the data were opened"))
+    monkeypatch.setattr(evaluate, "build_experiment", lambda *_: pytest.fail("the data were opened"))
     assert main(["evaluate", f"--workdir={run}", *arguments]) == 2
     told = capsys.readouterr().err.strip()
     assert message in told and "\n" not in told

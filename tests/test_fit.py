@@ -181,5 +181,5 @@ def test_the_whole_search(tmp_path, monkeypatch, capsys):
     big = next(row for row in told["candidates"] if not row["fits"])
     assert main(["rehearse", *arguments, *big["flags"]]) == 1
     printed = capsys.readouterr()
-    assert "error: this does not fit; the same with --fit looks for what does" in printed.err
+    assert "error: this does not fit; add --fit to search for what fits" in printed.err
     assert "the largest results in the trace" in printed.out

@@ -18,7 +18,8 @@ from ssl_jax.evals.kinds import discriminator_memorization, generation
 from ssl_jax.evals.lib import distances
 from ssl_jax.evals.lib.resize import to_size
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.build import build_experiment, context
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context
 from ssl_jax.experiment.extractors import open_extractor
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -239,13 +240,13 @@ def run():
 def test_a_run_offers_its_samples_and_its_discriminator(run):
     this, state = run
     entries = {"generation": dict(kind="generation", examples=40, subsets=2), "judge": dict(kind="discriminator_memorization", examples=50)}
-    results = evals.run(entries, context(this, state))
+    results = evals.run(entries, model_context(this, state))
     metrics = results["generation"].metrics | results["judge"].metrics
     assert {"generation/frechet", "generation/recall", "judge/accuracy_train"} <= set(metrics)
     assert np.isfinite(list(metrics.values())).all()
     assert "real=scenes:train[:96]+resize_crop-16-16(96) fake=40" in results["generation"].protocol
-    again = evals.run(entries, context(this, state))
-    assert again == results and len(this.known) == 1
+    again = evals.run(entries, model_context(this, state))
+    assert again == results and len(this.cache) == 1
 
 
 @pytest.mark.full
@@ -253,12 +254,12 @@ def test_a_method_that_does_not_sample_and_a_missing_file_are_told_before_traini
     this, state = run
     without = this._replace(sampler=None)
     with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples"):
-        context(without, state)
+        evals.check_needs(without.config.evals, model_context(without, state))
     with this.config.unlocked():
         this.config.evals.generation.extractor = "inception:/nowhere"
     try:
         with pytest.raises(UserError, match="there is no file /nowhere"):
-            context(this, state)
+            evals.check_needs(this.config.evals, model_context(this, state))
     finally:
         this.config.evals.generation.extractor = "random_conv"
 

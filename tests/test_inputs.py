@@ -22,10 +22,11 @@ from ssl_jax.engine import loop
 from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import abstract as abstract_module
-from ssl_jax.experiment import build as assemble_module
+from ssl_jax.experiment import build as build_module
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
-from ssl_jax.experiment.build import build_experiment, context
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import encode_views_of, model_context
 from ssl_jax.experiment.training import save_views
 
 MANY = 6  # boxes an image is padded to
@@ -94,7 +95,7 @@ def stub(monkeypatch):
     """(kind, *overrides, inputs) -> the config of a stub on the embedded scenes, with `inputs` declared besides."""
 
     def configured(kind, *overrides, inputs=None):
-        for module in (assemble_module, abstract_module):
+        for module in (build_module, abstract_module):
             monkeypatch.setattr(module, "build_method", functools.partial(build_stub, inputs=inputs))
         config = common.base(kind)
         config.data.name, config.batch_size, config.total_steps, config.eval_batch_size = "scenes/tiny", 16, 3, 40
@@ -334,7 +335,7 @@ def test_a_vocabulary_is_built_once_and_read_again_on_resume(stub, tmp_path):
 
 def test_evaluations_ask_for_features_by_name(stub):
     this = build_experiment(stub("detection"), jax.devices()[:2])
-    opened = context(this, this.run.abstract)
+    opened = model_context(this, this.run.abstract)
     *_, last = opened.batches("test", ("image", "mask", "boxes", "boxes_valid"))
     assert set(last) == {"image", "mask", "boxes", "boxes_valid", "_valid", "_index"}
     assert last["_valid"].sum() == 96 % 40 and not last["mask"][~last["_valid"]].any()
@@ -380,7 +381,7 @@ def test_groups_of_views_are_drawn_and_encoded(stub, tmp_path):
     picture = Image.open(tmp_path / "pictures" / "views.png")
     assert picture.width % (5 * (24 + 2) + 2) == 0 and picture.height % (8 * (24 + 2) + 2) == 0
     images, key = this.batches[0]["image"], jax.random.key(0)
-    pooled = jax.jit(assemble_module._encode_views(method))(None, None, images, key)
+    pooled = jax.jit(encode_views_of(method))(None, None, images, key)
     np.testing.assert_allclose(pooled[:, 3], mean(jax.jit(views)(images, key)["local"][:, 1]), atol=1e-5)
     assert pooled.shape == (16, 5, 3)
 

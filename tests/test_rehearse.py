@@ -248,8 +248,8 @@ MESSAGE = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.
 @pytest.mark.parametrize(
     ("chip", "remedy"),
     [
-        ("v5e", "this does not fit; the same with --fit looks for what does, or use more or larger chips"),
-        ("h100", "this does not fit; the same with --fit looks for what does, or use more or larger chips"),
+        ("v5e", "this does not fit; add --fit to search for what fits, or use more or larger chips"),
+        ("h100", "this does not fit; add --fit to search for what fits, or use more or larger chips"),
         (None, "this does not fit; lower config.batch_size, raise config.accumulate,"),
     ],
 )

@@ -14,7 +14,8 @@ from ssl_jax.evals import run as evals
 from ssl_jax.evals.kinds import generation, sample_class_accuracy
 from ssl_jax.evals.lib import linear_probe, real_features, rejection
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.build import build_experiment, context
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context
 
 ROOT = pathlib.Path(__file__).parent.parent
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
@@ -157,7 +158,7 @@ def test_a_run_makes_its_candidates_twice_of_the_latents_that_its_sampler_has():
         return shade.reshape(-1, 2, 2, 3) / 2
 
     this = this._replace(sampler=this.sampler._replace(prepare=lambda *_: None, sample=sample))  # a generator that takes no time
-    opened = context(this, this.run.abstract)
+    opened = model_context(this, this.run.abstract)
     labels = opened.pictures.sampled_labels(30, 4)
     batches, classes, _ = rejection.preferred(opened, means(), labels, 4, None, 0.4)
     got = np.concatenate(list(batches))

@@ -10,7 +10,7 @@ import pytest
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import warm_start as subject
-from ssl_jax.experiment.training import load
+from ssl_jax.experiment.training import load_config
 
 RECIPE = "configs/supervised.py:finetune"
 THERE = {"net": {"encoder": {"kernel": np.ones((2, 3), np.float32)}, "head": {"bias": np.ones(3, np.float32)}}}
@@ -48,6 +48,6 @@ def test_a_rule_that_moves_nothing_is_named(other, rule):
 def test_a_recipe_that_begins_elsewhere_wants_to_know_where():
     """A tenth of the labels from random weights would be another experiment, and nothing would say so."""
     with pytest.raises(UserError, match=r"give its directory with --config.warm_start.workdir=DIR"):
-        load(RECIPE, ())
+        load_config(RECIPE, ())
     for given in ("", "elsewhere"):
-        assert load(RECIPE, (f"--config.warm_start.workdir={given}",)).warm_start.workdir == given
+        assert load_config(RECIPE, (f"--config.warm_start.workdir={given}",)).warm_start.workdir == given

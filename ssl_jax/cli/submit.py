@@ -57,7 +57,7 @@ def main(args, rest) -> int:
     from ssl_jax.engine.timing import Trace
     from ssl_jax.experiment import training  # JAX, which --help does without
 
-    training.load(args.config, overrides)
+    training.load_config(args.config, overrides)
     Trace(args.workdir, args.profile)  # raises UserError for what is no range of steps
     flags = [*overrides, *([f"--profile={args.profile}"] if args.profile else [])]
     before = jobs.earlier(args.workdir)

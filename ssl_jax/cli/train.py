@@ -43,4 +43,4 @@ def main(args, overrides) -> int:
     from ssl_jax.experiment import training  # JAX, which --help and the supervisor of processes do without
     from ssl_jax.report.write import write_report
 
-    return training.run(args.config, overrides, args.workdir, write_report, args.profile, args.saved_code)
+    return training.run_training(args.config, overrides, args.workdir, write_report, args.profile, args.saved_code)

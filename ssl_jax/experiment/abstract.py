@@ -60,7 +60,7 @@ def abstract_stages(config, platform: str) -> tuple[Any, dict]:
                 stage_config = read_config(Path(stage.workdir))
             else:
                 if not Path(stage.recipe.partition(":")[0]).is_file():
-                    raise UserError(f"config.stages.{name}.recipe={stage.recipe}: no such file; run this in the directory that holds configs/")
+                    raise UserError(f"config.stages.{name}.recipe={stage.recipe}: no such file; run this where configs/ is")
                 stage_config = configs.load(stage.recipe)
                 stage_config = fill_in(stage_config, facts(stage_config.data), platform)
             config.stages[name].config, frozen[name] = _weights(stage_config, platform)

@@ -54,7 +54,7 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
 
 
 def check_inputs(config, method: Method, facts: DatasetFacts, mesh) -> None:
-    """Raises UserError unless the data have the inputs of `method` and the batches divide over the devices and the parts of a step."""
+    """Raises UserError unless the data have the inputs of `method` and the batches divide over the devices and parts of a step."""
     if "views" in config:
         output_size(config.views, config.data.image_shape[-3:-1])
     if reason := mismatch(method.inputs, facts.features, config.data.ops):
@@ -123,12 +123,18 @@ def build_experiment(config, devices=None, workdir: Path | None = None) -> Exper
     check_inputs(config, method, facts, mesh)
     check_lengths(method, vocabulary)
     batches = TrainBatches(
-        train, config.data.ops, config.batch_size, config.seed, *sharding.local_parts(mesh), inputs=method.inputs, vocabulary=vocabulary
+        train,
+        config.data.ops,
+        config.batch_size,
+        config.seed,
+        *sharding.local_parts(mesh),
+        inputs=method.inputs,
+        vocabulary=vocabulary,
     )
     run, schedules, _ = make_run(config, method, mesh, durations["total"], frozen)
 
     def jitted(function):
-        """Compiled under the mesh, as the step is. Without a mesh every device would compute the whole batch of sharded parameters."""
+        """Compiled under the mesh, as the step is. Without it every device would compute the whole batch of sharded parameters."""
 
         @functools.wraps(function)
         def in_mesh(*args):

@@ -21,7 +21,7 @@ from ssl_jax.experiment.sampler import open_between, open_labels, open_samples
 
 
 def model_context(experiment: Experiment, state: State) -> Context:
-    """The context of the model with the weights of `state`. `evals.check_needs` says whether the model offers what evaluations need."""
+    """The context of the model with the weights of `state`; `evals.check_needs` checks it against the evaluations."""
 
     def bind(function):
         return functools.partial(function, state.params, inference_state(state))

@@ -37,8 +37,8 @@ def start_jax() -> None:
 def initialize() -> None:
     """Join the other processes of the run, before anything asks for a device. Does nothing for a single process.
 
-    Where the others do not come within a few minutes, JAX ends this process with SIGABRT. Other failures to join end it with exit code 1.
-    Neither is bad input: a restart may help.
+    Where the others do not come within a few minutes, JAX ends this process with SIGABRT. Other failures to join end it with exit
+    code 1. Neither is bad input: a restart may help.
 
     Raises:
         UserError: this is one host of a TPU with several, and the environment does not say so.

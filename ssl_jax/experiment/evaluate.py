@@ -28,7 +28,11 @@ SUBJECTS = {"trained": "trained", **{name: name for name in BASELINES}, "pixels"
 
 
 def evaluate(
-    workdir: Path, overrides: Sequence[str] = (), step: int | None = None, wanted: Sequence[str] = (), subject_names: str | None = None
+    workdir: Path,
+    overrides: Sequence[str] = (),
+    step: int | None = None,
+    wanted: Sequence[str] = (),
+    subject_names: str | None = None,
 ) -> None:
     """Evaluate checkpoint `step` (None: the newest) of a run; prints the table and writes evaluations.json.
 
@@ -65,8 +69,8 @@ def evaluate(
 def parse_evals(texts: Sequence[str], own: Mapping) -> dict[str, dict]:
     """Parse every 'KIND[,option=value...]' into {label: {'kind': ..., option: value, ...}}.
 
-    Values are Python literals, in brackets or quotes where they contain a comma, or else words. The label is the kind, such as 'knn'.
-    Where that is taken, here or in `own`, it is the kind with its options, such as 'knn_k200'.
+    Values are Python literals, in brackets or quotes where they contain a comma, or else words. The label is the kind, such as
+    'knn'. Where that is taken, here or in `own`, it is the kind with its options, such as 'knn_k200'.
 
     Raises:
         UserError: text that cannot be parsed, an unknown kind or option, a wrong value, or two of the same label.
@@ -180,6 +184,6 @@ def restore(workdir: Path, experiment: Experiment, step: int | None = None) -> S
     try:
         return saved.restore(step, experiment.run.abstract)
     except Corrupt as error:
-        raise UserError(f"checkpoint {step} in {workdir} is corrupt: {error}; choose another with --step, there are {steps}") from error
+        raise UserError(f"checkpoint {step} in {workdir} is corrupt: {error}; choose another --step of {steps}") from error
     finally:
         saved.close()

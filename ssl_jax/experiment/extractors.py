@@ -49,8 +49,8 @@ def open_extractor(spec: str, mode: Resize = "legacy", mesh: Mesh | None = None)
     folder = Path(spec).expanduser()
     if not (folder / CARD).is_file():
         raise UserError(
-            f"extractor {spec!r} is unknown; choose 'random_conv', 'inception:/path/to/pt_inception-2015-12-05-{PUBLISHED}.pth', or a "
-            "folder that `launch.py export` wrote"
+            f"extractor {spec!r} is unknown; choose 'random_conv', 'inception:/path/to/pt_inception-2015-12-05-{PUBLISHED}.pth', "
+            "or a folder that `launch.py export` wrote"
         )
     return _exported(folder, mesh)
 
@@ -70,7 +70,7 @@ def _inception(path: Path, expected: str, mode: Resize, mesh) -> Extractor:
     digest = sha256(path)
     if not digest.startswith(expected):
         raise UserError(
-            f"the SHA-256 of {path} begins with {digest[:8]}, not with {expected[:8]}; copy the file again, or, to use this one, give "
+            f"the SHA-256 of {path} begins with {digest[:8]}, not with {expected[:8]}; copy the file again, or give "
             f"inception:{path}@{digest[:8]}"
         )
     published = digest.startswith(PUBLISHED)

@@ -31,7 +31,14 @@ OF_IMAGES = ("reconstruction", "traversal")  # pages that need no sampler
 
 
 def save_pages(
-    workdir: Path, folder: Path, step: int | None, count: int, seed: int, truncation: float | None, acceptance: float, extractor: str
+    workdir: Path,
+    folder: Path,
+    step: int | None,
+    count: int,
+    seed: int,
+    truncation: float | None,
+    acceptance: float,
+    extractor: str,
 ) -> Iterator[Path]:
     """Write the pages that `launch.py sample --help` lists into `folder`, and yield the path of each.
 
@@ -80,7 +87,7 @@ def save_pages(
 def grid(
     sampler: OpenSampler, classes: int | None, count: int, seed: int, truncation: float | None, prefer: Callable | None = None
 ) -> np.ndarray:
-    """Samples of an unconditional generator, [count, h, w, 3], or of a conditional one, [classes, columns, h, w, 3], at least `count`.
+    """Samples, [count, h, w, 3]; of a conditional generator a row per class, [classes, columns, h, w, 3], at least `count` images.
 
     Where there are more classes than `count`, [count, h, w, 3] with one image each of evenly spaced classes.
 
@@ -122,7 +129,7 @@ def interpolations(sampler: OpenSampler, config, seed: int, truncation: float | 
 
 
 def kind_of_latents(config) -> str:
-    """'normal', 'uniform', or 'tokens' for a prior over a tokenizer's codes. Configs without `model.latent` (StyleGAN, VAE) are normal."""
+    """'normal', 'uniform', or 'tokens' for a prior over codes. Configs without `model.latent` (StyleGAN, VAE) have normal ones."""
     return "tokens" if "tokenizer" in config.get("stages", {}) else config.model.get("latent", {}).get("kind", "normal")
 
 
@@ -164,7 +171,8 @@ def reconstructions(experiment: Experiment, state: State) -> np.ndarray | None:
         raise UserError(f"config.eval_batch_size={len(images)} is too small for three rows of reconstructions")
     images = images[: 3 * columns]
     reconstructed = np.asarray(experiment.fns.reconstruct(state.params, inference_state(state), images))
-    pairs = np.stack([images.reshape(3, columns, *images.shape[1:]) / 255, reconstructed.reshape(3, columns, *reconstructed.shape[1:])], 1)
+    rows = (images / 255, reconstructed)
+    pairs = np.stack([row.reshape(3, columns, *row.shape[1:]) for row in rows], 1)
     return pairs.reshape(6, columns, *images.shape[1:])
 
 
@@ -194,7 +202,7 @@ def completions(experiment: Experiment, sampler: OpenSampler, seed: int) -> np.n
 
 
 def nearest(experiment: Experiment, sampler: OpenSampler, extractor: Extractor, seed: int, truncation: float | None) -> np.ndarray:
-    """Samples and the training images nearest to them, [ROWS, COLUMNS, h, w, 3]: shows memorization. Cosine similarity of features."""
+    """Samples, each with its nearest training images by cosine of features, [ROWS, COLUMNS, h, w, 3]: shows memorization."""
     samples = np.round(sampler.pictures(ROWS, seed, truncation) * 255).astype(np.uint8)
     batches = open_eval(experiment.config, "train", experiment.run.mesh)
     bank = extract(extractor.encode, batches, "pooled", experiment.run.mesh).x

@@ -39,7 +39,7 @@ def open_sampler(experiment: Experiment, state: State) -> OpenSampler:
         UserError: the method does not sample.
     """
     if experiment.sampler is None:
-        raise UserError(f"config.method={experiment.config.method!r} does not sample images; give the --workdir of a generative run")
+        raise UserError(f"config.method={experiment.config.method!r} does not sample; give the --workdir of a generative run")
 
     def in_mesh(function):
         def call(*args):
@@ -64,10 +64,10 @@ def open_sampler(experiment: Experiment, state: State) -> OpenSampler:
 
 
 def open_samples(experiment: Experiment, state: State) -> Callable[..., Iterator[np.ndarray]] | None:
-    """(count, seed, truncation=None, labels=None) -> uint8 batches [B, H, W, 3], `count` in all; None where the method does not sample.
+    """(count, seed, truncation=None, labels=None) -> uint8 batches [B, H, W, 3], `count` images; None for a method without sampler.
 
-    Batch i has the latents of seed + i * 2^20. `labels` [count], where given, replace the sampled classes. Values are rounded to the
-    nearest of 256 levels.
+    Batch i has the latents of seed + i * 2^20. `labels` [count], where given, replace the sampled classes. Values are rounded to
+    the nearest of 256 levels.
     """
     if experiment.sampler is None:
         return None
@@ -94,7 +94,8 @@ def open_labels(experiment: Experiment) -> Callable[[int, int], np.ndarray] | No
 
     def labels(count: int, seed: int):
         with jax.set_mesh(experiment.run.mesh):
-            sampled = [experiment.sampler.latents(jax.random.key(seed + (i << 20)), size)["label"] for i in range(-(-count // size))]
+            keys = (jax.random.key(seed + (i << 20)) for i in range(-(-count // size)))
+            sampled = [experiment.sampler.latents(key, size)["label"] for key in keys]
         return np.concatenate(to_host(sampled, experiment.run.mesh))[:count]
 
     return labels

@@ -18,10 +18,10 @@ from ssl_jax.data.pipeline import iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, of_each_process, write_json
 from ssl_jax.engine.health import Watch, spectral_norms
+from ssl_jax.engine.method import State
 from ssl_jax.engine.metrics import MetricsWriter, record_start
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.engine.records import REST, SPAN, goodput, read_metrics, read_starts
-from ssl_jax.engine.method import State
 from ssl_jax.engine.sharding import to_host
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
@@ -208,7 +208,11 @@ class RunEvaluator:
         return labels if new or labels else None
 
     def evaluate(self, step: int, state: State, labels: Sequence[str] | None = None) -> dict[str, float]:
-        """Run the evaluations `labels` (None: all) on `state`; returns the scores of that step, and spectral norms of a generator."""
+        """Run the evaluations `labels` (None: all) on `state`.
+
+        Returns:
+            {name: value}: the scores of that step, and the spectral norms of a generative method.
+        """
         experiment, config = self.experiment, self.experiment.config
         self.context = model_context(experiment, state)
         scores = self.evaluations.add("trained", step, self.context, labels)

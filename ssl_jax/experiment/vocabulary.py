@@ -13,7 +13,7 @@ from ssl_jax.errors import UserError
 
 
 def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary]:
-    """Read the vocabulary of each text in `config.data.vocabulary` from `workdir`, or build it from the train split and write it there.
+    """The vocabulary of each text in `config.data.vocabulary`, from `workdir`, or built from the train split and written there.
 
     Raises:
         UserError: the vocabulary has another number of words than the config says.
@@ -30,7 +30,9 @@ def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary
     for name, size in sizes.items():
         if name not in found or size not in (None, len(found[name].tokens)):
             there = f"{len(found[name].tokens)} words" if name in found else "no words"
-            raise UserError(f"config.data.vocabulary.{name}={size}, but {path or 'the train split'} has {there}; leave the number out")
+            raise UserError(
+                f"config.data.vocabulary.{name}={size}, but {path or 'the train split'} has {there}; leave the number out"
+            )
     return found
 
 
