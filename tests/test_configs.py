@@ -84,7 +84,7 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch):
     assert "has no VARIANTS" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert main(["configs"]) == 2
-    assert "run this where the configs are" in capsys.readouterr().err
+    assert "run this where configs/ is" in capsys.readouterr().err
 
 
 def test_tables_are_read_without_jax():

@@ -159,7 +159,7 @@ def test_gpus_are_ranked_without_their_network(nothing_is_traced, capsys):
     show_fit({**told, "config": "a", "overrides": [], "topology": "h100:1x8", "slices": 1}, sys.stdout)
     printed = capsys.readouterr().out
     assert "Of 79.11 GiB of a device JAX takes 59.33 GiB (XLA_CLIENT_MEM_FRACTION)." in printed
-    assert "network not included: no one figure of it is known" in printed and "published" not in printed
+    assert "network not included: its bandwidth is not known" in printed and "published" not in printed
 
 
 @pytest.mark.full

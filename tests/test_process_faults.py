@@ -39,12 +39,12 @@ def tell(fault, noticed, seconds, lost):
 def check_restart(runs, workdir, running, began, fault, noticed):
     """The run was started again, to the same curve, and lost no more than what came after the last checkpoint."""
     told = running.finish()
-    assert noticed in told and "starting all again (1 of 1)" in told
+    assert noticed in told and "restarting all (1 of 1)" in told
     resumed = [int(n) for n in re.findall(r"going on at step (\d+)", told)][-1]
     lost = runs.reached - resumed
     assert lost <= 2 * EVERY  # a save in flight is lost with its process
     runs.check(workdir, "straight")
-    tell(fault, noticed, running.when("starting all again") - began, f"{lost} steps")
+    tell(fault, noticed, running.when("restarting all") - began, f"{lost} steps")
 
 
 def disturb(runs, workdir, process, signum, step=12, **odd):
@@ -66,7 +66,7 @@ def test_one_is_stopped(runs):
     """It beats no more; after HEARTBEAT seconds the others are ended by JAX."""
     running, began = disturb(runs, "stopped", 1, signal.SIGSTOP)
     check_restart(runs, "stopped", running, began, "SIGSTOP of process 1", "process 1 did not answer and was killed")
-    assert running.when("starting all again") - began < distributed.HEARTBEAT + 60
+    assert running.when("restarting all") - began < distributed.HEARTBEAT + 60
 
 
 def test_one_hangs_in_python(runs):

@@ -145,7 +145,7 @@ def test_one_that_fails_is_named_and_the_others_ended(scripted, caplog, text, to
 def test_all_are_started_again(scripted, caplog, tmp_path):
     text = "path = folder / f'{me}'\nagain = path.exists()\npath.touch()\nsys.exit(0 if again or me == 0 else 70)"
     assert scripted(text, max_restarts=1) == 0
-    assert "process 1 ended with exit code 70; starting all again (1 of 1)" in caplog.text
+    assert "process 1 ended with exit code 70; restarting all (1 of 1)" in caplog.text
 
 
 def test_a_mistake_of_the_user_is_not_tried_again(scripted, caplog, tmp_path):
@@ -252,7 +252,7 @@ def test_from_four_processes_to_two_one_of_which_is_killed(runs):
     runs.wait_for("elastic", 7, two)
     os.kill(two.child(1), signal.SIGKILL)
     told = two.finish()
-    assert "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
+    assert "process 1 ended with SIGKILL" in told and "restarting all (1 of 1)" in told and "going on at step" in told
     runs.check("elastic", "alone")
 
 

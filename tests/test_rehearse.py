@@ -121,7 +121,7 @@ def test_a_step_has_the_share_of_a_gpu_that_jax_takes(rehearsed, monkeypatch, tm
     assert set(told["busy_seconds"]) == {"compute", "memory"}
     assert told["prediction"]["bound"]["step_seconds"] == max(told["busy_seconds"].values()) > 0
     assert told["prediction"]["expected"] == [] and "at 76 %" not in printed.out
-    assert "network not included: no one figure of it is known" in printed.out
+    assert "network not included: its bandwidth is not known" in printed.out
 
 
 def test_the_share_of_a_gpu_is_that_of_the_environment(monkeypatch):

@@ -97,7 +97,7 @@ def slurm(job):
 
 
 def ends(workdir, job):
-    final = ("COMPLETED", "FAILED", "CANCELED", "TIMEOUT")
+    final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
     until(lambda: slurm(job)["JobState"] in final, lambda: launch("logs", f"--workdir={workdir}"))
     return slurm(job)
 
@@ -126,7 +126,7 @@ def test_requeued(whole, tmp_path):
     assert f"going on at step {saved} of {STEPS}" in log and 5 <= saved < STEPS
     print(f"requeued at step {saved}")
     assert lines(workdir) == lines(whole)
-    assert "completed, started again 1 times, exit code 0" in launch("status", f"--workdir={workdir}")
+    assert "completed, restarted 1 times, exit code 0" in launch("status", f"--workdir={workdir}")
 
 
 def test_at_the_end_of_its_time(tmp_path):
@@ -143,7 +143,7 @@ def test_at_the_end_of_its_time(tmp_path):
     assert f"going on at step {saved} of" in log
     print(f"warned at step {saved}")
     launch("cancel", f"--workdir={workdir}")
-    assert ends(workdir, job)["JobState"] == "CANCELED"
+    assert ends(workdir, job)["JobState"] == "CANCELLED"
 
 
 def test_canceled(tmp_path):
@@ -152,7 +152,7 @@ def test_canceled(tmp_path):
     job = submit(workdir, steps=2000)
     trains(workdir, 5)
     launch("cancel", f"--workdir={workdir}")
-    assert ends(workdir, job)["JobState"] == "CANCELED" and slurm(job)["Restarts"] == "0"
+    assert ends(workdir, job)["JobState"] == "CANCELLED" and slurm(job)["Restarts"] == "0"
     saved = int(launch("logs", f"--workdir={workdir}").split("SIGTERM at step ")[1].split(":")[0])
     job = submit(workdir, steps=2000)
     trains(workdir, saved + 1)

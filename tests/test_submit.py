@@ -72,7 +72,7 @@ def test_slurm_gives_each_process_a_gpu(tmp_path, capsys, no_programs, flags):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--nodes=2", "--gres=gpu:8"), "8 GPUs each: of several processes JAX gives each one GPU; say --processes_per_node=8, or"),
+        (("--nodes=2", "--gres=gpu:8"), "8 GPUs each, and JAX gives each of several processes one GPU; give --processes_per_node=8, or"),
         (("--nodes=2", "--gres=gpu:a100:8,nvme:1"), "--processes_per_node=8, or"),
         (("--processes_per_node=4", "--gpus_per_node=a100:8"), "--processes_per_node=8, or"),
         (("--nodes=2", "--gpus=16"), "--processes_per_node=8, or"),
@@ -248,13 +248,13 @@ def test_its_jobs_and_pods_are_those_of_kubernetes(capsys, no_programs):
         ((*GKE, "--topology=v5e:3x5"), "v5e has the shapes 1x1, 2x2"),
         ((*GKE, "--topology=v9:4x4"), "--topology=v9:4x4 is unknown"),
         ((*GKE, "--topology=v4:4x4"), "shapes of three sides"),
-        ((*GKE, "--topology=v5p:4x4x5"), "v5p has shapes of three sides, 2x2x1 and ascending ones of 2 or multiples of 4"),
+        ((*GKE, "--topology=v5p:4x4x5"), "v5p has shapes of three sides: 2x2x1, and ascending ones of 2 or multiples of 4"),
         ((*GKE, "--topology=v5p:8x4x4"), "ascending"),
-        ((*TPU, "--topology=v5p:16x20x28"), "a slice of v5p has 6,144 chips at most, and these are 8,960"),
+        ((*TPU, "--topology=v5p:16x20x28"), "a slice of v5p has 6,144 chips at most, not 8,960"),
         ((*GKE, "--topology=v5e:2x4", "--slices=2"), "has one host"),
         ((*GKE, "--slices=0"), "--slices=0 must be at least 1"),
         ((*GKE, "--partition=a100"), "argument '--partition=a100' is not understood with --to=gke"),
-        ((*TPU, "--spot"), "--spot is for a TPU that is made"),
+        ((*TPU, "--spot"), "--spot is for a TPU that is created"),
         (("--to=pbs",), "invalid choice"),
     ],
 )
@@ -274,7 +274,7 @@ def test_paths_that_do_not_get_there(tmp_path, capsys, no_programs):
     assert submit("../a", *GKE) == 2
     assert "is not below --mount=/mnt/runs" in error(capsys)
     assert submit(tmp_path / "a", *TPU, config=str(ROOT / "configs" / "simclr.py")) == 2
-    assert "is not sent to the TPU" in error(capsys)
+    assert "is not copied to the TPU" in error(capsys)
     assert submit(tmp_path / "a", "--to=local", config="configs/nothing.py") == 2
     assert "no such file" in error(capsys)
 

@@ -41,7 +41,7 @@ def test_slurm_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
 
     programs("scontrol", "echo JobId=7 JobState=RUNNING Reason=None Restarts=2 ExitCode=0:0")
     assert main(["status", f"--workdir={run}"]) == 0
-    assert capsys.readouterr().out == "slurm job 7: running, started again 2 times\n"
+    assert capsys.readouterr().out == "slurm job 7: running, restarted 2 times\n"
     assert submit(run, "--to=slurm") == 2
     assert "slurm job 7" in (told := error(capsys)) and "launch.py cancel" in told
     assert main(["cancel", f"--workdir={run}"]) == 0
@@ -117,7 +117,7 @@ def test_gke_gets_what_the_dry_run_shows(tmp_path, capsys, programs, monkeypatch
     row = {"name": "slice", "ready": 1, "failed": 0}
     assert (
         shows({"restarts": 1, "replicatedJobsStatus": [row]})
-        == "gke job a-1: alive, 1 slices ready, 0 failed, started again 1 times"
+        == "gke job a-1: alive, 1 slices ready, 0 failed, restarted 1 times"
     )
     assert submit("runs/a", *GKE, config=config) == 2
     assert "gke job a-1" in error(capsys)
@@ -127,7 +127,7 @@ def test_gke_gets_what_the_dry_run_shows(tmp_path, capsys, programs, monkeypatch
     delete, logs = calls(folder, "kubectl")[-2:]
     assert delete == "delete jobset a-1 --namespace=default --wait=false"
     assert logs.startswith("logs --selector=jobset.sigs.k8s.io/jobset-name=a-1,") and logs.endswith("--tail=5 --follow")
-    assert shows({"terminalState": "Completed"}) == "gke job a-1: completed, started again 0 times"
+    assert shows({"terminalState": "Completed"}) == "gke job a-1: completed, restarted 0 times"
     assert shows(None) == "gke job a-1: no longer there"
     assert "name: a-2\n" in dry(capsys, "runs/a", *GKE, config=config)  # a JobSet that has ended may still be there
 
@@ -207,7 +207,7 @@ def test_a_tpu_brings_its_python(tmp_path, capsys, host, programs, fault):
     assert not calls(folder, "python3")
     if fault:  # a TPU that was made must not stand idle without a word
         told = error(capsys)
-        assert "error: no solution; the TPU has been made and costs" in told
+        assert "error: no solution; the TPU has been created and costs" in told
         assert "`gcloud compute tpus tpu-vm delete pod --zone=us-west4-a`" in told
         assert not (tmp_path / "a" / "job.json").exists()
     else:

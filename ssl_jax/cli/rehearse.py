@@ -9,12 +9,12 @@ of the topology. A stage without a workdir takes the config of its recipe. The s
 --config.data.examples=N (and data.num_classes, data.image_shape).
 
 TPUs need their compiler, libtpu (requirements-rehearse.txt), but no TPU. Without libtpu as many fake CPU devices take their place.
-GPUs (h100:HOSTSxGPUS, h200) need requirements-rehearse-gpu.txt. GPUs are rehearsed with XLA's attention: cuDNN's, which needs a GPU,
-takes less memory for long sequences.
+GPUs (h100:HOSTSxGPUS, h200) need requirements-rehearse-gpu.txt. They are rehearsed with XLA's attention. cuDNN's, which needs a
+GPU, takes less memory for long sequences.
 
-The predicted step time is the bound of the slowest of arithmetic, memory and network, with the band that published TPU runs reached;
-for several GPUs without the network. Exit code 1: the step does not fit into the memory, of GPUs into the share that JAX takes (75 %,
-or XLA_CLIENT_MEM_FRACTION).
+The predicted step time is the bound of the slowest of arithmetic, memory and network, with the band that published TPU runs
+reached; for several GPUs without the network. Exit code 1: the step does not fit into the memory, of GPUs into the share that JAX
+takes (75 %, or XLA_CLIENT_MEM_FRACTION).
 
 --fit tries meshes, batches (half, twice) and rematerializations, and prints those that fit by predicted images per second. Another
 batch size is another recipe: learning rates are scaled as the config says.

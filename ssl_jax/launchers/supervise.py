@@ -48,7 +48,7 @@ def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts:
             if code in (0, saved_code, UserError.code):
                 return code
             last = attempt == max_restarts
-            log.error("%s; %s", causes, "giving up" if last else f"starting all again ({attempt + 1} of {max_restarts})")
+            log.error("%s; %s", causes, "giving up" if last else f"restarting all ({attempt + 1} of {max_restarts})")
         return code
     finally:
         for signum, handler in before.items():
