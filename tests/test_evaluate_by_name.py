@@ -12,6 +12,7 @@ from PIL import Image
 
 from launch import main
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
+from ssl_jax.engine.method import ModelFns
 from ssl_jax.errors import UserError
 from ssl_jax.evals import evaluator, reference
 from ssl_jax.evals import run as evals
@@ -27,7 +28,7 @@ from ssl_jax.experiment.training import load_config
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
     "--config.data.train_split=train[:64]", "--config.data.test_split=test[:64]", "--config.eval_batch_size=32",
-    "--config.batch_size=32", "--config.total_steps=2",
+    "--config.batch_size=32", "--config.total=2 steps",
 )  # fmt: skip
 FEATURES = {"knn", "linear", "fewshot", "representation"}  # of anything, raw pixels too
 SMALLEST = {
@@ -130,7 +131,7 @@ def test_every_method_is_in_the_table_of_supported_kinds():
     [
         (["knn"], {"knn": {"kind": "knn"}}),
         (["knn,k=200"], {"knn_k200": {"kind": "knn", "k": 200}}),  # the config has a 'knn' with other options
-        (["knn,temperature=0.07,k=20"], {"knn": {"kind": "knn", "temperature": 0.07, "k": 20}}),  # it is experiment one
+        (["knn,temperature=0.07,k=20"], {"knn": {"kind": "knn", "temperature": 0.07, "k": 20}}),  # the options of that 'knn'
         (["fewshot,shots=(1, 5)", "fewshot,shots=[2]"], {
             "fewshot": {"kind": "fewshot", "shots": (1, 5)}, "fewshot_shots-2": {"kind": "fewshot", "shots": [2]},
         }),
@@ -256,7 +257,7 @@ def test_evaluate_refuses_bad_input_before_opening_data(run, arguments, message,
 
 def test_evaluation_that_the_method_does_not_support_is_named(run, capsys):
     assert main(["evaluate", f"--workdir={run}", "--eval=generation"]) == 2
-    assert "kind='generation' needs a method that gives samples, and experiment does not" in capsys.readouterr().err
+    assert "kind='generation' needs a method that gives samples, and this does not" in capsys.readouterr().err
 
 
 def test_resumed_finished_run_measures_a_new_evaluation(run, capsys):
@@ -306,7 +307,7 @@ def test_evaluations_that_need_labels_are_left_out_without_labels(tmp_path, capl
 def test_evaluator_record_documents_all_of_its_options(kind):
     record = evals.find(kind)
     assert list(evaluator.defaults(record)) == list(record.options)
-    assert set(record.needs) <= {"model", *EvaluatedModel._fields}
+    assert set(record.needs) <= {"model", *EvaluatedModel._fields, *ModelFns._fields}
     evals.check({"one": {"kind": kind, **evaluator.defaults(record)}})  # defaults are in their own ranges
     section = reference.section(kind)
     assert all(f"| `{name}` |" in section and option.meaning.replace("|", "\\|") in section for name, option in record.options.items())

@@ -70,7 +70,7 @@ def _inception(path: Path, expected: str, mode: Resize, mesh) -> Extractor:
     digest = sha256(path)
     if not digest.startswith(expected):
         raise UserError(
-            f"the SHA-256 of {path} begins with {digest[:8]}, not with {expected[:8]}; copy the file again, or give "
+            f"the SHA-256 of {path} begins with {digest[:8]}, not with {expected[:8]}; copy the file again, or use this one: "
             f"inception:{path}@{digest[:8]}"
         )
     published = digest.startswith(PUBLISHED)
