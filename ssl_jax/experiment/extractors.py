@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
 
 import ssl_jax
 from ssl_jax.engine.sharding import put_global, to_host
@@ -81,8 +82,6 @@ def _inception(path: Path, expected: str, mode: Resize, mesh) -> Extractor:
 
 def _read(path: Path):
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
         return load_file(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:

@@ -69,7 +69,7 @@ def fetch_images(batches: Iterable[Mapping[str, np.ndarray]], rows: np.ndarray, 
             images[row] = np.array(pictures[row - first])
         if len(images) == len(wanted):
             return images
-    raise ValueError(f"the split ended before row {wanted[-1]}; open_batches must open what the features were made of")
+    raise ValueError(f"the split ended before row {wanted[-1]}; open_batches must open the split of the features")
 
 
 def _counted(batches):

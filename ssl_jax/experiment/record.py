@@ -12,7 +12,7 @@ from ssl_jax.engine.method import Method, ModelFns, Sampler
 
 
 class Experiment(NamedTuple):
-    """A config with its data, its method and its compiled step; made by `build.build_experiment`."""
+    """A config with its data, its method and its compiled step, from `build.build_experiment`."""
 
     config: Any  # resolved: image_shape, num_classes, examples and dtype are filled in
     method: Method
