@@ -15,7 +15,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from ssl_jax.evals.kinds import knn, linear
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.build import build_experiment, raw_pixels
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import raw_pixel_context
 
 SETTINGS = ((20, 0.07), (200, 0.1))
 
@@ -25,7 +26,7 @@ def main():
     parser.add_argument("--config", default="configs/simclr.py")
     args, overrides = parser.parse_known_args()
     experiment = build_experiment(configs.load(args.config, overrides))
-    context = raw_pixels(experiment.config, experiment.run.mesh)
+    context = raw_pixel_context(experiment.config, experiment.run.mesh)
     nearest = functools.partial(knn.evaluate, context)
     for layer in ("pooled", "normalized"):
         for normalization in ("none", "center"):

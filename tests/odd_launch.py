@@ -1,12 +1,12 @@
-"""`launch.py` with something odd about it, as the environment says; for tests of several processes.
+"""`launch.py` with faults that environment variables inject; for tests of several processes.
 
-  COUNTED=FOLDER   every process writes a line {step, process, ids} for each batch that it reads. Batches are read ahead, so that the
-                   last lines of a process may be of steps that it never came to.
-  SLOW=P:SECONDS   process P takes so long over each batch
-  LATE=P:SECONDS   process P comes so much later to its first step
-  SKEW=P:SECONDS   the clock of process P is fast by so much
-  HANG=P:STEP      process P hangs, in Python, in this step, unless the file ONCE=PATH is there, which it leaves
-  CRASH=P:STEP     it raises an exception, likewise
+  COUNTED=FOLDER   every process writes a line {step, process, ids} for each batch that it reads. Batches are read ahead, so the last
+                   lines of a process may be of steps that it never reached.
+  SLOW=P:SECONDS   process P waits this long for each batch
+  LATE=P:SECONDS   process P starts its first step this much later
+  SKEW=P:SECONDS   the clock of process P is this much fast
+  HANG=P:STEP      process P hangs in Python in this step, unless the file ONCE=PATH exists, which it creates
+  CRASH=P:STEP     process P raises an exception, likewise
 """
 
 import json
@@ -33,7 +33,7 @@ stop, beat, clock = Signals.stop, Watchdog.beat, time.time
 
 
 def odd(name):
-    """The number behind `name`, in the process that it is about; else None."""
+    """The number of variable `name` if it is for this process; else None."""
     process, _, value = os.environ.get(name, ":").partition(":")
     return float(value) if process == os.environ.get("SSL_JAX_PROCESS", "0") else None
 

@@ -1,4 +1,4 @@
-"""Real runs of one, two or four processes with four devices in all, begun and watched from a test."""
+"""Runs of one, two or four processes with four devices in all, started and watched from a test."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from xla_flags import flags
 from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSES
 
 ROOT = pathlib.Path(__file__).parent.parent
-EXAMPLES, BATCH = 96, 32  # of an epoch, of a step
-SHORT = {  # evaluations that take longer than a run
+EXAMPLES, BATCH = 96, 32  # per epoch, per step
+SHORT = {  # overrides for methods whose evaluations take longer than a run
     "autoencoder": ("--config.evals={'reconstruction': {'kind': 'reconstruction'}, 'knn': {'kind': 'knn'}}", "--config.best_metric=")
 }
 FLAGS = ("--config.baselines=()", f"--config.data.train_split=train[:{EXAMPLES}]", f"--config.batch_size={BATCH}")
@@ -28,7 +28,7 @@ def environment(devices, **others):
 
 
 class Running:
-    """A started command; `told` is what it writes to stderr, with the time of each line."""
+    """A started command; `log` is its stderr."""
 
     def __init__(self, arguments, environment):
         self.process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -41,14 +41,14 @@ class Running:
             self.lines.append((time.monotonic(), line))
 
     @property
-    def told(self) -> str:
+    def log(self) -> str:
         return "".join(line for _, line in self.lines)
 
     def finish(self, code=0, timeout=1500) -> str:
         self.process.wait(timeout)
         self._reader.join(10)
-        assert self.process.returncode == code, self.told
-        return self.told
+        assert self.process.returncode == code, self.log
+        return self.log
 
     def when(self, text) -> float:
         """The time of the first line with `text`."""
@@ -57,20 +57,20 @@ class Running:
     def child(self, process) -> int:
         """The id of a process of the run."""
         children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        told = f"{PROCESS}={process}"
-        return next(int(pid) for pid in children if told in pathlib.Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        variable = f"{PROCESS}={process}"
+        return next(int(pid) for pid in children if variable in pathlib.Path(f"/proc/{pid}/environ").read_text().split("\0"))
 
 
-def both(*arguments) -> list[Running]:
-    """Two processes of one run with two devices each, with an own command line for each."""
+def start_pair(*arguments) -> list[Running]:
+    """Two processes of one run with two devices each, with a command line for each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = {COORDINATOR: f"127.0.0.1:{probe.getsockname()[1]}", PROCESSES: 2}
-    return [Running(each, environment(2, **place, **{PROCESS: process})) for process, each in enumerate(arguments)]
+    return [Running(command, environment(2, **place, **{PROCESS: process})) for process, command in enumerate(arguments)]
 
 
 class Runs:
-    """Runs of one config's `:smoke`; the ids of the examples of WORKDIR are in WORKDIR.ids/."""
+    """Runs of the `:smoke` variant of one config; the example ids of WORKDIR are in WORKDIR.ids/."""
 
     def __init__(self, folder, name, steps=12, every=3):
         self.folder, self.name, self.steps = folder, name, steps
@@ -96,8 +96,8 @@ class Runs:
     def wait_for(self, workdir, step, running):
         deadline = time.monotonic() + 600
         while self.logged(workdir) < step:
-            assert running.process.poll() is None, running.told
-            assert time.monotonic() < deadline, f"{workdir} has not come to step {step}: {running.told}"
+            assert running.process.poll() is None, running.log
+            assert time.monotonic() < deadline, f"{workdir} has not reached step {step}: {running.log}"
             time.sleep(0.02)
 
     def curve(self, workdir):
@@ -110,7 +110,7 @@ class Runs:
         return entry["metrics"]
 
     def examples(self, workdir):
-        """{step: the ids of its examples in order}; a step that was taken again, by however many processes, has the same ones."""
+        """{step: ids of its examples in order}; checks that a repeated step, with any number of processes, has the same ids."""
         steps = {}
         for start in (self.folder / f"{workdir}.ids").iterdir():
             parts = {}
@@ -121,8 +121,9 @@ class Runs:
             count = int(start.name.split("-")[0])
             for step in {step for step, _ in parts}:
                 ids = [parts.get((step, process)) for process in range(count)]
-                if None not in ids:  # else read ahead by some of the processes
-                    ids = ids[0] if all(part == ids[0] for part in ids) else list(chain(*ids))  # along 'tensor' all have the same
+                if None not in ids:  # else only some processes have read it, ahead
+                    same = all(part == ids[0] for part in ids)  # as for processes along 'tensor'
+                    ids = ids[0] if same else list(chain(*ids))
                     assert steps.setdefault(step, ids) == ids
         return steps
 
@@ -133,7 +134,7 @@ class Runs:
             np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5, atol=1e-5)
         ours, theirs = self.evaluation(workdir), self.evaluation(other)
         assert ours.keys() == theirs.keys()
-        for name, value in ours.items():  # a picture or two may be on the other side of a border
+        for name, value in ours.items():  # an image or two may be classified differently
             np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1 if "/top" in name else 0, err_msg=name)
         seen = self.examples(workdir)
         for first in range(1, self.steps, EXAMPLES // BATCH):

@@ -1,4 +1,4 @@
-"""What the tests of `launch.py submit` say and read."""
+"""Helpers of the tests of `launch.py submit`."""
 
 import json
 import pathlib
@@ -17,33 +17,33 @@ def submit(workdir, *flags, config="configs/simclr.py:smoke"):
 
 
 def dry(capsys, workdir, *flags, **more):
-    """What a dry run prints."""
+    """Returns what a dry run prints."""
     capsys.readouterr()
     assert submit(workdir, *flags, "--dry_run", **more) == 0
     return capsys.readouterr().out
 
 
 def error(capsys):
-    """The one line."""
+    """Returns the single line of stderr."""
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
 
 def calls(folder, name):
-    """What the program of the fixture `programs` was called with."""
+    """The arguments of each call of a program of the fixture `programs`."""
     path = folder / f"{name}.calls"
     return path.read_text().splitlines() if path.exists() else []
 
 
 def wait(workdir, capsys, *words, seconds=30.0):
-    """The first status that has one of the words."""
+    """Wait for a status that contains one of `words`, and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         capsys.readouterr()
         assert main(["status", f"--workdir={workdir}"]) == 0
-        told = capsys.readouterr().out
-        if any(word in told for word in words):
-            return told
+        status = capsys.readouterr().out
+        if any(word in status for word in words):
+            return status
         time.sleep(0.2)
-    raise AssertionError(told)
+    raise AssertionError(status)

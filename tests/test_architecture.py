@@ -1,4 +1,4 @@
-"""The shape of the code itself: how deep a loss lies below the command line, and what may import what."""
+"""The structure of the code: stack depth from the command line to a loss, and imports of the command line."""
 
 import traceback
 from pathlib import Path
@@ -27,10 +27,11 @@ def test_at_most_12_project_frames_from_launch_to_the_loss(tmp_path, monkeypatch
         return loss
 
     monkeypatch.setattr(simclr, "loss_of_views", loss_of_views)
-    flags = ["--config=configs/simclr.py:smoke", f"--workdir={tmp_path}", "--config.baselines=()", "--config.evals={}", "--config.best_metric="]
+    flags = ["--config=configs/simclr.py:smoke", f"--workdir={tmp_path}"]
+    overrides = ["--config.baselines=()", "--config.evals={}", "--config.best_metric="]
     monkeypatch.chdir(ROOT)
     with pytest.raises(FoundLossError):
-        launch.main(["train", *flags])
+        launch.main(["train", *flags, *overrides])
     walk = [f"{Path(frame.filename).relative_to(ROOT)}:{frame.name}" for frame in frames]
     assert walk[0].endswith("main.py:main")
     assert walk[-1].endswith("simclr.py:loss"), "the loss of the method is the last frame but the stand-in"
@@ -38,7 +39,7 @@ def test_at_most_12_project_frames_from_launch_to_the_loss(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("folder", ["tests", "benchmarks"])
-def test_only_launch_is_used_to_run_a_verb(folder):
-    """Tests and benchmarks drive verbs as a user does, through `launch.main`, and test a layer where it is."""
-    found = [path.name for path in (ROOT / folder).glob("*.py") if "ssl_jax.cli" in path.read_text() and path.name != Path(__file__).name]
-    assert found == []
+def test_tests_and_benchmarks_run_verbs_by_launch_main(folder):
+    """They run verbs as a user does, and import other layers directly."""
+    others = [path for path in (ROOT / folder).glob("*.py") if path.name != Path(__file__).name]
+    assert [path.name for path in others if "ssl_jax.cli" in path.read_text()] == []

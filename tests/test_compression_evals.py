@@ -23,7 +23,8 @@ from ssl_jax.evals.kinds import (
 from ssl_jax.evals.lib import factors as measures
 from ssl_jax.evals.lib import linear_maps  # fmt: skip
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.build import build_experiment, context, open_eval
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context, open_eval
 from ssl_jax.experiment.sampler import open_labels
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -13,7 +13,7 @@ def write(folder, text):
     return path
 
 
-def test_a_missing_config_file_variant_or_get_config_is_one_line(tmp_path):
+def test_missing_config_file_variant_or_get_config_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"--config=configs/simclrr.py: no such file; did you mean configs/simclr.py"):
         configs.load("configs/simclrr.py")
     with pytest.raises(UserError, match=r"variant 'smok' does not exist"):
@@ -31,7 +31,7 @@ def test_a_missing_config_file_variant_or_get_config_is_one_line(tmp_path):
         ("def get_config(variant:", SyntaxError, "never closed"),
     ],
 )
-def test_an_error_of_the_config_files_own_code_keeps_its_type_and_traceback(tmp_path, text, error, message):
+def test_error_in_the_code_of_a_config_file_keeps_its_traceback(tmp_path, text, error, message):
     path = write(tmp_path, text)
     with pytest.raises(error, match=message) as raised:
         configs.load(str(path))

@@ -1,4 +1,4 @@
-"""The tables of variants, what `launch.py configs` prints of them, and how any of them is made small."""
+"""The tables of variants, `launch.py configs`, and `shrink`, which makes any config small."""
 
 import importlib
 import pathlib
@@ -24,7 +24,7 @@ def at_the_root(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_of_a_table_are_complete(name):
+def test_table_of_variants_is_complete(name):
     table = TABLES[name]
     assert [variant.name for variant in table[:2]] == ["", "smoke"]
     assert len({variant.name for variant in table}) == len(table)
@@ -32,11 +32,11 @@ def test_rows_of_a_table_are_complete(name):
         assert re.fullmatch(r"\w*", variant.name)
         assert variant.about
         assert "\n" not in "".join(variant[2:])
-        assert variant.source or not re.search(r"\d", variant.expected), f"{variant.name}: whose numbers are these?"
+        assert variant.source or not re.search(r"\d", variant.expected), f"{variant.name}: numbers without a source"
 
 
 @pytest.mark.parametrize(("name", "variant"), EVERY)
-def test_any_config_can_be_made_small(name, variant):
+def test_shrink_makes_every_config_small(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     common.shrink(config, {"model.a_new_key": 3, "seed": 7})
     assert durations.to_steps(config.total, "config.total", config.batch_size, 512) == 8
@@ -56,7 +56,7 @@ def test_first_examples_of_a_split(split, expected):
     assert common.first(split, 5) == expected
 
 
-def test_the_list_names_every_variant(capsys):
+def test_configs_lists_every_variant(capsys):
     assert main(["configs"]) == 0
     printed = capsys.readouterr().out
     for name, table in TABLES.items():
@@ -65,17 +65,17 @@ def test_the_list_names_every_variant(capsys):
 
 
 @pytest.mark.parametrize("asked", ["simclr", "simclr:cifar10", "configs/simclr.py"])
-def test_the_page_of_a_method_has_every_field_of_its_rows(capsys, asked):
+def test_configs_of_a_method_prints_all_fields(capsys, asked):
     assert main(["configs", asked]) == 0
     printed = capsys.readouterr().out
     for variant in TABLES["simclr"]:
         for field in (variant.name, *variant[2:]):
             assert field in printed
     assert "arXiv:2002.05709" in printed
-    assert "no blur, no normalization" in printed  # of the function's docstring
+    assert "no blur, no normalization" in printed  # from the variant's docstring
 
 
-def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch):
+def test_configs_with_bad_input_is_one_line(capsys, tmp_path, monkeypatch):
     assert main(["configs", "simclrr"]) == 2
     assert capsys.readouterr().err == "error: no config 'simclrr'; did you mean simclr?\n"
     assert main(["configs", "--config.a=1"]) == 2
@@ -84,10 +84,10 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch):
     assert "has no VARIANTS" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert main(["configs"]) == 2
-    assert "run this where the configs are" in capsys.readouterr().err
+    assert "run this where configs/ is" in capsys.readouterr().err
 
 
-def test_tables_are_read_without_jax():
+def test_config_files_import_no_jax():
     """Listing them takes a fraction of a second; importing JAX takes two."""
     program = f"import importlib, sys; [importlib.import_module('configs.' + name) for name in {NAMES}]; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,4 +1,4 @@
-"""Any evaluation of any run by its name: what is typed, what is checked first, its baselines, and every kind of every method."""
+"""`launch.py evaluate` by name: parsing, checks, baselines, and every kind of evaluation with every method."""
 
 import functools
 import json
@@ -12,6 +12,7 @@ from PIL import Image
 
 from launch import main
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
+from ssl_jax.engine.method import ModelFns
 from ssl_jax.errors import UserError
 from ssl_jax.evals import evaluator, reference
 from ssl_jax.evals import run as evals
@@ -19,39 +20,41 @@ from ssl_jax.evals.context import EvaluatedModel
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import evaluate
 from ssl_jax.experiment.baselines import baseline_context, initial_state
-from ssl_jax.experiment.build import any_context, build_experiment
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context
 from ssl_jax.experiment.evaluations import comparable
-from ssl_jax.experiment.training import load as load_to_train
+from ssl_jax.experiment.training import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
     "--config.data.train_split=train[:64]", "--config.data.test_split=test[:64]", "--config.eval_batch_size=32",
-    "--config.batch_size=32", "--config.total_steps=2",
+    "--config.batch_size=32", "--config.total=2 steps",
 )  # fmt: skip
 FEATURES = {"knn", "linear", "fewshot", "representation"}  # of anything, raw pixels too
 SMALLEST = {
-    "classified": dict(examples=32), "classifier": {}, "codebook": {}, "denoising": dict(components=4, examples=16),
-    "depth": dict(solver="ridge"), "disentanglement": dict(examples=64), "fewshot": dict(shots=(1,), seeds=(0,)),
-    "generation": dict(examples=32, subsets=2, subset_size=16), "judge": dict(examples=32), "knn": dict(k=3), "likelihood": dict(k=2),
-    "linear": dict(solver="ridge", l2=(1e-2,)), "perceptual_path": dict(examples=32), "prior": dict(examples=32),
-    "reconstruction": dict(examples=32, extractor="random_conv"), "reduction": dict(examples=32), "representation": dict(examples=32),
+    "classifier": {}, "codebook": {}, "denoising": dict(components=4, examples=16), "discriminator_memorization": dict(examples=32),
+    "disentanglement": dict(examples=64), "fewshot": dict(shots=(1,), seeds=(0,)),
+    "generation": dict(examples=32, subsets=2, subset_size=16), "knn": dict(k=3), "likelihood": dict(k=2),
+    "linear": dict(solver="ridge", l2=(1e-2,)), "linear_by_layer": dict(solver="ridge"), "pca_baseline": dict(examples=32),
+    "perceptual_path": dict(examples=32), "reconstruction": dict(examples=32, extractor="random_conv"),
+    "representation": dict(examples=32), "sample_class_accuracy": dict(examples=32), "token_likelihood": dict(examples=32),
 }  # fmt: skip
 SUPPORT = {  # beside FEATURES
-    "autoencoder": {"denoising", "depth", "disentanglement", "reconstruction", "reduction"},
-    "bigan": {"denoising", "depth", "generation", "judge", "reconstruction"},
-    "bigbigan": {"denoising", "depth", "generation", "judge", "reconstruction"},
-    "biggan": {"classified", "depth", "generation", "judge"},
-    "gan": {"depth", "generation", "judge"},
-    "maskgit": {"classified", "depth", "generation"},
-    "rbm_stack": {"denoising", "depth", "disentanglement", "reconstruction", "reduction"},
-    "simclr": {"depth"},
-    "ssgan": {"depth", "generation", "judge"},
-    "stylegan": {"depth", "generation", "judge", "perceptual_path"},
-    "supervised": {"classifier", "depth"},
-    "vae": {"denoising", "depth", "disentanglement", "generation", "likelihood", "reconstruction", "reduction"},
-    "vit_vqgan": {"codebook", "denoising", "depth", "judge", "reconstruction"},
-    "vq_prior": {"classified", "depth", "generation", "prior"},
-    "vqvae": {"codebook", "denoising", "depth", "reconstruction"},
+    "autoencoder": {"denoising", "linear_by_layer", "disentanglement", "reconstruction", "pca_baseline"},
+    "bigan": {"denoising", "linear_by_layer", "generation", "discriminator_memorization", "reconstruction"},
+    "bigbigan": {"denoising", "linear_by_layer", "generation", "discriminator_memorization", "reconstruction"},
+    "biggan": {"sample_class_accuracy", "linear_by_layer", "generation", "discriminator_memorization"},
+    "gan": {"linear_by_layer", "generation", "discriminator_memorization"},
+    "maskgit": {"sample_class_accuracy", "linear_by_layer", "generation"},
+    "rbm_stack": {"denoising", "linear_by_layer", "disentanglement", "reconstruction", "pca_baseline"},
+    "simclr": {"linear_by_layer"},
+    "ssgan": {"linear_by_layer", "generation", "discriminator_memorization"},
+    "stylegan": {"linear_by_layer", "generation", "discriminator_memorization", "perceptual_path"},
+    "supervised": {"classifier", "linear_by_layer"},
+    "vae": {"denoising", "linear_by_layer", "disentanglement", "generation", "likelihood", "reconstruction", "pca_baseline"},
+    "vit_vqgan": {"codebook", "denoising", "linear_by_layer", "discriminator_memorization", "reconstruction"},
+    "vq_prior": {"sample_class_accuracy", "linear_by_layer", "generation", "token_likelihood"},
+    "vqvae": {"codebook", "denoising", "linear_by_layer", "reconstruction"},
 }
 QUICK = ("gan", "simclr", "vae", "vq_prior", "vqvae")
 
@@ -60,26 +63,26 @@ QUICK = ("gan", "simclr", "vae", "vq_prior", "vqvae")
 
 
 @functools.cache
-def stage_run(recipe):
-    """The directory of a run of `recipe` that was stopped before its first step."""
-    return finished(configs.load(f"{ROOT}/{recipe}", TINY[:3]), pathlib.Path(tempfile.mkdtemp()), 0)
+def untrained_stage(recipe):
+    """The workdir of a run of `recipe` at step 0."""
+    return save_run(configs.load(f"{ROOT}/{recipe}", TINY[:3]), pathlib.Path(tempfile.mkdtemp()), 0)
 
 
-def finished(config, workdir, step=2):
-    """The directory of a run of `config` that has a checkpoint of `step`, and no step was ever taken."""
-    this = build_experiment(config)
+def save_run(config, workdir, step=2):
+    """The workdir of a run of `config` with a checkpoint of `step`, whose weights are the initial ones."""
+    experiment = build_experiment(config)
     saved = Checkpoints(workdir / "checkpoints")
-    state = this.run.init()
-    saved.save(state._replace(step=state.step + step), configs.plain(this.config))
+    state = experiment.run.init()
+    saved.save(state._replace(step=state.step + step), configs.plain(experiment.config))
     saved.close()
-    write_json(workdir / "config.json", configs.plain(this.config))
+    write_json(workdir / "config.json", configs.plain(experiment.config))
     return str(workdir)
 
 
-def loaded(name):
+def load_tiny(name):
     config = configs.load(f"{ROOT}/configs/{name}.py:smoke", TINY)
     for stage in config.stages.values():
-        stage.workdir = stage_run(stage.recipe)
+        stage.workdir = untrained_stage(stage.recipe)
     return config
 
 
@@ -87,11 +90,11 @@ def every_method(quick):
     return pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in sorted(SUPPORT)])
 
 
-@every_method(set(SUPPORT) - {"maskgit", "vq_prior"})  # the stage of those takes a while
-def test_a_method_supports_the_evaluations_that_it_offers_something_for(name):
-    """Told before anything is compiled, from shapes."""
-    this, offered = build_experiment(loaded(name)), set()
-    context = any_context(this, this.run.abstract)
+@every_method(set(SUPPORT) - {"maskgit", "vq_prior"})  # whose stage is slow
+def test_method_supports_the_evaluations_whose_functions_it_has(name):
+    """`check_needs` works from shapes and compiles nothing."""
+    experiment, offered = build_experiment(load_tiny(name)), set()
+    context = model_context(experiment, experiment.run.abstract)
     for kind, options in SMALLEST.items():
         try:
             evals.check_needs({kind: {"kind": kind, **options}}, context)
@@ -102,33 +105,33 @@ def test_a_method_supports_the_evaluations_that_it_offers_something_for(name):
 
 
 @every_method(QUICK)
-def test_every_kind_that_a_method_supports_is_measured_with_its_baselines(name):
-    this = build_experiment(loaded(name))
+def test_every_supported_kind_is_measured_with_its_baselines(name):
+    experiment = build_experiment(load_tiny(name))
     spec = {kind: {"kind": kind, **SMALLEST[kind]} for kind in sorted(FEATURES | SUPPORT[name])}
-    results = evals.run(spec, any_context(this, initial_state(this)))
+    results = evals.run(spec, model_context(experiment, initial_state(experiment)))
     assert set(results) == set(spec)
     for kind, result in results.items():
         assert result.metrics and all(np.isfinite(value) for value in result.metrics.values()), kind
         assert "\n" not in result.protocol
-    of_pixels = evals.run(spec, baseline_context(this, "raw pixels"))
+    of_pixels = evals.run(spec, baseline_context(experiment, "raw pixels"))
     assert set(of_pixels) == set(evals.pixel_evals(spec)) == FEATURES
-    comparison = [{"protocols": {kind: each[kind].protocol for kind in FEATURES}} for each in (results, of_pixels)]
+    comparison = [{"protocols": {kind: found[kind].protocol for kind in FEATURES}} for found in (results, of_pixels)]
     assert all(comparable(*comparison, f"{kind}/top1") for kind in FEATURES)
 
 
-def test_every_method_is_in_the_table():
+def test_every_method_is_in_the_table_of_supported_kinds():
     assert set(SUPPORT) == {path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common")}
 
 
-# --- what is typed
+# --- parsing
 
 
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
         (["knn"], {"knn": {"kind": "knn"}}),
-        (["knn,k=200"], {"knn_k200": {"kind": "knn", "k": 200}}),  # the config has another 'knn'
-        (["knn,temperature=0.07,k=20"], {"knn": {"kind": "knn", "temperature": 0.07, "k": 20}}),  # it is this one
+        (["knn,k=200"], {"knn_k200": {"kind": "knn", "k": 200}}),  # the config has a 'knn' with other options
+        (["knn,temperature=0.07,k=20"], {"knn": {"kind": "knn", "temperature": 0.07, "k": 20}}),  # the options of that 'knn'
         (["fewshot,shots=(1, 5)", "fewshot,shots=[2]"], {
             "fewshot": {"kind": "fewshot", "shots": (1, 5)}, "fewshot_shots-2": {"kind": "fewshot", "shots": [2]},
         }),
@@ -136,7 +139,7 @@ def test_every_method_is_in_the_table():
         (["generation,extractor=inception:/a b/c.pth@6726825d,truncation=None"], {
             "generation": {"kind": "generation", "extractor": "inception:/a b/c.pth@6726825d", "truncation": None},
         }),
-        (["depth,layers='block(1|2),x'"], {"depth": {"kind": "depth", "layers": "block(1|2),x"}}),
+        (["linear_by_layer,layers='block(1|2),x'"], {"linear_by_layer": {"kind": "linear_by_layer", "layers": "block(1|2),x"}}),
         ([" denoising , clip = False "], {"denoising": {"kind": "denoising", "clip": False}}),
         (["disentanglement,factors=('label',),model=trees"], {
             "disentanglement": {"kind": "disentanglement", "factors": ("label",), "model": "trees"},
@@ -144,7 +147,7 @@ def test_every_method_is_in_the_table():
         ([], {}),
     ],
 )  # fmt: skip
-def test_an_evaluation_is_a_kind_and_its_options(texts, expected):
+def test_parse_evals_reads_kinds_and_options(texts, expected):
     assert evaluate.parse_evals(texts, {"knn": {"kind": "knn", "k": 20}}) == expected
 
 
@@ -160,28 +163,28 @@ def test_an_evaluation_is_a_kind_and_its_options(texts, expected):
         (["knn,temperature=cold"], "temperature='cold' must be a number"),
         (["knn,metric=cosin"], r"metric='cosin' \(did you mean 'cosine'\?\); choose one of"),
         (["denoising,clip=no"], "clip='no' must be True or False"),
-        (["depth,layers=3"], "layers=3 must be a word"),
+        (["linear_by_layer,layers=3"], "layers=3 must be a word"),
         (["fewshot,shots=5"], r"shots=5 must be a tuple, such as \(5,\)"),
         (["fewshot,shots=()"], r"shots=\(\) must not be empty"),
         (["fewshot,shots=(1,0)"], r"shots=\(1, 0\): each must be at least 1"),
-        (["linear,l2=1e-3,1e-2"], "'1e-2' is not understood; say KIND,option=value"),
+        (["linear,l2=1e-3,1e-2"], "'1e-2' is not understood; give KIND,option=value"),
         (["linear,solver=ridge,epochs=3"], "'ridge' has no option 'epochs'; it has l2"),
         (["linear,validation=1.0"], "validation=1.0 must be above 0 and below 1"),
         (["linear,l2=(1e-3"], "a bracket is open"),
-        (["depth,layers='a"], "a quote is open"),
+        (["linear_by_layer,layers='a"], "a quote is open"),
         (["knn,k=3,k=4"], "k is given twice"),
         (["knn,label=a/b"], "label=a/b names a file"),
         (["knn", "knn"], "there are two evaluations 'knn'; give one of them another label=NAME"),
         (["generation,examples=3"], "--eval=generation,examples=3: generation needs examples=3 above k=3"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told_in_one_line(texts, message):
+def test_parse_evals_refuses_bad_input_in_one_line(texts, message):
     with pytest.raises(UserError, match=message) as error:
         evaluate.parse_evals(texts, {})
     assert "\n" not in str(error.value)
 
 
-def test_subjects_are_the_trained_model_and_what_it_has_to_beat():
+def test_parse_subjects_reads_trained_model_and_baselines():
     assert evaluate.parse_subjects(None) is None
     assert evaluate.parse_subjects('trained,untrained,"raw pixels"') == ["trained", "untrained", "raw pixels"]
     assert evaluate.parse_subjects("pixels, raw pixels") == ["raw pixels"]
@@ -189,7 +192,7 @@ def test_subjects_are_the_trained_model_and_what_it_has_to_beat():
         evaluate.parse_subjects("trained,untraind")
 
 
-def test_an_evaluation_is_added_to_a_config_by_its_keys():
+def test_override_adds_an_evaluation_to_the_config():
     added = ("--config.evals.few.shots=(1,2)", "--config.evals.few.kind=fewshot")
     config = configs.load(f"{ROOT}/configs/simclr.py:smoke", (*added, "--config.evals.knn.metric=euclidean", "--config.evals.knn.k=5"))
     assert config.evals.few.to_dict() == {"kind": "fewshot", "shots": (1, 2)}
@@ -202,7 +205,7 @@ def test_an_evaluation_is_added_to_a_config_by_its_keys():
         ("--config.eval.new.kind=knn", "unknown key config.eval; did you mean config.evals"),
     ):
         with pytest.raises(UserError, match=message):
-            load_to_train(f"{ROOT}/configs/simclr.py:smoke", (wrong,))
+            load_config(f"{ROOT}/configs/simclr.py:smoke", (wrong,))
 
 
 # --- a run
@@ -210,26 +213,26 @@ def test_an_evaluation_is_added_to_a_config_by_its_keys():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return finished(loaded("simclr"), tmp_path_factory.mktemp("run"))
+    return save_run(load_tiny("simclr"), tmp_path_factory.mktemp("run"))
 
 
 def entries(workdir):
     return json.loads(pathlib.Path(workdir, "evaluations.json").read_text())
 
 
-def test_baselines_that_are_missing_are_measured_with_an_evaluation_that_is_added(run, capsys):
+def test_evaluate_measures_missing_baselines_of_a_new_evaluation(run, capsys):
     assert main(["evaluate", f"--workdir={run}", "--eval=knn,k=3", "--eval=knn,k=3,layer=projection,label=late"]) == 0
     table = capsys.readouterr().out
     assert all(word in table for word in ("trained, step 2", "untrained", "raw pixels", "knn_k3/top1", "late/top1"))
     found = {entry["subject"]: entry for entry in entries(run)}
     assert set(found) == {"trained", "untrained", "raw pixels"} and len(entries(run)) == 3
-    assert found["trained"]["metrics"] == found["untrained"]["metrics"]  # of the same seed; not a step was taken
+    assert found["trained"]["metrics"] == found["untrained"]["metrics"]  # the same seed, and no step was taken
     assert found["trained"]["step"] == 2 and found["untrained"]["step"] == 0
     assert found["trained"]["evals"]["knn_k3"] == evals.complete({"kind": "knn", "k": 3})
     assert set(found["raw pixels"]["protocols"]) == {"knn_k3"}  # pixels have no projection
     assert "nan" not in table and "-" not in next(line for line in table.splitlines() if "knn_k3/top1" in line)
 
-    assert main(["evaluate", f"--workdir={run}", "--eval=knn,k=3"]) == 0  # they are there by now, and measured once
+    assert main(["evaluate", f"--workdir={run}", "--eval=knn,k=3"]) == 0  # the baselines are measured once
     assert sorted(entry["subject"] for entry in entries(run)) == ["raw pixels", "trained", "trained", "untrained"]
     assert "late/top1" not in capsys.readouterr().out
     assert main(["evaluate", f"--workdir={run}", "--eval=fewshot,shots=(1,)", "--subjects=untrained,pixels"]) == 0
@@ -245,26 +248,26 @@ def test_baselines_that_are_missing_are_measured_with_an_evaluation_that_is_adde
         (["--eval=generation", "--subjects=pixels"], "generation need a model"),
     ],
 )
-def test_mistakes_end_before_anything_is_loaded(run, arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "assemble", lambda *_: pytest.fail("the data were opened"))
+def test_evaluate_refuses_bad_input_before_opening_data(run, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "build_experiment", lambda *_: pytest.fail("the data were opened"))
     assert main(["evaluate", f"--workdir={run}", *arguments]) == 2
-    told = capsys.readouterr().err.strip()
-    assert message in told and "\n" not in told
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
 
 
-def test_an_evaluation_that_the_method_does_not_offer_is_named(run, capsys):
+def test_evaluation_that_the_method_does_not_support_is_named(run, capsys):
     assert main(["evaluate", f"--workdir={run}", "--eval=generation"]) == 2
     assert "kind='generation' needs a method that gives samples, and this does not" in capsys.readouterr().err
 
 
-def test_a_finished_run_that_is_started_again_with_a_new_evaluation_runs_it(run, capsys):
-    """The new one only, and its baselines from the seed of the run."""
+def test_resumed_finished_run_measures_a_new_evaluation(run, capsys):
+    """Only the new evaluation runs, with baselines from the seed of the run."""
     flags = [f"--config={ROOT}/configs/simclr.py:smoke", f"--workdir={run}", *TINY, "--config.best_metric="]
     flags.append("--config.evals={'knn': {'kind': 'knn', 'k': 3}}")
-    again = ["--config.evals.shape.kind=representation", "--config.evals.shape.examples=32"]
+    more = ["--config.evals.shape.kind=representation", "--config.evals.shape.examples=32"]
     assert main(["train", *flags]) == 0
     before = entries(run)
-    assert main(["train", *flags, *again]) == 0
+    assert main(["train", *flags, *more]) == 0
     new = entries(run)[len(before):]
     assert [(entry["subject"], entry["step"], list(entry["protocols"])) for entry in new] == [
         ("trained", 2, ["shape"]), ("raw pixels", 0, ["shape"]), ("untrained", 0, ["shape"]),
@@ -272,12 +275,12 @@ def test_a_finished_run_that_is_started_again_with_a_new_evaluation_runs_it(run,
     assert new[0]["metrics"]["shape/rankme"] == new[2]["metrics"]["shape/rankme"]
     last = json.loads(pathlib.Path(run, "metrics.jsonl").read_text().splitlines()[-1])
     assert {"knn/top1", "shape/rankme"} <= set(last)
-    assert main(["train", *flags, *again]) == 0  # nothing is left to do
+    assert main(["train", *flags, *more]) == 0  # nothing is left to measure
     assert len(entries(run)) == len(before) + 3
     assert "shape/rankme" in capsys.readouterr().out
 
 
-def test_data_without_labels_leave_out_what_needs_them(tmp_path, caplog):
+def test_evaluations_that_need_labels_are_left_out_without_labels(tmp_path, caplog):
     for i in range(80):
         pixels = np.random.default_rng(i).integers(0, 256, (48, 48, 3), np.uint8)
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -288,11 +291,11 @@ def test_data_without_labels_leave_out_what_needs_them(tmp_path, caplog):
         config.data.train_split, config.data.test_split = "train", "test"
         config.data.ops = config.data.eval_ops = (("resize_crop", dict(resize=48, crop=48)),)
         config.evals = dict(knn=dict(kind="knn", k=3), shape=dict(kind="representation", examples=8))
-    workdir = finished(config, tmp_path / "run")
+    workdir = save_run(config, tmp_path / "run")
     caplog.set_level(logging.WARNING)
     assert main(["evaluate", f"--workdir={workdir}"]) == 0
-    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert told == [f"evals.knn is left out: kind='knn' needs 'label', and '{tmp_path / 'images'}' has only image"]
+    warnings = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert warnings == [f"evals.knn is left out: kind='knn' needs 'label', and '{tmp_path / 'images'}' has only image"]
     assert all(list(entry["protocols"]) == ["shape"] for entry in entries(workdir)) and len(entries(workdir)) == 3
     assert main(["evaluate", f"--workdir={workdir}", "--eval=knn"]) == 2
 
@@ -301,15 +304,15 @@ def test_data_without_labels_leave_out_what_needs_them(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind", sorted(SMALLEST))
-def test_a_record_tells_all_of_its_options(kind):
+def test_evaluator_record_documents_all_of_its_options(kind):
     record = evals.find(kind)
     assert list(evaluator.defaults(record)) == list(record.options)
-    assert set(record.needs) <= {"model", *EvaluatedModel._fields}
+    assert set(record.needs) <= {"model", *EvaluatedModel._fields, *ModelFns._fields}
     evals.check({"one": {"kind": kind, **evaluator.defaults(record)}})  # defaults are in their own ranges
     section = reference.section(kind)
     assert all(f"| `{name}` |" in section and option.meaning.replace("|", "\\|") in section for name, option in record.options.items())
     assert "**Metrics.**" in section
 
 
-def test_every_kind_has_a_record():
+def test_every_kind_has_an_evaluator_record():
     assert evals.kinds() == sorted(SMALLEST)

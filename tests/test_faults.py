@@ -1,4 +1,4 @@
-"""Real processes through the command line: killed, stopped, continued, evaluated, and handed bad input."""
+"""Runs through the command line: killed, stopped, resumed, evaluated, and given bad input."""
 
 import fcntl
 import json
@@ -62,8 +62,8 @@ def config_file(tmp_path_factory):
 CONFIGS = {}
 
 
-def photographs(folder, count=48):
-    """A folder of small pictures, in two sub-folders that are classes."""
+def write_images(folder, count=48):
+    """A folder of small images, in a sub-folder for each of two classes."""
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / ("warm" if i % 2 else "cold") / f"{i:03d}.png"
@@ -76,7 +76,7 @@ def photographs(folder, count=48):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return photographs(tmp_path_factory.mktemp("photographs"))
+    return write_images(tmp_path_factory.mktemp("write_images"))
 
 
 def command(workdir, folder, *overrides, variant=""):
@@ -94,7 +94,7 @@ def run(arguments, devices=1, timeout=240):
 
 @pytest.fixture
 def here(monkeypatch, capsys):
-    """`run` in this process: what is not to be killed needs no other."""
+    """`run` in this process, for commands that are not killed."""
     monkeypatch.setattr(nn, "relu", nn.relu)  # the config replaces it
     monkeypatch.chdir(ROOT)
 
@@ -107,13 +107,13 @@ def here(monkeypatch, capsys):
 
 
 def lines(workdir):
-    """metrics.jsonl without what depends on the clock."""
+    """metrics.jsonl without the times."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
 def interrupt_at(arguments, workdir, step, signum, devices=1):
-    """Start, send `signum` once `step` is logged, return (exit code, stderr)."""
+    """Start, send `signum` once `step` is logged; returns (exit code, stderr)."""
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(devices), stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 600
     path = workdir / "metrics.jsonl"
@@ -134,7 +134,7 @@ def straight(tmp_path_factory, folder):
     return workdir
 
 
-def test_a_run_leaves_what_the_readme_says(straight):
+def test_run_writes_all_files_that_the_readme_lists(straight):
     names = {path.name for path in straight.iterdir()}
     expected = {"config.json", "metrics.jsonl", "starts.jsonl", "checkpoints", "pictures", "report.html", "log.txt", "provenance.json"}
     assert expected <= names
@@ -143,41 +143,41 @@ def test_a_run_leaves_what_the_readme_says(straight):
 
 
 @pytest.mark.full
-def test_all_of_a_run_is_watched_and_paused_where_it_is_no_step(here, folder, tmp_path, monkeypatch):
-    dogs, paused = [], {}
+def test_watchdog_is_paused_outside_of_steps(here, folder, tmp_path, monkeypatch):
+    watchdogs, paused = [], {}
     enter = Watchdog.__enter__
-    monkeypatch.setattr(Watchdog, "__enter__", lambda dog: dogs.append(dog) or enter(dog))
+    monkeypatch.setattr(Watchdog, "__enter__", lambda watchdog: watchdogs.append(watchdog) or enter(watchdog))
 
-    def noted(owner, name):
+    def record_pauses(owner, name):
         real = getattr(owner, name)
 
         def call(*args, **kwargs):
-            dog = dogs[-1]
-            paused[name] = dog._thread.is_alive() and dog._at.pauses, dog._at.since
+            watchdog = watchdogs[-1]
+            paused[name] = watchdog._thread.is_alive() and watchdog._at.pauses, watchdog._at.since
             return real(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, call)
 
-    noted(Checkpoints, "restore_latest")
+    record_pauses(Checkpoints, "restore_latest")
     for name in ("save_views", "baseline_context", "save_neighbors"):
-        noted(training, name)
-    noted(write, "write_report")
-    noted(Trace, "close")
-    noted(Checkpoints, "close")
-    noted(Signals, "stop")
+        record_pauses(training, name)
+    record_pauses(write, "write_report")
+    record_pauses(Trace, "close")
+    record_pauses(Checkpoints, "close")
+    record_pauses(Signals, "stop")
     settings = ("--config.total=2 steps", "--config.baselines=('raw pixels',)", "--config.evals={'knn': {'kind': 'knn'}}")
     assert here([*command(tmp_path / "run", folder, *settings), "--saved_code=75"]).returncode == 0
     assert {name for name, (pauses, _) in paused.items() if pauses == 0} == {"stop"}
     assert len(paused) == 7
-    assert len({since for _, since in paused.values()}) == 5  # each of them has two hours: start, baseline, step, closing, end
-    assert dogs[0].ends and not dogs[0]._thread.is_alive()
+    assert len({since for _, since in paused.values()}) == 5  # a time limit each for start, baseline, step, closing, end
+    assert watchdogs[0].ends and not watchdogs[0]._thread.is_alive()
     monkeypatch.setattr(training, "train", lambda *_: None)
     assert here(command(tmp_path / "run", folder, *settings)).returncode == 0
-    assert not dogs[1].ends  # nobody would start it again
+    assert not watchdogs[1].ends  # nothing would restart it
 
 
 @pytest.mark.full
-def test_kill_9_then_the_same_numbers(straight, folder, tmp_path):
+def test_run_killed_with_sigkill_resumes_to_the_same_curve(straight, folder, tmp_path):
     workdir = tmp_path / "killed"
     code, _ = interrupt_at(command(workdir, folder), workdir, 5, signal.SIGKILL)
     assert code == -signal.SIGKILL
@@ -190,8 +190,8 @@ def test_kill_9_then_the_same_numbers(straight, folder, tmp_path):
     assert 0 < float(re.search(r"goodput (\d+) % of the time from the first start", done.stderr).group(1)) < 100
 
 
-ALONE = ("gan", "bigan", "biggan", "bigbigan", "stylegan", "ssgan", "autoencoder", "rbm_stack", "vae", "vqvae", "vit_vqgan")
-ON_TOKENS = ("vq_prior", "maskgit")
+SINGLE_STAGE = ("gan", "bigan", "biggan", "bigbigan", "stylegan", "ssgan", "autoencoder", "rbm_stack", "vae", "vqvae", "vit_vqgan")
+WITH_TOKENIZER = ("vq_prior", "maskgit")
 
 
 @pytest.fixture(scope="module")
@@ -203,28 +203,28 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALONE + ON_TOKENS)
-def test_every_family_killed_with_9_goes_on_to_the_same_numbers(name, tmp_path, request):
-    """Spectral vectors, averages, statistics, codebooks, lazy phases: all of it is in the checkpoint, or in that of stage 1."""
+@pytest.mark.parametrize("name", SINGLE_STAGE + WITH_TOKENIZER)
+def test_every_method_killed_with_sigkill_resumes_to_the_same_curve(name, tmp_path, request):
+    """Spectral vectors, averages, statistics and codebooks are in the checkpoint, or in that of the stage."""
 
-    def play(workdir):
+    def command_of(workdir):
         overrides = ["--config.total=24 steps", "--config.evaluate_every=12 steps", "--config.checkpoint_every=3 steps"]
-        if name in ON_TOKENS:
+        if name in WITH_TOKENIZER:
             overrides.append(f"--config.stages.tokenizer.workdir={request.getfixturevalue('tokenizer')}")
         return [sys.executable, "launch.py", "train", f"--config=configs/{name}.py:smoke", f"--workdir={workdir}", *overrides]
 
-    done = run(play(tmp_path / "straight"), timeout=900)
+    done = run(command_of(tmp_path / "straight"), timeout=900)
     assert done.returncode == 0, done.stderr
-    code, _ = interrupt_at(play(tmp_path / "killed"), tmp_path / "killed", 17, signal.SIGKILL)
+    code, _ = interrupt_at(command_of(tmp_path / "killed"), tmp_path / "killed", 17, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    done = run(play(tmp_path / "killed"), timeout=900)
+    done = run(command_of(tmp_path / "killed"), timeout=900)
     assert "going on at step" in done.stderr, done.stderr
-    np.testing.assert_equal(lines(tmp_path / "killed"), lines(tmp_path / "straight"))  # bit for bit; NaN where a lazy phase rested
+    np.testing.assert_equal(lines(tmp_path / "killed"), lines(tmp_path / "straight"))  # NaN where a lazy phase is skipped
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("signum", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path, signum, expected):
+def test_sigterm_saves_and_exits_with_0_and_sigint_with_130(straight, folder, tmp_path, signum, expected):
     workdir = tmp_path / "stopped"
     code, stderr = interrupt_at(command(workdir, folder), workdir, 4, signum)
     assert code == expected, stderr
@@ -237,7 +237,7 @@ def test_sigterm_saves_and_exits_0_sigint_130(straight, folder, tmp_path, signum
 
 
 @pytest.mark.full
-def test_an_evaluation_that_sigterm_kept_from_happening_is_made_when_the_run_goes_on(folder, tmp_path, monkeypatch):
+def test_evaluation_missed_because_of_sigterm_runs_on_resume(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(nn, "relu", nn.relu)  # the config replaces it
     monkeypatch.chdir(ROOT)
     arguments = command(tmp_path, folder, "--config.total=4 steps", "--config.evaluate_every=2 steps", REPRESENTATION)[2:]
@@ -258,8 +258,8 @@ def test_an_evaluation_that_sigterm_kept_from_happening_is_made_when_the_run_goe
 
 
 @pytest.mark.full
-def test_worker_processes_and_eight_devices_change_nothing(straight, folder, tmp_path):
-    """Workers: bit-identical, over a kill. Devices: losses to 1e-5, from 1 to 8 and back."""
+def test_curve_is_the_same_with_worker_processes_and_with_eight_devices(straight, folder, tmp_path):
+    """Workers: bit-identical, also after a kill. Devices: losses to 1e-5, from 1 to 8 and back."""
     workdir = tmp_path / "mixed"
     code, _ = interrupt_at(command(workdir, folder, "--config.data.workers=2"), workdir, 4, signal.SIGKILL)
     assert code == -signal.SIGKILL
@@ -304,37 +304,37 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(name, folder, tmp_path, here):
-    change, told = BAD[name]
+    change, message = BAD[name]
     variant, overrides = (change, []) if isinstance(change, str) else ("", change)
-    one_line(here(command(tmp_path / "w", folder, *overrides, variant=variant)), told)
+    one_line(here(command(tmp_path / "w", folder, *overrides, variant=variant)), message)
     assert not (tmp_path / "w" / "metrics.jsonl").exists()
 
 
-def one_line(done, told, code=2):
+def one_line(done, message, code=2):
     assert done.returncode == code, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert told in last
+    assert message in last
     assert "Traceback" not in done.stderr
 
 
-def test_misspelt_variant_missing_flags_and_unwritable_workdir(folder, tmp_path, here):
-    misspelt = [sys.executable, "launch.py", "train", "--config=configs/simclr.py:cifar100", f"--workdir={tmp_path / 'w'}"]
-    one_line(here(misspelt), "variant 'cifar100' does not exist")
+def test_unknown_variant_missing_flags_and_unwritable_workdir_are_one_line(folder, tmp_path, here):
+    unknown = [sys.executable, "launch.py", "train", "--config=configs/simclr.py:cifar100", f"--workdir={tmp_path / 'w'}"]
+    one_line(here(unknown), "variant 'cifar100' does not exist")
     one_line(run([sys.executable, "launch.py", "train"]), "--help")
     one_line(here([sys.executable, "launch.py", "evaluate", f"--workdir={tmp_path / 'nothing'}"]), "holds no run")
     (tmp_path / "file").write_text("")
     one_line(here(command(tmp_path / "file" / "w", folder)), "cannot be written")
 
 
-def test_an_address_is_no_workdir(tmp_path, capsys, monkeypatch):
+def test_workdir_that_is_a_url_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config=configs/simclr.py:smoke", "--workdir=gs://bucket/run"]) == 2
     assert "--workdir=gs://bucket/run is no directory; mount the bucket on every host" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_workdir_of_another_config_and_second_process(straight, folder, here):
+def test_workdir_of_another_config_or_in_use_is_refused(straight, folder, here):
     before = (straight / "config.json").read_text()
     one_line(here(command(straight, folder, "--config.model.temperature=0.9")), "model.temperature: 0.2 -> 0.9")
     assert (straight / "config.json").read_text() == before
@@ -358,9 +358,9 @@ REPRESENTATION = "--config.evals={'representation': {'kind': 'representation'}}"
 
 
 @pytest.mark.full
-def test_evaluate_again_with_other_settings(finished, verb):
+def test_evaluate_with_other_options_adds_an_entry_and_the_same_options_replace_it(finished, verb):
     before = len(json.loads((finished / "evaluations.json").read_text()))
-    for k, more in ((3, 1), (1, 2), (3, 2)):  # another protocol stands beside the first, the same replaces it
+    for k, more in ((3, 1), (1, 2), (3, 2)):  # another protocol adds an entry, the same replaces it
         done = verb("evaluate", finished, f"--config.evals={{'knn': {{'kind': 'knn', 'k': {k}, 'temperature': 0.1}}}}")
         assert done.returncode == 0, done.stderr
         assert f"k={k}" in done.stdout
@@ -368,7 +368,7 @@ def test_evaluate_again_with_other_settings(finished, verb):
 
 
 @pytest.mark.full
-def test_evaluate_and_export_a_corrupt_checkpoint(finished, verb):
+def test_evaluate_and_export_refuse_a_checkpoint_with_a_flipped_bit(finished, verb):
     newest = max((path for path in (finished / "checkpoints").iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
@@ -380,7 +380,7 @@ def test_evaluate_and_export_a_corrupt_checkpoint(finished, verb):
 
 
 @pytest.mark.full
-def test_evaluate_on_pictures_whose_colors_have_no_meaning_as_rgb(finished, tmp_path, verb):
+def test_evaluate_on_float_images_without_a_defined_range_is_refused(finished, tmp_path, verb):
     before = (finished / "evaluations.json").read_text()
     for i in range(16):
         path = tmp_path / "floats" / f"{i}.tif"
@@ -391,12 +391,12 @@ def test_evaluate_on_pictures_whose_colors_have_no_meaning_as_rgb(finished, tmp_
 
 
 @pytest.mark.full
-def test_export_of_an_unfinished_run(finished, verb):
+def test_export_of_an_unfinished_run_is_refused(finished, verb):
     shutil.rmtree(finished / "checkpoints" / "12")
     one_line(verb("export", finished), "is unfinished (step 9 of 12)")
 
 
-def test_data_whose_preparation_was_interrupted(tmp_path, here):
+def test_tfds_dataset_whose_preparation_was_interrupted_is_refused(tmp_path, here):
     half = tmp_path / "tfds" / "cifar10" / "3.0.2.incompleteABC"
     half.mkdir(parents=True)
     (half / "cifar10-train.array_record-00000-of-00001").write_bytes(b"")
@@ -408,13 +408,13 @@ NOT_FINITE = ("--config.optim.net.lr=1e30", "--config.model.temperature=1e-30")
 
 
 @pytest.mark.full
-def test_nan_loss_names_the_step_and_keeps_the_checkpoint(here, folder, tmp_path):
+def test_nan_loss_names_the_phase_and_exits(here, folder, tmp_path):
     done = here(command(tmp_path / "w", folder, *NOT_FINITE, "--config.checkpoint_every=1 steps"))
     one_line(done, "in phase 'ssl'")
 
 
 @pytest.mark.full
-def test_nan_loss_is_skipped_if_told_so(here, folder, tmp_path):
+def test_nan_loss_is_skipped_with_on_nonfinite_skip(here, folder, tmp_path):
     skipped = here(command(tmp_path / "s", folder, *NOT_FINITE, "--config.on_nonfinite=skip"))
     assert skipped.returncode == 0, skipped.stderr
     assert any(row.get("ssl/skipped") == 1 for row in lines(tmp_path / "s"))
@@ -422,7 +422,7 @@ def test_nan_loss_is_skipped_if_told_so(here, folder, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is a tmpfs of 3 MB, and mounting needs root")
-def test_full_disk_loses_nothing(folder, tmp_path):
+def test_full_disk_is_one_line_with_exit_code_74(folder, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, check=False)

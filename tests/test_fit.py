@@ -158,7 +158,7 @@ def test_gpu_candidates_are_ranked_without_their_network(without_tracing, capsys
     show_fit({**report, "config": "a", "overrides": [], "topology": "h100:1x8", "slices": 1}, sys.stdout)
     printed = capsys.readouterr().out
     assert "Of 79.11 GiB of a device JAX takes 59.33 GiB (XLA_CLIENT_MEM_FRACTION)." in printed
-    assert "network not included: no one figure of it is known" in printed and "published" not in printed
+    assert "network not included: its bandwidth is not known" in printed and "published" not in printed
 
 
 @pytest.mark.full
@@ -180,5 +180,5 @@ def test_fit_from_the_command_line(tmp_path, monkeypatch, capsys):
     big = next(row for row in report["candidates"] if not row["fits"])
     assert main(["rehearse", *arguments, *big["flags"]]) == 1
     printed = capsys.readouterr()
-    assert "error: this does not fit; the same with --fit looks for what does" in printed.err
+    assert "error: this does not fit; add --fit to search for what fits" in printed.err
     assert "the largest results in the trace" in printed.out

@@ -18,7 +18,8 @@ from ssl_jax.evals.kinds import discriminator_memorization, generation
 from ssl_jax.evals.lib import distances
 from ssl_jax.evals.lib.resize import to_size
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.build import build_experiment, context
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context
 from ssl_jax.experiment.extractors import open_extractor
 
 ROOT = pathlib.Path(__file__).parent.parent

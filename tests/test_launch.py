@@ -1,4 +1,4 @@
-"""`launch.py --help` answers at once: the command line and what starts jobs import neither JAX nor the data libraries."""
+"""`launch.py --help` is fast: the command line and the launchers import neither JAX nor the data libraries."""
 
 import json
 import pathlib
@@ -57,7 +57,7 @@ def test_help_of_submit_has_the_flags_of_every_engine(pages):
         assert flags in pages[0]["submit"]
 
 
-def test_what_starts_jobs_imports_no_jax():
+def test_launchers_import_no_jax():
     code = """
 import json, sys
 from ssl_jax.experiment import launch_environment

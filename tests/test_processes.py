@@ -1,4 +1,4 @@
-"""Several processes of one run: who starts them, who notices that one is gone or stuck, and that they compute what one process does."""
+"""Several processes of one run: how they start, how failures are noticed, and that they compute what one process does."""
 
 import functools
 import os
@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from process_runs import Runs, both
+from process_runs import Runs, start_pair
 
 from launch import main
 from ssl_jax.errors import UserError
@@ -30,17 +30,17 @@ from ssl_jax.launchers import supervise
         ({TPU_VM: "1"}, "Cloud TPU"),
     ],
 )
-def test_what_started_this_process(environment, found):
+def test_launcher_is_detected_from_environment_variables(environment, found):
     assert launch_environment.detect_launcher(environment) == found
     assert launch_environment.launched_process(environment) is None
 
 
-def test_the_place_that_the_launcher_tells():
-    told = {COORDINATOR: "127.0.0.1:1", PROCESSES: "4", PROCESS: "2"}
-    assert launch_environment.launched_process(told) == ("127.0.0.1:1", 4, 2)
+def test_launched_process_reads_coordinator_count_and_index():
+    variables = {COORDINATOR: "127.0.0.1:1", PROCESSES: "4", PROCESS: "2"}
+    assert launch_environment.launched_process(variables) == ("127.0.0.1:1", 4, 2)
 
 
-def test_hosts_of_a_tpu_are_joined_or_told_how(monkeypatch):
+def test_tpu_hosts_need_the_environment_variable_to_join(monkeypatch):
     for name in (COORDINATOR, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     joined = []
@@ -53,7 +53,7 @@ def test_hosts_of_a_tpu_are_joined_or_told_how(monkeypatch):
     assert joined == [{"heartbeat_timeout_seconds": distributed.HEARTBEAT}]
 
 
-def test_others_that_cannot_be_joined_are_no_bad_input(monkeypatch, capsys):
+def test_failure_to_join_other_processes_exits_with_1(monkeypatch, capsys):
     def fails(**_):
         raise RuntimeError("Failed to recognize coordinator address a-0\nmore")
 
@@ -64,7 +64,7 @@ def test_others_that_cannot_be_joined_are_no_bad_input(monkeypatch, capsys):
     assert ended.value.code.startswith("error: the other processes (Cloud TPU) could not be joined (Failed to recognize")  # which is 1
 
 
-def test_a_port_that_another_was_faster_to_take_is_no_bad_input(monkeypatch, capsys):
+def test_coordinator_port_in_use_exits_with_74(monkeypatch, capsys):
     with socket.create_server(("", 0)) as taken:
         place = ((COORDINATOR, f"127.0.0.1:{taken.getsockname()[1]}"), (PROCESSES, "1"), (PROCESS, "0"))
         for name, value in place:
@@ -73,36 +73,36 @@ def test_a_port_that_another_was_faster_to_take_is_no_bad_input(monkeypatch, cap
     assert "of the coordinator is taken (Address already in use); start again" in capsys.readouterr().err
 
 
-def test_restarts_of_one_process(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(supervise, "supervise", lambda *arguments: told.append(arguments) or 0)
+def test_max_restarts_without_processes_supervises_one_process(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(supervise, "supervise", lambda *arguments: calls.append(arguments) or 0)
     flags = ["train", "--config=configs/simclr.py:smoke", f"--workdir={tmp_path}", "--max_restarts=3"]
     assert main(flags) == 0
-    assert told[0][1:4] == (1, tmp_path, 3)
+    assert calls[0][1:4] == (1, tmp_path, 3)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
-    assert main(flags) == 2 and len(told) == 1
+    assert main(flags) == 2 and len(calls) == 1
 
 
 @pytest.mark.parametrize("visible", [None, "4,5"])
-def test_each_process_has_a_gpu_of_its_own_among_the_visible_ones(monkeypatch, visible):
+def test_each_process_gets_one_of_the_visible_gpus(monkeypatch, visible):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     for name, value in ((COORDINATOR, "127.0.0.1:1"), (PROCESSES, "2"), (PROCESS, "1")):
         monkeypatch.setenv(name, value)
-    told = []
-    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *places, **_: told.append(places))
+    calls = []
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *places, **_: calls.append(places))
     distributed.initialize()
     monkeypatch.setenv(PROCESSES, "1")
     monkeypatch.setenv(PROCESS, "0")
     monkeypatch.setattr(distributed, "_check_port", lambda coordinator: None)
-    distributed.initialize()  # one alone has all
-    assert told == [("127.0.0.1:1", 2, 1, [1], "deactivate"), ("127.0.0.1:1", 1, 0, None, "deactivate")]
+    distributed.initialize()  # a single process has all GPUs
+    assert calls == [("127.0.0.1:1", 2, 1, [1], "deactivate"), ("127.0.0.1:1", 1, 0, None, "deactivate")]
 
 
 @pytest.fixture
 def scripted(tmp_path, monkeypatch):
-    """supervise() on a script in the place of launch.py: function of its text."""
+    """A function that runs `supervise` on a script, given as text, in place of launch.py."""
 
     def start(text, processes=2, max_restarts=0):
         path = tmp_path / "script.py"
@@ -118,13 +118,13 @@ def scripted(tmp_path, monkeypatch):
     return start
 
 
-def test_all_end_well(scripted, tmp_path):
+def test_all_processes_succeed(scripted, tmp_path):
     assert scripted("print('process', me)", processes=3) == 0
     assert (tmp_path / "run" / "processes" / "2.txt").read_text() == "process 2\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "cause"),
     [
         ("sys.exit(3 if me == 1 else 0)", "process 1 ended with exit code 3"),
         (
@@ -135,52 +135,52 @@ def test_all_end_well(scripted, tmp_path):
         ("sys.exit(0) if me == 1 else time.sleep(99)", "process 0 did not answer and was killed"),
     ],
 )
-def test_one_that_fails_is_named_and_the_others_ended(scripted, caplog, text, told):
+def test_failed_process_is_named_and_the_others_are_ended(scripted, caplog, text, cause):
     began = time.monotonic()
     assert scripted(text) == 1
     assert time.monotonic() - began < 10
-    assert told in caplog.text and "giving up" in caplog.text
+    assert cause in caplog.text and "giving up" in caplog.text
 
 
-def test_all_are_started_again(scripted, caplog, tmp_path):
+def test_all_processes_are_restarted_after_a_failure(scripted, caplog, tmp_path):
     text = "path = folder / f'{me}'\nagain = path.exists()\npath.touch()\nsys.exit(0 if again or me == 0 else 70)"
     assert scripted(text, max_restarts=1) == 0
-    assert "process 1 ended with exit code 70; starting all again (1 of 1)" in caplog.text
+    assert "process 1 ended with exit code 70; restarting all (1 of 1)" in caplog.text
 
 
-def test_a_mistake_of_the_user_is_not_tried_again(scripted, caplog, tmp_path):
+def test_bad_input_is_not_restarted(scripted, caplog, tmp_path):
     assert scripted("(folder / f'{me}-{time.time()}').touch(); sys.exit(2)", max_restarts=5) == 2
     assert len(list(tmp_path.glob("0-*"))) == 1
 
 
-def test_a_fault_of_the_machine_is_and_at_another_port(scripted, tmp_path):
+def test_machine_fault_is_restarted_at_another_port(scripted, tmp_path):
     note = f"(folder / ('0-' + os.environ[{COORDINATOR!r}])).touch()\n"
     assert scripted(note + "sys.exit(74 if len(list(folder.glob('0-*'))) == 1 else 0)", 1, max_restarts=1) == 0
     assert len(list(tmp_path.glob("0-*"))) == 2
     assert scripted("sys.exit(74)") == 74
 
 
-def test_sigterm_is_passed_on(scripted):
+def test_sigterm_is_passed_on_to_all_processes(scripted):
     text = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nif me == 0: os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(99)"
     assert scripted(text) == 0
 
 
-def test_a_second_signal_ends_processes_that_hang(scripted):
+def test_second_signal_kills_processes_that_hang(scripted):
     twice = "\n    os.kill(os.getppid(), signal.SIGTERM); time.sleep(1); os.kill(os.getppid(), signal.SIGTERM)"
     assert scripted(f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif me == 0:{twice}\ntime.sleep(99)") == 128 + 15
 
 
-def test_sigterm_has_the_exit_code_that_was_asked_for(scripted, monkeypatch):
+def test_saved_code_is_the_exit_code_after_sigterm(scripted, monkeypatch):
     monkeypatch.setattr(supervise, "supervise", functools.partial(supervise.supervise, saved_code=75))
     text = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(99)"
     assert scripted(text, processes=1) == 75
-    assert scripted("sys.exit(0)", processes=1) == 0  # done is done
-    assert scripted("sys.exit(75)") == 75  # they were told to stop by somebody else
+    assert scripted("sys.exit(0)", processes=1) == 0  # a finished run
+    assert scripted("sys.exit(75)") == 75  # the processes got SIGTERM from elsewhere
     assert scripted("sys.exit(75 if me else 0)") == 75  # between the last step and the end
     assert scripted("sys.exit(75 if me else 3)") == 1
 
 
-def test_bad_numbers_are_one_line(tmp_path, capsys):
+def test_zero_processes_is_one_line(tmp_path, capsys):
     flags = ["train", "--config=configs/simclr.py:smoke", f"--workdir={tmp_path}"]
     assert main([*flags, "--processes=0"]) == 2
     assert "--processes=0 must be at least 1" in capsys.readouterr().err
@@ -190,25 +190,25 @@ def test_bad_numbers_are_one_line(tmp_path, capsys):
 
 
 def wait_until(running, text):
-    while text not in running.told:
-        assert running.process.poll() is None, running.told
+    while text not in running.log:
+        assert running.process.poll() is None, running.log
         time.sleep(0.05)
 
 
 @pytest.mark.full
-def test_sigterm_before_the_first_step_ends_a_process_that_the_launcher_started(tmp_path):
+def test_sigterm_before_the_first_step_ends_a_single_launched_process(tmp_path):
     runs = Runs(tmp_path, "simclr")
     running = runs.start("early", 1, "--processes=1", "--config.baselines=('untrained',)")
-    wait_until(running, "parameters in 'net'")  # and then the baseline is compiled and measured
+    wait_until(running, "parameters in 'net'")  # then the baseline is compiled and measured
     running.process.send_signal(signal.SIGTERM)
     assert "untrained at step 0" not in running.finish(code=128 + signal.SIGTERM, timeout=120)
     assert runs.logged("early") == 0
 
 
 @pytest.mark.full
-def test_hosts_that_see_different_folders_are_told(tmp_path):
+def test_processes_with_different_workdirs_are_refused(tmp_path):
     runs = Runs(tmp_path, "simclr")
-    for running in both(runs.arguments("one"), runs.arguments("other")):
+    for running in start_pair(runs.arguments("one"), runs.arguments("other")):
         assert "of process 1 is not that of process 0; give a directory that all hosts share" in running.finish(code=2)
     assert not any((tmp_path / "one").glob("*.json"))
 
@@ -218,51 +218,51 @@ FAMILIES = ["autoencoder", *(pytest.param(name, marks=pytest.mark.slow) for name
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def runs(request, tmp_path_factory):
-    """With 'alone', the run of one process, in it."""
+    """Runs, with the run 'alone' of one process."""
     runs = Runs(tmp_path_factory.mktemp(request.param), request.param)
     runs.start("alone", 1).finish()
     return runs
 
 
 @pytest.mark.full
-def test_another_count_of_processes_goes_on_with_the_same_examples_to_the_same_curve(runs):
-    """Two processes, one of which is told to stop; one process with all devices."""
+def test_resume_with_another_number_of_processes_has_the_same_examples_and_curve(runs):
+    """Two processes, one of which gets SIGTERM; then one process with all devices."""
     stop_one(runs, "stopped", 2)
     assert "going on at step" in runs.start("stopped", 1).finish()
     runs.check("stopped", "alone")
 
 
 @pytest.mark.slow
-def test_processes_along_tensor_read_the_same_rows(runs):
+def test_processes_along_the_tensor_axis_read_the_same_rows(runs):
     runs.start("tensor", 2, "--config.mesh.data=1", "--config.mesh.tensor=4").finish()
     runs.check("tensor", "alone")
 
 
 @pytest.mark.slow
-def test_two_processes_start_from_the_weights_of_one(runs):
+def test_warm_start_of_two_processes_from_a_run_of_one(runs):
     rules = "--config.warm_start.rules=(('^', ''),)"
-    told = runs.start("warm", 2, f"--config.warm_start.workdir={runs.folder / 'alone'}", rules, "--config.total=3 steps").finish()
-    assert "parameters and" in told and "0 stay fresh" in told
+    log = runs.start("warm", 2, f"--config.warm_start.workdir={runs.folder / 'alone'}", rules, "--config.total=3 steps").finish()
+    assert "parameters and" in log and "0 stay fresh" in log
 
 
 @pytest.mark.slow
-def test_from_four_processes_to_two_one_of_which_is_killed(runs):
+def test_resume_from_four_processes_to_two_with_one_killed(runs):
     stop_one(runs, "elastic", 4)
     two = runs.start("elastic", 2, "--max_restarts=1")
     runs.wait_for("elastic", 7, two)
     os.kill(two.child(1), signal.SIGKILL)
-    told = two.finish()
-    assert "process 1 ended with SIGKILL" in told and "starting all again (1 of 1)" in told and "going on at step" in told
+    log = two.finish()
+    assert "process 1 ended with SIGKILL" in log and "restarting all (1 of 1)" in log and "going on at step" in log
     runs.check("elastic", "alone")
 
 
 @pytest.mark.slow
-def test_sigterm_before_the_first_step_of_processes_that_go_on_is_heard_in_it(runs):
+def test_sigterm_before_the_first_step_of_a_resumed_run_is_handled_in_that_step(runs):
     stop_one(runs, "early", 2)
-    again = runs.start("early", 2)
-    wait_until(again, "going on at step")
-    os.kill(again.child(1), signal.SIGTERM)
-    assert "SIGTERM at step" in again.finish()
+    resumed = runs.start("early", 2)
+    wait_until(resumed, "going on at step")
+    os.kill(resumed.child(1), signal.SIGTERM)
+    assert "SIGTERM at step" in resumed.finish()
     assert runs.logged("early") < runs.steps
 
 
@@ -270,12 +270,12 @@ def stop_one(runs, workdir, processes):
     running = runs.start(workdir, processes)
     runs.wait_for(workdir, 2, running)
     os.kill(running.child(processes - 1), signal.SIGTERM)
-    told = running.finish()
-    assert "SIGTERM at step" in told and "saved" in told
+    log = running.finish()
+    assert "SIGTERM at step" in log and "saved" in log
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_have_the_curve_of_one(runs, processes):
+def test_curve_of_several_processes_is_that_of_one(runs, processes):
     runs.start(f"{processes}", processes).finish()
     runs.check(f"{processes}", "alone")

@@ -122,7 +122,7 @@ def test_gpu_memory_is_limited_to_the_share_of_jax(rehearsed, monkeypatch, tmp_p
     assert set(report["busy_seconds"]) == {"compute", "memory"}
     assert report["prediction"]["bound"]["step_seconds"] == max(report["busy_seconds"].values()) > 0
     assert report["prediction"]["expected"] == [] and "at 76 %" not in printed.out
-    assert "network not included: no one figure of it is known" in printed.out
+    assert "network not included: its bandwidth is not known" in printed.out
 
 
 def test_gpu_memory_share_comes_from_the_environment(monkeypatch):
@@ -249,8 +249,8 @@ MESSAGE = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 36.
 @pytest.mark.parametrize(
     ("chip", "remedy"),
     [
-        ("v5e", "this does not fit; the same with --fit looks for what does, or use more or larger chips"),
-        ("h100", "this does not fit; the same with --fit looks for what does, or use more or larger chips"),
+        ("v5e", "this does not fit; add --fit to search for what fits, or use more or larger chips"),
+        ("h100", "this does not fit; add --fit to search for what fits, or use more or larger chips"),
         (None, "this does not fit; lower config.batch_size, raise config.accumulate,"),
     ],
 )

@@ -14,7 +14,8 @@ from ssl_jax.evals import run as evals
 from ssl_jax.evals.kinds import generation, sample_class_accuracy
 from ssl_jax.evals.lib import linear_probe, real_features, rejection
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.build import build_experiment, context
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context
 
 ROOT = pathlib.Path(__file__).parent.parent
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])

@@ -114,7 +114,7 @@ def check_self_contained(source, page):
     assert "@import" not in style
 
 
-def test_a_numbered_series_is_a_film_strip(tmp_path):
+def test_numbered_series_of_pictures_is_a_film_strip(tmp_path):
     """All frames in order where there are few; the first and the last where there are many."""
     run = tmp_path / "run"
     write_run(run)
@@ -130,23 +130,23 @@ def test_a_numbered_series_is_a_film_strip(tmp_path):
     assert (frames[0], frames[-1]) == (10, 390)
 
 
-def test_page_holds_the_numbers(tmp_path):
+def test_report_shows_all_numbers_of_the_run(tmp_path):
     source, page = read(write_run(tmp_path / "run"))
-    told = page.text
-    assert "simclr on scenes" in told
-    assert re.search(r"kNN 63\.1[23] % against 31\.25 % untrained and 18\.02 % raw pixels", told)
+    shown = page.text
+    assert "simclr on scenes" in shown
+    assert re.search(r"kNN 63\.1[23] % against 31\.25 % untrained and 18\.02 % raw pixels", shown)
     for expected in ("70.75 %", "10.00 %", "83.20 %", "quoted: published", "12.5", "kNN k=20", "L-BFGS", "+30.75",
                      "abc123", "20 of 20", "1,280 (2 epochs)", "321 (median)", "3 min",
                      "Goodput 75 %", "the share of the time from the first start to the last logged step that was spent in steps",
                      "WARNING example 7 is left out (x 3)",
                      "flip(p=0.5)", "optim.net.lr", "0.003", "the newest of 2 in pictures/"):  # fmt: skip
-        assert expected in told, expected
-    assert "Missing" not in told
-    assert "all is well" not in told
-    assert "Unfinished" not in told
+        assert expected in shown, expected
+    assert "Missing" not in shown
+    assert "all is well" not in shown
+    assert "Unfinished" not in shown
     assert page.tags.count("img") == 3 + 2
-    assert "kNN top1, step 10: 50.50" not in told  # its value belongs to the line 'trained'
-    assert "trained, step 10: 50.50 %" in told
+    assert "kNN top1, step 10: 50.50" not in shown  # its value belongs to the line 'trained'
+    assert "trained, step 10: 50.50 %" in shown
     titles = re.findall(r"<figcaption><strong>([^<]*)</strong>", source)
     assert titles == ["kNN top1", "linear top1", "rank rankme", "ssl/loss", "gradient norm", "learning rate",
                       "images per second", "where the time of a step goes"]  # fmt: skip
@@ -154,7 +154,7 @@ def test_page_holds_the_numbers(tmp_path):
     assert "nan" not in re.sub(r"base64,[^\"]*", "", source).lower().replace("provenance", "")
 
 
-def test_goodput_is_a_number_among_the_facts_and_explained_below(tmp_path):
+def test_goodput_is_listed_and_explained(tmp_path):
     source, _ = read(write_run(tmp_path / "run"))
     facts = source[source.index('<dl class="facts">') : source.index("</dl>")]
     assert f"<dt>Goodput</dt><dd>75{PERCENT}</dd>" in facts and "compiling" not in facts
@@ -168,7 +168,7 @@ def test_goodput_is_a_number_among_the_facts_and_explained_below(tmp_path):
         (("views", "neighbors"), "Augmented views"),
     ],
 )
-def test_the_report_opens_with_what_the_run_makes_or_sees(tmp_path, names, heading):
+def test_report_opens_with_samples_reconstructions_or_views(tmp_path, names, heading):
     run = write_run(tmp_path / "run")
     for path in (run / "pictures").iterdir():
         path.unlink()
@@ -180,19 +180,19 @@ def test_the_report_opens_with_what_the_run_makes_or_sees(tmp_path, names, headi
     assert page.tags.count("img") == len(names)
 
 
-def test_verdict_does_not_flatter(tmp_path):
+def test_verdict_compares_only_under_the_same_protocol(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "evaluations.json").write_text(json.dumps([entry("untrained", 0, 31.25, 1), entry("trained", 20, 30.0, 2)]))
     _, page = read(run)
     assert "no better than a baseline (31.25 % untrained)" in page.text
-    told = [entry("untrained", 0, 31.25, 1, "kNN k=20"), entry("trained", 20, 33.0, 2, "kNN k=200")]
-    (run / "evaluations.json").write_text(json.dumps(told))
+    records = [entry("untrained", 0, 31.25, 1, "kNN k=20"), entry("trained", 20, 33.0, 2, "kNN k=200")]
+    (run / "evaluations.json").write_text(json.dumps(records))
     _, page = read(run)
     assert "different protocols; these numbers may not compare: trained: kNN k=200 untrained: kNN k=20" in page.text
     assert "31.25 % untrained" not in page.text and "+1.75" not in page.text
     chosen = ["probe l2=0.1 chosen of 8 D=64 seed=0", "probe l2=1e-06 chosen of 8 D=128 seed=0"]  # by the same protocol
-    told = [entry("untrained", 0, 31.25, 1, chosen[0]), entry("trained", 20, 33.0, 2, chosen[1])]
-    (run / "evaluations.json").write_text(json.dumps(told))
+    records = [entry("untrained", 0, 31.25, 1, chosen[0]), entry("trained", 20, 33.0, 2, chosen[1])]
+    (run / "evaluations.json").write_text(json.dumps(records))
     _, page = read(run)
     assert f"{chosen[1]}; untrained: l2=0.1 D=64" in page.text
     assert "may not compare" not in page.text
@@ -204,9 +204,9 @@ def test_hostile_text_is_escaped(tmp_path):
     config["data"]["name"], config["views"] = HOSTILE, [[HOSTILE, {HOSTILE: HOSTILE}]]
     (run / "config.json").write_text(json.dumps(config))
     (run / "provenance.json").write_text(json.dumps({HOSTILE: HOSTILE, "devices": HOSTILE}))
-    told = {"step": 0, "metrics": {HOSTILE: 1.0, f"{HOSTILE}/top1": 2.0}, "protocols": {HOSTILE: HOSTILE}}
-    told = [{"subject": subject, **told} for subject in (HOSTILE, "untrained", "trained")]
-    (run / "evaluations.json").write_text(json.dumps(told))
+    records = {"step": 0, "metrics": {HOSTILE: 1.0, f"{HOSTILE}/top1": 2.0}, "protocols": {HOSTILE: HOSTILE}}
+    records = [{"subject": subject, **records} for subject in (HOSTILE, "untrained", "trained")]
+    (run / "evaluations.json").write_text(json.dumps(records))
     line = {"step": 5, HOSTILE: 1.0, f"lr/{HOSTILE}": 0.1, f"p/grad_norm/{HOSTILE}": 0.1, f"{HOSTILE}/loss": 3.0}
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (run / "log.txt").write_text(f"2025-01-01 10:00:00,124 WARNING {HOSTILE}\n")
@@ -219,7 +219,7 @@ def test_hostile_text_is_escaped(tmp_path):
     assert "$body" not in source
 
 
-def test_empty_workdir_names_everything_that_is_missing(tmp_path):
+def test_report_of_an_empty_workdir_names_what_is_missing(tmp_path):
     source, page = read(tmp_path)
     for name in ("config.json", "provenance.json", "evaluations.json", "pictures/views.png", "pictures/neighbors.png"):
         assert f"{name} does not exist" in page.text
@@ -228,7 +228,7 @@ def test_empty_workdir_names_everything_that_is_missing(tmp_path):
     check_self_contained(source, page)
 
 
-def test_unfinished_and_damaged(tmp_path):
+def test_report_of_an_unfinished_run_with_damaged_files(tmp_path):
     run = write_run(tmp_path / "run", steps=1)
     with open(run / "metrics.jsonl", "a") as out:
         out.write('{"step": 2, "ssl/loss": NaN}\n7\n{"step": 3, "ssl/lo')  # no value, no object, a torn line
@@ -249,7 +249,7 @@ def test_unfinished_and_damaged(tmp_path):
     read(run)
 
 
-def test_verb(tmp_path, capsys):
+def test_report_verb_prints_the_path(tmp_path, capsys):
     assert main(["report", f"--workdir={tmp_path}"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert main(["report", f"--workdir={tmp_path}", "--config.a=1"]) == 2
@@ -259,22 +259,22 @@ def test_verb(tmp_path, capsys):
 
 
 def test_chart_geometry():
-    drawn = chart("t", {"a": [(0, 1.0), (50, 2.0), (100, 3.0)]}, {"floor": 2.0}, until=100)
-    told = re.search(r'<polyline[^>]*points="([^"]*)"', drawn)[1]
-    points = [tuple(map(float, pair.split(","))) for pair in told.split()]
-    assert np.allclose(np.diff(points, axis=0)[0], np.diff(points, axis=0)[1])  # equal steps up and across
+    svg = chart("t", {"a": [(0, 1.0), (50, 2.0), (100, 3.0)]}, {"untrained": 2.0}, until=100)
+    coordinates = re.search(r'<polyline[^>]*points="([^"]*)"', svg)[1]
+    points = [tuple(map(float, pair.split(","))) for pair in coordinates.split()]
+    assert np.allclose(np.diff(points, axis=0)[0], np.diff(points, axis=0)[1])  # equal distances up and across
     assert points[0][1] > points[2][1]  # more is higher
-    level = float(re.search(r'class="level l0"[^>]*y1="([0-9.]+)"', drawn)[1])
+    level = float(re.search(r'class="level l0"[^>]*y1="([0-9.]+)"', svg)[1])
     assert level == pytest.approx(points[1][1])
     for points in ([(5, 0.0)], [(0, 1e-12)], [(0, 7.0), (1, 7.0)], [(0, -3e9), (10**7, 4e9)]):
         assert "nan" not in chart("t", {"a": points})
     flat = {"a": [(0, 5.0), (1, 5.0)]}
-    drawn = [chart("t", flat, from_zero=from_zero) for from_zero in (False, True)]
-    low, high = (float(re.search(r'<polyline[^>]*,([0-9.]+)"/>', svg)[1]) for svg in drawn)
-    assert low > high  # in the middle, and near the top of an axis that begins at 0
+    charts = [chart("t", flat, from_zero=from_zero) for from_zero in (False, True)]
+    low, high = (float(re.search(r'<polyline[^>]*,([0-9.]+)"/>', svg)[1]) for svg in charts)
+    assert low > high  # in the middle, and near the top of an axis from 0
 
 
-def test_ticks_labels_thinning():
+def test_chart_ticks_labels_and_thinning():
     assert np.allclose(ticks(0, 1, 5), [0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert np.allclose(ticks(-1.3, 2.6, 4), [-1, 0, 1, 2])
     assert labels([0, 0.5, 1.0]) == ["0.0", "0.5", "1.0"]
@@ -315,7 +315,7 @@ def batches(count, unreadable=(), label=lambda i: i % 2):
     return Batches(images, np.array([label(i) for i in range(count)], np.int32), mask, 4)
 
 
-def test_only_needed_batches_are_read():
+def test_fetch_images_reads_only_needed_batches():
     split = batches(22)
     found = fetch_images(split, np.array([[21, 1], [9, 1]]), 22)
     assert {row: int(image[0, 0, 0]) for row, image in found.items()} == {1: 1, 9: 9, 21: 21}
@@ -329,7 +329,7 @@ def test_only_needed_batches_are_read():
 
 
 @pytest.mark.parametrize("labeled", [True, False])
-def test_neighbors_picture(tmp_path, labeled):
+def test_neighbors_picture_shows_nearest_images_and_labels(tmp_path, labeled):
     def encode(images):  # angle by brightness: the nearest image is the one of the nearest brightness
         angle = images[:, 0, 0, 0].astype("float32") / 40
         return {"pooled": np.stack([np.cos(angle), np.sin(angle)], 1)}
@@ -361,16 +361,16 @@ def test_neighbors_picture(tmp_path, labeled):
         assert {color for row in frames for color in row} == {UNKNOWN}
 
 
-def test_the_table_in_the_terminal_never_mixes_protocols(tmp_path, capsys):
+def test_terminal_table_never_mixes_protocols(tmp_path, capsys):
     def measured(subject, step, value, k):
         protocols = {"knn": f"kNN k={k} T=0.1", "linear": f"linear lbfgs l2={value} chosen of 3"}
         return {"subject": subject, "step": step, "metrics": {"knn/top1": value, "linear/top1": value + 1}, "protocols": protocols}
 
     config = ml_collections.ConfigDict({"method": "simclr", "data": {"name": "scenes"}, "references": {}})
-    table = Evaluations(tmp_path, {})
-    table.entries = [measured("untrained", 0, 11.0, 20), measured("trained", 9, 55.0, 20), measured("trained", 9, 77.0, 200)]
-    table.show(config)
-    told = capsys.readouterr().out
-    assert "77.00" in told and "55.00" not in told
-    assert "11.00" not in told  # k=20
-    assert "12.00" in told  # the same linear probe, with another penalty chosen
+    evaluations = Evaluations(tmp_path, {})
+    evaluations.entries = [measured("untrained", 0, 11.0, 20), measured("trained", 9, 55.0, 20), measured("trained", 9, 77.0, 200)]
+    evaluations.show(config)
+    table = capsys.readouterr().out
+    assert "77.00" in table and "55.00" not in table
+    assert "11.00" not in table  # k=20
+    assert "12.00" in table  # the same linear probe, with another penalty chosen

@@ -5,7 +5,7 @@ import sys
 
 import jax
 import pytest
-from process_runs import ROOT, Runs, both
+from process_runs import ROOT, Runs, start_pair
 from test_engine import same, toy
 
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
@@ -89,7 +89,7 @@ for name, later in (("late", True), ("never", False)):
 @pytest.mark.full
 def test_processes_that_list_different_checkpoints_wait_then_fail(tmp_path):
     command = [sys.executable, "-c", LISTINGS, str(tmp_path)]
-    for process, running in enumerate(both(command, command)):
+    for process, running in enumerate(start_pair(command, command)):
         output = running.finish(timeout=120)
         assert re.findall(r"continues at step \d+", output) == ["continues at step 10"], process
         assert "fault: process 1 sees checkpoints [5] in" in output and "process 0 [5, 10]; see that all hosts mount" in output

@@ -17,14 +17,14 @@ from ssl_jax.experiment.sampler import OpenSampler
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished run; its training is a test of its own."""
+    """The workdir of a finished run."""
     path = tmp_path_factory.mktemp("gan")
     assert main(["train", "--config=configs/gan.py:smoke", f"--workdir={path}"]) == 0
     return path
 
 
 @pytest.mark.full
-def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir):
+def test_run_saves_a_sample_grid_at_every_evaluation(workdir):
     grids = sorted(path.name for path in (workdir / "pictures").glob("samples_*.png"))
     assert grids == [f"samples_{step:08d}.png" for step in (0, 4, 8)]
     first, *_, last = (np.asarray(Image.open(workdir / "pictures" / name)) for name in grids)
@@ -39,18 +39,18 @@ def test_a_run_has_a_grid_at_every_evaluation_and_its_report_shows_them(workdir)
 
 
 @pytest.mark.full
-def test_sample_writes_its_pages_and_repeats_them(workdir, capsys, tmp_path):
+def test_sample_of_a_gan_is_reproducible(workdir, capsys, tmp_path):
     assert main(["sample", f"--workdir={workdir}", "--count=12"]) == 0
     written = {path.name for path in (workdir / "samples").iterdir()}
     assert written == {"grid.png", "truncation.png", "interpolation.png", "neighbors.png"}
     assert str(workdir / "samples" / "grid.png") in capsys.readouterr().out
-    assert main(["sample", f"--workdir={workdir}", "--count=12", f"--output={tmp_path / 'again'}"]) == 0
+    assert main(["sample", f"--workdir={workdir}", "--count=12", f"--output={tmp_path / 'second'}"]) == 0
     for name in written:
-        assert (workdir / "samples" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+        assert (workdir / "samples" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
 @pytest.mark.full
-def test_a_variational_autoencoder_shows_its_latents(tmp_path):
+def test_sample_of_a_vae_writes_latent_traversals(tmp_path):
     assert main(["train", "--config=configs/vae.py:smoke", f"--workdir={tmp_path}", "--config.evals={}", "--config.best_metric="]) == 0
     assert main(["sample", f"--workdir={tmp_path}", "--count=12"]) == 0
     written = {path.name for path in (tmp_path / "samples").iterdir()}
@@ -61,8 +61,8 @@ def test_a_variational_autoencoder_shows_its_latents(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "count", "shape"), [(10, 64, (10, 7)), (10, 40, (10, 4)), (100, 12, (12,)), (None, 12, (12,))])
-def test_the_grid_has_a_row_for_each_class(classes, count, shape):
-    def latents(count, seed):  # the labels that were drawn say nothing of how many classes there are
+def test_sample_grid_has_a_row_per_class(classes, count, shape):
+    def latents(count, seed):  # sampled labels, which do not show the number of classes
         return {"z": jnp.arange(count)} | ({"label": jnp.zeros(count, jnp.int32)} if classes else {})
 
     def pictures(latents, truncation):
@@ -77,7 +77,7 @@ def test_the_grid_has_a_row_for_each_class(classes, count, shape):
 
 
 @pytest.mark.full
-def test_sample_shows_styles_and_classes(tmp_path):
+def test_sample_of_a_conditional_stylegan(tmp_path):
     flags = ["--config.model.conditional=True", "--config.evals={}", "--config.best_metric="]
     assert main(["train", "--config=configs/stylegan.py:smoke", f"--workdir={tmp_path}", *flags]) == 0
     assert main(["sample", f"--workdir={tmp_path}", "--truncation=0.5"]) == 0
@@ -86,7 +86,7 @@ def test_sample_shows_styles_and_classes(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--step=3"], "has no checkpoint 3"),
         (["--count=0"], "--count=0 must be at least 1"),
@@ -97,14 +97,14 @@ def test_sample_shows_styles_and_classes(tmp_path):
         (["--config.seed=1"], "is not understood"),
     ],
 )
-def test_mistakes_are_one_line(workdir, flags, told, capsys):
+def test_sample_with_bad_input_is_one_line(workdir, flags, message, capsys):
     assert main(["sample", f"--workdir={workdir}", *flags]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
-    assert told in error
+    assert message in error
 
 
-def test_the_way_between_normal_latents_keeps_their_length():
+def test_spherical_interpolation_keeps_the_length_of_normal_latents():
     a, b = jax.random.normal(jax.random.key(0), (2, 5, 512))
     t = jnp.linspace(0, 1, 7)[:, None, None]
     arc, line = sample_pages.spherical(a, b, t), sample_pages.linear(a, b, t)
@@ -115,10 +115,10 @@ def test_the_way_between_normal_latents_keeps_their_length():
     assert jnp.linalg.norm(line[3], axis=-1).max() < 0.85 * 512**0.5
     unit = arc / lengths[..., None]
     steps = jnp.arccos(jnp.clip(jnp.sum(unit[1:] * unit[:-1], -1), -1, 1))
-    np.testing.assert_allclose(steps, jnp.broadcast_to(steps[:1], steps.shape), rtol=0.2)  # even, if the ends were equally long
+    np.testing.assert_allclose(steps, jnp.broadcast_to(steps[:1], steps.shape), rtol=0.2)  # the ends have nearly equal lengths
 
 
-def test_every_generative_config_says_how_its_latents_are_drawn():
+def test_kind_of_latents_of_generative_configs():
     """StyleGAN's config has no kind: they are normal."""
     kinds = {name: sample_pages.kind_of_latents(load(f"configs/{name}.py:smoke", ())) for name in ("gan", "bigan", "stylegan")}
     assert kinds == {"gan": "normal", "bigan": "uniform", "stylegan": "normal"}

@@ -1,4 +1,4 @@
-"""A real Slurm of one node: submit, requeue, the end of the time, cancel, bad input, two processes.
+"""A Slurm of one node: submit, requeue, time limit, cancel, bad input, two processes.
 
 `python -m pytest -m slow -s tests/test_slurm.py`, as root, after `apt-get install slurm-wlm`; it starts and stops a Slurm of its own
 (benchmarks/slurm_node.sh).
@@ -78,62 +78,62 @@ def lines(workdir):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-def until(condition, told, seconds=900):
+def until(condition, message, seconds=900):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, told()
+        assert time.monotonic() < deadline, message()
         time.sleep(0.5)
 
 
-def trains(workdir, step):
+def wait_for_step(workdir, step):
     until(lambda: len(lines(workdir)) >= step, lambda: launch("logs", f"--workdir={workdir}"))
 
 
-def slurm(job):
+def job_fields(job):
     shown = subprocess.run(
         ["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True, check=True
     ).stdout
     return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
 
-def ends(workdir, job):
-    final = ("COMPLETED", "FAILED", "CANCELED", "TIMEOUT")
-    until(lambda: slurm(job)["JobState"] in final, lambda: launch("logs", f"--workdir={workdir}"))
-    return slurm(job)
+def wait_for_end(workdir, job):
+    final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    until(lambda: job_fields(job)["JobState"] in final, lambda: launch("logs", f"--workdir={workdir}"))
+    return job_fields(job)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A job that nothing happens to."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    told = ends(workdir, submit(workdir))
-    assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("COMPLETED", "0:0", "0")
+def undisturbed(tmp_path_factory):
+    """The workdir of an undisturbed job."""
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    fields = wait_for_end(workdir, submit(workdir))
+    assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("COMPLETED", "0:0", "0")
     assert [row["step"] for row in lines(workdir)] == list(range(1, STEPS + 1))
     return workdir
 
 
-def test_requeued(whole, tmp_path):
-    """It saves, waits, goes on where it was, and its numbers are those of the job that nothing happened to."""
+def test_requeued_job_resumes_to_the_same_curve(undisturbed, tmp_path):
+    """It saves, resumes, and has the numbers of the undisturbed job."""
     workdir = tmp_path / "run"
     job = submit(workdir)
-    trains(workdir, 5)
+    wait_for_step(workdir, 5)
     assert "running" in launch("status", f"--workdir={workdir}")
     subprocess.run(["scontrol", "requeue", job], check=True)
-    told = ends(workdir, job)
-    assert (told["JobState"], told["ExitCode"], told["Restarts"]) == ("COMPLETED", "0:0", "1")
+    fields = wait_for_end(workdir, job)
+    assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("COMPLETED", "0:0", "1")
     log = launch("logs", f"--workdir={workdir}", "--lines=10000")
     saved = int(log.split("SIGTERM at step ")[1].split(":")[0])
     assert f"going on at step {saved} of {STEPS}" in log and 5 <= saved < STEPS
     print(f"requeued at step {saved}")
-    assert lines(workdir) == lines(whole)
-    assert "completed, started again 1 times, exit code 0" in launch("status", f"--workdir={workdir}")
+    assert lines(workdir) == lines(undisturbed)
+    assert "completed, restarted 1 times, exit code 0" in launch("status", f"--workdir={workdir}")
 
 
-def test_at_the_end_of_its_time(tmp_path):
-    """Slurm warns, and the job that is not done puts itself into the queue again."""
+def test_job_at_its_time_limit_requeues_itself(tmp_path):
+    """Slurm sends SIGTERM, and the job requeues itself."""
     workdir = tmp_path / "run"
     job = submit(workdir, "--time=2", "--signal=TERM@30", steps=100000)
-    until(lambda: slurm(job)["Restarts"] == "1", lambda: launch("logs", f"--workdir={workdir}"))
+    until(lambda: job_fields(job)["Restarts"] == "1", lambda: launch("logs", f"--workdir={workdir}"))
     until(
         lambda: "going on at step" in launch("logs", f"--workdir={workdir}"),
         lambda: launch("logs", f"--workdir={workdir}"),
@@ -143,42 +143,42 @@ def test_at_the_end_of_its_time(tmp_path):
     assert f"going on at step {saved} of" in log
     print(f"warned at step {saved}")
     launch("cancel", f"--workdir={workdir}")
-    assert ends(workdir, job)["JobState"] == "CANCELED"
+    assert wait_for_end(workdir, job)["JobState"] == "CANCELLED"
 
 
-def test_canceled(tmp_path):
-    """It saves and stays away, and submitted again it goes on."""
+def test_canceled_job_saves_and_resumes_when_submitted_again(tmp_path):
+    """It saves and is not requeued; submitted again it resumes."""
     workdir = tmp_path / "run"
     job = submit(workdir, steps=2000)
-    trains(workdir, 5)
+    wait_for_step(workdir, 5)
     launch("cancel", f"--workdir={workdir}")
-    assert ends(workdir, job)["JobState"] == "CANCELED" and slurm(job)["Restarts"] == "0"
+    assert wait_for_end(workdir, job)["JobState"] == "CANCELLED" and job_fields(job)["Restarts"] == "0"
     saved = int(launch("logs", f"--workdir={workdir}").split("SIGTERM at step ")[1].split(":")[0])
     job = submit(workdir, steps=2000)
-    trains(workdir, saved + 1)
+    wait_for_step(workdir, saved + 1)
     assert f"going on at step {saved} of" in launch("logs", f"--workdir={workdir}")
     launch("cancel", f"--workdir={workdir}")
-    ends(workdir, job)
+    wait_for_end(workdir, job)
 
 
-def test_bad_input_is_not_tried_again(tmp_path):
+def test_bad_input_is_not_requeued(tmp_path):
     workdir = tmp_path / "run"
-    told = ends(workdir, job := submit(workdir, "--config.data.name=/no/such/folder"))
-    assert (told["JobState"], told["ExitCode"], slurm(job)["Restarts"]) == ("FAILED", "2:0", "0")
+    fields = wait_for_end(workdir, job := submit(workdir, "--config.data.name=/no/such/folder"))
+    assert (fields["JobState"], fields["ExitCode"], job_fields(job)["Restarts"]) == ("FAILED", "2:0", "0")
 
 
-def test_two_processes_requeued(whole, tmp_path):
+def test_requeued_job_of_two_processes(undisturbed, tmp_path):
     """JAX joins the tasks of srun; SIGTERM saves in both."""
     workdir = tmp_path / "run"
     job = submit(workdir, "--processes_per_node=2")
-    trains(workdir, 5)
+    wait_for_step(workdir, 5)
     subprocess.run(["scontrol", "requeue", job], check=True)
-    told = ends(workdir, job)
-    assert (told["JobState"], told["Restarts"]) == ("COMPLETED", "1")
+    fields = wait_for_end(workdir, job)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1")
     log = launch("logs", f"--workdir={workdir}", "--lines=10000")
     assert "process 0 of 2 (Slurm)" in log and "SIGTERM at step" in log and "going on at step" in log
     print("requeued", log.split("SIGTERM at ")[1].split(":")[0])
-    ours, theirs = lines(workdir), lines(whole)
+    ours, theirs = lines(workdir), lines(undisturbed)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for a, b in zip(ours[:10], theirs[:10], strict=True):
         assert a["ssl/loss"] == pytest.approx(b["ssl/loss"], rel=1e-4)

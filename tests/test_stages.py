@@ -1,4 +1,4 @@
-"""A run that stands on another one: found, written into its config, used frozen, and refused where it is not the same."""
+"""Stages, the earlier runs that a run uses: opened, recorded in its config, frozen, and refused where their weights differ."""
 
 import pathlib
 
@@ -33,13 +33,13 @@ def save_run(workdir, config, state, steps):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    workdir, this = tmp_path_factory.mktemp("stage"), build_experiment(small(RECIPE), jax.devices()[:2])
-    state = this.run.init()
-    save_run(workdir, this.config, state, (0, 5))
+    workdir, experiment = tmp_path_factory.mktemp("stage"), build_experiment(small(RECIPE), jax.devices()[:2])
+    state = experiment.run.init()
+    save_run(workdir, experiment.config, state, (0, 5))
     return workdir, state
 
 
-def standing_on(workdir, **fields):
+def with_stage(workdir, **fields):
     config = small(RECIPE)
     with config.unlocked():
         config.stages.teacher = dict(workdir=str(workdir), recipe=RECIPE, **fields)
@@ -47,42 +47,42 @@ def standing_on(workdir, **fields):
 
 
 @pytest.mark.full
-def test_a_stage_becomes_part_of_the_config_and_of_the_frozen_state(stage):
+def test_stage_is_part_of_the_config_and_of_the_frozen_state(stage):
     workdir, saved = stage
-    this = build_experiment(standing_on(workdir), jax.devices()[:2])
-    found = this.config.stages.teacher
+    experiment = build_experiment(with_stage(workdir), jax.devices()[:2])
+    found = experiment.config.stages.teacher
     assert (found.step, found.config.method, len(found.fingerprint)) == (5, "supervised", 16)
-    state = this.run.init()
+    state = experiment.run.init()
     host = jax.device_get(state.frozen["teacher"]["params"])
     jax.tree.map(np.testing.assert_array_equal, host, jax.device_get(saved.params))
-    batches = [{k: v for k, v in this.batches[0].items() if k != "_skipped"}]
-    for batch in loop.to_device(batches, this.run.mesh, ahead=1):
-        after, _ = this.run.step(state, batch, this.run.root)
+    batches = [{k: v for k, v in experiment.batches[0].items() if k != "_skipped"}]
+    for batch in loop.to_device(batches, experiment.run.mesh, ahead=1):
+        after, _ = experiment.run.step(state, batch, experiment.run.root)
     assert after.frozen is state.frozen  # neither donated nor copied
     assert "teacher" in inference_state(after)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.frozen["teacher"]["params"]), host)
-    assert this.run.abstract.frozen is state.frozen  # a restored state has it at once
+    assert experiment.run.abstract.frozen is state.frozen  # a restored state includes it
 
 
 @pytest.mark.full
-def test_it_goes_on_with_the_checkpoint_that_it_was_started_with(stage):
+def test_stage_keeps_the_checkpoint_that_the_run_was_started_with(stage):
     workdir, _ = stage
-    config, _ = open_stages(standing_on(workdir, step=0))
+    config, _ = open_stages(with_stage(workdir, step=0))
     assert config.stages.teacher.step == 0
-    again, _ = open_stages(config)
-    assert again.stages.teacher.fingerprint == config.stages.teacher.fingerprint
+    reopened, _ = open_stages(config)
+    assert reopened.stages.teacher.fingerprint == config.stages.teacher.fingerprint
 
 
 @pytest.mark.full
-def test_what_is_missing_or_another_is_one_line(stage, tmp_path):
+def test_missing_or_changed_stage_is_one_line(stage, tmp_path):
     workdir, state = stage
     with pytest.raises(UserError, match=r"stages\.teacher\.workdir is not set.*--config=configs/supervised\.py:smoke"):
-        open_stages(standing_on(""))
+        open_stages(with_stage(""))
     with pytest.raises(UserError, match=r"holds no run \(no config\.json\)"):
-        open_stages(standing_on(tmp_path))
+        open_stages(with_stage(tmp_path))
     with pytest.raises(UserError, match=r"has no checkpoint 3; there are \[0, 5\]"):
-        open_stages(standing_on(workdir, step=3))
-    config, _ = open_stages(standing_on(workdir))
+        open_stages(with_stage(workdir, step=3))
+    config, _ = open_stages(with_stage(workdir))
     save_run(tmp_path, config, state._replace(params=jax.tree.map(lambda x: x + 1, state.params)), (5,))
     with config.unlocked():
         config.stages.teacher.workdir = str(tmp_path)
@@ -91,8 +91,8 @@ def test_what_is_missing_or_another_is_one_line(stage, tmp_path):
 
 
 @pytest.mark.full
-def test_a_run_goes_on_when_its_stage_has_moved_or_ran_elsewhere_but_not_on_another_checkpoint(stage, tmp_path):
-    config = configs.plain(open_stages(standing_on(stage[0]))[0])
+def test_run_resumes_with_a_moved_stage_but_not_with_another_checkpoint(stage, tmp_path):
+    config = configs.plain(open_stages(with_stage(stage[0]))[0])
     record_config(tmp_path, config)
     teacher = config["stages"]["teacher"]
     teacher["workdir"], teacher["config"]["log_every_steps"], teacher["config"]["mesh"]["fsdp"] = "elsewhere", 7, 8

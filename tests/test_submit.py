@@ -1,4 +1,4 @@
-"""launch.py submit, status, logs, cancel: what would be sent, what is refused, and a job of this machine from end to end."""
+"""launch.py submit, status, logs, cancel: dry runs, bad input, and a local job from end to end."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def here(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- dry runs
 
 
-def test_slurm_script(tmp_path, capsys, no_programs):
+def test_dry_run_of_slurm_prints_the_sbatch_script(tmp_path, capsys, no_programs):
     flags = (
         "--nodes=2",
         "--processes_per_node=8",
@@ -34,10 +34,10 @@ def test_slurm_script(tmp_path, capsys, no_programs):
     )
     run = tmp_path / "My Run"
     script = dry(capsys, run, "--to=slurm", *flags, "--setup=module load cuda", "--max_restarts=3", "--config.seed=7")
-    told = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
-    assert told >= {"nodes=2", "ntasks-per-node=8", "partition=a100", "time=24:00:00", "exclusive", "cpus-per-task=4"}
-    assert told >= {"requeue", "signal=TERM@120", "open-mode=append", "job-name=my-run"}
-    assert not any(line.startswith("wckey") for line in told)
+    options = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert options >= {"nodes=2", "ntasks-per-node=8", "partition=a100", "time=24:00:00", "exclusive", "cpus-per-task=4"}
+    assert options >= {"requeue", "signal=TERM@120", "open-mode=append", "job-name=my-run"}
+    assert not any(line.startswith("wckey") for line in options)
     lines = script.splitlines()
     srun = next(i for i, line in enumerate(lines) if line.startswith("srun "))
     assert "module load cuda" in lines[:srun] and "--cpus-per-task=4" in lines[srun]
@@ -46,7 +46,7 @@ def test_slurm_script(tmp_path, capsys, no_programs):
     assert not run.exists()
 
 
-def test_slurm_without_a_time_takes_that_of_the_partition(tmp_path, capsys, no_programs):
+def test_slurm_without_time_has_no_time_option(tmp_path, capsys, no_programs):
     assert "--time" not in dry(capsys, tmp_path / "a", "--to=slurm")
 
 
@@ -61,18 +61,18 @@ GPUS = "--nodes=2", "--processes_per_node=8"
         (*GPUS, "--gpus-per-node=a100:4,h100:4"),
         (*GPUS, "--gpus=16"),
         ("--nodes=2", "--gres=gpu"),
-        ("--gres=gpu:8",),  # one process takes all that it sees
+        ("--gres=gpu:8",),  # a single process takes all GPUs
         ("--gpus-per-task=8",),
     ],
 )
-def test_slurm_gives_each_process_a_gpu(tmp_path, capsys, no_programs, flags):
+def test_slurm_accepts_one_gpu_per_process(tmp_path, capsys, no_programs, flags):
     assert f"#SBATCH {flags[-1]}" in dry(capsys, tmp_path / "a", "--to=slurm", *flags)
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
-        (("--nodes=2", "--gres=gpu:8"), "8 GPUs each: of several processes JAX gives each one GPU; say --processes_per_node=8, or"),
+        (("--nodes=2", "--gres=gpu:8"), "8 GPUs each, and JAX gives each of several processes one GPU; give --processes_per_node=8"),
         (("--nodes=2", "--gres=gpu:a100:8,nvme:1"), "--processes_per_node=8, or"),
         (("--processes_per_node=4", "--gpus_per_node=a100:8"), "--processes_per_node=8, or"),
         (("--nodes=2", "--gpus=16"), "--processes_per_node=8, or"),
@@ -80,12 +80,12 @@ def test_slurm_gives_each_process_a_gpu(tmp_path, capsys, no_programs, flags):
         ((*GPUS, "--gpus-per-task=1"), "--gpus-per-task=1 hides the other GPUs of a node from each process"),
     ],
 )
-def test_slurm_leaves_no_gpu_idle(tmp_path, capsys, no_programs, flags, told):
+def test_slurm_refuses_another_number_of_gpus_than_processes(tmp_path, capsys, no_programs, flags, message):
     assert submit(tmp_path / "a", "--to=slurm", *flags, "--dry_run") == 2
-    assert told in error(capsys)
+    assert message in error(capsys)
 
 
-def test_local_command(tmp_path, capsys):
+def test_dry_run_of_local_prints_the_command(tmp_path, capsys):
     text = dry(capsys, tmp_path / "a", "--to=local", "--processes=2", "--max_restarts=1", "--config.seed=7")
     words = shlex.split(text)
     assert words[0] == "setsid" and words[-1] == "&"
@@ -94,20 +94,20 @@ def test_local_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("engine", [("--to=slurm",), ("--to=local",), GKE, TPU])
-def test_a_trace_is_one_of_the_training(tmp_path, capsys, no_programs, engine):
+def test_profile_is_an_argument_of_the_training(tmp_path, capsys, no_programs, engine):
     text = dry(capsys, "runs/a", *engine, "--profile=20:24")
-    (told,) = (line for line in text.splitlines() if "--profile" in line)  # and none of sbatch, which has one for energy
-    assert "--profile=20:24" in told and "SBATCH" not in told
+    (line,) = (line for line in text.splitlines() if "--profile" in line)  # not an option of sbatch, which has another --profile
+    assert "--profile=20:24" in line and "SBATCH" not in line
 
 
-def test_jobset(tmp_path, capsys, no_programs):
+def test_dry_run_of_gke_prints_a_jobset(tmp_path, capsys, no_programs):
     text = dry(capsys, "runs/Mine", *GKE, "--slices=2", "--max_restarts=50", "--namespace=vision", "--config.seed=7")
     assert text.startswith("# kubectl create --namespace=vision --filename=-\n")
-    made = yaml.safe_load(text)
-    jsonschema.validate(made, SCHEMA)
-    assert made["metadata"]["name"] == "mine-1" and made["metadata"]["namespace"] == "vision"
-    assert made["spec"]["failurePolicy"]["maxRestarts"] == 50 and made["spec"]["network"]["subdomain"] == "mine-1"
-    (job,) = made["spec"]["replicatedJobs"]
+    manifest = yaml.safe_load(text)
+    jsonschema.validate(manifest, SCHEMA)
+    assert manifest["metadata"]["name"] == "mine-1" and manifest["metadata"]["namespace"] == "vision"
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 50 and manifest["spec"]["network"]["subdomain"] == "mine-1"
+    (job,) = manifest["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert (job["replicas"], spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (2, 64, 64, 0)
     pod = spec["template"]["spec"]
@@ -126,7 +126,7 @@ def test_jobset(tmp_path, capsys, no_programs):
     assert not pathlib.Path("runs/Mine").exists()
 
 
-def test_commands_for_a_cloud_tpu(capsys, no_programs):
+def test_dry_run_of_tpu_vm_prints_gcloud_commands(capsys, no_programs):
     text = dry(capsys, "runs/mine", *TPU, "--topology=v4:4x4x4", "--spot", "--setup=echo ready")
     commands = [[*shlex.split(line)] for line in text.replace("\n", "\0").replace("\0gcloud", "\ngcloud").split("\n")]
     assert [command[4] for command in commands] == ["create", "ssh", "scp", "ssh"]
@@ -144,7 +144,7 @@ def test_commands_for_a_cloud_tpu(capsys, no_programs):
     assert (
         "--worker=all" in commands[3] and "echo ready" in commands[3][-1] and "--workdir=runs/mine" in commands[3][-1]
     )
-    assert len(dry(capsys, "runs/mine", *TPU).split("gcloud ")) == 1 + 3  # a TPU that is there is not made
+    assert len(dry(capsys, "runs/mine", *TPU).split("gcloud ")) == 1 + 3  # no create without --topology
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_commands_for_a_cloud_tpu(capsys, no_programs):
         ("v6e:8x8", 16, 4, ["--accelerator-type=v6e-64"]),
     ],
 )
-def test_slices(topology, hosts, chips, flags):
+def test_hosts_chips_and_flags_of_tpu_slices(topology, hosts, chips, flags):
     found = tpu_slices.parse(topology)
     assert (found.hosts, found.chips_of_host, found.flags()) == (hosts, chips, flags)
 
@@ -175,7 +175,7 @@ def jobset(capsys, *flags):
 
 
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x4", "v5p:4x4x8", "v6e:4x8"])
-def test_jobsets_are_valid(capsys, no_programs, topology):
+def test_jobset_of_every_tpu_kind_is_valid(capsys, no_programs, topology):
     jsonschema.validate(jobset(capsys, f"--topology={topology}"), SCHEMA)
 
 
@@ -206,20 +206,20 @@ def test_jobsets_are_valid(capsys, no_programs, topology):
         ),
     ],
 )
-def test_the_schema_refuses(capsys, no_programs, path, value):
-    made = jobset(capsys)
-    at = made
+def test_jobset_schema_refuses_wrong_manifests(capsys, no_programs, path, value):
+    manifest = jobset(capsys)
+    node = manifest
     for key in path[:-1]:
-        at = at[key]
+        node = node[key]
     if value is None:
-        del at[path[-1]]
+        del node[path[-1]]
     else:
-        at[path[-1]] = value
+        node[path[-1]] = value
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(made, SCHEMA)
+        jsonschema.validate(manifest, SCHEMA)
 
 
-def test_its_jobs_and_pods_are_those_of_kubernetes(capsys, no_programs):
+def test_job_of_the_jobset_is_valid_by_the_schema_of_kubernetes(capsys, no_programs):
     published = pytest.importorskip("kubernetes_validate", reason="make reference installs the schemas of Kubernetes")
     (row,) = jobset(capsys)["spec"]["replicatedJobs"]
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, **row["template"]}
@@ -233,7 +233,7 @@ def test_its_jobs_and_pods_are_those_of_kubernetes(capsys, no_programs):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--to=local", "--config.sead=1"), "unknown key config.sead; did you mean config.seed?"),
         (("--to=local", "--config.baselines=('nothing',)"), "'nothing' is unknown"),
@@ -248,39 +248,39 @@ def test_its_jobs_and_pods_are_those_of_kubernetes(capsys, no_programs):
         ((*GKE, "--topology=v5e:3x5"), "v5e has the shapes 1x1, 2x2"),
         ((*GKE, "--topology=v9:4x4"), "--topology=v9:4x4 is unknown"),
         ((*GKE, "--topology=v4:4x4"), "shapes of three sides"),
-        ((*GKE, "--topology=v5p:4x4x5"), "v5p has shapes of three sides, 2x2x1 and ascending ones of 2 or multiples of 4"),
+        ((*GKE, "--topology=v5p:4x4x5"), "v5p has shapes of three sides: 2x2x1, and ascending ones of 2 or multiples of 4"),
         ((*GKE, "--topology=v5p:8x4x4"), "ascending"),
-        ((*TPU, "--topology=v5p:16x20x28"), "a slice of v5p has 6,144 chips at most, and these are 8,960"),
+        ((*TPU, "--topology=v5p:16x20x28"), "a slice of v5p has 6,144 chips at most, not 8,960"),
         ((*GKE, "--topology=v5e:2x4", "--slices=2"), "has one host"),
         ((*GKE, "--slices=0"), "--slices=0 must be at least 1"),
         ((*GKE, "--partition=a100"), "argument '--partition=a100' is not understood with --to=gke"),
-        ((*TPU, "--spot"), "--spot is for a TPU that is made"),
+        ((*TPU, "--spot"), "--spot is for a TPU that is created"),
         (("--to=pbs",), "invalid choice"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_sent(tmp_path, capsys, programs, flags, told):
+def test_submit_with_bad_input_is_one_line_and_sends_nothing(tmp_path, capsys, programs, flags, message):
     for name in ("sbatch", "kubectl", "gcloud"):
         folder = programs(name)
     workdir = "runs/never" if "gke" in flags[0] else tmp_path / "a"
     assert submit(workdir, *flags) == 2
-    assert told in error(capsys)
+    assert message in error(capsys)
     assert not pathlib.Path(workdir).exists()
     assert not [path.name for path in folder.iterdir() if path.suffix == ".calls"]
 
 
-def test_paths_that_do_not_get_there(tmp_path, capsys, no_programs):
+def test_workdir_or_config_outside_of_what_is_mounted_or_copied_is_refused(tmp_path, capsys, no_programs):
     assert submit(tmp_path / "a", *GKE) == 2
     assert "is not below --mount=/mnt/runs" in error(capsys)
     assert submit("../a", *GKE) == 2
     assert "is not below --mount=/mnt/runs" in error(capsys)
     assert submit(tmp_path / "a", *TPU, config=str(ROOT / "configs" / "simclr.py")) == 2
-    assert "is not sent to the TPU" in error(capsys)
+    assert "is not copied to the TPU" in error(capsys)
     assert submit(tmp_path / "a", "--to=local", config="configs/nothing.py") == 2
     assert "no such file" in error(capsys)
 
 
 @pytest.mark.parametrize(("flags", "program"), [(("--to=slurm",), "sbatch"), (GKE, "kubectl"), (TPU, "gcloud")])
-def test_programs_that_are_not_installed(tmp_path, capsys, no_programs, flags, program):
+def test_missing_sbatch_kubectl_or_gcloud_is_one_line(tmp_path, capsys, no_programs, flags, program):
     mount = (f"--mount={tmp_path}",) if program == "kubectl" else ()
     assert submit(tmp_path / "a", *flags, *mount) == 2
     assert f"{program} is not installed here" in error(capsys)
@@ -288,7 +288,7 @@ def test_programs_that_are_not_installed(tmp_path, capsys, no_programs, flags, p
 
 
 @pytest.mark.parametrize("verb", ["status", "cancel", "logs"])
-def test_a_workdir_without_a_job(tmp_path, capsys, verb):
+def test_status_cancel_and_logs_without_a_job_are_one_line(tmp_path, capsys, verb):
     assert main([verb, f"--workdir={tmp_path}"]) == 2
     assert "nothing was submitted from it" in error(capsys)
     assert main([verb, f"--workdir={tmp_path}", "--config.seed=1"]) == 2
@@ -299,7 +299,7 @@ def test_a_workdir_without_a_job(tmp_path, capsys, verb):
 
 
 @pytest.fixture
-def scripted(tmp_path, monkeypatch):
+def local_script(tmp_path, monkeypatch):
     def put(text):
         path = tmp_path / "script.py"
         path.write_text(text)
@@ -310,7 +310,7 @@ def scripted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
         (0, "finished"),
         (2, "refused as bad input"),
@@ -318,16 +318,16 @@ def scripted(tmp_path, monkeypatch):
         (9, "failed with exit code 9"),
     ],
 )
-def test_how_a_local_job_ended(scripted, capsys, code, told):
-    run = scripted(f"print('hello')\nraise SystemExit({code})")
+def test_status_of_a_local_job_by_exit_code(local_script, capsys, code, message):
+    run = local_script(f"print('hello')\nraise SystemExit({code})")
     assert submit(run, "--to=local") == 0
-    assert told in wait(run, capsys, "ed")
+    assert message in wait(run, capsys, "ed")
     assert main(["logs", f"--workdir={run}", "--lines=1", "--follow"]) == 0
     assert capsys.readouterr().out == "hello\n"
 
 
-def test_a_local_job_that_is_gone_or_elsewhere(scripted, capsys):
-    run = scripted("import time\ntime.sleep(60)")
+def test_status_of_a_killed_local_job_and_of_one_on_another_host(local_script, capsys):
+    run = local_script("import time\ntime.sleep(60)")
     assert submit(run, "--to=local") == 0
     job = json.loads((run / "job.json").read_text())
     os.killpg(job["id"], 9)
@@ -337,29 +337,29 @@ def test_a_local_job_that_is_gone_or_elsewhere(scripted, capsys):
     assert "is a process of another; ask there" in error(capsys)
 
 
-def test_a_later_process_of_the_same_number_is_not_the_job(tmp_path):
+def test_later_process_with_the_same_id_is_not_the_job(tmp_path):
     job = {"id": os.getpid(), "host": os.uname().nodename, "born": "1"}
     assert not detached.state(job, tmp_path).alive
     assert detached.state({**job, "born": detached._born(os.getpid())}, tmp_path).alive
 
 
-def test_logs_follow_until_the_end(tmp_path, capsys):
-    path, asked = tmp_path / "log", []
+def test_logs_follow_until_the_job_ends(tmp_path, capsys):
+    path, calls = tmp_path / "log", []
     path.write_text("1\n2\n3\n")
 
     def alive():
-        asked.append(1)
+        calls.append(1)
         with path.open("a") as file:
-            file.write(f"more {len(asked)}\n")
-        return len(asked) < 2
+            file.write(f"more {len(calls)}\n")
+        return len(calls) < 2
 
     jobs.tail(path, 2, True, alive)
     assert capsys.readouterr().out == "2\n3\nmore 1\nmore 2\n"
 
 
 @pytest.mark.full
-def test_submitted_canceled_submitted_again(tmp_path, capsys, monkeypatch):
-    """A real training of this machine: it saves when it is canceled, and goes on where it was."""
+def test_local_job_canceled_and_submitted_again_resumes(tmp_path, capsys, monkeypatch):
+    """The training saves when it is canceled, and resumes from there."""
     monkeypatch.setenv("XLA_FLAGS", flags(1))
     run, steps = tmp_path / "run", 400
     every = [f"--config.{key}={steps} steps" for key in ("total", "evaluate_every", "checkpoint_every")]
@@ -369,9 +369,9 @@ def test_submitted_canceled_submitted_again(tmp_path, capsys, monkeypatch):
     assert submit(run, "--to=local", *overrides, config="configs/autoencoder.py:smoke") == 2
     assert "is running; wait for it" in error(capsys)
     assert main(["cancel", f"--workdir={run}"]) == 0
-    told = wait(run, capsys, "stopped", "failed", "finished", seconds=120)
-    assert "stopped by SIGTERM, and saved" in told
-    saved = int(told.split("step ")[1].split()[0])
+    status = wait(run, capsys, "stopped", "failed", "finished", seconds=120)
+    assert "stopped by SIGTERM, and saved" in status
+    saved = int(status.split("step ")[1].split()[0])
     assert 0 < saved < steps
     assert submit(run, "--to=local", *overrides, config="configs/autoencoder.py:smoke") == 0
     assert "finished; step 400 is the last one logged" in wait(

@@ -1,4 +1,4 @@
-"""Slurm, GKE and Cloud TPU with their programs played by scripts: what they are sent, and what is made of their answers."""
+"""Slurm, GKE and Cloud TPU with scripts in place of their programs: what is sent, and how answers are read."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def here(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- Slurm
 
 
-def test_slurm_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
+def test_slurm_submits_what_the_dry_run_prints(tmp_path, capsys, programs):
     programs("srun"), programs("scancel")
     folder = programs("sbatch", "echo Submitted batch job 7")
     run = tmp_path / "run"
@@ -41,9 +41,9 @@ def test_slurm_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
 
     programs("scontrol", "echo JobId=7 JobState=RUNNING Reason=None Restarts=2 ExitCode=0:0")
     assert main(["status", f"--workdir={run}"]) == 0
-    assert capsys.readouterr().out == "slurm job 7: running, started again 2 times\n"
+    assert capsys.readouterr().out == "slurm job 7: running, restarted 2 times\n"
     assert submit(run, "--to=slurm") == 2
-    assert "slurm job 7" in (told := error(capsys)) and "launch.py cancel" in told
+    assert "slurm job 7" in (message := error(capsys)) and "launch.py cancel" in message
     assert main(["cancel", f"--workdir={run}"]) == 0
     assert calls(folder, "scancel") == ["7"]
     assert len(calls(folder, "sbatch")) == 1
@@ -55,11 +55,11 @@ def test_slurm_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
     assert submit(run, "--to=slurm") == 0 and json.loads((run / "job.json").read_text())["number"] == 2
 
 
-def test_slurm_that_refuses_forgets_or_is_down(tmp_path, capsys, programs):
+def test_slurm_refused_forgotten_and_unreachable_jobs(tmp_path, capsys, programs):
     programs("srun"), programs("sbatch", "echo 'sbatch: error: invalid partition specified: a100' >&2; exit 1")
     assert submit(tmp_path, "--to=slurm", "--partition=a100") == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told == "error: sbatch refused the job: sbatch: error: invalid partition specified: a100"
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message == "error: sbatch refused the job: sbatch: error: invalid partition specified: a100"
     assert not (tmp_path / "job.json").exists()
 
     programs("sbatch", "echo Submitted batch job 7")
@@ -73,16 +73,16 @@ def test_slurm_that_refuses_forgets_or_is_down(tmp_path, capsys, programs):
     assert main(["status", f"--workdir={tmp_path}"]) == 0
     assert "no longer known to Slurm" in capsys.readouterr().out
     programs("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-    assert submit(tmp_path, "--to=slurm") == 2  # who knows whether it is alive
+    assert submit(tmp_path, "--to=slurm") == 2  # the job may be alive
     assert "Unable to contact" in error(capsys)
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "again"),
+    ("code", "restarts", "requeued"),
     [(0, None, False), (2, None, False), (75, None, True), (137, 2, True), (75, 3, False)],
 )
-def test_the_script_of_slurm_queues_again_what_is_not_done(
-    tmp_path, capsys, programs, monkeypatch, code, restarts, again
+def test_sbatch_script_requeues_jobs_that_are_not_done(
+    tmp_path, capsys, programs, monkeypatch, code, restarts, requeued
 ):
     script = tmp_path / "script.sh"
     script.write_text(dry(capsys, tmp_path / "a", "--to=slurm", "--max_restarts=3"))
@@ -92,19 +92,19 @@ def test_the_script_of_slurm_queues_again_what_is_not_done(
     if restarts is not None:
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     assert subprocess.run(["bash", script]).returncode == code
-    assert calls(folder, "scontrol") == (["requeue 7"] if again else [])
+    assert calls(folder, "scontrol") == (["requeue 7"] if requeued else [])
 
 
 # ---------------------------------------------------------------------------------------------------- GKE
 
 
-def test_gke_gets_what_the_dry_run_shows(tmp_path, capsys, programs, monkeypatch):
+def test_gke_submits_what_the_dry_run_prints(tmp_path, capsys, programs, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = str(ROOT / "configs" / "simclr.py")
     folder = programs("kubectl", f"cat > {tmp_path}/stdin")
     shown = dry(capsys, "runs/a", *GKE, config=config)
     assert submit("runs/a", *GKE, config=config) == 0
-    assert (tmp_path / "stdin").read_text() == shown.partition("\n")[2][:-1]  # less what `print` adds
+    assert (tmp_path / "stdin").read_text() == shown.partition("\n")[2][:-1]  # without the newline of `print`
     assert calls(folder, "kubectl") == [shown.partition("\n")[0].removeprefix("# kubectl ")]
     assert json.loads(pathlib.Path("runs/a/job.json").read_text())["id"] == "a-1"
 
@@ -117,7 +117,7 @@ def test_gke_gets_what_the_dry_run_shows(tmp_path, capsys, programs, monkeypatch
     row = {"name": "slice", "ready": 1, "failed": 0}
     assert (
         shows({"restarts": 1, "replicatedJobsStatus": [row]})
-        == "gke job a-1: alive, 1 slices ready, 0 failed, started again 1 times"
+        == "gke job a-1: alive, 1 slices ready, 0 failed, restarted 1 times"
     )
     assert submit("runs/a", *GKE, config=config) == 2
     assert "gke job a-1" in error(capsys)
@@ -127,9 +127,9 @@ def test_gke_gets_what_the_dry_run_shows(tmp_path, capsys, programs, monkeypatch
     delete, logs = calls(folder, "kubectl")[-2:]
     assert delete == "delete jobset a-1 --namespace=default --wait=false"
     assert logs.startswith("logs --selector=jobset.sigs.k8s.io/jobset-name=a-1,") and logs.endswith("--tail=5 --follow")
-    assert shows({"terminalState": "Completed"}) == "gke job a-1: completed, started again 0 times"
+    assert shows({"terminalState": "Completed"}) == "gke job a-1: completed, restarted 0 times"
     assert shows(None) == "gke job a-1: no longer there"
-    assert "name: a-2\n" in dry(capsys, "runs/a", *GKE, config=config)  # a JobSet that has ended may still be there
+    assert "name: a-2\n" in dry(capsys, "runs/a", *GKE, config=config)  # a JobSet that has ended may still exist
 
     programs(
         "kubectl",
@@ -150,7 +150,7 @@ if [ $4 = ssh ]; then cd {home} && bash -c "${{last#--command=}}"; fi
 """
 
 
-def test_a_tpu_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
+def test_tpu_vm_submits_what_the_dry_run_prints(tmp_path, capsys, programs):
     folder = programs("gcloud")
     shown = dry(capsys, tmp_path / "a", *TPU, "--topology=v6e:4x4")
     subprocess.run(["bash", "-c", shown], check=True)
@@ -161,21 +161,21 @@ def test_a_tpu_gets_what_the_dry_run_shows(tmp_path, capsys, programs):
 
 @pytest.fixture
 def host(tmp_path, programs):
-    """The home of a host whose python runs the text it is given."""
+    """A function that sets up a TPU host whose python runs the given text."""
     home = tmp_path / "home"
     home.mkdir()
     folder = programs("gcloud", GCLOUD.format(home=home))
 
     def run(text):
         (home / "train.py").write_text(text)
-        python = programs("play") / "play"
+        python = programs("host_python") / "host_python"
         python.write_text(f'#!/bin/bash\n[ $1 = --version ] || exec {sys.executable} {home}/train.py "$@"\n')
         return (f"--setup=mkdir -p venv/bin && ln -sf {python} venv/bin/python",), folder
 
     return run
 
 
-# What the installer of uv leaves, and what uv does, in the directory of the code.
+# A curl that writes an installer of a uv, which creates a virtual environment in the directory of the code.
 UV = """
 while [ $# -gt 1 ]; do [ $1 = --output ] && out=$2; shift; done
 cat > $out <<'INSTALLER'
@@ -193,35 +193,35 @@ INSTALLER
 
 
 @pytest.mark.parametrize("fault", ["", "if [ $1 = pip ]; then echo 'error: no solution' >&2; exit 1; fi"])
-def test_a_tpu_brings_its_python(tmp_path, capsys, host, programs, fault):
-    """Whatever its hosts have: python3 of some is 3.10."""
+def test_tpu_vm_installs_python_by_uv(tmp_path, capsys, host, programs, fault):
+    """The python3 of some hosts is 3.10."""
     (setup,), folder = host("print('trained')")
     python = setup.split()[-2]
     programs("python3", "exit 1"), programs("curl", UV.format(python=python, fault=fault))
     flags = ("--topology=v4:2x2x1",) if fault else ()
     assert submit(tmp_path / "a", *TPU, *flags) == (2 if fault else 0)
     there = tmp_path / "home" / "ssl_jax_job"
-    made, installed = (there / "uv.calls").read_text().splitlines()
-    assert made == "venv --quiet --allow-existing --python 3.12 venv"
+    created, installed = (there / "uv.calls").read_text().splitlines()
+    assert created == "venv --quiet --allow-existing --python 3.12 venv"
     assert installed == "pip install --quiet --python venv/bin/python --requirement requirements.txt jax[tpu]"
     assert not calls(folder, "python3")
-    if fault:  # a TPU that was made must not stand idle without a word
-        told = error(capsys)
-        assert "error: no solution; the TPU has been made and costs" in told
-        assert "`gcloud compute tpus tpu-vm delete pod --zone=us-west4-a`" in told
+    if fault:  # the created TPU costs, so the message names it
+        message = error(capsys)
+        assert "error: no solution; the TPU has been created and costs" in message
+        assert "`gcloud compute tpus tpu-vm delete pod --zone=us-west4-a`" in message
         assert not (tmp_path / "a" / "job.json").exists()
     else:
         assert "finished" in wait(tmp_path / "a", capsys, "finished", "failed", "stopped")
         assert (there / "train.log").read_text() == "trained\n"
 
 
-def test_a_tpu_without_the_python_of_its_setup_is_told(tmp_path, capsys, host):
+def test_tpu_vm_setup_without_python_is_one_line(tmp_path, capsys, host):
     host("print('trained')")
     assert submit(tmp_path / "a", *TPU, "--setup=true") == 2
-    assert "venv/bin/python: No such file or directory" in (told := error(capsys)) and "costs" not in told
+    assert "venv/bin/python: No such file or directory" in (message := error(capsys)) and "costs" not in message
 
 
-def test_a_tpu_runs_and_is_canceled(tmp_path, capsys, host):
+def test_tpu_vm_job_runs_and_is_canceled(tmp_path, capsys, host):
     flags, _ = host(
         "import os, pathlib, signal, sys, time\n"
         "def save(*_): pathlib.Path('saved').touch(); sys.exit(75)\n"
@@ -241,13 +241,13 @@ def test_a_tpu_runs_and_is_canceled(tmp_path, capsys, host):
 
 
 @pytest.mark.parametrize(
-    ("codes", "told"),
+    ("codes", "message"),
     [("[1, 0]", "finished"), ("[2, 0]", "failed with exit code 2"), ("[1, 1]", "failed with exit code 1")],
 )
-def test_a_tpu_starts_again_what_failed(tmp_path, capsys, host, codes, told):
+def test_tpu_vm_restarts_failed_jobs(tmp_path, capsys, host, codes, message):
     flags, _ = host(
         "import pathlib, sys\npath = pathlib.Path('count')\ncount = int(path.read_text()) if path.exists() else 0\n"
         f"path.write_text(str(count + 1))\nsys.exit({codes}[count])"
     )
     assert submit(tmp_path / "a", *TPU, *flags, "--max_restarts=1") == 0
-    assert told in wait(tmp_path / "a", capsys, "finished", "failed", "stopped")
+    assert message in wait(tmp_path / "a", capsys, "finished", "failed", "stopped")

@@ -1,4 +1,4 @@
-"""From the command line: a tokenizer, a prior that rebuilds it from its directory, pictures, features, exports; and what is refused."""
+"""A tokenizer and a prior over its codes by the command line: training, samples, features, exports, and bad input."""
 
 import json
 import shutil
@@ -12,46 +12,47 @@ from ssl_jax import load
 from ssl_jax.errors import UserError
 
 TOKENIZER = "--config.stages.tokenizer.workdir="
-ONCE = ("--config.evaluate_every=8 steps", "--config.baselines=()")  # evaluations, at the end
+EVALUATE_ONCE = ("--config.evaluate_every=8 steps", "--config.baselines=()")  # at the end
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens")
     evals = "--config.evals={'reconstruction': {'kind': 'reconstruction'}, 'codebook': {'kind': 'codebook'}}"
-    assert main(["train", "--config=configs/vit_vqgan.py:smoke", f"--workdir={path}", *ONCE, evals]) == 0
+    assert main(["train", "--config=configs/vit_vqgan.py:smoke", f"--workdir={path}", *EVALUATE_ONCE, evals]) == 0
     return path
 
 
 @pytest.fixture(scope="module")
 def prior(tokens, tmp_path_factory):
     path = tmp_path_factory.mktemp("prior")
-    evals = "--config.evals={'prior': {'kind': 'prior', 'examples': 128}, 'depth': {'kind': 'depth'}}"
-    assert main(["train", "--config=configs/vq_prior.py:smoke", f"{TOKENIZER}{tokens}", f"--workdir={path}", *ONCE, evals]) == 0
+    evals = "--config.evals={'prior': {'kind': 'token_likelihood', 'examples': 128}, 'layers': {'kind': 'linear_by_layer'}}"
+    flags = ["--config=configs/vq_prior.py:smoke", f"{TOKENIZER}{tokens}", f"--workdir={path}"]
+    assert main(["train", *flags, *EVALUATE_ONCE, evals]) == 0
     return path
 
 
 @pytest.mark.full
-def test_the_prior_writes_down_what_it_stands_on(tokens, prior):
+def test_config_of_a_prior_records_its_tokenizer(tokens, prior):
     stage = json.loads((prior / "config.json").read_text())["stages"]["tokenizer"]
     assert stage["config"] == json.loads((tokens / "config.json").read_text())
     assert (stage["step"], stage["workdir"]) == (8, str(tokens))
     entries = json.loads((prior / "evaluations.json").read_text())
-    assert all("[tokenizer: trained with perceptual=" in told for entry in entries for told in entry["protocols"].values())
+    assert all("[tokenizer: trained with perceptual=" in protocol for entry in entries for protocol in entry["protocols"].values())
     assert {path.name for path in (tokens / "pictures").glob("codebook_*")} == {f"codebook_{step:08d}.png" for step in (8,)}
     metrics = entries[-1]["metrics"]
     assert metrics["prior/bits_per_token"] > 0
-    assert any(name.startswith("depth/") for name in metrics)
+    assert any(name.startswith("layers/") for name in metrics)
 
 
 @pytest.mark.full
-def test_a_tokenizer_shows_its_reconstructions(tokens):
+def test_sample_of_a_tokenizer_writes_reconstructions(tokens):
     assert main(["sample", f"--workdir={tokens}"]) == 0
     assert [path.name for path in (tokens / "samples").iterdir()] == ["reconstruction.png"]
 
 
 @pytest.mark.full
-def test_pictures_of_a_prior(prior, tmp_path):
+def test_sample_of_a_prior_writes_grid_completion_and_neighbors(prior, tmp_path):
     assert main(["sample", f"--workdir={prior}", "--count=12"]) == 0
     written = {path.name for path in (prior / "samples").iterdir()}
     assert written == {"grid.png", "completion.png", "neighbors.png"}
@@ -65,7 +66,7 @@ def test_pictures_of_a_prior(prior, tmp_path):
 
 
 @pytest.mark.full
-def test_an_export_of_a_prior_needs_no_other_directory(prior, tokens, tmp_path):
+def test_export_of_a_prior_includes_its_tokenizer(prior, tokens, tmp_path):
     folder, hidden = tmp_path / "export", tokens.with_name("hidden")
     assert main(["export", f"--workdir={prior}", "--format=orbax", f"--output={folder}"]) == 0
     shutil.move(tokens, hidden)
@@ -79,7 +80,7 @@ def test_an_export_of_a_prior_needs_no_other_directory(prior, tokens, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize("form", ["orbax", "stablehlo"])
-def test_an_exported_tokenizer_makes_tokens_and_pictures(form, tokens, prior, tmp_path):
+def test_exported_tokenizer_encodes_and_decodes(form, tokens, prior, tmp_path):
     folder = tmp_path / "export"
     assert main(["export", f"--workdir={tokens}", f"--format={form}", f"--output={folder}"]) == 0
     tokenizer = load(folder / form)
@@ -97,12 +98,12 @@ def test_an_exported_tokenizer_makes_tokens_and_pictures(form, tokens, prior, tm
 
 
 @pytest.mark.full
-def test_another_a_missing_or_an_unfit_tokenizer_is_one_line(tokens, prior, tmp_path, capsys):
+def test_changed_missing_or_incompatible_tokenizer_is_one_line(tokens, prior, tmp_path, capsys):
     def refused(*flags, workdir=tmp_path / "new"):
         assert main(["train", "--config=configs/vq_prior.py:smoke", f"--workdir={workdir}", *flags]) == 2
-        told = capsys.readouterr().err.strip()
-        assert "\n" not in told.removeprefix("error: ").strip()
-        return told
+        message = capsys.readouterr().err.strip()
+        assert "\n" not in message.removeprefix("error: ").strip()
+        return message
 
     assert "--config.stages.tokenizer.workdir=DIR" in refused()
     assert "holds no run" in refused(f"{TOKENIZER}{tmp_path}")

@@ -1,4 +1,4 @@
-"""Which leaves another run's weights go to, and what a rule that moves none says."""
+"""Which leaves are copied from another run's weights, and the error of a rule that copies none."""
 
 import types
 
@@ -10,7 +10,7 @@ import pytest
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import warm_start as subject
-from ssl_jax.experiment.training import load
+from ssl_jax.experiment.training import load_config
 
 RECIPE = "configs/supervised.py:finetune"
 THERE = {"net": {"encoder": {"kernel": np.ones((2, 3), np.float32)}, "head": {"bias": np.ones(3, np.float32)}}}
@@ -20,8 +20,8 @@ THERE = {"net": {"encoder": {"kernel": np.ones((2, 3), np.float32)}, "head": {"b
 def other(monkeypatch):
     """A finished run with the weights `THERE`."""
     source = {"params": THERE, "mutable": {}}
-    made = types.SimpleNamespace(agreed_steps=lambda: [7], read=lambda step: source, close=lambda: None)
-    monkeypatch.setattr(subject, "Checkpoints", lambda *_, **__: made)
+    checkpoints = types.SimpleNamespace(agreed_steps=lambda: [7], read=lambda step: source, close=lambda: None)
+    monkeypatch.setattr(subject, "Checkpoints", lambda *_, **__: checkpoints)
     return "elsewhere"
 
 
@@ -32,22 +32,22 @@ def state():
     return State(jnp.int32(0), jax.device_put(zeros, whole), {}, {}, {})
 
 
-def test_leaves_go_where_the_rules_say(other):
+def test_warm_start_copies_leaves_by_rules(other):
     after = subject.warm_start(state(), other, (("^net/encoder/", "net/encoder/"),)).params["net"]
     assert after["encoder"]["kernel"].min() == 1
     assert after["head"]["bias"].max() == 0
 
 
 @pytest.mark.parametrize("rule", [("^net/backbone/", "net/encoder/"), ("^net/encoder/", "net/backbone/")])
-def test_a_rule_that_moves_nothing_is_named(other, rule):
-    """Whether it matches no leaf there, or what it makes of it is none here."""
+def test_warm_start_rule_that_copies_nothing_is_named(other, rule):
+    """It matches no leaf of the checkpoint, or gives a name that the new state lacks."""
     with pytest.raises(UserError, match="takes nothing from elsewhere"):
         subject.warm_start(state(), other, (rule,))
 
 
-def test_a_recipe_that_begins_elsewhere_wants_to_know_where():
-    """A tenth of the labels from random weights would be another experiment, and nothing would say so."""
+def test_recipe_with_warm_start_needs_a_workdir():
+    """Fine-tuning from random weights must not happen by mistake."""
     with pytest.raises(UserError, match=r"give its directory with --config.warm_start.workdir=DIR"):
-        load(RECIPE, ())
+        load_config(RECIPE, ())
     for given in ("", "elsewhere"):
-        assert load(RECIPE, (f"--config.warm_start.workdir={given}",)).warm_start.workdir == given
+        assert load_config(RECIPE, (f"--config.warm_start.workdir={given}",)).warm_start.workdir == given

@@ -1,4 +1,4 @@
-"""Who may train in a workdir, and what a lock that fails is taken for."""
+"""The lock of a workdir, and the errors of file systems without locks."""
 
 import errno
 import fcntl
@@ -13,7 +13,7 @@ from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment.workdir import lock_workdir
 
 
-def test_an_engine_waits_for_the_end_of_the_start_before(tmp_path, caplog):
+def test_lock_waits_up_to_its_patience(tmp_path, caplog):
     with lock_workdir(tmp_path):
         began = time.monotonic()
         with pytest.raises(UserError, match="in use by another process"):
@@ -30,17 +30,17 @@ def test_an_engine_waits_for_the_end_of_the_start_before(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("error", "raised", "told"),
+    ("error", "raised", "message"),
     [
         (errno.ENOSYS, UserError, "its file system has no locks"),
         (errno.ENOLCK, MachineFault, "see that its file system's locks work"),
         (errno.ESTALE, MachineFault, "see that its file system's locks work"),
     ],
 )
-def test_a_lock_that_cannot_be_had_is_not_one_that_another_has(tmp_path, monkeypatch, error, raised, told):
+def test_lock_that_fails_is_no_lock_in_use(tmp_path, monkeypatch, error, raised, message):
     def flock(*_):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(raised, match=re.escape(f"cannot be locked ({os.strerror(error)})") + ".*" + told):
+    with pytest.raises(raised, match=re.escape(f"cannot be locked ({os.strerror(error)})") + ".*" + message):
         lock_workdir(tmp_path, patience=60.0)

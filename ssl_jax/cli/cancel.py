@@ -1,4 +1,4 @@
-"""End the job that was submitted from a workdir; it gets SIGTERM and saves, so that submitting it again goes on."""
+"""Cancel the job that was submitted from a workdir. It gets SIGTERM and saves; submitting it again resumes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def main(args, rest) -> int:
     job, engine = jobs.read(args.workdir)
     state = engine.state(job, args.workdir)
     if not state.alive:
-        print(f"{job['engine']} job {job['id']} had ended before: {state.told}")
+        print(f"{job['engine']} job {job['id']} had ended before: {state.text}")
         return 0
     engine.cancel(job, args.workdir)
-    print(f"{job['engine']} job {job['id']} is being ended")
+    print(f"{job['engine']} job {job['id']} is being canceled")
     return 0

@@ -3,7 +3,7 @@
   python launch.py configs
   python launch.py configs simclr
 
-With a method: every variant with the hardware it is made for, the time it takes there, the numbers to expect and where they are from.
+With a method: every variant with its hardware, the time it takes there, the numbers to expect and their source.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def main(args, overrides) -> int:
 
 
 def show_configs(console: Console) -> None:
-    """A line for every file of configs/. Raises UserError if there is none."""
+    """Print every file of configs/ with its variants. Raises UserError if there is none."""
     files = _files()
     if not files:
-        raise UserError(f"there is no {FOLDER}/*.py here; run this where the configs are")
+        raise UserError(f"there is no {FOLDER}/*.py here; run this where {FOLDER}/ is")
     rows = []
     for path in files:
         module = _import(path)
@@ -60,7 +60,7 @@ def show_configs(console: Console) -> None:
 
 
 def show_variants(method: str, console: Console) -> None:
-    """What a file says of itself, and its table. Raises UserError if there is no such file, or no table in it."""
+    """Print the docstring and the table of variants of a config file. Raises UserError if there is no such file or table."""
     path = _find(method)
     module = _import(path)
     if not hasattr(module, "VARIANTS"):
@@ -69,8 +69,8 @@ def show_variants(method: str, console: Console) -> None:
     if not console.is_terminal:
         for variant in module.VARIANTS:
             facts = "; ".join(filter(None, [variant.hardware, variant.time, variant.expected]))
-            told = [_about(variant), facts + (f" ({variant.source})" if variant.source else "")]
-            print("\n    ".join([_shown(variant.name), *filter(None, "\n".join(told).splitlines())]))
+            paragraphs = [_about(variant), facts + (f" ({variant.source})" if variant.source else "")]
+            print("\n    ".join([_shown(variant.name), *filter(None, "\n".join(paragraphs).splitlines())]))
         return
     rows = [(_shown(v.name), _about(v), v.hardware, v.time, v.expected, v.source) for v in module.VARIANTS]
     console.print(_table(COLUMNS, rows))
@@ -81,7 +81,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # as text, so that brackets are no markup
+        table.add_row(*map(Text, row))  # `Text`, since rich takes brackets in a string for markup
     return table
 
 
@@ -111,7 +111,7 @@ def _import(path: Path) -> ModuleType:
 
 
 def _idea(module: ModuleType) -> str:
-    """The first sentence or paragraph of a file."""
+    """The first paragraph of the docstring."""
     return " ".join((inspect.getdoc(module) or "").partition("\n\n")[0].split())
 
 
@@ -120,5 +120,5 @@ def _shown(name: str) -> str:
 
 
 def _about(variant) -> str:
-    """One line, and below it the details that its function tells."""
+    """The line of the table, and below it the docstring of the variant's function."""
     return "\n".join(filter(None, [variant.about, " ".join((inspect.getdoc(variant.apply) or "").split())]))

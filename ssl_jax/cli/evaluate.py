@@ -1,12 +1,12 @@
-"""Evaluate the checkpoint of a run, with what it has to beat.
+"""Evaluate a checkpoint of a run and its baselines.
 
   python launch.py evaluate --workdir=runs/simclr
   python launch.py evaluate --workdir=runs/simclr --eval=knn,k=200 --eval=linear,solver=ridge,l2=(1e-3,1e-2)
   python launch.py evaluate --workdir=runs/simclr --eval=fewshot --subjects=trained,untrained,pixels --step=200
 
---eval names any kind of evaluation with its options; without it those of the config are run. Baselines of the config (raw pixels, and
-the initial state of the run) that were not measured with these evaluations yet are measured too. --config.KEY=VALUE changes
-evaluations or data for this call. The numbers go to stdout and, with their protocols, to evaluations.json.
+--eval names any kind of evaluation with its options; without it those of the config are run. Baselines of the config (raw pixels,
+the initial state of the run) that lack these evaluations are measured too. --config.KEY=VALUE changes evaluations or data for this
+call. The numbers go to stdout and, with their protocols, to evaluations.json.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def add_arguments(sub) -> None:
     sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     sub.add_argument(
         "--eval", action="append", default=[], metavar="KIND[,option=value...]",
-        help="an evaluation by name, with other options than its defaults; label=NAME names it in the results; may be repeated",
+        help="an evaluation and its options; label=NAME names it in the results; may be repeated",
     )  # fmt: skip
     sub.add_argument(
         "--subjects", metavar="NAME[,NAME...]",
-        help="what to measure, of trained, untrained, pixels (default: trained, and baselines of the config that were not measured yet)",
+        help="of trained, untrained, pixels (default: trained, and baselines of the config that were not measured yet)",
     )  # fmt: skip
 
 
 def main(args, overrides) -> int:
-    from ssl_jax.experiment.evaluate import evaluate  # JAX, which --help does without
+    from ssl_jax.experiment.evaluate import evaluate  # imports JAX, which --help avoids
 
     evaluate(args.workdir, overrides, args.step, args.eval, args.subjects)
     return 0

@@ -9,7 +9,7 @@ from ssl_jax.launchers import jobs
 
 def add_arguments(sub) -> None:
     add_workdir(sub)
-    sub.add_argument("--lines", type=int, default=100, help="how many of the last ones (default: 100)")
+    sub.add_argument("--lines", type=int, default=100, help="how many of the last lines (default: 100)")
     sub.add_argument("--follow", action="store_true", help="go on printing until the job has ended")
 
 

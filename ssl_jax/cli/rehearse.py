@@ -1,21 +1,23 @@
-"""Compile the train step of a config for devices that are not there, and tell what it needs; no data, no weights, no accelerator.
+"""Compile the train step of a config for devices that are not there and print what it needs. Needs no data, weights or accelerator.
 
   python launch.py rehearse --config=configs/simclr.py:imagenet --topology=cpu:8
   python launch.py rehearse --config=configs/vq_prior.py:imagenet256_base --topology=v5e:16x16 --output=rehearsal.json
   python launch.py rehearse --config=configs/supervised.py:imagenet_vit_g14 --topology=v5p:4x4x4 --fit
 
-It is the step that `train` runs: the same method, optimizers, shardings and donated state, for `config.mesh` over all devices of the
-topology. A stage without a workdir is that of its recipe. Sizes of data are known for common datasets; say --config.data.examples=N
-(and data.num_classes, data.image_shape) of others.
+The step is the one that `train` runs: the same method, optimizers, shardings and donated state, with `config.mesh` over all devices
+of the topology. A stage without a workdir takes the config of its recipe. The sizes of common datasets are known; for others give
+--config.data.examples=N (and data.num_classes, data.image_shape).
 
-TPUs need their compiler, libtpu (requirements-rehearse.txt), and no TPU; without it as many fake CPU devices take their place. GPUs
-(h100:HOSTSxGPUS, h200) need theirs (requirements-rehearse-gpu.txt). The time of a step is predicted: the bound of the slowest of
-arithmetic, memory and network, and the band in which published runs, on TPUs, lay; for several GPUs the bound of arithmetic and memory
-only. Exit code 1: it does not fit into the memory, of GPUs into the share that JAX takes (75 %, or XLA_CLIENT_MEM_FRACTION). GPUs are
-rehearsed with XLA's attention: with cuDNN's, which needs a GPU, long sequences take less memory than told.
+TPUs need their compiler, libtpu (requirements-rehearse.txt), but no TPU. Without libtpu as many fake CPU devices take their place.
+GPUs (h100:HOSTSxGPUS, h200) need requirements-rehearse-gpu.txt. They are rehearsed with XLA's attention. cuDNN's, which needs a
+GPU, takes less memory for long sequences.
+
+The predicted step time is the bound of the slowest of arithmetic, memory and network, with the band that published TPU runs
+reached; for several GPUs without the network. Exit code 1: the step does not fit into the memory, of GPUs into the share that JAX
+takes (75 %, or XLA_CLIENT_MEM_FRACTION).
 
 --fit tries meshes, batches (half, twice) and rematerializations, and prints those that fit by predicted images per second. Another
-batch is another recipe: its rates are the config's, scaled as the config says.
+batch size is another recipe: learning rates are scaled as the config says.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ from ssl_jax.rehearsal.chips import DECODED, EXAMPLES
 def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     sub.add_argument("--topology", required=True, help=f"devices to compile for: {EXAMPLES}")
-    sub.add_argument("--slices", type=int, default=1, help="how many such slices, joined by the network of their hosts (default: 1)")
-    sub.add_argument("--fit", action="store_true", help="look for a mesh, a batch and a rematerialization that fit, the fastest first")
+    sub.add_argument("--slices", type=int, default=1, help="number of slices, joined by the network of their hosts (default: 1)")
+    sub.add_argument("--fit", action="store_true", help="search for meshes, batches and rematerializations that fit")
     sub.add_argument("--effort", choices=("quick", "full"), default="quick", help="of the compiler (default: quick)")
     sub.add_argument(
-        "--decode-rate", type=float, default=DECODED, help=f"images that a core of a host reads per second (default: {DECODED:.0f})"
+        "--decode-rate", type=float, default=DECODED, help=f"images per second that one CPU core decodes (default: {DECODED:.0f})"
     )
-    sub.add_argument("--output", type=Path, help="file to write what was found to, as JSON")
+    sub.add_argument("--output", type=Path, help="JSON file for the results")
 
 
 def main(args, overrides) -> int:
-    from ssl_jax.engine.checkpoint import write_json  # JAX, which --help does without
+    from ssl_jax.engine.checkpoint import write_json  # imports JAX, which --help avoids
     from ssl_jax.experiment.rehearse import rehearse_config
     from ssl_jax.report.rehearsal_tables import show, show_fit
 

@@ -1,11 +1,10 @@
-"""Turn a workdir into one self-contained HTML page.
+"""Write a workdir as one self-contained HTML page.
 
   python launch.py report --workdir=runs/simclr
 
-Writes report.html into the workdir: verdict, table of evaluations with their protocols, curves, augmented views,
-nearest neighbors, settings, versions, warnings. It reads only what the run has written, so it works while the run
-goes on, on another machine, and on a run that has failed: what is missing is named on the page.
-`train` writes it in the end.
+Writes WORKDIR/report.html: verdict, table of evaluations with their protocols, curves, augmented views, nearest neighbors,
+settings, versions, warnings. It reads files of the workdir only, so it works during a run, on another machine, and on a failed run;
+the page names what is missing. `train` writes it at its end.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Pictures of a run that generates.
+"""Write image grids of a generative run.
 
   python launch.py sample --workdir=runs/gan
   python launch.py sample --workdir=runs/gan --count=100 --seed=1 --truncation=0.5 --step=4000
   python launch.py sample --workdir=runs/prior --acceptance=0.5
 
 Writes to WORKDIR/samples/ (or --output):
-  grid.png            samples with averaged weights and standing statistics, one row per class where there are classes; with
+  grid.png            samples with averaged weights and standing statistics, one row per class of conditional models; with
                       --acceptance=0.5 the half of each class that a classifier on the features of --extractor prefers
-  truncation.png      a row per strength: the same latents, ever nearer to the middle (where latents can be truncated)
-  interpolation.png   a row per pair of latents: the way from one to the other (on the sphere for normal latents; not of tokens)
+  truncation.png      a row per truncation strength of the same latents (where latents can be truncated)
+  interpolation.png   a row per pair of latents: the path between them (on the sphere for normal latents; not for tokens)
   mixing.png          StyleGAN: coarse styles of the row, fine styles of the column
-  reconstruction.png  methods that decode what they encode (tokenizers and autoencoders have this page only): test images above that
-  traversal.png       variational autoencoders: a row per latent, which takes values from -3 to 3 in the code of a test image
-  completion.png      priors: rows of test images, what is kept of them, and as many pictures as go on from there
-  neighbors.png      a row per sample: the sample, then the training images nearest to it in the features of --extractor
+  reconstruction.png  test images above their reconstructions (the only page of tokenizers and autoencoders)
+  traversal.png       variational autoencoders: a row per latent, with values from -3 to 3 in the code of a test image
+  completion.png      priors: test images, the part that is kept, and completions of it
+  neighbors.png       a row per sample: the sample, then its nearest training images in the features of --extractor
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ssl_jax.errors import UserError
 def add_arguments(sub) -> None:
     add_workdir(sub)
     sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    sub.add_argument("--count", type=int, default=64, help="pictures in the grid (default 64)")
+    sub.add_argument("--count", type=int, default=64, help="images in the grid (default 64)")
     sub.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
-    sub.add_argument("--truncation", type=float, help="of all pictures but those of truncation.png (default: none)")
+    sub.add_argument("--truncation", type=float, help="of all pages but truncation.png (default: none)")
     sub.add_argument("--acceptance", type=float, default=1.0, help="share of each class that grid.png keeps (default 1: all)")
     sub.add_argument("--extractor", default="random_conv", help="features of neighbors.png and --acceptance (see config.evals)")
     sub.add_argument("--output", type=Path, help="folder (default: WORKDIR/samples)")
@@ -42,7 +42,7 @@ def main(args, overrides) -> int:
         raise UserError(f"--count={args.count} must be at least 1")
     if args.truncation is not None and args.truncation < 0:
         raise UserError(f"--truncation={args.truncation} must not be negative; leave it out for none")
-    from ssl_jax.experiment.sample_pages import save_pages  # JAX, which --help does without
+    from ssl_jax.experiment.sample_pages import save_pages  # imports JAX, which --help avoids
 
     choices = (args.count, args.seed, args.truncation, args.acceptance, args.extractor)
     for path in save_pages(args.workdir, args.output or args.workdir / "samples", args.step, *choices):

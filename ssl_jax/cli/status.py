@@ -1,4 +1,4 @@
-"""Tell how the job is that was submitted from a workdir."""
+"""Print the state of the job that was submitted from a workdir."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def add_arguments(sub) -> None:
 def main(args, rest) -> int:
     refuse_rest(rest)
     job, engine = jobs.read(args.workdir)
-    print(f"{job['engine']} job {job['id']}: {engine.state(job, args.workdir).told}{progress(args.workdir)}")
+    print(f"{job['engine']} job {job['id']}: {engine.state(job, args.workdir).text}{progress(args.workdir)}")
     return 0
 
 
 def progress(workdir: Path) -> str:
-    """'; step 12' of what has been logged, where the metrics can be seen from here."""
+    """'; step 12 is the last one logged', or '' where the metrics cannot be seen from here."""
     last = max((line["step"] for line in read_metrics(workdir)), default=None)
     return "" if last is None else f"; step {last} is the last one logged"

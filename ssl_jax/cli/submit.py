@@ -1,16 +1,17 @@
-"""Have a config trained by Slurm, on GKE, on a Cloud TPU, or detached on this machine.
+"""Train a config on Slurm, on GKE, on a Cloud TPU, or detached on this machine.
 
   python launch.py submit --to=local --config=configs/simclr.py --workdir=runs/a
-  python launch.py submit --to=slurm --config=configs/simclr.py:imagenet --workdir=/shared/runs/a --nodes=2 --processes_per_node=8 \\
-      --gres=gpu:8 --partition=a100 --time=24:00:00
-  python launch.py submit --to=gke --config=configs/simclr.py:imagenet --workdir=runs/a --topology=v5e:16x16 --image=IMAGE --claim=CLAIM
+  python launch.py submit --to=slurm --config=configs/simclr.py:imagenet --workdir=/shared/runs/a --nodes=2 \\
+      --processes_per_node=8 --gres=gpu:8 --partition=a100 --time=24:00:00
+  python launch.py submit --to=gke --config=configs/simclr.py:imagenet --workdir=runs/a --topology=v5e:16x16 \\
+      --image=IMAGE --claim=CLAIM
   python launch.py submit --to=tpu-vm --config=configs/simclr.py:imagenet --workdir=runs/a --vm=NAME --zone=ZONE --topology=v5e:2x4
 
-With --dry_run nothing is sent, and exactly what would be sent is printed. A config that `train` would refuse is refused here. What was
-sent stands in WORKDIR/job.json, which `launch.py status`, `logs` and `cancel --workdir=...` read; a workdir has one job at a time.
+--dry_run prints exactly what would be sent and sends nothing. A config that `train` would refuse is refused here. WORKDIR/job.json
+records what was sent; `launch.py status`, `logs` and `cancel --workdir=...` read it. A workdir has one job at a time.
 
-All engines run the same command, start it again when it does not end with 0 (at most --max_restarts times, and not after bad input,
-exit code 2), and it goes on from its workdir. A job that is preempted, canceled or near the end of its time gets SIGTERM and saves.
+All engines run the same command. They restart it when it does not end with 0, at most --max_restarts times, and not after bad input
+(exit code 2); it resumes from its workdir. A job that is preempted, canceled or near the end of its time gets SIGTERM and saves.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from ssl_jax.launchers import jobs
 
 
 def add_arguments(sub) -> None:
-    sub.add_argument("--to", required=True, choices=list(jobs.ENGINES), help="who runs it")
+    sub.add_argument("--to", required=True, choices=list(jobs.ENGINES), help="where it runs")
     sub.add_argument(
         "--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides"
     )
     add_workdir(sub)
     sub.add_argument(
-        "--max_restarts", type=int, default=10, help="how often it is started again by itself (default: 10)"
+        "--max_restarts", type=int, default=10, help="how often it is restarted automatically (default: 10)"
     )
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, as `train` does")
     sub.add_argument("--dry_run", action="store_true", help="print what would be sent, and send nothing")
@@ -37,10 +38,10 @@ def add_arguments(sub) -> None:
 
 
 def parser(name: str) -> argparse.ArgumentParser:
-    """Of the flags that only one engine has."""
-    made = Parser(prog=f"launch.py submit --to={name}", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
-    jobs.engine(name).add_arguments(made.add_argument_group(f"with --to={name}"))
-    return made
+    """The parser of the flags that only this engine has."""
+    found = Parser(prog=f"launch.py submit --to={name}", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    jobs.engine(name).add_arguments(found.add_argument_group(f"with --to={name}"))
+    return found
 
 
 def main(args, rest) -> int:
@@ -55,15 +56,15 @@ def main(args, rest) -> int:
     if args.max_restarts < 0:
         raise UserError(f"--max_restarts={args.max_restarts} must not be negative")
     from ssl_jax.engine.timing import Trace
-    from ssl_jax.experiment import training  # JAX, which --help does without
+    from ssl_jax.experiment import training  # imports JAX, which --help avoids
 
-    training.load(args.config, overrides)
-    Trace(args.workdir, args.profile)  # raises UserError for what is no range of steps
+    training.load_config(args.config, overrides)
+    Trace(args.workdir, args.profile)  # raises UserError for a wrong range of steps
     flags = [*overrides, *([f"--profile={args.profile}"] if args.profile else [])]
     before = jobs.earlier(args.workdir)
     number = before["number"] + 1 if before else 1
-    order = jobs.JobRequest(args.config, flags, args.workdir, args.max_restarts, number, options, left)
-    sent = engine.describe(order)
+    request = jobs.JobRequest(args.config, flags, args.workdir, args.max_restarts, number, options, left)
+    sent = engine.describe(request)
     if args.dry_run:
         print(sent)
         return 0
@@ -71,7 +72,7 @@ def main(args, rest) -> int:
         state = jobs.engine(before["engine"]).state(before, args.workdir)
         if state.alive:
             raise UserError(
-                f"{before['engine']} job {before['id']} of --workdir={args.workdir} is {state.told}; wait for it, or "
+                f"{before['engine']} job {before['id']} of --workdir={args.workdir} is {state.text}; wait for it, or "
                 f"`python launch.py cancel --workdir={args.workdir}`"
             )
     try:
@@ -80,6 +81,6 @@ def main(args, rest) -> int:
         raise UserError(
             f"--workdir={args.workdir} cannot be written ({error.strerror}); choose another directory"
         ) from None
-    job = jobs.record(order, args.to, sent, engine.submit(order))
-    print(f"{args.to} job {job['id']} submitted; `python launch.py status --workdir={args.workdir}` tells how it is")
+    job = jobs.record(request, args.to, sent, engine.submit(request))
+    print(f"{args.to} job {job['id']} submitted; `python launch.py status --workdir={args.workdir}` prints its state")
     return 0

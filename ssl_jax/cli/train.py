@@ -3,10 +3,10 @@
   python launch.py train --config=configs/simclr.py --workdir=runs/simclr
   python launch.py train --config=configs/simclr.py:cifar10 --workdir=runs/c10 --config.seed=1 --config.optim.net.lr=0.1
 
-The same command on the same workdir goes on from the last checkpoint that can be trusted, to the same numbers as a run that
-was never stopped. SIGTERM saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came
-after the last checkpoint. The workdir holds config.json, vocabulary.json (of texts), metrics.jsonl, log.txt, checkpoints/,
-pictures/, evaluations.json, report.html.
+The same command on the same workdir resumes from the last intact checkpoint, to the same numbers as an uninterrupted run. SIGTERM
+saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came after the last
+checkpoint. The workdir holds config.json, vocabulary.json (of texts), metrics.jsonl, log.txt, checkpoints/, pictures/,
+evaluations.json, report.html.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from ssl_jax.launchers import supervise
 def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     add_workdir(sub)
-    sub.add_argument("--processes", type=int, help="run as so many processes on this machine (on GPUs, one for each)")
+    sub.add_argument("--processes", type=int, help="number of processes on this machine (on GPUs, one for each)")
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
-    sub.add_argument("--max_restarts", type=int, default=0, help="how often all --processes (or one) are started again when one fails")
+    sub.add_argument("--max_restarts", type=int, default=0, help="how often all processes are restarted when one fails")
     sub.add_argument(
         "--saved_code", type=int, default=0,
-        help="exit code after a SIGTERM that saved (default: 0); engines that start a job again until it ends with 0 want another one",
+        help="exit code after a SIGTERM that saved (default: 0); schedulers that restart a job until it exits with 0 need another",
     )  # fmt: skip
 
 
 def main(args, overrides) -> int:
     processes = 1 if args.processes is None and args.max_restarts else args.processes
     if processes is not None and launch_environment.launched_process(os.environ) is None:
-        started = launch_environment.detect_launcher(os.environ)
-        if args.processes is None and started:
-            raise UserError(f"--max_restarts={args.max_restarts}: {started} has started these processes, and has to start them again")
+        launcher = launch_environment.detect_launcher(os.environ)
+        if args.processes is None and launcher:
+            raise UserError(f"--max_restarts={args.max_restarts}: {launcher} started these processes and has to restart them")
         flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
         command = ["train", *flags, *overrides]
         return supervise.supervise(command, processes, args.workdir, args.max_restarts, args.saved_code)
-    from ssl_jax.experiment import training  # JAX, which --help and the supervisor of processes do without
+    from ssl_jax.experiment import training  # imports JAX, which --help and `supervise` avoid
     from ssl_jax.report.write import write_report
 
-    return training.run(args.config, overrides, args.workdir, write_report, args.profile, args.saved_code)
+    return training.run_training(args.config, overrides, args.workdir, write_report, args.profile, args.saved_code)

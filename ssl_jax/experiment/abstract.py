@@ -1,4 +1,4 @@
-"""A run described without data, weights or devices: the assembly of `train`, of shapes alone."""
+"""An experiment of shapes alone, without data, weights or devices, built by the functions that `train` uses."""
 
 from __future__ import annotations
 
@@ -19,52 +19,56 @@ from ssl_jax.experiment.workdir import read_config
 from ssl_jax.methods import build_method
 
 
-class Abstract(NamedTuple):
-    """What `assemble` returns, as far as it is known without anything to run."""
+class AbstractExperiment(NamedTuple):
+    """The fields of an `Experiment` that are known from shapes."""
 
     config: Any  # resolved
     method: Method
-    run: loop.CompiledRun  # `abstract` and `trace` are for use
+    run: loop.CompiledRun  # only `abstract`, `trace` and `root` may be used
     example: Mapping[str, jax.ShapeDtypeStruct]  # a global batch
     total: int  # steps
 
 
-def build_abstract(config, devices, platform: str) -> Abstract:
-    """The run of `config` on `devices`, which may be descriptions of some. `platform` decides what dtype='auto' is.
+def build_abstract(config, devices, platform: str) -> AbstractExperiment:
+    """Describe the run of `config` on `devices`.
+
+    Args:
+        devices: real ones, or descriptions such as those of `jax.experimental.topologies`.
+        platform: decides what dtype='auto' is.
 
     Raises:
-        UserError: as `assemble`.
+        UserError: as `build_experiment`.
     """
-    mesh, known = sharding.make_mesh(config.mesh, devices), facts(config.data)
-    config = fill_in(config, known, platform)
-    total = configs.resolve(config, known.examples)["total"]
+    mesh, data = sharding.make_mesh(config.mesh, devices), facts(config.data)
+    config = fill_in(config, data, platform)
+    total = configs.resolve(config, data.examples)["total"]
     config, frozen = abstract_stages(config, platform)
     method = build_method(config)
     frozen |= {name: jax.eval_shape(read) for name, read in method.frozen.items()}
-    check_inputs(config, method, known, mesh)
-    check_size(config.batch_size, config.data.name, config.data.train_split, known.examples)
+    check_inputs(config, method, data, mesh)
+    check_size(config.batch_size, config.data.name, config.data.train_split, data.examples)
     run, _, example = make_run(config, method, mesh, total, frozen, abstract=True)
-    return Abstract(config, method, run, example, total)
+    return AbstractExperiment(config, method, run, example, total)
 
 
 def abstract_stages(config, platform: str) -> tuple[Any, dict]:
-    """`open_stages` of shapes: a stage is the config of its workdir, or of its recipe where it has none; no weights are read."""
+    """As `open_stages`, with shapes for weights. A stage without a workdir takes the config of its recipe."""
     config, frozen = config.copy_and_resolve_references(), {}
     with config.unlocked():
         for name, stage in config.get("stages", {}).items():
             if stage.workdir:
-                below = read_config(Path(stage.workdir))
+                stage_config = read_config(Path(stage.workdir))
             else:
                 if not Path(stage.recipe.partition(":")[0]).is_file():
-                    raise UserError(f"config.stages.{name}.recipe={stage.recipe}: no such file; run this where the configs are")
-                below = configs.load(stage.recipe)
-                below = fill_in(below, facts(below.data), platform)
-            config.stages[name].config, frozen[name] = _weights(below, platform)
+                    raise UserError(f"config.stages.{name}.recipe={stage.recipe}: no such file; run this where configs/ is")
+                stage_config = configs.load(stage.recipe)
+                stage_config = fill_in(stage_config, facts(stage_config.data), platform)
+            config.stages[name].config, frozen[name] = _weights(stage_config, platform)
     return config, frozen
 
 
 def _weights(config, platform: str) -> tuple[Any, dict]:
-    """(a config that is filled in with its stages, {'params': shapes, 'mutable': shapes})."""
+    """(`config` with its stages filled in, {'params': shapes, 'mutable': shapes})."""
     config, frozen = abstract_stages(config, platform)
     method = build_method(config)
     batch = {name: spec.batch(8) for name, spec in method.inputs.items()}

@@ -1,4 +1,4 @@
-"""What a trained model has to beat: the same evaluations of its own initial state, and of raw pixels."""
+"""The baselines of a run: the same evaluations of its initial state and of raw pixels."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
-from ssl_jax.experiment.build import Experiment, any_context, raw_pixels
+from ssl_jax.experiment.contexts import model_context, raw_pixel_context
 from ssl_jax.experiment.evaluations import Evaluations
+from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.warm_start import warm_start
 
 log = logging.getLogger(__name__)
 BASELINES = ("raw pixels", "untrained")
 
 
-def initial_state(this: Experiment) -> State:
-    """The state at step 0, from the seed of the run; where the run began with weights of another one, it has those.
+def initial_state(experiment: Experiment) -> State:
+    """The state at step 0: initialized from the seed, then with the weights of `config.warm_start`.
 
     Raises:
-        UserError: those weights are not there any more.
+        UserError: the run of `config.warm_start` is gone.
     """
-    state, start = this.run.init(), this.config.warm_start
+    state, start = experiment.run.init(), experiment.config.warm_start
     return warm_start(state, start.workdir, start.rules) if start.workdir else state
 
 
-def baseline_context(this: Experiment, name: str) -> Context:
-    """Of 'raw pixels' or 'untrained'."""
-    return raw_pixels(this.config, this.run.mesh) if name == "raw pixels" else any_context(this, initial_state(this))
+def baseline_context(experiment: Experiment, name: str) -> Context:
+    """The context of 'raw pixels' or 'untrained'."""
+    if name == "raw pixels":
+        return raw_pixel_context(experiment.config, experiment.run.mesh)
+    return model_context(experiment, initial_state(experiment))
 
 
-def add_missing(this: Experiment, evaluations: Evaluations, names: Sequence[str]) -> None:
-    """Measure those evaluations of the baselines `names` that are not there yet under the protocol of the newest ones of 'trained'."""
+def add_missing(experiment: Experiment, evaluations: Evaluations, names: Sequence[str]) -> None:
+    """Measure the baselines `names` where they lack an evaluation that 'trained' has, under the same protocol."""
     for name in names:
         labels = evaluations.not_beside_trained(name)
         if name == "raw pixels":
@@ -42,15 +45,15 @@ def add_missing(this: Experiment, evaluations: Evaluations, names: Sequence[str]
         if not labels:
             continue
         try:
-            context = baseline_context(this, name)
-        except UserError as error:  # what a run began with may be gone by now, and the run goes on without it
+            context = baseline_context(experiment, name)
+        except UserError as error:  # the run of `config.warm_start` may be gone; training needs it no longer
             log.warning("%r is not measured: %s", name, error)
             continue
         evaluations.add(name, 0, context, labels)
 
 
 def unmeasurable(config, spec: evals.Evals) -> dict[str, str]:
-    """{label: what is missing}: evaluations that read a feature, such as the label, which the data do not have."""
+    """{label: reason} of the evaluations that read a feature, such as the label, which the data lack."""
     if not spec:
         return {}
     source = open_source(config.data.name, config.data.train_split, config.data.data_dir)

@@ -1,4 +1,4 @@
-"""From `--config=FILE.py[:variant] --config.a.b=value` to a locked, resolved config; every mistake is one line."""
+"""Load `--config=FILE.py[:variant] --config.a.b=value` as a locked config; every mistake is one line."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ssl_jax.engine import durations
 from ssl_jax.engine.renamed_keys import refuse_old_names, refuse_override, translate
 from ssl_jax.errors import UserError
 
-# What may differ when a run goes on in its workdir: where and how often, never what is trained. With another eval_batch_size, which has
-# to divide over other devices, a sampler is measured on other samples of the same distribution, as with another seed. The same goes for
-# a stage, whose weights have a fingerprint wherever they lie.
+# Keys that may differ when a run resumes in its workdir. They say where and how often, never what is trained. Another
+# eval_batch_size, for another number of devices, evaluates a generator on other samples, as another seed would. `workdir` is
+# that of a stage, whose weights are checked by fingerprint.
 MAY_CHANGE = (
     "mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "best_metric", "evals",
     "eval_batch_size", "workdir",
 )  # fmt: skip
-OPEN = ("data.features", "data.kinds", "data.vocabulary", "data.specs")  # whose keys are names of features, so that any may be added
+OPEN = ("data.features", "data.kinds", "data.vocabulary", "data.specs")  # tables to which overrides may add names of features
 STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")
 DURATION = re.compile(r"total|evaluate_every|checkpoint_every|optim\.[^.]+\.warmup")
 
@@ -35,7 +35,7 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
     """The config of `FILE.py[:variant]` with `--config.a.b=value` overrides applied, locked.
 
     Raises:
-        UserError: no such file or variant, no `get_config`, an unknown key, one of an earlier version, a value of the wrong type.
+        UserError: no such file or variant, no `get_config`, an unknown or renamed key, or a value of the wrong type.
     """
     path, _, variant = path_and_variant.partition(":")
     if not Path(path).is_file():
@@ -59,8 +59,11 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     """Apply `--config.a.b=value` arguments with the types of the values they replace.
 
-    `--config.evals.NAME.kind=KIND` adds an evaluation, and `--config.evals.NAME.option=value` an option of one. Keys of OPEN are names
-    of features, so that any may be added.
+    `--config.evals.NAME.kind=KIND` adds an evaluation, and `--config.evals.NAME.option=value` an option of one. The tables of OPEN
+    take any key.
+
+    Raises:
+        UserError: an unknown or renamed key, or a value of the wrong type.
     """
     for argument in overrides:
         name, equals, value = argument.removeprefix("--config.").partition("=")
@@ -92,7 +95,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
 
 
 def _add_feature(config, argument: str) -> bool:
-    """Whether `argument` sets a key of OPEN; it is set then."""
+    """Set a key of a table in OPEN; returns False where `argument` is of another key."""
     name, _, value = argument.removeprefix("--config.").partition("=")
     where, _, key = name.rpartition(".")
     if where not in OPEN or where.removeprefix("data.") not in config.data:
@@ -103,7 +106,7 @@ def _add_feature(config, argument: str) -> bool:
 
 
 def _added_evaluations(config: Mapping, overrides: Sequence[str]) -> dict[str, tuple]:
-    """{argument: (label, option, value)} of those that add an evaluation to config.evals, or an option to one."""
+    """{argument: (label, option, value)} of the overrides that add an evaluation to config.evals, or an option to one."""
     own = config.get("evals", {})
     matches = {argument: re.match(r"--config\.evals\.(\w+)\.(\w+)=(.*)", argument, re.DOTALL) for argument in overrides}
     found = {argument: match.groups() for argument, match in matches.items() if match}
@@ -115,7 +118,7 @@ def _added_evaluations(config: Mapping, overrides: Sequence[str]) -> dict[str, t
 
 
 def literal(text: str):
-    """A Python literal, or a word."""
+    """`text` as a Python literal, else as a word."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -123,25 +126,25 @@ def literal(text: str):
 
 
 def _check_key(config: Mapping, name: str) -> None:
-    at, walked = config, []
+    node, walked = config, []
     for part in name.split("."):
         part = part.partition("[")[0]
-        keys = list(at.keys()) if isinstance(at, Mapping | ml_collections.ConfigDict) else []
+        keys = list(node.keys()) if isinstance(node, Mapping | ml_collections.ConfigDict) else []
         if part not in keys:
             near = difflib.get_close_matches(part, keys, 1)
             where = ".".join(["config", *walked])
             hint = f"did you mean {where}.{near[0]}?" if near else f"{where} has {', '.join(sorted(keys)) or 'no keys'}"
             hint += f"; --config.evals.{part}.kind=KIND adds one" if walked == ["evals"] else ""
             raise UserError(f"unknown key {where}.{part}; {hint}")
-        at = at[part]
+        node = node[part]
         walked.append(part)
 
 
 def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
-    """Durations in steps: {'total', 'evaluate', 'checkpoint'} for a dataset of `examples`; an interval of 0 is the whole run.
+    """{'total', 'evaluate', 'checkpoint'} in steps, for a dataset of `examples`; an interval of 0 becomes the whole run.
 
     Raises:
-        UserError: a run of zero steps, or an impossible interval.
+        UserError: a run of zero steps, or an interval that is no duration.
     """
     total = durations.to_steps(config.total, "config.total", config.batch_size, examples)
     evaluate, checkpoint = (
@@ -158,34 +161,34 @@ def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
 
 
 def plain(config) -> dict:
-    """A config as JSON types: what is written to the workdir and into the checkpoint."""
+    """A config as JSON types, as the workdir and checkpoints store it."""
     return json.loads(config.to_json_best_effort() if hasattr(config, "to_json_best_effort") else json.dumps(config))
 
 
 def from_plain(values: Mapping) -> ml_collections.ConfigDict:
-    """The inverse of `plain`, locked; `values` may be of an earlier version."""
+    """The inverse of `plain`, locked; `values` may have the keys of an earlier version."""
     return ml_collections.ConfigDict(translate(values)).lock()
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """'model.temperature: 0.5 -> 0.1' for every key that differs and is not free to, of two configs of this version."""
-    told = []
+    """'model.temperature: 0.5 -> 0.1' for every key that differs but those of MAY_CHANGE; both have the keys of this version."""
+    lines = []
     for key in sorted(set(old) | set(new)):
         name = f"{prefix}{key}"
         if STAGE.sub("", name).startswith(MAY_CHANGE):
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            told += differences(a, b, f"{name}.")
+            lines += differences(a, b, f"{name}.")
         elif key not in old and b == {}:
-            continue  # a table that runs of before do not have
+            continue  # a table that earlier versions did not have
         elif a != b and not _same_duration(name, a, b):
-            told.append(f"{name}: {a} -> {b}")
-    return told
+            lines.append(f"{name}: {a} -> {b}")
+    return lines
 
 
 def _same_duration(name: str, a, b) -> bool:
-    """Whether both are one duration in one unit, such as '45 epochs' and '45.0 epochs'."""
+    """Whether both are the same duration in the same unit, such as '45 epochs' and '45.0 epochs'."""
     if not DURATION.fullmatch(STAGE.sub("", name)):
         return False
     try:

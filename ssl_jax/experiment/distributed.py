@@ -1,4 +1,4 @@
-"""The other processes of a run: found by JAX on Slurm, GKE, Cloud TPU and Open MPI, or started here by `--processes`."""
+"""Start JAX, with the other processes of a run: found on Slurm, GKE, Cloud TPU and Open MPI, or started by `train --processes`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,89 +22,99 @@ from ssl_jax.experiment.launch_environment import TPU_VM, detect_launcher, launc
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 30  # seconds after which a process that has died or was stopped is missed, and all others abort
+HEARTBEAT = 30  # seconds without a sign of life after which JAX takes a process for dead and all others abort
+
+
+def start_jax() -> None:
+    """Join the other processes of the run and set the persistent compilation cache. Every process calls this first."""
+    initialize()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_jax" / "xla"
+    if not jax.config.jax_compilation_cache_dir:  # else JAX_COMPILATION_CACHE_DIR is set
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
 
 def initialize() -> None:
-    """Become one of the processes of a run; nothing for a process of its own. To be called before anything asks for a device.
+    """Join the other processes of the run, before anything asks for a device. Does nothing for a single process.
 
-    Where the others do not come within a few minutes, JAX ends the process with SIGABRT; what else keeps it from joining ends it with
-    exit code 1. Neither is bad input: both are worth another start.
+    Where the others do not come within a few minutes, JAX ends this process with SIGABRT. Other failures to join end it with exit
+    code 1. Neither is bad input: a restart may help.
 
     Raises:
-        UserError: a host of several does not know that it is one.
+        UserError: this is one host of a TPU with several, and the environment does not say so.
         MachineFault: the port of the coordinator is taken.
     """
     if jax.distributed.is_initialized():
         return
-    told, found = launched_process(os.environ), detect_launcher(os.environ)
-    if told is None and found is None:
-        if jax.process_count() > 1:  # the driver of a TPU knows all hosts of its slice; checkpoints and SIGTERM need them joined
+    launched, launcher = launched_process(os.environ), detect_launcher(os.environ)
+    if launched is None and launcher is None:
+        if jax.process_count() > 1:  # the TPU driver knows all hosts of its slice; checkpoints and SIGTERM need jax.distributed
             raise UserError(f"this is one of {jax.process_count()} hosts of a TPU; start every one of them with {TPU_VM}=1")
         return
-    if told is not None and told.process == 0:
-        _check_port(told.coordinator)
+    if launched is not None and launched.process == 0:
+        _check_port(launched.coordinator)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        if told is not None:
-            gpu = [told.process] if told.processes > 1 else None  # one each, of those that CUDA_VISIBLE_DEVICES leaves
+        if launched is not None:
+            gpu = [launched.process] if launched.processes > 1 else None  # an index into CUDA_VISIBLE_DEVICES
             jax.distributed.initialize(
-                told.coordinator, told.processes, told.process, gpu, "deactivate", heartbeat_timeout_seconds=HEARTBEAT,
+                launched.coordinator, launched.processes, launched.process, gpu, "deactivate", heartbeat_timeout_seconds=HEARTBEAT,
                 initialization_timeout=120,
             )  # fmt: skip
         else:
             jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         line = (str(error).strip().splitlines() or [""])[0]
-        others = found or "on this machine"
+        others = launcher or "on this machine"
         sys.exit(f"error: the other processes ({others}) could not be joined ({line[:160]}); are all of them running?")
-    if jax.process_count() == 1:  # JAX would keep every SIGTERM for a step that all agree on, and none comes before the first one
+    if jax.process_count() == 1:  # JAX holds SIGTERM back until a step, so that none would end a process before its first step
         signal.signal(signal.SIGTERM, before)
-    log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), found or "started on this machine")
+    log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), launcher or "started on this machine")
 
 
 def _check_port(coordinator: str) -> None:
-    """Before JAX does, which ends with a segmentation fault where it is taken: `launchers.supervise` saw it free, and another was faster.
+    """Check that the port is still free, as `launchers.supervise` saw it. JAX ends with a segmentation fault where it is taken.
 
     Raises:
-        MachineFault: since another start takes another port.
+        MachineFault: the port is taken; a restart takes another one.
     """
     port = int(coordinator.rpartition(":")[2])
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        told = os.strerror(error.errno)
-        raise MachineFault(f"port {port} of the coordinator is taken ({told}); start again, which takes another one") from None
+        reason = os.strerror(error.errno)
+        raise MachineFault(f"port {port} of the coordinator is taken ({reason}); start again, which takes another port") from None
 
 
 def abort(error: BaseException) -> None:
-    """End this process at once, with what went wrong, if it is one of several: whatever it closed, it would wait for the others, and
-    they wait for it. Nothing for a process of its own.
+    """Print `error` and end this process at once if it is one of several. Does nothing for a single process.
+
+    An orderly end would deadlock: closing checkpoints waits for the other processes, which wait for this one.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        told = isinstance(error, (UserError, MachineFault))
-        if told:
+        expected = isinstance(error, (UserError, MachineFault))
+        if expected:
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exception(error)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(error.code if told else 1)
+        os._exit(error.code if expected else 1)
 
 
 def is_lead() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is process 0, which alone writes logs and tables."""
     return jax.process_index() == 0
 
 
 def check_same_config(config: Mapping) -> None:
-    """Raises UserError, in every process, where their configs are not the same."""
+    """Raises UserError, in every process, where the processes have different configs."""
     if jax.process_count() == 1:
         return
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest()
-    all_of_them = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    others = [i for i, theirs in enumerate(all_of_them) if not np.array_equal(theirs, all_of_them[0])]
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    others = [i for i, theirs in enumerate(digests) if not np.array_equal(theirs, digests[0])]
     if others:
-        told = ", ".join(map(str, others))
-        raise UserError(f"the config of process {told} is not that of process 0; start all processes with the same command")
+        names = ", ".join(map(str, others))
+        raise UserError(f"the config of process {names} is not that of process 0; start all processes with the same command")

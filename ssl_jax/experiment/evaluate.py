@@ -1,4 +1,4 @@
-"""Evaluations of a checkpoint by name, with the baselines that it has to beat."""
+"""Evaluates a checkpoint by the names of evaluations, with the baselines of the run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
+from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, unmeasurable
-from ssl_jax.experiment.build import any_context, build_experiment, start_jax
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context
+from ssl_jax.experiment.distributed import start_jax
 from ssl_jax.experiment.evaluations import Evaluations
+from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.workdir import read_config
 
 log = logging.getLogger(__name__)
@@ -24,14 +28,18 @@ SUBJECTS = {"trained": "trained", **{name: name for name in BASELINES}, "pixels"
 
 
 def evaluate(
-    workdir: Path, overrides: Sequence[str] = (), step: int | None = None, wanted: Sequence[str] = (), subject_names: str | None = None
+    workdir: Path,
+    overrides: Sequence[str] = (),
+    step: int | None = None,
+    wanted: Sequence[str] = (),
+    subject_names: str | None = None,
 ) -> None:
     """Evaluate checkpoint `step` (None: the newest) of a run; prints the table and writes evaluations.json.
 
     Args:
-        overrides: --config.KEY=VALUE arguments, of evaluations or data.
-        wanted: evaluations as --eval names them; none: those of the config.
-        subject_names: as --subjects names them; None: the checkpoint, and baselines of the config that were not measured yet.
+        overrides: --config.KEY=VALUE arguments, which may change evaluations and data.
+        wanted: evaluations in the notation of --eval; empty: those of the config.
+        subject_names: in the notation of --subjects; None: the checkpoint, and baselines of the config that were not measured yet.
 
     Raises:
         UserError: there is no such run, checkpoint or evaluation, or an override is wrong.
@@ -46,35 +54,35 @@ def evaluate(
     evals.check(config.evals)
     spec = measurable(config, bool(asked), subjects)
     start_jax()
-    this = build_experiment(config, workdir=workdir)
-    state = restore(workdir, this, step)
-    evaluations, context = Evaluations(workdir, spec), any_context(this, state)
+    experiment = build_experiment(config, workdir=workdir)
+    state = restore(workdir, experiment, step)
+    evaluations, context = Evaluations(workdir, spec), model_context(experiment, state)
     evals.check_needs(spec, context)
     for name in subjects or ["trained"]:
         measured_at = int(state.step) if name == "trained" else 0
-        evaluations.add(name, measured_at, context if name == "trained" else baseline_context(this, name))
+        evaluations.add(name, measured_at, context if name == "trained" else baseline_context(experiment, name))
     if subjects is None:
-        add_missing(this, evaluations, this.config.baselines)
-    evaluations.show(this.config)
+        add_missing(experiment, evaluations, experiment.config.baselines)
+    evaluations.show(experiment.config)
 
 
 def parse_evals(texts: Sequence[str], own: Mapping) -> dict[str, dict]:
-    """{label: {'kind': ..., option: value, ...}} of every 'KIND[,option=value...]'.
+    """Parse every 'KIND[,option=value...]' into {label: {'kind': ..., option: value, ...}}.
 
-    Values are Python literals, in brackets or quotes where they contain a comma, or else words. An evaluation is called as its kind, or
-    where another one is called so, here or in `own`, as its kind and options: 'knn', 'knn_k200'.
+    Values are Python literals, in brackets or quotes where they contain a comma, or else words. The label is the kind, such as
+    'knn'. Where that is taken, here or in `own`, it is the kind with its options, such as 'knn_k200'.
 
     Raises:
-        UserError: text that is not understood, an unknown kind or option, a wrong value, two of the same name.
+        UserError: text that cannot be parsed, an unknown kind or option, a wrong value, or two of the same label.
     """
     found: dict[str, dict] = {}
     for text in texts:
         kind, *parts = split(text)
         entry = {"kind": kind}
         for part in parts:
-            name, equals, value = (each.strip() for each in part.partition("="))
+            name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or not name.isidentifier():
-                raise UserError(f"--eval={text}: {part!r} is not understood; say KIND,option=value, with brackets around (1,2)")
+                raise UserError(f"--eval={text}: {part!r} is not understood; give KIND,option=value, with brackets around (1,2)")
             if name in entry:
                 raise UserError(f"--eval={text}: {name} is given twice")
             entry[name] = configs.literal(value)
@@ -90,7 +98,7 @@ def parse_evals(texts: Sequence[str], own: Mapping) -> dict[str, dict]:
 
 
 def default_label(entry: Mapping, others: Mapping[str, Mapping]) -> str:
-    """The kind, unless another evaluation is called so; with the options then."""
+    """The kind of `entry`; with its options where another evaluation has that label."""
     kind = entry["kind"]
     if kind not in others or evals.same(others[kind], entry):
         return kind
@@ -99,7 +107,7 @@ def default_label(entry: Mapping, others: Mapping[str, Mapping]) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The parts of `text` between commas that are in no brackets and no quotes."""
+    """Split `text` at the commas outside of brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for c in text:
         if c == "," and depth == 0 and not quote:
@@ -118,7 +126,7 @@ def split(text: str) -> list[str]:
 
 
 def parse_subjects(text: str | None) -> list[str] | None:
-    """Their names in evaluations.json; None where none are given. Raises UserError for another name."""
+    """The subjects of evaluations.json that --subjects names; None where it was not given. Raises UserError for an unknown name."""
     if text is None:
         return None
     names = [part.strip().strip("'\"") for part in text.split(",")]
@@ -131,10 +139,13 @@ def parse_subjects(text: str | None) -> list[str] | None:
 
 
 def measurable(config, asked: bool, subjects: Sequence[str] | None) -> dict[str, Mapping]:
-    """The evaluations of the config that its data, and one of the `subjects`, can have.
+    """The evaluations of the config that its data and at least one of the `subjects` allow.
+
+    Args:
+        asked: the evaluations were given by --eval.
 
     Raises:
-        UserError: none can be run, or one that was `asked` for by name cannot.
+        UserError: an evaluation given by --eval cannot be measured, or the only subject is raw pixels and all need a model.
     """
     left_out = unmeasurable(config, config.evals)
     for label, reason in left_out.items():
@@ -148,7 +159,7 @@ def measurable(config, asked: bool, subjects: Sequence[str] | None) -> dict[str,
 
 
 def references(trained, config, spec: Mapping) -> dict:
-    """What was recorded beside the run, as far as the data and the evaluation are those that it was trained with."""
+    """`config.references` of the run, for the evaluations that are the same on the same data as in its own config."""
     if config.data != trained.data:
         return {}
     same = {label for label in spec if label in trained.evals and evals.same(trained.evals[label], spec[label])}
@@ -158,8 +169,8 @@ def references(trained, config, spec: Mapping) -> dict:
     return {name: metrics for name, metrics in found.items() if metrics}
 
 
-def restore(workdir, this, step: int | None = None):
-    """The state of a finished or running run: checkpoint `step`, or the newest.
+def restore(workdir: Path, experiment: Experiment, step: int | None = None) -> State:
+    """The state of checkpoint `step`, or of the newest; the run may still go on.
 
     Raises:
         UserError: there is no such checkpoint, or it is corrupt.
@@ -171,8 +182,8 @@ def restore(workdir, this, step: int | None = None):
         raise UserError(f"{workdir} has no checkpoint {'' if step is None else step}; there are {steps or 'none'}")
     step = steps[-1] if step is None else step
     try:
-        return saved.restore(step, this.run.abstract)
+        return saved.restore(step, experiment.run.abstract)
     except Corrupt as error:
-        raise UserError(f"checkpoint {step} in {workdir} is corrupt: {error}; choose another with --step, there are {steps}") from error
+        raise UserError(f"checkpoint {step} in {workdir} is corrupt: {error}; choose another --step of {steps}") from error
     finally:
         saved.close()

@@ -1,4 +1,4 @@
-"""evaluations.json: every number with the protocol that it was measured under, and the table at the end of a run."""
+"""evaluations.json, every number with its protocol, and the table at the end of a run."""
 
 from __future__ import annotations
 
@@ -23,72 +23,70 @@ from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 
 log = logging.getLogger(__name__)
-
-
-# Parts of a protocol in which features measured alike may differ: what was chosen for them, their width and views.
-OF_THE_FEATURES = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$| \[[^\]]*\]$")
+# Parts of a protocol that depend on the features and not on the evaluation: hyperparameters chosen on validation, width, views.
+FEATURE_PARTS = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$| \[[^\]]*\]$")
 
 
 def comparable(entry: Mapping, other: Mapping, metric: str) -> bool:
     """Whether `metric` ('<label>/...') was measured under the same protocol in both entries."""
     label = metric.partition("/")[0]
-    told = [OF_THE_FEATURES.sub("", each["protocols"].get(label, "")) for each in (entry, other)]
-    return told[0] == told[1]
+    first, second = (FEATURE_PARTS.sub("", record["protocols"].get(label, "")) for record in (entry, other))
+    return first == second
 
 
 def merged(entries: Sequence[Mapping]) -> dict:
-    """One entry of several of the same subject and step; of an evaluation that was run twice, the last."""
+    """Merge entries of one subject and step; the last one wins where an evaluation was run twice."""
     found = {**entries[-1], "metrics": {}, "protocols": {}}
     for entry in entries:
         others = set(found["protocols"]) - set(entry["protocols"])
         for key in ("metrics", "protocols"):
-            found[key] = _of(found[key], others) | entry[key]
+            found[key] = _select(found[key], others) | entry[key]
     return found
 
 
-def _of(values: Mapping, labels: Collection[str]) -> dict:
-    """Those of {label: ...} or {'<label>/<metric>': ...} that are of `labels`."""
+def _select(values: Mapping, labels: Collection[str]) -> dict:
+    """The items of {label: ...} or {'<label>/<metric>': ...} whose label is in `labels`."""
     return {name: value for name, value in values.items() if name.partition("/")[0] in labels}
 
 
 def _without(entries: Sequence[Mapping], new: Mapping) -> list[dict]:
-    """`entries` less what `new` has measured again: of the same subject and step, under the same protocol."""
+    """`entries` without what `new` replaces: the same subject, step and protocol."""
     kept = []
     for entry in entries:
         if (entry["subject"], entry["step"]) == (new["subject"], new["step"]):
             others = {label for label, text in entry["protocols"].items() if new["protocols"].get(label) != text}
-            if not others and (entry["protocols"] or not new["protocols"]):  # an entry of no evaluations tells that there were none
+            if not others and (entry["protocols"] or not new["protocols"]):  # else it records that there were none
                 continue
-            entry = entry | {key: _of(entry[key], others) for key in ("metrics", "protocols", "evals") if key in entry}
+            entry = entry | {key: _select(entry[key], others) for key in ("metrics", "protocols", "evals") if key in entry}
         kept.append(entry)
     return kept
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"  # percentages, and shares of one
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"  # percentages, and fractions
 
 
 class Evaluations:
-    """The evaluations of one workdir: entries of `subject` ('raw pixels', 'untrained', 'trained') and step.
+    """The evaluations of one workdir, one entry per subject ('raw pixels', 'untrained', 'trained') and step.
 
-    `evaluate` may add some while `train` does, so that each change is made to what is in the file then.
+    `evaluate` and `train` may write at the same time, so each change locks the file and reads it again.
     """
-
     def __init__(self, workdir: Path, spec: Mapping, upto_step: int | None = None):
+        """`spec`: {label: {'kind': ..., option: value}}, the evaluations to run. Entries after `upto_step` are dropped."""
         self.path, self.spec = workdir / "evaluations.json", spec
         self.entries = self._read()
         if upto_step is not None and any(entry["step"] > upto_step for entry in self.entries):
-            # what a killed process measured after its last checkpoint is measured again
+            # A killed process may have evaluated steps after its last checkpoint, which will be measured again.
             self._change(lambda entries: [entry for entry in entries if entry["step"] <= upto_step])
 
     def _read(self) -> list[dict]:
         entries = json.loads(self.path.read_text()) if self.path.exists() else []
-        return [
-            {**entry, "protocols": {label: protocol(text) for label, text in entry.get("protocols", {}).items()}} for entry in entries
-        ]
+        for entry in entries:
+            entry["protocols"] = {label: protocol(text) for label, text in entry.get("protocols", {}).items()}
+        return entries
 
     def _change(self, change: Callable[[list[dict]], list[dict]]) -> None:
-        """Of several processes the first one writes. Raises MachineFault."""
+        """Apply `change` to the entries in the file; only process 0 writes. Raises MachineFault."""
         if jax.process_index() != 0:
             self.entries = change(self._read())
             return
@@ -108,7 +106,7 @@ class Evaluations:
             yield
 
     def add(self, subject: str, step: int, context: Context, labels: Sequence[str] | None = None) -> dict[str, float]:
-        """Run every evaluation, or those of `labels`, and write the file; returns {'knn/top1': ...} of all that ran at that step."""
+        """Run the evaluations `labels` (None: all) and write the file; returns {'knn/top1': ...} of all that ran at that step."""
         began = time.perf_counter()
         spec = {label: self.spec[label] for label in (self.spec if labels is None else labels)}
         results = evals.run(spec, context)
@@ -124,22 +122,22 @@ class Evaluations:
         for label, result in results.items():
             if result.picture is not None:
                 save_picture(result.picture, self.path.parent / "pictures" / f"{label}_{step:08d}.png")
-        told = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
-        log.info("%s at step %d: %s (%.0f s)", subject, step, told, time.perf_counter() - began)
-        return _of(merged(self.at(subject, step))["metrics"], self.spec)
+        numbers = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
+        log.info("%s at step %d: %s (%.0f s)", subject, step, numbers, time.perf_counter() - began)
+        return _select(merged(self.at(subject, step))["metrics"], self.spec)
 
     def unmeasured(self, subject: str, step: int) -> list[str]:
-        """Labels of the evaluations that `subject` was not measured with at `step`, with just these options. All processes agree."""
+        """Labels of the evaluations that `subject` lacks at `step` with these options. A collective: all processes get one list."""
         entries = self.at(subject, step)
 
-        def done(label):  # what was recorded without its options had those of the config
+        def done(label):  # entries of earlier versions have no options; they are taken to be those of the config
             wanted = evals.complete(self.spec[label])
             return any(label in entry["protocols"] and entry.get("evals", {}).get(label, wanted) == wanted for entry in entries)
 
         return [label for label in self.spec if any(gather(not done(label)))]
 
     def not_beside_trained(self, subject: str) -> list[str]:
-        """Labels of the evaluations that 'trained' was measured with last and `subject` was not, under the same protocol."""
+        """Labels of the newest evaluations of 'trained' that `subject` lacks under the same protocol. A collective."""
         newest = self._newest()
 
         def done(label):
@@ -153,27 +151,27 @@ class Evaluations:
         return [entry for entry in self.entries if (entry["subject"], entry["step"]) == (subject, step)]
 
     def _newest(self) -> dict:
-        """What was measured last of 'trained', or else of any other, of the evaluations in `spec`."""
+        """The newest entry of 'trained', or else of another subject, reduced to the evaluations in `spec`."""
         asked = [entry for entry in self.entries if not self.spec or set(entry["protocols"]) & set(self.spec)]
         last = ([entry for entry in asked if entry["subject"] == "trained"] or asked or [None])[-1]
         if last is None:
             return {"subject": "trained", "step": 0, "metrics": {}, "protocols": {}}
         found = merged(self.at(last["subject"], last["step"]))
         labels = self.spec or found["protocols"]
-        return {**found, "metrics": _of(found["metrics"], labels), "protocols": _of(found["protocols"], labels)}
+        return {**found, "metrics": _select(found["metrics"], labels), "protocols": _select(found["protocols"], labels)}
 
     def show(self, config) -> None:
-        """Print what was measured last, a row each, what the other subjects have under the same protocol, and the references."""
+        """Print a row per metric of the newest entry, with the other subjects under the same protocol and the references."""
         if not self.entries:
             return
         newest, subjects = self._newest(), {}
         for subject in dict.fromkeys(entry["subject"] for entry in self.entries):
             entries = [entry for entry in self.entries if entry["subject"] == subject]
-            alike = {name: x for entry in entries for name, x in entry["metrics"].items() if comparable(entry, newest, name)}
+            metrics = {name: x for entry in entries for name, x in entry["metrics"].items() if comparable(entry, newest, name)}
             if subject == newest["subject"]:
-                alike |= newest["metrics"]
+                metrics |= newest["metrics"]
                 subject = f"{subject}, step {newest['step']}" if subject == "trained" else subject
-            subjects[subject] = alike
+            subjects[subject] = metrics
         subjects |= {name: dict(metrics) for name, metrics in config.get("references", {}).items()}
         table = Table(title=f"{config.method} on {config.data.name}")
         table.add_column("metric")

@@ -1,4 +1,4 @@
-"""Exports the encoder of a run as it was trained."""
+"""Exports the encoder of a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.errors import UserError
-from ssl_jax.experiment.build import provenance, start_jax
 from ssl_jax.experiment.config import resolve
+from ssl_jax.experiment.distributed import start_jax
+from ssl_jax.experiment.provenance import provenance
 from ssl_jax.experiment.stages import open_stages
 from ssl_jax.experiment.workdir import read_config
 from ssl_jax.export import FORMATS, TOLERANCES, NoTorchLayout, make_source, write
@@ -19,12 +20,16 @@ log = logging.getLogger(__name__)
 
 
 def export(workdir: Path, folder: Path, form: str, step: int | None, dtype: str) -> Iterator[tuple[Path, dict]]:
-    """Write the encoder of checkpoint `step` (None: the last one of a finished run) into `folder`/<format>, and yield (that folder,
-    its card) for each format of `form` ('all': every one there is).
+    """Write the encoder into `folder`/<format> and yield (that folder, its card) for each format.
+
+    Args:
+        form: the format; 'all': every one that the encoder has.
+        step: of the checkpoint; None: the last one of a finished run.
+        dtype: of the exported computation, 'float32' or 'bfloat16'.
 
     Raises:
         UserError: an unknown format or dtype, no such run or checkpoint, or an unfinished run.
-        NoTorchLayout: `form` is 'safetensors', and the encoder has no names in PyTorch.
+        NoTorchLayout: `form` is 'safetensors', and the encoder has no counterpart in torchvision or timm.
     """
     start_jax()
     for flag, value, valid in (("format", form, (*FORMATS, "all")), ("dtype", dtype, tuple(TOLERANCES))):
@@ -49,10 +54,10 @@ def export(workdir: Path, folder: Path, form: str, step: int | None, dtype: str)
 
 
 def read_checkpoint(workdir: Path, total: int, step: int | None) -> tuple[int, dict]:
-    """(step, {'params', 'mutable'}) of a checkpoint: the one asked for, or the last one of a finished run.
+    """(step, {'params', 'mutable'}) of checkpoint `step`; None: the last one of a finished run.
 
     Raises:
-        UserError: there is no such checkpoint, it is corrupt, or the run is unfinished and no step was asked for.
+        UserError: there is no such checkpoint, it is corrupt, or `step` is None and the run is unfinished.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     try:
@@ -62,7 +67,7 @@ def read_checkpoint(workdir: Path, total: int, step: int | None) -> tuple[int, d
         if step is None and steps[-1] < total:
             raise UserError(
                 f"{workdir} is unfinished (step {steps[-1]} of {total}); finish it with the same train command, "
-                f"or export what there is with --step={steps[-1]}"
+                f"or export its newest checkpoint with --step={steps[-1]}"
             )
         step = steps[-1] if step is None else step
         return step, checkpoints.read(step)
@@ -71,7 +76,7 @@ def read_checkpoint(workdir: Path, total: int, step: int | None) -> tuple[int, d
 
 
 def scores(workdir: Path, step: int) -> dict:
-    """{'metrics', 'protocols'} that the run recorded at `step`; empty if it was not evaluated then."""
+    """{'metrics', 'protocols'} of the run at `step`; both empty where it was not evaluated then."""
     path = workdir / "evaluations.json"
     entries = json.loads(path.read_text()) if path.exists() else []
     found = [entry for entry in entries if (entry["subject"], entry["step"]) == ("trained", step)]
@@ -79,6 +84,6 @@ def scores(workdir: Path, step: int) -> dict:
 
 
 def versions(workdir: Path) -> dict:
-    """What trained the run and what exports it."""
+    """The provenance of the training and of this export."""
     path = workdir / "provenance.json"
     return {"training": json.loads(path.read_text()) if path.exists() else None, "export": provenance()}

@@ -1,4 +1,4 @@
-"""The networks that pictures are compared in, by name: weights that need no file, a file that you bring, or an encoder trained here."""
+"""Feature extractors by name: random convolutions, Inception v3 from a file, or an encoder that `launch.py export` wrote."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
 
 import ssl_jax
 from ssl_jax.engine.sharding import put_global, to_host
@@ -27,17 +28,19 @@ PUBLISHED = "6726825d"  # SHA-256 of pt_inception-2015-12-05-6726825d.pth begins
 
 @functools.lru_cache(maxsize=4)
 def open_extractor(spec: str, mode: Resize = "legacy", mesh: Mesh | None = None) -> Extractor:
-    """The network that `spec` names, its weights on all devices of `mesh`.
+    """The extractor that `spec` names, with its weights on all devices of `mesh`.
 
-    'random_conv': three random convolutions, the same everywhere, no weights to bring.
+    'random_conv': three random convolutions with fixed weights; needs no file.
     'inception:/path/to/pt_inception-2015-12-05-6726825d.pth': the network of the Frechet inception distance, in the file that
-        pytorch-fid and torch-fidelity download. 'inception:/path@HEX' takes a file (.pth, .safetensors or .npz) whose SHA-256 begins
-        with HEX instead; its distances are not called FID.
-    '/path/to/folder': what `launch.py export` wrote, in any of its forms.
-    `mode` is how images are brought to the 299 pixels of Inception; the others do not need it.
+        pytorch-fid and torch-fidelity download. 'inception:/path@HEX' takes another file (.pth, .safetensors or .npz) whose SHA-256
+        begins with HEX; its distances are not called FID.
+    '/path/to/folder': an export of `launch.py export`, in any format.
+
+    Args:
+        mode: how images are resized to the 299 pixels of Inception; the other extractors ignore it.
 
     Raises:
-        UserError: unknown name, missing file, another checksum, other weights.
+        UserError: an unknown name, a missing file, another checksum, or weights of another network.
     """
     if spec == "random_conv":
         return _random_convolutions(mesh)
@@ -47,14 +50,14 @@ def open_extractor(spec: str, mode: Resize = "legacy", mesh: Mesh | None = None)
     folder = Path(spec).expanduser()
     if not (folder / CARD).is_file():
         raise UserError(
-            f"extractor {spec!r} is unknown; choose 'random_conv', 'inception:/path/to/pt_inception-2015-12-05-{PUBLISHED}.pth', or a "
-            "folder that `launch.py export` wrote"
+            f"extractor {spec!r} is unknown; choose 'random_conv', 'inception:/path/to/pt_inception-2015-12-05-{PUBLISHED}.pth', "
+            "or a folder that `launch.py export` wrote"
         )
     return _exported(folder, mesh)
 
 
 def _random_convolutions(mesh) -> Extractor:
-    return Extractor("random_conv", CHANNELS[-1], functools.partial(_encode_random, _placed(random_kernels(), mesh)))
+    return Extractor("random_conv", CHANNELS[-1], functools.partial(_encode_random, _put(random_kernels(), mesh)))
 
 
 @jax.jit
@@ -68,19 +71,17 @@ def _inception(path: Path, expected: str, mode: Resize, mesh) -> Extractor:
     digest = sha256(path)
     if not digest.startswith(expected):
         raise UserError(
-            f"the SHA-256 of {path} begins with {digest[:8]}, not with {expected[:8]}; copy the file again, or if you mean this one: "
+            f"the SHA-256 of {path} begins with {digest[:8]}, not with {expected[:8]}; copy the file again, or use this one: "
             f"inception:{path}@{digest[:8]}"
         )
     published = digest.startswith(PUBLISHED)
-    weights = _placed(inception.from_torch(_read(path)), mesh)
+    weights = _put(inception.from_torch(_read(path)), mesh)
     name = INCEPTION if published else "inception-v3"
     return Extractor(name, 2048, functools.partial(_encode_inception, weights, mode), 1008, digest, mode)
 
 
 def _read(path: Path):
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
         return load_file(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
@@ -91,7 +92,7 @@ def _read(path: Path):
 @functools.partial(jax.jit, static_argnums=1)
 def _encode_inception(weights, mode, images):
     x = resize(images, (inception.SIZE, inception.SIZE), mode)
-    x = x / 127.5 - 1 if mode == "pytorch_fid" else (x - 128) / 128  # each as its package does
+    x = x / 127.5 - 1 if mode == "pytorch_fid" else (x - 128) / 128  # as pytorch-fid and torch-fidelity do
     return run(inception.InceptionV3(), weights["params"], {"batch_stats": weights["batch_stats"]}, x, train=False)[0]
 
 
@@ -101,18 +102,18 @@ def _exported(folder: Path, mesh) -> Extractor:
     height, width = card["input"]["height"], card["input"]["width"]
 
     def encode(images):
-        # On one device, since exported programs are for one; of the size that the encoder was evaluated with.
+        # On one device, since exported programs run on one; at the size that the encoder was evaluated with.
         images = jax.device_put(to_host(images, mesh))
         if images.shape[1:3] != (height, width):
             images = to_size(images, (height, width))
-        return {"pooled": _placed(jax.device_get(encoder(images)["pooled"]), mesh)}
+        return {"pooled": _put(jax.device_get(encoder(images)["pooled"]), mesh)}
 
     network = (card["encoder"] or {}).get("name")
     name = "-".join(part for part in (card["method"], network, f"step{card['step']}") if part)
     return Extractor(name, int(card["features"]["pooled"][-1]), encode, 0, sha256(folder / CARD), f"clean to {height}x{width}")
 
 
-def _placed(tree, mesh):
+def _put(tree, mesh):
     if mesh is None:
         return jax.device_put(tree)
     return jax.tree.map(lambda x: put_global(np.asarray(x), NamedSharding(mesh, PartitionSpec())), tree)

@@ -1,5 +1,6 @@
-"""Which mesh, batch and rematerialization of a config fit into devices that are not there, and which of them is fastest: a few
-candidates, each of which is rehearsed.
+"""Searches for the fastest mesh, batch and rematerialization of a config that fit into the memory of devices that are not there.
+
+Each candidate is rehearsed: compiled, and its step time predicted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from ssl_jax.rehearsal import memory
 from ssl_jax.rehearsal.topology import Slice
 
 log = logging.getLogger(__name__)
-REMATS = ("none", "dots", "full")  # from the fastest to the smallest; where a model says yes or no, the latter two are a yes
-TENSOR = 4  # the split over 'tensor' that is tried where the config has rules for one
-HALVINGS = 2  # of a batch that does not fit
+REMATS = ("none", "dots", "full")  # from the fastest to the smallest; for models with a boolean, "dots" and "full" are True
+TENSOR = 4  # size of the axis 'tensor', tried where the config has sharding rules for it
+HALVINGS = 2  # how often a batch that does not fit is halved
 
 
 class Candidate(NamedTuple):
     mesh: tuple[int, int, int]  # sizes of AXES
     batch_size: int
-    remat: str | None  # of REMATS; None: the model has no such choice
+    remat: str | None  # one of REMATS; None: the model has no such field
 
     def changes(self, config) -> dict:
         """{dotted key of the config: value}"""
@@ -34,26 +35,29 @@ class Candidate(NamedTuple):
 
 
 def fit(config, where: Slice, rehearse: Callable[[object], dict]) -> dict:
-    """{'candidates': [...], 'own': the config as it stands, 'flags': overrides of the fastest, [] where nothing fits}, as JSON types.
+    """Rehearse candidates and rank them.
 
-    Candidates that fit come first, the one with the most images per second at its bound before the others, then those that do not, the
-    smallest first. Rematerialization is tried only where what keeps more does not fit, twice the batch only where the batch fits, and
-    half of it only where it does not. The mesh that splits the state most is tried first: what does not fit there fits nowhere.
+    More rematerialization is tried only where less does not fit, twice the batch only where the batch fits, and half of it only
+    where it does not. The mesh that shards the state most comes first: what does not fit there fits nowhere.
 
     Args:
-      config: not yet filled in.
-      rehearse: of an `Abstract`: `cli.rehearse.rehearse` for `where`.
+        config: not yet filled in.
+        rehearse: (AbstractExperiment) -> facts, `rehearse.rehearse` on the devices of `where`.
+
+    Returns:
+        JSON types: {'candidates': [...], 'own': the config as it stands, 'flags': overrides of the fastest, [] where nothing fits}.
+        Candidates that fit come first, the fastest before the others, then the rest, the smallest first.
 
     Raises:
-        UserError: devices whose memory and speed are not known, or a config that no mesh makes right.
+        UserError: devices of unknown memory and speed, or a config that is wrong on every mesh.
     """
     if not where.chip:
-        raise UserError("--fit needs devices whose memory and speed are known; give --topology TPUs or GPUs")
+        raise UserError("--fit needs devices whose memory and speed are known; give TPUs or GPUs as --topology")
     tried: dict[Candidate, dict | None] = {}
     problems = []
 
     def attempt(candidate: Candidate) -> dict | None:
-        """What is found out about a candidate; None where the config says no to it."""
+        """The facts of a candidate; None where the config is wrong with it."""
         if candidate not in tried:
             try:
                 tried[candidate] = _rehearsed(config, candidate, where, rehearse)
@@ -63,7 +67,7 @@ def fit(config, where: Slice, rehearse: Callable[[object], dict]) -> dict:
         return tried[candidate]
 
     own = _own(config, where)
-    stands = attempt(own) if own else None
+    own_facts = attempt(own) if own else None
     levels = dict.fromkeys((mesh[2] for mesh in _meshes(config, where, own)), _levels(config))
     for mesh in _meshes(config, where, own):
         levels[mesh[2]] = _climb(mesh, config.batch_size, levels[mesh[2]], attempt)
@@ -72,7 +76,7 @@ def fit(config, where: Slice, rehearse: Callable[[object], dict]) -> dict:
         raise problems[0]
     found.sort(key=lambda row: (not row["fits"], -_speed(row), row["bytes"]))
     device = {"chip_bytes": int(where.chip.memory), "usable_bytes": where.chip.usable}
-    return {**device, "candidates": found, "own": stands, "flags": found[0]["flags"] if found[0]["fits"] else []}
+    return {**device, "candidates": found, "own": own_facts, "flags": found[0]["flags"] if found[0]["fits"] else []}
 
 
 def choices(model: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -85,10 +89,10 @@ def choices(model: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _climb(mesh, batch_size: int, levels: tuple, attempt) -> tuple:
-    """Try the batch, then twice or, until it fits, half of it; returns the levels that are left to try with a larger state."""
+    """Try the batch, then twice of it, or half of it until it fits; returns the levels left to try with more state per device."""
 
-    def first(batch: int, levels: tuple) -> tuple | None:
-        """The levels from the first that fits, () if none does, None if no batch will."""
+    def fitting(batch: int, levels: tuple) -> tuple | None:
+        """The levels from the first that fits; () if none does, None if no batch would fit."""
         for i, level in enumerate(levels):
             row = attempt(Candidate(mesh, batch, level))
             if row is None or row["hopeless"]:
@@ -97,13 +101,13 @@ def _climb(mesh, batch_size: int, levels: tuple, attempt) -> tuple:
                 return levels[i:]
         return ()
 
-    left = first(batch_size, levels)
+    left = fitting(batch_size, levels)
     if left:
-        first(2 * batch_size, left)
+        fitting(2 * batch_size, left)
     if left or left is None:
         return left or levels
     for halving in range(HALVINGS):
-        if first(batch_size // 2 ** (halving + 1), levels[-1:]) != ():
+        if fitting(batch_size // 2 ** (halving + 1), levels[-1:]) != ():
             break
     return levels[-1:]
 
@@ -113,23 +117,23 @@ def _rehearsed(config, candidate: Candidate, where: Slice, rehearse) -> dict:
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed.update_from_flattened_dict(changes)
-    this = build_abstract(changed, where.devices, where.platform)
-    state = sum(memory.bytes_of_device(x) for x in this.run.abstract)
+    experiment = build_abstract(changed, where.devices, where.platform)
+    state = sum(memory.bytes_of_device(x) for x in experiment.run.abstract)
     row = {
         "mesh": dict(zip(AXES, candidate.mesh, strict=True)),
         "batch_size": candidate.batch_size,
         "remat": candidate.remat,
         "flags": [f"--config.{key}={value}" for key, value in changes.items()],
-        "hopeless": state > where.chip.usable,  # whatever the batch
+        "hopeless": state > where.chip.usable,  # the state alone does not fit
     }
     if row["hopeless"]:
-        arrays = memory.largest(this.run.abstract)
-        told = {"fits": False, "exhausted": {"used": state, "limit": where.chip.usable, "largest": arrays}}
+        arrays = memory.largest(experiment.run.abstract)
+        facts = {"fits": False, "exhausted": {"used": state, "limit": where.chip.usable, "largest": arrays}}
     else:
-        told = rehearse(this)
-    row |= {"fits": told["fits"], "exhausted": told.get("exhausted"), "prediction": told.get("prediction")}
-    row["bytes"] = told["needed_bytes"] if told["fits"] else (row["exhausted"]["used"] or 0)
-    row["seconds"] = sum(told.get("seconds", {}).values())
+        facts = rehearse(experiment)
+    row |= {"fits": facts["fits"], "exhausted": facts.get("exhausted"), "prediction": facts.get("prediction")}
+    row["bytes"] = facts["needed_bytes"] if facts["fits"] else (row["exhausted"]["used"] or 0)
+    row["seconds"] = sum(facts.get("seconds", {}).values())
     log.info("%s: %s, %.2f GiB", " ".join(row["flags"]), "fits" if row["fits"] else "does not fit", row["bytes"] / 2**30)
     return row
 
@@ -146,7 +150,7 @@ def _levels(config) -> tuple[str | None, ...]:
 
 
 def _own(config, where: Slice) -> Candidate | None:
-    """The config as it stands; None where its mesh is not one of these devices."""
+    """The config as it stands; None where its mesh does not fit the number of devices."""
     try:
         mesh = make_mesh(config.mesh, where.devices)
     except UserError:
@@ -157,15 +161,17 @@ def _own(config, where: Slice) -> Candidate | None:
 
 
 def _meshes(config, where: Slice, own: Candidate | None) -> list[tuple[int, int, int]]:
-    """The config's own; all devices of a slice (of GPUs: of a host) for fsdp, about one side of a square of them, none; where there are
-    rules for it also 'tensor' with all others for fsdp. In the order of the bytes of the state.
+    """The meshes to try, the smallest state per device first.
+
+    They are the config's own; fsdp over all devices of a slice (of GPUs: of a host), over about the square root of that, and over
+    one; and, where the config has rules for 'tensor', that axis with fsdp over the rest of the slice.
     """
-    apart = where.hosts if where.platform == "gpu" else where.slices  # what is not data stays within one of these
-    each = len(where.devices) // apart
-    side = min((n for n in range(1, each + 1) if each % n == 0), key=lambda n: abs(n - each**0.5))
-    found = [(len(where.devices) // fsdp, fsdp, 1) for fsdp in (each, side, 1)]
-    if each % TENSOR == 0 and any("tensor" in rule for _, rule in config.sharding if not isinstance(rule, str)):
-        found.append((apart, each // TENSOR, TENSOR))
+    groups = where.hosts if where.platform == "gpu" else where.slices  # fsdp and tensor stay within one of these
+    size = len(where.devices) // groups
+    side = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - size**0.5))
+    found = [(len(where.devices) // fsdp, fsdp, 1) for fsdp in (size, side, 1)]
+    if size % TENSOR == 0 and any("tensor" in rule for _, rule in config.sharding if not isinstance(rule, str)):
+        found.append((groups, size // TENSOR, TENSOR))
     if own:
         found.append(own.mesh)
     return sorted(set(found), key=lambda mesh: -mesh[1] * mesh[2])

@@ -1,4 +1,4 @@
-"""`pictures/neighbors.png`: test images beside the training images that the features hold for the most similar."""
+"""`pictures/neighbors.png`: test images beside the training images with the most similar features."""
 
 from __future__ import annotations
 
@@ -20,37 +20,41 @@ QUERY, SAME, OTHER, UNKNOWN = (30, 30, 30), (38, 140, 70), (200, 50, 45), (150, 
 def save_neighbors(context: Context, open_batches: OpenBatches, path: Path, queries: int = 8, k: int = 6) -> None:
     """Write a row per query: the test image, then its `k` nearest training images (cosine of 'pooled'), best first.
 
-    The queries lie evenly over the test split. Below a neighbor stands its similarity; its frame is green and the text
-    says 'same' where it shares the label of the query, red and 'other' where not, gray where the data has no labels.
+    The queries lie evenly over the test split. The similarity stands below each neighbor. Its frame is green, with the text 'same',
+    where it has the label of the query, and red, with 'other', where not; gray where the data has no labels.
 
-    `open_batches` opens the splits of `context` again, unaugmented and as one process sees them whole: with several
-    processes each one calls this, and the first one reads the pictures and writes.
+    Every process calls this; process 0 reads the images and writes.
+
+    Args:
+        open_batches: opens the splits of `context`, unaugmented and whole in one process.
+        queries: rows.
+        k: neighbors per row.
     """
     bank, query = context.features("train"), context.features("test")
     rows = np.unique(np.linspace(0, len(query.x) - 1, min(queries, len(query.x))).round().astype(int))
     index, similarity = neighbors(bank.x, query.x[rows], min(k, len(bank.x)), mesh=context.mesh)
     if jax.process_index() != 0:
         return
-    asked = fetch_images(open_batches("test"), rows, len(query.x))
-    found = fetch_images(open_batches("train"), index.ravel(), len(bank.x))
+    query_images = fetch_images(open_batches("test"), rows, len(query.x))
+    bank_images = fetch_images(open_batches("train"), index.ravel(), len(bank.x))
     labeled = bank.y.min() >= 0 and len(np.unique(bank.y)) > 1
     tiles = []
     for row, places, values in zip(rows, index, similarity, strict=True):
-        tiles.append(_tile(asked[row], "query", QUERY))
+        tiles.append(_tile(query_images[row], "query", QUERY))
         for place, value in zip(places, values, strict=True):
             same = bank.y[place] == query.y[row]
-            color, told = ((SAME, " same") if same else (OTHER, " other")) if labeled else (UNKNOWN, "")
-            tiles.append(_tile(found[place], f"{value:.3f}{told}", color))
+            color, relation = ((SAME, " same") if same else (OTHER, " other")) if labeled else (UNKNOWN, "")
+            tiles.append(_tile(bank_images[place], f"{value:.3f}{relation}", color))
     tiles = np.stack(tiles).reshape(len(rows), 1 + index.shape[1], *tiles[0].shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid(tiles, gap=3)).save(path, optimize=True)
 
 
 def fetch_images(batches: Iterable[Mapping[str, np.ndarray]], rows: np.ndarray, count: int) -> dict[int, np.ndarray]:
-    """{row: uint8 [H, W, 3]} for rows of features, of which the split gave `count`.
+    """{row: uint8 [H, W, 3]}, the images behind the feature rows `rows`.
 
-    A row of features is an example that is valid. Where the batches can be indexed and every example gave a row, only
-    the batches that hold wanted rows are read; otherwise they are read in order, up to the last wanted row.
+    Valid examples have a feature row each, `count` in all. Where the batches can be indexed and all examples are valid, only the
+    batches of wanted rows are read; otherwise all are read in order, up to the last wanted row.
     """
     wanted = np.unique(rows)
     if getattr(batches, "num_examples", None) == count:
@@ -65,7 +69,7 @@ def fetch_images(batches: Iterable[Mapping[str, np.ndarray]], rows: np.ndarray, 
             images[row] = np.array(pictures[row - first])
         if len(images) == len(wanted):
             return images
-    raise ValueError(f"the split ended before row {wanted[-1]}; open_batches must open what the features were made of")
+    raise ValueError(f"the split ended before row {wanted[-1]}; open_batches must open the split of the features")
 
 
 def _counted(batches):

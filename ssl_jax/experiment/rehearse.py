@@ -1,4 +1,4 @@
-"""Compiles the train step of a config for devices that are not there, and finds out what it needs."""
+"""Compiles the train step of a config for devices that are not there, and measures what it needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.abstract import Abstract, build_abstract
+from ssl_jax.experiment.abstract import AbstractExperiment, build_abstract
 from ssl_jax.experiment.fit import fit
 from ssl_jax.rehearsal import flops, gpus, memory, roofline
 from ssl_jax.rehearsal.chips import DECODED
@@ -18,51 +18,56 @@ from ssl_jax.rehearsal.largest import largest
 from ssl_jax.rehearsal.topology import Slice, open_topology
 from ssl_jax.rehearsal.traffic import traffic
 
-# With less optimization compilers take seconds instead of minutes. On TPUs, in four programs that were compiled both ways, temporaries
-# and bytes of collectives were within 3 % of each other, and counts of collectives equal.
+# With less optimization compilers take seconds instead of minutes. In four TPU programs compiled both ways, temporaries and bytes
+# of collectives differed by at most 3 %, and counts of collectives were equal.
 QUICK = {"cpu": {"xla_backend_optimization_level": 0}, "tpu": {"exec_time_optimization_effort": -1.0}, "gpu": {}}
 REMEDIES = {
-    "fit": "this does not fit; the same with --fit looks for what does, or use more or larger chips",
-    "share": f"this does not fit into what JAX takes of a GPU's memory; {gpus.VARIABLES[0]}=0.95, here and for `train`, gives it more, "
-    "or the same with --fit looks for what fits",
-    "by hand": "this does not fit; lower config.batch_size, raise config.accumulate, recompute activations (a remat of config.model), "
-    "spread the state (config.mesh.fsdp, config.sharding), or use more or larger devices",
+    "fit": "this does not fit; add --fit to search for what fits, or use more or larger chips",
+    "share": f"this does not fit into JAX's share of a GPU's memory; {gpus.VARIABLES[0]}=0.95, here and for `train`, gives it "
+    "more, or add --fit to search for what fits",
+    "by hand": "this does not fit; lower config.batch_size, raise config.accumulate, recompute activations (remat in "
+    "config.model), shard the state (config.mesh.fsdp, config.sharding), or use more or larger devices",
 }
 
 
 def rehearse_config(
     path_and_variant: str, overrides: Sequence[str], topology: str, slices: int, search: bool, quick: bool, decode_rate: float
 ) -> tuple[dict, str | None]:
-    """Compile the step of a config for `slices` times `topology`; with `search` try what else would fit. `quick`: with less optimization.
+    """Compile the step of a config for `slices` times `topology`.
+
+    Args:
+        search: try other meshes, batches and rematerializations (`fit`).
+        quick: compile with less optimization.
+        decode_rate: images per second that one CPU core decodes.
 
     Returns:
-        (what was found, as JSON types, what to do about a config that does not fit; None where it does).
+        (facts as JSON types, the remedy where the config does not fit, else None).
 
     Raises:
         UserError: a mistake in the config or the topology.
     """
     where = open_topology(topology, slices)
     config = configs.load(path_and_variant, overrides)
-    named = f"cpu:{len(where.devices)}" if where.platform == "cpu" else topology  # without libtpu fake devices take its place
+    named = f"cpu:{len(where.devices)}" if where.platform == "cpu" else topology  # fake devices where libtpu is missing
     facts = {"config": path_and_variant, "overrides": list(overrides), "topology": named, "slices": where.slices}
     options = QUICK[where.platform] if quick else {}
     if search:
-        facts |= fit(config, where, lambda this: rehearse(this, where, options, decode_rate))
-        return facts, None if facts["flags"] else "nothing that was tried fits; use more or larger chips"
+        facts |= fit(config, where, lambda experiment: rehearse(experiment, where, options, decode_rate))
+        return facts, None if facts["flags"] else "no candidate fits; use more or larger chips"
     facts |= rehearse(build_abstract(config, where.devices, where.platform), where, options, decode_rate)
     return facts, None if facts["fits"] else REMEDIES[_remedy(facts)]
 
 
-def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = DECODED) -> dict:
-    """Everything that is found out, as JSON types. Bytes are of each device, FLOPs of all devices together; times are in seconds."""
-    told, clock = describe(this), time.perf_counter
-    told |= {"chip_bytes": int(where.chip.memory), "usable_bytes": where.chip.usable} if where.chip else {"chip_bytes": None}
+def rehearse(experiment: AbstractExperiment, where: Slice, options: dict, decode_rate: float = DECODED) -> dict:
+    """Facts of the compiled step, as JSON types. Bytes are per device, FLOPs of all devices together, times in seconds."""
+    facts, clock = describe(experiment), time.perf_counter
+    facts |= {"chip_bytes": int(where.chip.memory), "usable_bytes": where.chip.usable} if where.chip else {"chip_bytes": None}
     start = clock()
-    traced = this.run.trace(this.run.abstract, this.example, this.run.root)
+    traced = experiment.run.trace(experiment.run.abstract, experiment.example, experiment.run.root)
     counted = flops.count(traced.jaxpr)
-    told["flops"] = {**counted._asdict(), "image": counted.flops / this.config.batch_size}
+    facts["flops"] = {**counted._asdict(), "image": counted.flops / experiment.config.batch_size}
     lowered = traced.lower()
-    told["seconds"] = {"lowering": clock() - start}
+    facts["seconds"] = {"lowering": clock() - start}
     start = clock()
     try:
         compiled = lowered.compile(compiler_options=options or None)
@@ -70,59 +75,59 @@ def rehearse(this: Abstract, where: Slice, options: dict, decode_rate: float = D
         found = exhausted(str(error))
         if found is None:
             raise
-        return {**told, "fits": False, "exhausted": _with_largest(found, traced, this)}
+        return {**facts, "fits": False, "exhausted": _with_largest(found, traced, experiment)}
     finally:
-        told["seconds"]["compiling"] = clock() - start
-    told["compiled_bytes"] = memory.of_program(compiled)
+        facts["seconds"]["compiling"] = clock() - start
+    facts["compiled_bytes"] = memory.of_program(compiled)
     text = compiled.as_text()
-    found, endless = collectives(text, this.run.mesh.shape)
-    told["collectives"], told["collectives_in_endless_loops"] = table(found), endless
+    found, endless = collectives(text, experiment.run.mesh.shape)
+    facts["collectives"], facts["collectives_in_endless_loops"] = table(found), endless
     if where.chip:
         devices, cost = len(where.devices), compiled.cost_analysis() or {}
-        each = counted.flops / devices
-        if where.platform == "gpu":  # this compiler does not tell
-            moved = traffic(text)
+        flops_per_device = counted.flops / devices
+        if where.platform == "gpu":  # whose compiler gives no cost analysis
+            bytes_moved = traffic(text)
         else:
-            moved = roofline.moved_bytes(cost.get("bytes accessed", 0.0), cost.get("flops", 0.0), each)
-        told["busy_seconds"] = busy = roofline.times(where.chip, each, moved, found)
-        told["moved_bytes"] = moved
-        told["xla"] = {name: cost.get(name) for name in ("flops", "bytes accessed", "optimal_seconds")}  # the body of a loop once
-        told["prediction"] = roofline.predict(
-            busy, this.total, this.config.batch_size, devices, where.chips, counted.flops - counted.repeated, where.chip
+            bytes_moved = roofline.moved_bytes(cost.get("bytes accessed", 0.0), cost.get("flops", 0.0), flops_per_device)
+        facts["busy_seconds"] = busy = roofline.times(where.chip, flops_per_device, bytes_moved, found)
+        facts["moved_bytes"] = bytes_moved
+        facts["xla"] = {name: cost.get(name) for name in ("flops", "bytes accessed", "optimal_seconds")}  # counts a loop body once
+        facts["prediction"] = roofline.predict(
+            busy, experiment.total, experiment.config.batch_size, devices, where.chips, counted.flops - counted.repeated, where.chip
         )
-        told["prediction"]["chips"] = where.chips
-        told["hosts"] = roofline.hosts_need(told["prediction"]["bound"]["images_per_second"], where.hosts, decode_rate)
-        used = told["needed_bytes"] = memory.needed(told["compiled_bytes"], where.platform)
-        if where.platform != "tpu" and used > where.chip.usable:  # TPUs' compiler says so itself
+        facts["prediction"]["chips"] = where.chips
+        facts["hosts"] = roofline.hosts_need(facts["prediction"]["bound"]["images_per_second"], where.hosts, decode_rate)
+        used = facts["needed_bytes"] = memory.needed(facts["compiled_bytes"], where.platform)
+        if where.platform != "tpu" and used > where.chip.usable:  # the TPU compiler raises by itself
             found = {"message": "memory of the compiled step", "used": used, "limit": where.chip.usable, "largest": []}
-            return {**told, "fits": False, "exhausted": _with_largest(found, traced, this)}
-    return {**told, "fits": True}
+            return {**facts, "fits": False, "exhausted": _with_largest(found, traced, experiment)}
+    return {**facts, "fits": True}
 
 
-def _remedy(told: dict) -> str:
-    """Of REMEDIES, for what does not fit."""
-    if told["chip_bytes"] is None:
-        return "by hand"  # `fit` knows nothing of such devices
-    used = (told.get("exhausted") or {}).get("used") or 0
-    return "share" if told["usable_bytes"] < used <= told["chip_bytes"] else "fit"
+def _remedy(facts: dict) -> str:
+    """The key of REMEDIES for a config that does not fit."""
+    if facts["chip_bytes"] is None:
+        return "by hand"  # `fit` needs devices of known memory
+    used = (facts.get("exhausted") or {}).get("used") or 0
+    return "share" if facts["usable_bytes"] < used <= facts["chip_bytes"] else "fit"
 
 
-def _with_largest(found: dict, traced, this: Abstract) -> dict:
-    """Where the compiler names no buffers, those of the trace."""
+def _with_largest(found: dict, traced, experiment: AbstractExperiment) -> dict:
+    """`found` with the largest arrays of the trace, where the compiler names no buffers."""
     if found["largest"]:
         return found
-    spread = this.run.mesh.shape["data"] * this.run.mesh.shape["fsdp"]
-    return {**found, "largest": largest(traced.jaxpr, spread), "traced": True}
+    shards = experiment.run.mesh.shape["data"] * experiment.run.mesh.shape["fsdp"]
+    return {**found, "largest": largest(traced.jaxpr, shards), "traced": True}
 
 
-def describe(this: Abstract) -> dict:
-    """What is known before anything is compiled."""
-    state = this.run.abstract
+def describe(experiment: AbstractExperiment) -> dict:
+    """The facts that need no compilation."""
+    state = experiment.run.abstract
     return {
-        "mesh": dict(this.run.mesh.shape),
-        "batch_size": this.config.batch_size,
-        "dtype": this.config.dtype,
-        "steps": this.total,
+        "mesh": dict(experiment.run.mesh.shape),
+        "batch_size": experiment.config.batch_size,
+        "dtype": experiment.config.dtype,
+        "steps": experiment.total,
         "parameters": {**networks(state.params), **{f"frozen {name}": memory.size(stage) for name, stage in state.frozen.items()}},
         "trained": memory.size(state.params),
         "state_bytes": {
@@ -135,7 +140,7 @@ def describe(this: Abstract) -> dict:
 
 
 def networks(params: dict) -> dict[str, int]:
-    """{'group': parameters, 'group/network': parameters} for groups that are made of a few."""
+    """{'group': count, 'group/network': count} of parameters; networks only where a group has 2 to 8."""
     found = {}
     for group, tree in params.items():
         found[group] = memory.size(tree)

@@ -1,4 +1,4 @@
-"""The pictures of a run that generates: a grid, truncation, interpolation, mixing, reconstructions, nearest neighbors."""
+"""The pages of `launch.py sample`: a grid, truncation, interpolation, mixing, reconstructions, nearest neighbors."""
 
 from __future__ import annotations
 
@@ -8,61 +8,72 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.engine.method import inference_state
+from ssl_jax.engine.method import State, inference_state
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.errors import UserError
+from ssl_jax.evals.context import Extractor
 from ssl_jax.evals.kinds.knn import neighbors
 from ssl_jax.evals.lib import rejection
 from ssl_jax.evals.lib.features import extract
-from ssl_jax.experiment.build import any_context, build_experiment, open_eval, start_jax
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context, open_eval
+from ssl_jax.experiment.distributed import start_jax
 from ssl_jax.experiment.evaluate import restore
 from ssl_jax.experiment.extractors import open_extractor
 from ssl_jax.experiment.neighbors import fetch_images
+from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.sampler import OpenSampler, open_labels, open_sampler
 from ssl_jax.experiment.workdir import read_config
 
-STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0.2)}  # of truncation, per row
+STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0.2)}  # truncation of each row
 ROWS, COLUMNS = 6, 10
-OF_IMAGES = ("reconstruction", "traversal")  # pages of a method that does not sample
+OF_IMAGES = ("reconstruction", "traversal")  # pages that need no sampler
 
 
 def save_pages(
-    workdir: Path, folder: Path, step: int | None, count: int, seed: int, truncation: float | None, acceptance: float, extractor: str
+    workdir: Path,
+    folder: Path,
+    step: int | None,
+    count: int,
+    seed: int,
+    truncation: float | None,
+    acceptance: float,
+    extractor: str,
 ) -> Iterator[Path]:
-    """Write the pictures that `launch.py sample --help` lists into `folder`, and yield the path of each.
+    """Write the pages that `launch.py sample --help` lists into `folder`, and yield the path of each.
 
     Args:
-        step: of the checkpoint; None for the newest.
-        count: pictures in the grid, at least 1.
-        truncation: of all pages but 'truncation'; None for none.
-        acceptance: share of each class that the grid keeps.
-        extractor: whose features find the nearest neighbors and decide which samples are kept.
+        step: of the checkpoint; None: the newest.
+        count: images in the grid, at least 1.
+        truncation: of all pages but 'truncation'; None: no truncation.
+        acceptance: share of each class that the grid keeps, in (0, 1].
+        extractor: its features find the nearest neighbors and decide which samples are kept.
 
     Raises:
-        UserError: there is no such run, checkpoint or extractor, or a wrong share.
+        UserError: there is no such run, checkpoint or extractor, or `acceptance` is out of range.
     """
     start_jax()
     rejection.check_rate(acceptance, "--acceptance")
-    this = build_experiment(read_config(workdir), workdir=workdir)
-    rejection.check_labels(acceptance, "--acceptance", open_labels(this))
-    opened = open_extractor(extractor, "legacy", mesh=this.run.mesh)
-    state = restore(workdir, this, step)
-    sampler = None if this.sampler is None and this.fns.reconstruct else open_sampler(this, state)
+    experiment = build_experiment(read_config(workdir), workdir=workdir)
+    rejection.check_labels(acceptance, "--acceptance", open_labels(experiment))
+    network = open_extractor(extractor, "legacy", mesh=experiment.run.mesh)
+    state = restore(workdir, experiment, step)
+    sampler = None if experiment.sampler is None and experiment.fns.reconstruct else open_sampler(experiment, state)
 
     def prefer(labels):
-        batches, *_ = rejection.select_samples(any_context(this, state), opened, labels, seed, truncation, acceptance)
+        batches, *_ = rejection.select_samples(model_context(experiment, state), network, labels, seed, truncation, acceptance)
         return np.concatenate(list(batches)) / np.float32(255)
 
     pages = {
-        "grid": lambda: grid(sampler, this.config.data.num_classes, count, seed, truncation,
+        "grid": lambda: grid(sampler, experiment.config.data.num_classes, count, seed, truncation,
                              None if acceptance == 1 else prefer),
-        "truncation": lambda: truncations(sampler, this.config, seed),
-        "interpolation": lambda: interpolations(sampler, this.config, seed, truncation),
+        "truncation": lambda: truncations(sampler, experiment.config, seed),
+        "interpolation": lambda: interpolations(sampler, experiment.config, seed, truncation),
         "mixing": lambda: mixing(sampler, seed, truncation),
-        "reconstruction": lambda: reconstructions(this, state),
-        "traversal": lambda: traversals(this, state),
-        "completion": lambda: completions(this, sampler, seed),
-        "neighbors": lambda: nearest(this, sampler, opened, seed, truncation),
+        "reconstruction": lambda: reconstructions(experiment, state),
+        "traversal": lambda: traversals(experiment, state),
+        "completion": lambda: completions(experiment, sampler, seed),
+        "neighbors": lambda: nearest(experiment, sampler, network, seed, truncation),
     }
     for name, page in pages.items():
         if sampler is None and name not in OF_IMAGES:
@@ -76,10 +87,13 @@ def save_pages(
 def grid(
     sampler: OpenSampler, classes: int | None, count: int, seed: int, truncation: float | None, prefer: Callable | None = None
 ) -> np.ndarray:
-    """[count, h, w, 3]; of a conditional generator [classes, columns, h, w, 3], classes in order and at least `count` pictures; where
-    there are more classes than that, [count, h, w, 3] with a picture for every so many of them.
+    """Samples, [count, h, w, 3]; of a conditional generator a row per class, [classes, columns, h, w, 3], at least `count` images.
 
-    `prefer`: classes in order, int [N] -> their pictures, in place of the first ones that are made.
+    Where there are more classes than `count`, [count, h, w, 3] with one image each of evenly spaced classes.
+
+    Args:
+        classes: of the data; None without labels.
+        prefer: (labels, int [N]) -> images, in place of the sampler's; for rejection sampling.
     """
     latents = dict(sampler.latents(count, seed))
     if "label" not in latents:
@@ -94,7 +108,7 @@ def grid(
 
 
 def truncations(sampler: OpenSampler, config, seed: int) -> np.ndarray | None:
-    """[strengths, COLUMNS, h, w, 3]; None where latents cannot be truncated."""
+    """The same latents at every truncation of STRENGTHS, [strengths, COLUMNS, h, w, 3]; None where latents cannot be truncated."""
     kind = "psi" if sampler.unbound.mix else kind_of_latents(config)
     if kind not in STRENGTHS:
         return None
@@ -103,7 +117,7 @@ def truncations(sampler: OpenSampler, config, seed: int) -> np.ndarray | None:
 
 
 def interpolations(sampler: OpenSampler, config, seed: int, truncation: float | None) -> np.ndarray | None:
-    """[ROWS, COLUMNS, h, w, 3]: from one latent of a row to another, the class of the first; None without latents z."""
+    """Paths from one latent to another, with the class of the first, [ROWS, COLUMNS, h, w, 3]; None without latents z."""
     ends = sampler.latents(2 * ROWS, seed)
     if "z" not in ends:
         return None
@@ -115,9 +129,7 @@ def interpolations(sampler: OpenSampler, config, seed: int, truncation: float | 
 
 
 def kind_of_latents(config) -> str:
-    """'normal' or 'uniform'; 'tokens' of a run that stands on a tokenizer. The configs of StyleGAN and VAE do not say that theirs are
-    normal.
-    """
+    """'normal', 'uniform', or 'tokens' for a prior over codes. Configs without `model.latent` (StyleGAN, VAE) have normal ones."""
     return "tokens" if "tokenizer" in config.get("stages", {}) else config.model.get("latent", {}).get("kind", "normal")
 
 
@@ -127,7 +139,7 @@ def linear(a, b, t):
 
 
 def spherical(a, b, t):
-    """From a to b along a great circle, with lengths in between: a mean of two normal vectors is shorter than either."""
+    """From a (t=0) to b (t=1) along a great circle. The mean of two normal vectors would be shorter than either."""
     lengths = jnp.linalg.norm(a, axis=-1, keepdims=True) * jnp.linalg.norm(b, axis=-1, keepdims=True)
     cosine = jnp.sum(a * b, -1, keepdims=True) / lengths
     angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))
@@ -135,7 +147,7 @@ def spherical(a, b, t):
 
 
 def mixing(sampler: OpenSampler, seed: int, truncation: float | None) -> np.ndarray | None:
-    """[1 + ROWS, 1 + ROWS, h, w, 3]: Karras et al. 2019, figure 3; the first row and column are the unmixed pictures."""
+    """Style mixing, [1 + ROWS, 1 + ROWS, h, w, 3], as in figure 3 of Karras et al. 2019; the first row and column are unmixed."""
     if sampler.unbound.mix is None:
         return None
     latents = sampler.latents(2 * ROWS, seed)
@@ -149,33 +161,35 @@ def mixing(sampler: OpenSampler, seed: int, truncation: float | None) -> np.ndar
     return table
 
 
-def reconstructions(this, state) -> np.ndarray | None:
-    """[6, COLUMNS, h, w, 3]: rows of test images, each above what the codes give; None without an encoder."""
-    if this.fns.reconstruct is None:
+def reconstructions(experiment: Experiment, state: State) -> np.ndarray | None:
+    """Rows of test images, each above its reconstructions, [6, COLUMNS, h, w, 3]; None without an encoder."""
+    if experiment.fns.reconstruct is None:
         return None
-    images = next(iter(open_eval(this.config, "test")))["image"]
+    images = next(iter(open_eval(experiment.config, "test")))["image"]
     columns = min(COLUMNS, len(images) // 3)
     if not columns:
         raise UserError(f"config.eval_batch_size={len(images)} is too small for three rows of reconstructions")
     images = images[: 3 * columns]
-    again = np.asarray(this.fns.reconstruct(state.params, inference_state(state), images))
-    pairs = np.stack([images.reshape(3, columns, *images.shape[1:]) / 255, again.reshape(3, columns, *again.shape[1:])], 1)
+    reconstructed = np.asarray(experiment.fns.reconstruct(state.params, inference_state(state), images))
+    rows = (images / 255, reconstructed)
+    pairs = np.stack([row.reshape(3, columns, *row.shape[1:]) for row in rows], 1)
     return pairs.reshape(6, columns, *images.shape[1:])
 
 
-def traversals(this, state) -> np.ndarray | None:
-    """[latents, COLUMNS, h, w, 3] of the first test image; None for a method without."""
-    if this.fns.traverse is None:
+def traversals(experiment: Experiment, state: State) -> np.ndarray | None:
+    """Each latent of the first test image from -3 to 3, [latents, COLUMNS, h, w, 3]; None for a method without `traverse`."""
+    if experiment.fns.traverse is None:
         return None
-    image = next(iter(open_eval(this.config, "test")))["image"][:1]
-    return np.asarray(this.fns.traverse(state.params, inference_state(state), image, np.linspace(-3, 3, COLUMNS, dtype=np.float32)))[0]
+    image = next(iter(open_eval(experiment.config, "test")))["image"][:1]
+    values = np.linspace(-3, 3, COLUMNS, dtype=np.float32)
+    return np.asarray(experiment.fns.traverse(state.params, inference_state(state), image, values))[0]
 
 
-def completions(this, sampler: OpenSampler, seed: int) -> np.ndarray | None:
-    """[COLUMNS, ROWS, h, w, 3]: a test image, the upper half of it, and ways to go on; None for a method without."""
+def completions(experiment: Experiment, sampler: OpenSampler, seed: int) -> np.ndarray | None:
+    """Test images, their upper halves, and completions of those, [COLUMNS, ROWS, h, w, 3]; None for a method without `complete`."""
     if sampler.unbound.complete is None:
         return None
-    batch = next(iter(open_eval(this.config, "test")))
+    batch = next(iter(open_eval(experiment.config, "test")))
     images = batch["image"][:COLUMNS]
     whole = images / np.float32(255)
     rows = [whole, np.where(np.arange(whole.shape[1])[:, None, None] < whole.shape[1] // 2, whole, 0.5)]
@@ -187,12 +201,12 @@ def completions(this, sampler: OpenSampler, seed: int) -> np.ndarray | None:
     return np.stack(rows, 1)
 
 
-def nearest(this, sampler: OpenSampler, extractor, seed: int, truncation: float | None) -> np.ndarray:
-    """[ROWS, COLUMNS, h, w, 3]: has the generator learned pictures by heart? Cosine similarity of features."""
+def nearest(experiment: Experiment, sampler: OpenSampler, extractor: Extractor, seed: int, truncation: float | None) -> np.ndarray:
+    """Samples, each with its nearest training images by cosine of features, [ROWS, COLUMNS, h, w, 3]: shows memorization."""
     samples = np.round(sampler.pictures(ROWS, seed, truncation) * 255).astype(np.uint8)
-    batches = open_eval(this.config, "train", this.run.mesh)
-    bank = extract(extractor.encode, batches, "pooled", this.run.mesh).x
+    batches = open_eval(experiment.config, "train", experiment.run.mesh)
+    bank = extract(extractor.encode, batches, "pooled", experiment.run.mesh).x
     features = np.asarray(extractor.encode(samples)["pooled"])
-    index, _ = neighbors(bank, features, min(COLUMNS - 1, len(bank)), mesh=this.run.mesh)
-    found = fetch_images(open_eval(this.config, "train"), index.ravel(), len(bank))
-    return np.stack([np.stack([sample, *(found[i] for i in row)]) for sample, row in zip(samples, index.tolist(), strict=True)])
+    index, _ = neighbors(bank, features, min(COLUMNS - 1, len(bank)), mesh=experiment.run.mesh)
+    images = fetch_images(open_eval(experiment.config, "train"), index.ravel(), len(bank))
+    return np.stack([np.stack([sample, *(images[i] for i in row)]) for sample, row in zip(samples, index.tolist(), strict=True)])

@@ -1,4 +1,4 @@
-"""Trains a config in a workdir: start or go on, evaluate as the config says, end with a table and a report."""
+"""Trains a config in a workdir: start or resume, evaluate as the config says, end with a table and a report."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ssl_jax.data.pipeline import iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, gather, write_json
 from ssl_jax.engine.health import HealthMonitor, spectral_norms
+from ssl_jax.engine.method import State
 from ssl_jax.engine.metrics import MetricsWriter, record_start
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.engine.records import REST, SPAN, goodput, read_metrics, read_starts
@@ -29,146 +30,126 @@ from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import distributed, launch_environment
 from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, initial_state, unmeasurable
-from ssl_jax.experiment.build import Experiment, any_context, build_experiment, open_eval, provenance, start_jax
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context, open_eval
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import save_neighbors
 from ssl_jax.experiment.progress import Progress
+from ssl_jax.experiment.provenance import provenance
+from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.sampler import save_samples
 from ssl_jax.experiment.workdir import PATIENCE, check_same_workdir, lock_workdir, record_config
 
 log = logging.getLogger(__name__)
 
 
-def run(
+def run_training(
     path_and_variant: str, overrides: Sequence[str], workdir: Path, write_report: Callable[[Path], Path], profile: str = "",
     saved_code: int = 0,
 ) -> int:
-    """Train in this process, which may be one of several; the exit code, which is `saved_code` after a SIGTERM that saved.
+    """Train in this process, which may be one of several; returns the exit code.
+
+    Args:
+        write_report: (workdir) -> path of the report.
+        profile: 'START:END', steps to trace; '' for none.
+        saved_code: the exit code after a SIGTERM that saved.
 
     Raises:
-        UserError: for what is wrong with the config, the data or the workdir.
+        UserError: a mistake in the config, the data or the workdir.
         MachineFault: a disk or another host fails.
     """
     began = time.time()
     trace = Trace(workdir / "profile", profile)
-    start_jax()
-    config = load(path_and_variant, overrides)
-    distributed.check_same_config(configs.plain(config))  # first of all, as what `assemble` does together depends on the mesh
-    with lock_workdir(workdir, PATIENCE if saved_code else 0.0):  # an engine may be faster than the end of the start before
+    distributed.start_jax()
+    config = load_config(path_and_variant, overrides)
+    distributed.check_same_config(configs.plain(config))  # before `build_experiment`, whose collectives depend on the mesh
+    with lock_workdir(workdir, PATIENCE if saved_code else 0.0):  # an engine may restart a job before its last process has ended
         check_same_workdir(workdir)
-        this = build_experiment(config, workdir=workdir)
-        distributed.check_same_config(configs.plain(this.config))
-        record_config(workdir, configs.plain(this.config))
+        experiment = build_experiment(config, workdir=workdir)
+        distributed.check_same_config(configs.plain(experiment.config))
+        record_config(workdir, configs.plain(experiment.config))
         write_json(workdir / "provenance.json", provenance())
         record_start(workdir, began)
         restarted = launch_environment.launched_process(os.environ) is not None or saved_code != 0
         try:
             with Watchdog(workdir / "processes", jax.process_index(), jax.process_count(), restarted) as watchdog:
-                train(this, workdir, write_report, trace, watchdog)
+                train(experiment, workdir, write_report, trace, watchdog)
         except loop.Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
             return saved_code if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
     return 0
 
 
-def load(path_and_variant: str, overrides):
-    """The locked config, as far as it can be checked without data and devices. Raises UserError."""
+def load_config(path_and_variant: str, overrides):
+    """Load a locked config and check what needs neither data nor devices. Raises UserError."""
     config = configs.load(path_and_variant, overrides)
     unknown = sorted(set(config.baselines) - set(BASELINES))
     if unknown:
         raise UserError(f"config.baselines: {unknown[0]!r} is unknown; choose of {', '.join(map(repr, BASELINES))}")
     if config.warm_start.workdir is None:
         raise UserError(
-            "config.warm_start.workdir is not set: this recipe begins with the weights of another run; give its directory with "
-            "--config.warm_start.workdir=DIR, or say --config.warm_start.workdir= to begin with random ones"
+            "config.warm_start.workdir is not set, and this recipe starts from the weights of another run; give its directory with "
+            "--config.warm_start.workdir=DIR, or --config.warm_start.workdir= for random weights"
         )
     evals.check(config.evals)
     label = config.best_metric.removeprefix("-").partition("/")[0]
     if label and label not in config.evals:
         there = f"there are {', '.join(config.evals)}" if config.evals else "there are none"
         raise UserError(
-            f"config.best_metric={config.best_metric!r} is of no evaluation in config.evals ({there}); name one, or say "
-            "--config.best_metric= to keep the last checkpoints only"
+            f"config.best_metric={config.best_metric!r} is of no evaluation in config.evals ({there}); name one, or give "
+            "--config.best_metric= to keep the newest checkpoints only"
         )
     return config
 
 
-def train(this: Experiment, workdir: Path, write_report: Callable[[Path], Path], trace: Trace, watchdog: Watchdog) -> None:
-    """Start or go on; evaluate as the config says; end with a table and a report. `watchdog` is paused but in steps."""
-    config, run, total = this.config, this.run, this.durations["total"]
+def train(experiment: Experiment, workdir: Path, write_report: Callable[[Path], Path], trace: Trace, watchdog: Watchdog) -> None:
+    """Start or resume the run in `workdir` and train it to its end. `watchdog` runs during steps only and is paused otherwise."""
+    config, run, total = experiment.config, experiment.run, experiment.durations["total"]
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
     state = checkpoints.restore_latest(run.abstract)
     if state is None:
-        state = initial_state(this)
+        state = initial_state(experiment)
     start = int(state.step)
     log.info("%s", loop.describe(workdir, state))
-    left_out = unmeasurable(config, config.evals)
-    for label, reason in left_out.items():
-        log.warning("evals.%s is left out: %s", label, reason)
-    evaluations = Evaluations(workdir, {label: entry for label, entry in config.evals.items() if label not in left_out}, start)
-    last = any_context(this, state)
-    evals.check_needs(evaluations.spec, last)
+    evaluator = RunEvaluator(experiment, workdir, state)
     if start == 0:
-        save_views(this, workdir)
-        if this.sampler:
-            save_samples(this, state, 0, workdir)
-        for name in config.baselines:
-            with watchdog.paused():
-                evaluations.add(name, 0, any_context(this, state) if name == "untrained" else baseline_context(this, name))
+        save_views(experiment, workdir)
+        if experiment.sampler:
+            save_samples(experiment, state, 0, workdir)
+        evaluator.measure_baselines(state, watchdog)
     else:
         log.info("going on at step %d of %d", start, total)
-    complete = start == 0  # else evaluations may have been added since
-
-    def evaluate(step, state, labels=None):
-        nonlocal last, complete
-        last = any_context(this, state)
-        scores = evaluations.add("trained", step, last, labels)
-        if not complete:
-            add_missing(this, evaluations, config.baselines)
-            complete = True
-        best = config.best_metric.removeprefix("-")
-        if best and best not in scores:
-            told = ", ".join(scores)
-            log.warning("config.best_metric: %r is not measured, so that no checkpoint is the best one; there are %s", best, told)
-        if this.sampler:
-            save_samples(this, state, step, workdir)
-            norms = to_host(spectral_norms(state.params), run.mesh)
-            return {**scores, **{name: float(x) for name, x in norms.items()}}
-        return scores
 
     began = time.perf_counter()
     settings = {
         **configs.plain(config),
-        "evaluate_every_steps": this.durations["evaluate"],
-        "checkpoint_every_steps": this.durations["checkpoint"],
+        "evaluate_every_steps": experiment.durations["evaluate"],
+        "checkpoint_every_steps": experiment.durations["checkpoint"],
     }
     writer, health = MetricsWriter(workdir, start), HealthMonitor()
     for line in read_metrics(workdir):
         health.update(line["step"], line)
-
-    batches = iterate(this.batches, start, total, config.data.workers)
+    batches = iterate(experiment.batches, start, total, config.data.workers)
     try:
-        with loop.Signals() as watch, Progress(start, total, config.batch_size) as progress:
+        with loop.Signals() as signals, Progress(start, total, config.batch_size) as progress:
 
             def show(step, metrics):
                 progress.update(step, metrics)
                 health.update(step, metrics)
 
-            due = start > 0 and (start % this.durations["evaluate"] == 0 or start == total)
-            new = any(gather(due and not evaluations.at("trained", start)))  # SIGTERM came in a step that was to be evaluated
-            labels = evaluations.unmeasured("trained", start) if due else []
-            if new or labels:
+            missed = evaluator.missed(start)
+            if missed is not None:
                 with watchdog.paused():
-                    scores = evaluate(start, state, labels)
+                    scores = evaluator.evaluate(start, state, missed)
                     writer.amend(start, scores)
                     checkpoints.rate(start, scores)
             state = loop.train(
-                this.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
-                this.schedules, evaluate, show, watch, watchdog, trace,
+                experiment.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
+                experiment.schedules, evaluator.evaluate, show, signals, watchdog, trace,
             )  # fmt: skip
     except loop.Interrupted:
         raise
-    except Exception as error:  # whatever it was: before `finally`, which closes what waits for the other processes
+    except Exception as error:  # of any kind, and before `finally`: closing would wait for the other processes
         distributed.abort(error)
         raise
     finally:
@@ -176,30 +157,95 @@ def train(this: Experiment, workdir: Path, write_report: Callable[[Path], Path],
             trace.close()
             writer.close()
             checkpoints.close()
-        if this.batches.skipped:
-            log.warning("%d examples could not be read and were replaced (named above)", len(this.batches.skipped))
+        if experiment.batches.skipped:
+            log.warning("%d examples could not be read and were replaced (named above)", len(experiment.batches.skipped))
     share = goodput(read_metrics(workdir), read_starts(workdir))
-    told = "" if share is None else f"; goodput {100 * share:.0f} % {SPAN}; the rest went into {REST}"
-    log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, told)
+    note = "" if share is None else f"; goodput {100 * share:.0f} % {SPAN}; the rest went into {REST}"
+    log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, note)
     with watchdog.paused():
-        if evaluations.spec:  # the features are there already
-            whole = functools.partial(open_eval, config)
-            save_neighbors(last, whole, workdir / "pictures" / "neighbors.png")
+        evaluator.save_neighbors()
         if distributed.is_lead():
-            evaluations.show(config)
+            evaluator.evaluations.show(config)
             log.info("report: %s", write_report(workdir))
 
 
-def save_views(this: Experiment, workdir: Path) -> None:
-    """`pictures/views.png`: a column per image, what the first phase sees of it in step 0 below it."""
-    if this.method.views is None:
+class RunEvaluator:
+    """Evaluates the run while it trains, and its baselines.
+
+    The features of the newest state stay in `context`, for the pictures at the end of the run.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: Path, state: State):
+        """Raises UserError where the method does not offer what an evaluation needs."""
+        config, start = experiment.config, int(state.step)
+        left_out = unmeasurable(config, config.evals)
+        for label, reason in left_out.items():
+            log.warning("evals.%s is left out: %s", label, reason)
+        spec = {label: entry for label, entry in config.evals.items() if label not in left_out}
+        self.experiment, self.workdir = experiment, workdir
+        self.evaluations = Evaluations(workdir, spec, start)
+        self.context = model_context(experiment, state)
+        evals.check_needs(spec, self.context)
+        self.baselines_complete = start == 0  # a resumed run may have new evaluations, which its baselines lack
+
+    def measure_baselines(self, state: State, watchdog: Watchdog) -> None:
+        """Measure the baselines of the config. `state` is the initial one."""
+        for name in self.experiment.config.baselines:
+            with watchdog.paused():
+                untrained = name == "untrained"
+                context = model_context(self.experiment, state) if untrained else baseline_context(self.experiment, name)
+                self.evaluations.add(name, 0, context)
+
+    def missed(self, start: int) -> list[str] | None:
+        """Labels of the evaluations that step `start` still lacks; None where nothing is to be done.
+
+        SIGTERM may have come in a step that was to be evaluated, or the config may have new evaluations.
+        """
+        durations = self.experiment.durations
+        due = start > 0 and (start % durations["evaluate"] == 0 or start == durations["total"])
+        new = any(gather(due and not self.evaluations.at("trained", start)))
+        labels = self.evaluations.unmeasured("trained", start) if due else []
+        return labels if new or labels else None
+
+    def evaluate(self, step: int, state: State, labels: Sequence[str] | None = None) -> dict[str, float]:
+        """Run the evaluations `labels` (None: all) on `state`.
+
+        Returns:
+            {name: value}: the scores of that step, and the spectral norms of a generative method.
+        """
+        experiment, config = self.experiment, self.experiment.config
+        self.context = model_context(experiment, state)
+        scores = self.evaluations.add("trained", step, self.context, labels)
+        if not self.baselines_complete:
+            add_missing(experiment, self.evaluations, config.baselines)
+            self.baselines_complete = True
+        best = config.best_metric.removeprefix("-")
+        if best and best not in scores:
+            names = ", ".join(scores)
+            log.warning("config.best_metric: %r is not measured, so that no checkpoint is the best one; there are %s", best, names)
+        if experiment.sampler is None:
+            return scores
+        save_samples(experiment, state, step, self.workdir)
+        norms = to_host(spectral_norms(state.params), experiment.run.mesh)
+        return {**scores, **{name: float(x) for name, x in norms.items()}}
+
+    def save_neighbors(self) -> None:
+        """Write `pictures/neighbors.png` from the features of the last evaluation; nothing for a run without evaluations."""
+        if self.evaluations.spec:
+            whole = functools.partial(open_eval, self.experiment.config)
+            save_neighbors(self.context, whole, self.workdir / "pictures" / "neighbors.png")
+
+
+def save_views(experiment: Experiment, workdir: Path) -> None:
+    """Write `pictures/views.png`: a column per image, with the views that the first phase gets in step 0 below it."""
+    if experiment.method.views is None:
         return
-    batch = this.batches[0]
+    batch = experiment.batches[0]
     images = batch["image"][:8]
-    key = jax.random.key(this.config.seed)
-    for _ in ("step", "phase", "part"):  # as `engine.step` does; the method may draw more of it
+    key = jax.random.key(experiment.config.seed)
+    for _ in ("step", "phase", "part"):  # as `engine.step` does; the method may fold in more
         key = jax.random.fold_in(key, 0)
-    views = jax.jit(this.method.views)(images, key)
+    views = jax.jit(experiment.method.views)(images, key)
     rows = [np.asarray(group) for group in (views.values() if isinstance(views, Mapping) else (views,))]
     originals = images if images.ndim == 4 else images[:, 0]
     if any(originals.shape[1:] == group.shape[2:] for group in rows):

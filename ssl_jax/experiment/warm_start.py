@@ -1,4 +1,4 @@
-"""Start from another run's weights, by explicit rules, and say what was taken and what was not."""
+"""Start from another run's weights, by explicit rules, and log what was copied and what was not."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ log = logging.getLogger(__name__)
 def warm_start(state: State, workdir: str, rules: Sequence[tuple[str, str]]) -> State:
     """Copy leaves of the newest checkpoint of `workdir` into `state`.
 
-    A leaf is named 'group/module/leaf', in `params` and in each mutable tree ('batch_stats' follows the same rules with
-    'net/' left out). The first rule whose regex matches gives the name in the new state.
+    Args:
+        rules: (regex, replacement) pairs on names 'group/module/leaf'. The first regex that matches a leaf of the checkpoint gives
+            its name in `state`. Batch statistics follow the same rules as if they were in group 'net'.
 
     Raises:
-        UserError: a rule that takes nothing, or a leaf whose shapes differ.
+        UserError: no checkpoint, a rule that copies nothing, or a leaf whose shapes differ.
     """
     saved = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
     steps = saved.agreed_steps()
@@ -52,27 +53,27 @@ def warm_start(state: State, workdir: str, rules: Sequence[tuple[str, str]]) -> 
 
 
 def _copy(tree, source, rules, used, prefix):
-    """(`tree` with leaves of `source` put in place, the names that were taken)"""
+    """(`tree` with leaves of `source` put in place, the names that were copied)."""
     values = dict(zip(leaf_names(source), jax.tree.leaves(source), strict=True))
-    moved, here = {}, set(leaf_names(tree))
+    renamed, here = {}, set(leaf_names(tree))
     for name, value in values.items():
         for pattern, replacement in rules:
             new, hits = re.subn(pattern, replacement, prefix + name, count=1)
             if hits:
-                moved[new.removeprefix(prefix)] = value
+                renamed[new.removeprefix(prefix)] = value
                 if new.removeprefix(prefix) in here:
                     used.add(pattern)
                 break
     names, leaves = leaf_names(tree), jax.tree.leaves(tree)
     out, taken = [], []
     for name, leaf in zip(names, leaves, strict=True):
-        if name in moved:
-            if moved[name].shape != leaf.shape:
+        if name in renamed:
+            if renamed[name].shape != leaf.shape:
                 raise UserError(
-                    f"warm start: {prefix}{name} has shape {leaf.shape} here and {moved[name].shape} there; "
+                    f"warm start: {prefix}{name} has shape {leaf.shape} here and {renamed[name].shape} there; "
                     "use the same model fields, or a rule that leaves it out"
                 )
             taken.append(prefix + name)
-            leaf = put_global(np.asarray(moved[name]), leaf.sharding)
+            leaf = put_global(np.asarray(renamed[name]), leaf.sharding)
         out.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(tree), out), taken

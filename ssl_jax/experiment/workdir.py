@@ -20,18 +20,18 @@ from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment.config import differences, from_plain
 
-PATIENCE = 100.0  # seconds that an engine's start waits for the end of the one before; of a dead host NFS keeps the locks for 90
+PATIENCE = 100.0  # seconds that a restarted job waits for the lock; NFS keeps the locks of a dead host for 90
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)
-LAG = 5.0  # seconds after which a file that one host has made is seen by all
+LAG = 5.0  # seconds until a file that one host has created is visible on all
 
 log = logging.getLogger(__name__)
 
 
 def lock_workdir(workdir: Path, patience: float = 0.0):
-    """Create `workdir` and hold it until the returned file is closed or the process ends; of several processes the first one does.
+    """Create `workdir` and lock it until the returned file is closed or the process ends. Only process 0 locks.
 
     Raises:
-        UserError: it cannot be written or locked, or another process trains in it, still after `patience` seconds.
+        UserError: it cannot be written or locked, or another process still holds it after `patience` seconds.
         MachineFault: its disk fails.
     """
     if jax.process_index() != 0:
@@ -43,7 +43,7 @@ def lock_workdir(workdir: Path, patience: float = 0.0):
     except OSError as error:
         if error.errno in BAD_PATH:
             raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
-        raise MachineFault(f"--workdir={workdir} cannot be written ({error.strerror}); mend its disk, and start again") from None
+        raise MachineFault(f"--workdir={workdir} cannot be written ({error.strerror}); repair its disk, and start again") from None
     _lock(lock, workdir, patience)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ssl_jax").addHandler(handler)
@@ -51,7 +51,7 @@ def lock_workdir(workdir: Path, patience: float = 0.0):
 
 
 def _lock(file, workdir: Path, patience: float) -> None:
-    deadline, told = time.monotonic() + patience, False
+    deadline, warned = time.monotonic() + patience, False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,22 +66,22 @@ def _lock(file, workdir: Path, patience: float) -> None:
             if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
                 raise UserError(f"{failed}: its file system has no locks; mount it with them or choose another directory") from None
             raise MachineFault(f"{failed}; see that its file system's locks work, and start again") from None
-        if not told:
-            told = True
+        if not warned:
+            warned = True
             log.warning("--workdir=%s is in use by another process; waiting up to %.0f s for its end", workdir, patience)
         time.sleep(1.0)
 
 
 def check_same_workdir(workdir: Path) -> None:
-    """To be called by every process of a run, after `claim`.
+    """Check that all processes see the same directory. Every process calls this, after `lock_workdir`.
 
     Raises:
-        UserError: in every process, where not all of them see the same directory.
+        UserError: in every process, where one sees another directory.
     """
     if jax.process_count() == 1:
         return
     nonce = multihost_utils.broadcast_one_to_all(np.frombuffer(uuid.uuid4().bytes, np.uint8))
-    path = workdir / f".{bytes(nonce).hex()}"  # a name of its own for each start, which no host remembers not to be there
+    path = workdir / f".{bytes(nonce).hex()}"  # a new name, since hosts may cache that a file is absent
     if jax.process_index() == 0:
         path.touch()
     multihost_utils.sync_global_devices("workdir")
@@ -93,17 +93,17 @@ def check_same_workdir(workdir: Path) -> None:
         path.unlink()
     blind = np.flatnonzero(~seen)
     if len(blind):
-        told = ", ".join(map(str, blind))
+        names = ", ".join(map(str, blind))
         raise UserError(
-            f"--workdir={workdir} of process {told} is not that of process 0; give a directory that all hosts share, such as one on NFS"
+            f"--workdir={workdir} of process {names} is not that of process 0; give a directory that all hosts share"
         )
 
 
 def record_config(workdir: Path, config: dict) -> None:
-    """Write the resolved config, or check it against the one that this workdir was started with.
+    """Write the resolved config, or check it against the one of this workdir.
 
     Raises:
-        UserError: the workdir belongs to another config, naming what differs.
+        UserError: the workdir has another config; the line names the differences.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -121,7 +121,7 @@ def record_config(workdir: Path, config: dict) -> None:
 
 
 def read_config(workdir: Path):
-    """The locked config of a run. Raises UserError if there is none."""
+    """The locked config of a run. Raises UserError where there is none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"--workdir={workdir} holds no run (no config.json); give the directory of one")

@@ -1,14 +1,14 @@
-"""What runs a training elsewhere, one module each, found by `ssl_jax.launchers.jobs.engine`.
+"""Engines, which run a training elsewhere: one module each, which `ssl_jax.launchers.jobs.engine` imports.
 
-An engine has these functions; each raises UserError where its commands are not there or refuse:
+An engine has these functions; each raises UserError where the programs of the engine are not installed or fail:
 
   add_arguments(group)        its own flags
-  describe(order) -> str      exactly what `submit` sends; touches nothing
-  submit(order) -> dict       sends it; {'id': ..., and what the other functions need}
-  state(job, workdir)         a `jobs.State`
+  describe(request) -> str    exactly what `submit` sends; changes nothing
+  submit(request) -> dict     sends it; {'id': ..., and what the other functions need}
+  state(job, workdir)         a `jobs.JobState`
   cancel(job, workdir)        SIGTERM, after which a training saves
   logs(job, workdir, lines, follow)
 
-The contract with what they run is that of `launch.py train --saved_code=75`: 0 is done, 2 is a mistake that starting again does not
-mend, everything else is to be started again with the same command, which goes on from the workdir.
+All engines run `launch.py train --saved_code=75`. Exit code 0 means done and 2 means bad input, which a restart does not repair.
+After any other exit code the engine restarts the same command, which resumes from the workdir.
 """

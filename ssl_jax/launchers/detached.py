@@ -1,4 +1,4 @@
-"""`submit --to=local`: `launch.py train --processes=N` in a session of its own, which this terminal may leave."""
+"""`submit --to=local`: `launch.py train --processes=N` in a session of its own, which outlives this terminal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ssl_jax.errors import UserError
 from ssl_jax.launchers import jobs
 from ssl_jax.launchers.supervise import LAUNCHER
 
-# The shell outlives the SIGTERM that is meant for the training, and writes down how that ended.
+# The shell ignores the SIGTERM that is meant for the training, and writes the exit code of the training to a file.
 SCRIPT = 'trap : TERM; "$@"; echo $? > "$0"'
-TOLD = {
+ENDS = {
     0: "finished",
     2: "refused as bad input",
     jobs.SAVED: "stopped by SIGTERM, and saved",
@@ -27,38 +27,30 @@ def add_arguments(group) -> None:
     group.add_argument("--processes", type=int, default=1, help="processes of the run (default: 1)")
 
 
-def command(order: jobs.JobRequest) -> list[str]:
+def command(request: jobs.JobRequest) -> list[str]:
     """Raises UserError for an impossible number of processes."""
-    if order.options.processes < 1:
-        raise UserError(f"--processes={order.options.processes} must be at least 1")
-    flags = [f"--processes={order.options.processes}", f"--max_restarts={order.max_restarts}"]
-    return [
-        "sh",
-        "-c",
-        SCRIPT,
-        str(order.workdir / "job.exit"),
-        sys.executable,
-        str(LAUNCHER),
-        *order.arguments(),
-        *flags,
-    ]
+    if request.options.processes < 1:
+        raise UserError(f"--processes={request.options.processes} must be at least 1")
+    flags = [f"--processes={request.options.processes}", f"--max_restarts={request.max_restarts}"]
+    exit_file = str(request.workdir / "job.exit")
+    return ["sh", "-c", SCRIPT, exit_file, sys.executable, str(LAUNCHER), *request.arguments(), *flags]
 
 
-def describe(order: jobs.JobRequest) -> str:
-    return f"setsid {shlex.join(command(order))} >> {shlex.quote(str(_log(order.workdir)))} 2>&1 < /dev/null &"
+def describe(request: jobs.JobRequest) -> str:
+    return f"setsid {shlex.join(command(request))} >> {shlex.quote(str(_log(request.workdir)))} 2>&1 < /dev/null &"
 
 
-def submit(order: jobs.JobRequest) -> dict:
-    (order.workdir / "job.exit").unlink(missing_ok=True)
-    with _log(order.workdir).open("a") as log:
+def submit(request: jobs.JobRequest) -> dict:
+    (request.workdir / "job.exit").unlink(missing_ok=True)
+    with _log(request.workdir).open("a") as log:
         shell = subprocess.Popen(
-            command(order), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command(request), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     return {"id": shell.pid, "host": os.uname().nodename, "born": _born(shell.pid)}
 
 
 def state(job: dict, workdir: Path) -> jobs.JobState:
-    """Raises UserError on another machine, from where the process cannot be seen."""
+    """Raises UserError on another machine than that of the process."""
     if job["host"] != os.uname().nodename:
         raise UserError(f"the job of --workdir={workdir} is a process of {job['host']}; ask there")
     if _born(job["id"]) == job["born"]:
@@ -67,7 +59,7 @@ def state(job: dict, workdir: Path) -> jobs.JobState:
         code = int((workdir / "job.exit").read_text())
     except (OSError, ValueError):
         return jobs.JobState(False, "gone, without an exit code (killed, or the machine was restarted)")
-    return jobs.JobState(False, TOLD.get(code, f"failed with exit code {code}; see `launch.py logs`"))
+    return jobs.JobState(False, ENDS.get(code, f"failed with exit code {code}; see `launch.py logs`"))
 
 
 def cancel(job: dict, workdir: Path) -> None:
@@ -83,9 +75,9 @@ def _log(workdir: Path) -> Path:
 
 
 def _born(pid: int) -> str:
-    """When a process was started, by which it differs from a later one of the same number; '' for none.
+    """The start time of a process, which tells it from a later one with the same id; '' where there is none.
 
-    Where there is no /proc, 'alive' has to be enough.
+    Without /proc it is 'alive' for every process.
     """
     if Path("/proc/self/stat").exists():
         try:

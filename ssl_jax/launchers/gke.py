@@ -1,8 +1,8 @@
-"""`submit --to=gke`: a JobSet of slices of TPUs on Google Kubernetes Engine, by kubectl; a pod is a host, and a process of the run.
+"""`submit --to=gke`: a JobSet of TPU slices on Google Kubernetes Engine, by kubectl. A pod is a host and a process of the run.
 
-GKE tells the pods of a slice, and the slices, of each other (TPU_WORKER_HOSTNAMES, MEGASCALE_COORDINATOR_ADDRESS), and JAX joins
-them. A pod that does not end with 0 ends its Job, and the JobSet starts all Jobs again; with 2 (bad input) it ends the JobSet. A pod
-that is to go has two minutes to save, less on a node that is preempted.
+GKE sets TPU_WORKER_HOSTNAMES and MEGASCALE_COORDINATOR_ADDRESS, by which JAX joins the pods of a slice and the slices. A pod that
+does not end with 0 fails its Job, and the JobSet restarts all Jobs; exit code 2 (bad input) fails the JobSet. A pod that is deleted
+has two minutes to save, less on a node that is preempted.
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ CONTAINER, JOB = "train", "slice"
 
 
 def add_arguments(group) -> None:
-    group.add_argument("--topology", required=True, help=f"of a slice: {tpu_slices.EXAMPLES}")
-    group.add_argument("--slices", type=int, default=1, help="default: 1")
-    group.add_argument("--image", required=True, help="with this repository as its working directory, and jax[tpu]")
+    group.add_argument("--topology", required=True, help=f"topology of a slice: {tpu_slices.EXAMPLES}")
+    group.add_argument("--slices", type=int, default=1, help="number of slices (default: 1)")
+    group.add_argument("--image", required=True, help="container image with this repository as its working directory, and jax[tpu]")
     group.add_argument(
         "--claim", required=True, help="PersistentVolumeClaim of a volume that all pods write to, for the workdir"
     )
     group.add_argument(
         "--mount",
         default="/mnt/runs",
-        help="where it is mounted (default: /mnt/runs); a relative --workdir is below it",
+        help="where the volume is mounted (default: /mnt/runs); a relative --workdir is below it",
     )
-    group.add_argument("--namespace", default="default", help="default: default")
+    group.add_argument("--namespace", default="default", help="Kubernetes namespace (default: default)")
 
 
-def manifest(order: jobs.JobRequest) -> dict:
+def manifest(request: jobs.JobRequest) -> dict:
     """The JobSet.
 
     Raises:
         UserError: an unknown topology, an impossible number of slices, or a workdir outside the mount.
     """
-    options = order.options
+    options = request.options
     where = tpu_slices.parse(options.topology)
     if options.slices < 1:
         raise UserError(f"--slices={options.slices} must be at least 1")
     if options.slices > 1 and where.hosts == 1:
         raise UserError(
-            f"--slices={options.slices}: {options.topology} has one host, and only slices of several can be joined"
+            f"--slices={options.slices}: {options.topology} has one host, and only slices of several hosts can be joined"
         )
     mount = PurePosixPath(options.mount)
-    workdir = mount / order.workdir.as_posix()  # itself, if absolute
+    workdir = mount / request.workdir.as_posix()  # itself, if absolute
     if not mount.is_absolute() or not workdir.is_relative_to(mount) or ".." in workdir.parts:
         raise UserError(
-            f"--workdir={order.workdir} is not below --mount={options.mount}, and a pod's own disk is lost with it"
+            f"--workdir={request.workdir} is not below --mount={options.mount}, and a pod's own disk is lost with it"
         )
     container = {
         "name": CONTAINER,
         "image": options.image,
-        "command": ["python", "launch.py", *order.arguments(Path(workdir))],
+        "command": ["python", "launch.py", *request.arguments(Path(workdir))],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # of libtpu, and of the coordinator of slices
         "resources": {kind: {"google.com/tpu": where.chips_of_host} for kind in ("requests", "limits")},
         "volumeMounts": [{"name": "runs", "mountPath": options.mount}, {"name": "shm", "mountPath": "/dev/shm"}],
@@ -73,7 +73,7 @@ def manifest(order: jobs.JobRequest) -> dict:
         "containers": [container],
         "volumes": [
             {"name": "runs", "persistentVolumeClaim": {"claimName": options.claim}},
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},  # batches of worker processes: a container has 64 MiB otherwise
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},  # for batches of worker processes: the default is 64 MiB
         ],
     }
     bad_input = {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [2]}}
@@ -81,24 +81,24 @@ def manifest(order: jobs.JobRequest) -> dict:
         "completionMode": "Indexed",
         "completions": where.hosts,
         "parallelism": where.hosts,
-        "backoffLimit": 0,  # one pod alone cannot go on: the JobSet starts all again
+        "backoffLimit": 0,  # one pod cannot restart alone: the JobSet restarts all
         "podFailurePolicy": {"rules": [bad_input]},
         "template": {"spec": pod},
     }
-    name = _name(order)
+    name = _name(request)
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": {
             "name": name,
             "namespace": options.namespace,
-            # each Job has a slice to itself
+            # one Job per slice
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {
             "network": {"enableDNSHostnames": True, "subdomain": name},
             "failurePolicy": {
-                "maxRestarts": order.max_restarts,
+                "maxRestarts": request.max_restarts,
                 "rules": [{"name": "badInput", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
             },
             "replicatedJobs": [{"name": JOB, "replicas": options.slices, "template": {"spec": job}}],
@@ -106,14 +106,14 @@ def manifest(order: jobs.JobRequest) -> dict:
     }
 
 
-def describe(order: jobs.JobRequest) -> str:
-    return f"# {shlex.join(_command(order))}\n{_text(order)}"
+def describe(request: jobs.JobRequest) -> str:
+    return f"# {shlex.join(_command(request))}\n{_text(request)}"
 
 
-def submit(order: jobs.JobRequest) -> dict:
-    jobs.need("kubectl", "--to=gke sends with it")
-    jobs.call(_command(order), stdin=_text(order))
-    return {"id": _name(order), "namespace": order.options.namespace}
+def submit(request: jobs.JobRequest) -> dict:
+    jobs.need("kubectl", "--to=gke submits by it")
+    jobs.call(_command(request), stdin=_text(request))
+    return {"id": _name(request), "namespace": request.options.namespace}
 
 
 def state(job: dict, workdir: Path) -> jobs.JobState:
@@ -124,7 +124,7 @@ def state(job: dict, workdir: Path) -> jobs.JobState:
     status = json.loads(shown).get("status", {})
     end = status.get("terminalState", "")
     pods = [f"{row['ready']} slices ready, {row['failed']} failed" for row in status.get("replicatedJobsStatus", [])]
-    parts = [end.lower() or "alive", *pods, f"started again {status.get('restarts', 0)} times"]
+    parts = [end.lower() or "alive", *pods, f"restarted {status.get('restarts', 0)} times"]
     return jobs.JobState(not end, ", ".join(parts))
 
 
@@ -133,7 +133,7 @@ def cancel(job: dict, workdir: Path) -> None:
 
 
 def logs(job: dict, workdir: Path, lines: int, follow: bool) -> None:
-    """Of the first process."""
+    """Show the log of process 0."""
     jobs.need("kubectl", f"the job of --workdir={workdir} is on GKE")
     labels = {
         "jobset.sigs.k8s.io/jobset-name": job["id"],
@@ -146,17 +146,17 @@ def logs(job: dict, workdir: Path, lines: int, follow: bool) -> None:
     )
 
 
-def _command(order: jobs.JobRequest) -> list[str]:
-    # Not `apply`, which would change the JobSet of somebody whose workdir has the same name.
-    return ["kubectl", "create", f"--namespace={order.options.namespace}", "--filename=-"]
+def _command(request: jobs.JobRequest) -> list[str]:
+    # Not `apply`, which would change the JobSet of another user whose workdir has the same name.
+    return ["kubectl", "create", f"--namespace={request.options.namespace}", "--filename=-"]
 
 
-def _text(order: jobs.JobRequest) -> str:
-    return yaml.safe_dump(manifest(order), sort_keys=False, width=1000)
+def _text(request: jobs.JobRequest) -> str:
+    return yaml.safe_dump(manifest(request), sort_keys=False, width=1000)
 
 
-def _name(order: jobs.JobRequest) -> str:
-    return f"{jobs.slug(order.workdir)}-{order.number}"
+def _name(request: jobs.JobRequest) -> str:
+    return f"{jobs.slug(request.workdir)}-{request.number}"
 
 
 def _where(job: dict) -> list[str]:

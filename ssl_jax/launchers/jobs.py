@@ -1,4 +1,4 @@
-"""What was submitted from a workdir: WORKDIR/job.json, and what all engines need to send it and to ask for it."""
+"""WORKDIR/job.json, the job that was submitted from a workdir, and what all engines need to submit and query jobs."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from typing import Any, NamedTuple
 from ssl_jax.errors import UserError
 
 ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "detached"}
-SAVED = 75  # exit code of a training that SIGTERM ended: not done, to be started again
+SAVED = 75  # exit code of a training that saved after SIGTERM: not done, to be restarted
 
 
 class JobRequest(NamedTuple):
-    """What is to be submitted."""
+    """A training to submit."""
 
     config: str
     flags: Sequence[str]  # of `train`: --config.KEY=VALUE and others
     workdir: Path
     max_restarts: int
-    number: int  # of this submission from its workdir, from 1
+    number: int  # of the submission from this workdir, from 1
     options: Any  # the flags of the engine, as attributes
-    rest: Sequence[str]  # what else was said, for an engine that passes it on
+    rest: Sequence[str]  # other arguments, for an engine with PASSES_ON
 
     def arguments(self, workdir: Path | None = None) -> list[str]:
-        """Of `launch.py`; `workdir` is what the directory is called where it runs."""
+        """The arguments of `launch.py`; `workdir` is the path of the directory on the machine that runs it."""
         where = self.workdir if workdir is None else workdir
         return ["train", f"--config={self.config}", f"--workdir={where}", *self.flags, f"--saved_code={SAVED}"]
 
 
 class JobState(NamedTuple):
     alive: bool  # waiting or running, so that nothing else may be submitted
-    told: str
+    text: str
 
 
 def engine(name: str) -> ModuleType:
@@ -47,7 +47,7 @@ def engine(name: str) -> ModuleType:
 
 
 def earlier(workdir: Path) -> dict | None:
-    """What was submitted last, if anything was."""
+    """The last submission from `workdir`; None where there is none."""
     path = workdir / "job.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -62,20 +62,20 @@ def read(workdir: Path) -> tuple[dict, ModuleType]:
     return job, engine(job["engine"])
 
 
-def record(order: JobRequest, name: str, sent: str, told: dict) -> dict:
-    """Write and return job.json."""
+def record(request: JobRequest, name: str, sent: str, submitted: dict) -> dict:
+    """Write and return job.json. `submitted` is what the `submit` of engine `name` returned."""
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    command = ["launch.py", *order.arguments()]
-    job = {"engine": name, **told, "number": order.number, "submitted": when, "command": command, "sent": sent}
-    # Not by write_json, which asks JAX for devices: the job may want to have them.
-    temporary = order.workdir / ".job.json.tmp"
+    command = ["launch.py", *request.arguments()]
+    job = {"engine": name, **submitted, "number": request.number, "submitted": when, "command": command, "sent": sent}
+    # Not by `write_json`, which opens the JAX devices that the job may need.
+    temporary = request.workdir / ".job.json.tmp"
     temporary.write_text(json.dumps(job, indent=1) + "\n")
-    os.replace(temporary, order.workdir / "job.json")
+    os.replace(temporary, request.workdir / "job.json")
     return job
 
 
 def slug(workdir: Path) -> str:
-    """The last part of the path as a name that every engine takes: a DNS label with room for a suffix."""
+    """The last part of the path as a DNS label with room for a suffix, which every engine accepts as a name."""
     name = re.sub(r"[^a-z0-9]+", "-", workdir.resolve().name.lower()).strip("-")[:36].strip("-")
     return name if name[:1].isalpha() else f"run-{name}".strip("-")
 
@@ -87,10 +87,10 @@ def need(program: str, why: str) -> None:
 
 
 def call(argv: Sequence[str], stdin: str | None = None) -> str:
-    """What a command of an engine prints.
+    """Run a program of an engine; returns its stdout.
 
     Raises:
-        UserError: it failed, with the last line that it wrote to stderr.
+        UserError: it failed; with the last line of its stderr.
     """
     done = subprocess.run(argv, input=stdin, capture_output=True, text=True)
     if done.returncode != 0:
@@ -107,18 +107,18 @@ def show(argv: Sequence[str]) -> None:
 
 
 def tail(path: Path, lines: int, follow: bool, alive: Callable[[], bool]) -> None:
-    """Print the last lines of a file and, with `follow`, what is added to it as long as the job is alive.
+    """Print the last lines of a file; with `follow` go on while the job is alive.
 
     Raises:
         UserError: there is no such file.
     """
     if not path.is_file():
-        raise UserError(f"there is no {path} yet; `launch.py status --workdir=...` tells whether the job has begun")
+        raise UserError(f"there is no {path} yet; `launch.py status --workdir=...` prints whether the job has started")
     with path.open(errors="replace") as file:
         text = file.read().splitlines(keepends=True)
         print("".join(text[-lines:] if lines else []), end="", flush=True)
         while follow:
-            last = not alive()  # asked before reading, so that nothing is missed
+            last = not alive()  # before reading, so that nothing is missed
             print(file.read(), end="", flush=True)
             if last:
                 return

@@ -1,4 +1,4 @@
-"""`launch.py train --processes=N`: the processes of a run on this machine, watched and started again."""
+"""`launch.py train --processes=N`: the processes of a run on this machine, watched and restarted."""
 
 from __future__ import annotations
 
@@ -18,44 +18,45 @@ from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSE
 
 log = logging.getLogger(__name__)
 
-GRACE = 5.0  # seconds that the others are given to end by themselves once one has failed
-LAST = 300.0  # and once one has ended well: process 0 writes the report when the others have nothing to do any more
+GRACE = 5.0  # seconds for the other processes to end by themselves once one has failed
+LAST = 300.0  # the same once one has ended well: process 0 writes the report after the others have ended
 KILL = 5.0  # seconds between SIGTERM and SIGKILL
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
 
 
 def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts: int, saved_code: int = 0) -> int:
-    """Run `launch.py ARGUMENTS` as `processes` processes of one run until all have ended well; the exit code.
+    """Run `launch.py ARGUMENTS` as `processes` processes of one run until all have ended well; returns the exit code.
 
     Process 0 writes to this terminal, process i to WORKDIR/processes/<i>.txt. If one fails, or ends before the others, the rest are
-    ended too, and all are started again, at most `max_restarts` times; a mistake of the user (exit code 2) is not tried again. SIGTERM
-    is passed on, so that all save, and the exit code is `saved_code`, as it is when one of the processes got it from elsewhere; Ctrl-C
-    too, with exit code 130. Saving may take its time: a second signal ends what has not ended by then.
+    ended too, and all are restarted, at most `max_restarts` times. Bad input (exit code 2) is not restarted.
+
+    SIGTERM is passed on, all processes save, and the exit code is `saved_code`, also where one process got the SIGTERM from
+    elsewhere. Ctrl-C is passed on as SIGTERM, with exit code 130. A second signal ends the processes that have not saved by then.
 
     Raises:
-        UserError: no processes, or a negative number of restarts.
+        UserError: `processes` is below 1 or `max_restarts` negative.
     """
     if processes < 1 or max_restarts < 0:
         raise UserError(f"--processes={processes} must be at least 1 and --max_restarts={max_restarts} not negative")
-    asked: list[int] = []
-    before = {s: signal.signal(s, lambda signum, _: asked.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
+    signals: list[int] = []  # received
+    before = {s: signal.signal(s, lambda signum, _: signals.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         for attempt in range(max_restarts + 1):
-            code, told = _once([*arguments, f"--saved_code={saved_code}"], processes, workdir, asked, (0, saved_code))
-            if asked:
-                return saved_code if code in (0, saved_code) and asked[0] == signal.SIGTERM else 128 + asked[0]
+            code, causes = _run_once([*arguments, f"--saved_code={saved_code}"], processes, workdir, signals, (0, saved_code))
+            if signals:
+                return saved_code if code in (0, saved_code) and signals[0] == signal.SIGTERM else 128 + signals[0]
             if code in (0, saved_code, UserError.code):
                 return code
             last = attempt == max_restarts
-            log.error("%s; %s", told, "giving up" if last else f"starting all again ({attempt + 1} of {max_restarts})")
+            log.error("%s; %s", causes, "giving up" if last else f"restarting all ({attempt + 1} of {max_restarts})")
         return code
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
-def _once(arguments, processes, workdir, asked, well) -> tuple[int, str]:
-    """(exit code, what happened) of one start of all processes; exit codes in `well` are no failures."""
+def _run_once(arguments, processes, workdir, signals, well) -> tuple[int, str]:
+    """(exit code, causes of a failure) of one start of all processes; exit codes in `well` are no failures."""
     with contextlib.ExitStack() as files:
         running = _start(arguments, processes, workdir, files)
         ended: dict[int, int] = {}  # {process: exit code}, in the order in which they ended
@@ -66,10 +67,10 @@ def _once(arguments, processes, workdir, asked, well) -> tuple[int, str]:
                 if i not in ended and process.poll() is not None:
                     ended[i] = process.returncode
                     deadline = min(deadline, time.monotonic() + (LAST if process.returncode in well else GRACE))
-            if asked and not passed_on:
+            if signals and not passed_on:
                 passed_on = True
                 _signal(running, signal.SIGTERM)
-            if time.monotonic() > deadline or len(asked) > 1:
+            if time.monotonic() > deadline or len(signals) > 1:
                 break
         silent = [i for i in range(processes) if i not in ended]
         _end(running)
@@ -106,7 +107,7 @@ def _signal(running, signum) -> None:
 
 
 def _end(running) -> None:
-    """SIGTERM, and SIGKILL for those that do not heed it (a stopped process can not)."""
+    """SIGTERM, then SIGKILL for those that do not end (a stopped process cannot)."""
     _signal(running, signal.SIGTERM)
     deadline = time.monotonic() + KILL
     while time.monotonic() < deadline and any(process.poll() is None for process in running):

@@ -1,4 +1,4 @@
-"""Slices of TPUs as Google Cloud names and divides them.
+"""TPU slices by the names and host counts of Google Cloud.
 
 After cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus and cloud.google.com/tpu/docs.
 """
@@ -12,14 +12,14 @@ from typing import NamedTuple
 from ssl_jax.errors import UserError
 
 EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x8, v6e:4x8"
-FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # of v5e and v6e there are no others
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # all shapes of v5e and v6e
 
 
 class Kind(NamedTuple):
     gke: str  # label cloud.google.com/gke-tpu-accelerator
-    accelerator: str  # prefix of a type of Cloud TPU, which counts chips; '' where they have several shapes, and the shape is told
-    runtime: str  # version of the software of a TPU VM
-    most: int  # chips of a slice
+    accelerator: str  # prefix of --accelerator-type, such as v5litepod in v5litepod-16; '' for --type and --topology
+    runtime: str  # software version of a TPU VM
+    max_chips: int  # of a slice
 
     @property
     def flat(self) -> bool:
@@ -29,13 +29,13 @@ class Kind(NamedTuple):
 KINDS = {
     "v4": Kind("tpu-v4-podslice", "", "tpu-ubuntu2204-base", 4096),
     "v5e": Kind("tpu-v5-lite-podslice", "v5litepod", "v2-alpha-tpuv5-lite", 256),
-    "v5p": Kind("tpu-v5p-slice", "", "v2-alpha-tpuv5", 6144),  # of a pod's 8,960
+    "v5p": Kind("tpu-v5p-slice", "", "v2-alpha-tpuv5", 6144),  # a pod has 8,960
     "v6e": Kind("tpu-v6e-slice", "v6e", "v2-alpha-tpuv6e", 256),
 }
 
 
 class Slice(NamedTuple):
-    name: str  # of the kind
+    name: str  # key of KINDS
     kind: Kind
     shape: str  # '16x16'
     chips: int
@@ -46,14 +46,14 @@ class Slice(NamedTuple):
         return self.chips // self.hosts
 
     def flags(self) -> list[str]:
-        """Of `gcloud compute tpus tpu-vm create`."""
+        """Flags of `gcloud compute tpus tpu-vm create`."""
         if not self.kind.accelerator:
             return [f"--type={self.name}", f"--topology={self.shape}"]
         return [f"--accelerator-type={self.kind.accelerator}-{self.chips}"]
 
 
 def parse(topology: str) -> Slice:
-    """'v5e:16x16' or 'v5p:4x4x8', in chips; the notation of `launch.py rehearse`.
+    """Parse 'v5e:16x16' or 'v5p:4x4x8', shapes in chips, as in `launch.py rehearse`.
 
     Raises:
         UserError: an unknown kind, or a shape that it does not have.
@@ -70,9 +70,9 @@ def parse(topology: str) -> Slice:
     ascending = sides == sorted(sides) and sides[0] > 1 and all(side == 2 or side % 4 == 0 for side in sides)
     if not kind.flat and (len(sides) != 3 or not (ascending or sides == [2, 2, 1])):
         raise UserError(
-            f"--topology={topology}: {match[1]} has shapes of three sides, 2x2x1 and ascending ones of 2 or multiples of 4, like 4x4x8"
+            f"--topology={topology}: {match[1]} has shapes of three sides: 2x2x1, and ascending ones of 2 or multiples of 4"
         )
-    if chips > kind.most:
-        raise UserError(f"--topology={topology}: a slice of {match[1]} has {kind.most:,} chips at most, and these are {chips:,}")
+    if chips > kind.max_chips:
+        raise UserError(f"--topology={topology}: a slice of {match[1]} has {kind.max_chips:,} chips at most, not {chips:,}")
     # Hosts have 4 chips; v5e and v6e also come as one host of 8, or of 1.
     return Slice(match[1], kind, match[2], chips, 1 if kind.flat and chips <= 8 else chips // 4)

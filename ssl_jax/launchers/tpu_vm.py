@@ -1,8 +1,8 @@
-"""`submit --to=tpu-vm`: a Cloud TPU by gcloud: made if --topology is told, given the code, and started on every host.
+"""`submit --to=tpu-vm`: a Cloud TPU by gcloud, which creates it with --topology, copies the code, and starts every host.
 
-On each host a shell starts the training again when it fails, as `train --max_restarts` does on one machine: when one process is lost
-JAX ends the others, and all meet again. The TPU itself stays, and costs, until you delete it. A slice of several hosts needs a
---workdir that all of them share. The code is sent from the current directory, which has to be that of this repository.
+On each host a shell restarts the training when it fails, as `train --max_restarts` does on one machine. When one process is lost,
+JAX ends the others, and all join again. The TPU itself stays, and costs, until you delete it. A slice of several hosts needs a
+--workdir that all of them share. The code is copied from the current directory, which has to be that of this repository.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from ssl_jax.errors import UserError
 from ssl_jax.experiment.launch_environment import TPU_VM
 from ssl_jax.launchers import jobs, tpu_slices
 
-SENT = ("launch.py", "ssl_jax", "configs", "requirements.txt")
-THERE = (
-    "ssl_jax_job"  # in the home of the TPU's hosts: the code, train.log, train.pid, and train.code once it has ended
-)
-PYTHON = "venv/bin/python"  # there
-# The hosts of some kinds have Python 3.10, so uv brings one. Without a pipe, in which a failure of curl would be none.
+CODE = ("launch.py", "ssl_jax", "configs", "requirements.txt")
+FOLDER = "ssl_jax_job"  # in the home directory of each host: the code, train.log, train.pid, and train.code after the end
+PYTHON = "venv/bin/python"  # in FOLDER
+# Some hosts have Python 3.10, so uv installs another. No pipe into sh: it would hide a failure of curl.
 SETUP = (
     "curl -LsSf --output uv.sh https://astral.sh/uv/install.sh && UV_UNMANAGED_INSTALL=$PWD/uv sh uv.sh && "
     "uv/uv venv --quiet --allow-existing --python 3.12 venv && "
     'uv/uv pip install --quiet --python venv/bin/python --requirement requirements.txt "jax[tpu]"'
 )
-# Arguments: how often, and the command. 2 is bad input, which starting again does not mend.
+# Arguments: the number of restarts, and the command. Exit code 2 is bad input, which a restart does not repair.
 LOOP = """code=1
 for attempt in $(seq 0 "$0"); do
   "$@"; code=$?
@@ -33,100 +31,99 @@ for attempt in $(seq 0 "$0"); do
   sleep 5
 done
 echo $code > train.code"""
-# The process itself, which has no session in its first moment; and all of its session, as the shell may end before the training has
-# saved.
+# The process, before it has its session, or any process of its session, since the shell may end before the training has saved.
 ALIVE = "{ kill -0 $(cat train.pid) || kill -0 -- -$(cat train.pid); } 2> /dev/null"
 
 
 def add_arguments(group) -> None:
     group.add_argument("--vm", required=True, help="name of the TPU")
     group.add_argument("--zone", required=True, help="such as us-west4-a")
-    group.add_argument("--topology", help=f"make the TPU first: {tpu_slices.EXAMPLES}")
-    group.add_argument("--spot", action="store_true", help="with --topology, one that may be taken away")
+    group.add_argument("--topology", help=f"create the TPU first: {tpu_slices.EXAMPLES}")
+    group.add_argument("--spot", action="store_true", help="with --topology, a preemptible TPU")
     group.add_argument(
         "--setup",
         default=SETUP,
-        help="shell line on every host before the training, in the directory of the code, where "
-        f"{PYTHON} has to be afterward, 3.11 or later (default: {SETUP})",
+        help="shell line on every host before the training, in the directory of the code; it installs "
+        f"{PYTHON}, 3.11 or later (default: {SETUP})",
     )
 
 
-def commands(order: jobs.JobRequest) -> list[list[str]]:
-    """What is run, in this order.
+def commands(request: jobs.JobRequest) -> list[list[str]]:
+    """What is run, in this request.
 
     Raises:
-        UserError: --spot without --topology, an unknown topology, or a config that is not sent along.
+        UserError: --spot without --topology, an unknown topology, or a config outside of configs/.
     """
-    options = order.options
+    options = request.options
     if options.spot and not options.topology:
-        raise UserError("--spot is for a TPU that is made: say --topology, too")
-    config = PurePosixPath(order.config.partition(":")[0])
+        raise UserError("--spot is for a TPU that is created; give --topology, too")
+    config = PurePosixPath(request.config.partition(":")[0])
     if config.is_absolute() or config.parts[0] != "configs" or ".." in config.parts:
         raise UserError(
-            f"--config={order.config} is not sent to the TPU; give one below configs/, from the directory of the repository"
+            f"--config={request.config} is not copied to the TPU; give one below configs/, from the directory of the repository"
         )
-    made, zone = [], f"--zone={options.zone}"
+    create, zone = [], f"--zone={options.zone}"
     if options.topology:
         slice_ = tpu_slices.parse(options.topology)
         spot = ["--spot"] if options.spot else []
-        made = [[*_gcloud("create"), options.vm, zone, *slice_.flags(), f"--version={slice_.kind.runtime}", *spot]]
-    training = shlex.join([PYTHON, "launch.py", *order.arguments()])
-    loop = f"env {TPU_VM}=1 setsid bash -c {shlex.quote(LOOP)} {order.max_restarts} {training}"
+        create = [[*_gcloud("create"), options.vm, zone, *slice_.flags(), f"--version={slice_.kind.runtime}", *spot]]
+    training = shlex.join([PYTHON, "launch.py", *request.arguments()])
+    loop = f"env {TPU_VM}=1 setsid bash -c {shlex.quote(LOOP)} {request.max_restarts} {training}"
     start = f"nohup {loop} >> train.log 2>&1 < /dev/null & echo $! > train.pid"
     return [
-        *made,
-        _ssh(options, "all", f"mkdir -p {THERE}"),
-        [*_gcloud("scp"), "--recurse", *SENT, f"{options.vm}:{THERE}/", zone, "--worker=all"],
-        _ssh(options, "all", f"cd {THERE} && rm -f train.code && {{ {options.setup}; }} && {PYTHON} --version && {{ {start}; }}"),
+        *create,
+        _ssh(options, "all", f"mkdir -p {FOLDER}"),
+        [*_gcloud("scp"), "--recurse", *CODE, f"{options.vm}:{FOLDER}/", zone, "--worker=all"],
+        _ssh(options, "all", f"cd {FOLDER} && rm -f train.code && {{ {options.setup}; }} && {PYTHON} --version && {{ {start}; }}"),
     ]
 
 
-def describe(order: jobs.JobRequest) -> str:
-    return "\n".join(shlex.join(command) for command in commands(order))
+def describe(request: jobs.JobRequest) -> str:
+    return "\n".join(shlex.join(command) for command in commands(request))
 
 
-def submit(order: jobs.JobRequest) -> dict:
-    """Raises UserError also where a TPU has been made and the rest fails, since it then stands idle."""
-    jobs.need("gcloud", "--to=tpu-vm sends with it")
-    if not all(Path(path).exists() for path in SENT):
-        raise UserError(f"{', '.join(SENT)} are not all here; submit to a TPU from the directory of this repository")
-    made = False
-    for command in commands(order):
+def submit(request: jobs.JobRequest) -> dict:
+    """Raises UserError; where the TPU has been created, the message says how to delete it, since it costs."""
+    jobs.need("gcloud", "--to=tpu-vm submits by it")
+    if not all(Path(path).exists() for path in CODE):
+        raise UserError(f"{', '.join(CODE)} are not all here; submit to a TPU from the directory of this repository")
+    created = False
+    for command in commands(request):
         try:
             jobs.call(command)
         except UserError as error:
-            if not made:
+            if not created:
                 raise
-            delete = shlex.join([*_gcloud("delete"), order.options.vm, f"--zone={order.options.zone}"])
-            raise UserError(f"{error}; the TPU has been made and costs: submit without --topology, or `{delete}`") from None
-        made = made or command[4] == "create"
-    return {"id": order.options.vm, "zone": order.options.zone}
+            delete = shlex.join([*_gcloud("delete"), request.options.vm, f"--zone={request.options.zone}"])
+            raise UserError(f"{error}; the TPU has been created and costs: submit without --topology, or `{delete}`") from None
+        created = created or command[4] == "create"
+    return {"id": request.options.vm, "zone": request.options.zone}
 
 
 def state(job: dict, workdir: Path) -> jobs.JobState:
-    """Of the TPU, and of the training on its first host."""
+    """The state of the TPU, and of the training on its first host."""
     jobs.need("gcloud", f"the job of --workdir={workdir} is on a Cloud TPU")
     listed = [*_gcloud("list"), f"--zone={job['zone']}", f"--filter=name~/{job['id']}$", "--format=value(state)"]
     vm = jobs.call(listed).strip()
     if vm != "READY":
         return jobs.JobState(False, f"not running: the TPU is {vm.lower() or 'gone'}")
-    asked = f"cd {THERE} && if {ALIVE}; then echo running; else cat train.code || echo none; fi"
-    told = jobs.call(_ssh(_Where(job), "0", asked)).strip()
-    named = {"running": "running", "0": "finished", "none": "stopped"}
-    return jobs.JobState(told == "running", named.get(told, f"failed with exit code {told}; see `launch.py logs`"))
+    query = f"cd {FOLDER} && if {ALIVE}; then echo running; else cat train.code || echo none; fi"
+    answer = jobs.call(_ssh(_Place(job), "0", query)).strip()
+    names = {"running": "running", "0": "finished", "none": "stopped"}
+    return jobs.JobState(answer == "running", names.get(answer, f"failed with exit code {answer}; see `launch.py logs`"))
 
 
 def cancel(job: dict, workdir: Path) -> None:
-    jobs.call(_ssh(_Where(job), "all", f"cd {THERE} && kill -TERM -- -$(cat train.pid)"))
+    jobs.call(_ssh(_Place(job), "all", f"cd {FOLDER} && kill -TERM -- -$(cat train.pid)"))
 
 
 def logs(job: dict, workdir: Path, lines: int, follow: bool) -> None:
     jobs.need("gcloud", f"the job of --workdir={workdir} is on a Cloud TPU")
-    jobs.show(_ssh(_Where(job), "0", f"tail -n {lines} {'-F ' if follow else ''}{THERE}/train.log"))
+    jobs.show(_ssh(_Place(job), "0", f"tail -n {lines} {'-F ' if follow else ''}{FOLDER}/train.log"))
 
 
-class _Where:
-    """A job as the options that it was submitted with."""
+class _Place:
+    """The options --vm and --zone of a submitted job."""
 
     def __init__(self, job: dict):
         self.vm, self.zone = job["id"], job["zone"]

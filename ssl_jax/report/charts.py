@@ -1,4 +1,4 @@
-"""Line charts as inline SVG that follow the colors of the page (CSS classes and variables of `report_page`)."""
+"""Line charts as inline SVG, in the colors of the page (CSS classes and variables of `page.PAGE`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 WIDTH, HEIGHT = 360, 190  # units of the viewBox; the page scales them
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 24
 MAX_POINTS = 300  # per line; longer ones are averaged
-MAX_DOTS = 20  # up to here points are dots as well
+MAX_DOTS = 20  # longer lines have no dots at their points
 PERCENT = "\N{NO-BREAK SPACE}%"  # as a unit
 COLORS = 6  # --c0 ... of the page
 
@@ -28,7 +28,7 @@ def chart(
 
     Args:
         title: heading, plain text like all names.
-        lines: {name: (step, value) pairs in ascending order}, finite, one pair or more in all. One alone is a dot.
+        lines: {name: (step, value) pairs in ascending order}, finite, at least one pair in all. A single pair is a dot.
         levels: {name: value}.
         until: the step axis ends here or at the last point, whichever is later.
         unit: follows the values in the legend; PERCENT fixes two decimals.
@@ -43,18 +43,18 @@ def chart(
     x_ticks = [x for x in ticks(0, x_end, 4) if x == round(x)]
     low, high = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
 
-    def place(x, y):
+    def position(x, y):
         across, up = x / x_end, (y - low) / (high - low)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    drawn = [_horizontal(place(0, y)[1], "grid") + _text(LEFT - 5, place(0, y)[1] + 4, told, "end")
-             for y, told in zip(y_ticks, labels(y_ticks), strict=True)]  # fmt: skip
-    for x, told in zip(x_ticks, labels(x_ticks), strict=True):
-        at = place(x, low)[0]
+    shapes = [_horizontal(position(0, y)[1], "grid") + _text(LEFT - 5, position(0, y)[1] + 4, label, "end")
+              for y, label in zip(y_ticks, labels(y_ticks), strict=True)]  # fmt: skip
+    for x, label in zip(x_ticks, labels(x_ticks), strict=True):
+        at = position(x, low)[0]
         anchor = "end" if at > WIDTH - 24 else "middle"
-        drawn.append(_text(min(at, WIDTH - 2), HEIGHT - 7, told, anchor))
-    drawn += [_horizontal(place(0, y)[1], f"level l{i % 2}") for i, y in enumerate(levels.values())]
-    drawn += [_line(name, points, place, unit, i % COLORS, dots) for i, (name, points) in enumerate(lines.items())]
+        shapes.append(_text(min(at, WIDTH - 2), HEIGHT - 7, label, anchor))
+    shapes += [_horizontal(position(0, y)[1], f"level l{i % 2}") for i, y in enumerate(levels.values())]
+    shapes += [_line(name, points, position, unit, i % COLORS, dots) for i, (name, points) in enumerate(lines.items())]
     legend = [f'<span><i class="key c{i % COLORS}"></i>{html.escape(name)} <b>{number(points[-1][1], unit)}</b></span>'
               for i, (name, points) in enumerate(lines.items())]  # fmt: skip
     legend += [f'<span><i class="key l{i % 2}"></i>{html.escape(name)} <b>{number(y, unit)}</b></span>'
@@ -62,7 +62,7 @@ def chart(
     title = html.escape(title)
     caption = f'<figcaption><strong>{title}</strong><span class="legend">{"".join(legend)}</span></figcaption>'
     frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over steps">'
-    return f'<figure class="chart">{caption}{frame}{"".join(drawn)}</svg></figure>'
+    return f'<figure class="chart">{caption}{frame}{"".join(shapes)}</svg></figure>'
 
 
 def number(value: float, unit: str = "") -> str:
@@ -75,7 +75,7 @@ def number(value: float, unit: str = "") -> str:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Some `count` multiples of 1, 2, 2.5 or 5 times a power of ten in [low, high]; two around it if it has none."""
+    """About `count` multiples of 1, 2, 2.5 or 5 times a power of ten in [low, high]; two around it where there are none inside."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
@@ -84,7 +84,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def labels(values: Sequence[float]) -> list[str]:
-    """Tick labels of one precision: '0.5' and '1.0', '10k' and '20k', '2e-05'."""
+    """Tick labels with one precision: '0.5' and '1.0', '10k' and '20k', '2e-05'."""
     most = max(map(abs, values))
     scale, suffix = next(((s, t) for s, t in ((1e9, "G"), (1e6, "M"), (1e4, "k")) if most >= s), (1, ""))
     scale = 1e3 if suffix == "k" else scale
@@ -96,7 +96,7 @@ def labels(values: Sequence[float]) -> list[str]:
 
 
 def thinned(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: means over equally many neighbors, the last point as it is."""
+    """At most `most` points: means over groups of neighbors, and the last point itself."""
     width = math.ceil(len(points) / most)
     if width <= 1:
         return list(points)
@@ -114,17 +114,17 @@ def _horizontal(y: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
 
 
-def _text(x: float, y: float, told: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{told}</text>'
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
-def _line(name: str, points: Points, place, unit: str, color: int, dots: bool) -> str:
-    """Polyline; `dots` tell their value under the mouse. A single point is always one."""
-    at = [place(x, y) for x, y in points]
-    told = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-    drawn = f'<polyline class="c{color}" points="{told}"/>' if len(at) > 1 else ""
+def _line(name: str, points: Points, position, unit: str, color: int, dots: bool) -> str:
+    """A polyline, with `dots` that show their value under the mouse. A single point is always a dot."""
+    at = [position(x, y) for x, y in points]
+    points_text = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+    shapes = f'<polyline class="c{color}" points="{points_text}"/>' if len(at) > 1 else ""
     if dots or len(at) == 1:
         for (x, y), (step, value) in zip(at, points, strict=True):
-            told = f"{html.escape(name)}, step {step:,.0f}: {number(value, unit)}"
-            drawn += f'<circle class="c{color}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{told}</title></circle>'
-    return drawn
+            title = f"{html.escape(name)}, step {step:,.0f}: {number(value, unit)}"
+            shapes += f'<circle class="c{color}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
+    return shapes

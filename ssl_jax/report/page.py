@@ -1,4 +1,4 @@
-"""The frame of a report: one file, no script, nothing fetched; readable on a phone, light and dark."""
+"""The HTML frame of a report: one file without scripts or external resources, for phones too, light and dark."""
 
 from string import Template
 

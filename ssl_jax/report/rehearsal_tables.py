@@ -1,4 +1,4 @@
-"""What a rehearsal found, as tables to read."""
+"""Prints the facts of `experiment.rehearse` and `experiment.fit` as tables."""
 
 from __future__ import annotations
 
@@ -8,71 +8,71 @@ from rich.table import Table
 
 from ssl_jax.rehearsal.gpus import VARIABLES
 
-WORDS = {
+RESOURCES = {
     "compute": "compute, at its peak",
-    "memory": "memory, an estimate from above",
+    "memory": "memory, an upper estimate",
     "network": "network, all links of a chip at once",
     "slices": "network between slices",
 }
-NO_NETWORK = "network not included: no one figure of it is known"
+NO_NETWORK = "network not included: its bandwidth is not known"
 
 
-def show(told: dict, file) -> None:
-    """Print what `cli.rehearse` found."""
+def show(facts: dict, file) -> None:
+    """Print the facts of `experiment.rehearse`."""
     console = Console(file=file, width=118, highlight=False)
-    mesh = " x ".join(f"{axis} {size}" for axis, size in told["mesh"].items() if size > 1) or "one device"
+    mesh = " x ".join(f"{axis} {size}" for axis, size in facts["mesh"].items() if size > 1) or "one device"
     console.print(
-        f"[bold]{told['config']}[/bold] {' '.join(told['overrides'])} on {_devices(told)}: {mesh}, batch {told['batch_size']}, "
-        f"{told['dtype']}, {told['steps']:,} steps"
+        f"[bold]{facts['config']}[/bold] {' '.join(facts['overrides'])} on {_devices(facts)}: {mesh}, batch {facts['batch_size']}, "
+        f"{facts['dtype']}, {facts['steps']:,} steps"
     )
-    parameters = {**told["parameters"], "trained together": told["trained"]}
+    parameters = {**facts["parameters"], "trained together": facts["trained"]}
     console.print(_rows("parameters", {name: f"{n:,}" for name, n in parameters.items()}))
-    state = {**told["state_bytes"], "together": sum(told["state_bytes"].values())}
-    console.print(_rows("state, of each device", {name: size(n) for name, n in state.items()}))
-    if told.get("compiled_bytes"):
-        memory = {name: size(n) for name, n in told["compiled_bytes"].items()}
-        if told["chip_bytes"]:
-            memory["a device has"] = size(told["chip_bytes"])
-            if told["usable_bytes"] < told["chip_bytes"]:
-                memory[f"of it JAX takes ({VARIABLES[0]})"] = size(told["usable_bytes"])
-        console.print(_rows("memory of the compiled step, of each device", memory))
-    if told.get("exhausted"):
-        console.print(_exhausted(told["exhausted"]))
-    console.print(_rows("work of a step, of all devices", _work(told)))
-    if "collectives" in told:
-        console.print(_collectives(told["collectives"], told["collectives_in_endless_loops"]))
-    if "prediction" in told:
-        busy = {WORDS[resource]: f"{1e3 * seconds:.2f} ms" for resource, seconds in told["busy_seconds"].items()}
+    state = {**facts["state_bytes"], "together": sum(facts["state_bytes"].values())}
+    console.print(_rows("state, per device", {name: size(n) for name, n in state.items()}))
+    if facts.get("compiled_bytes"):
+        memory = {name: size(n) for name, n in facts["compiled_bytes"].items()}
+        if facts["chip_bytes"]:
+            memory["a device has"] = size(facts["chip_bytes"])
+            if facts["usable_bytes"] < facts["chip_bytes"]:
+                memory[f"JAX takes of it ({VARIABLES[0]})"] = size(facts["usable_bytes"])
+        console.print(_rows("memory of the compiled step, per device", memory))
+    if facts.get("exhausted"):
+        console.print(_exhausted(facts["exhausted"]))
+    console.print(_rows("work of a step, of all devices", _work(facts)))
+    if "collectives" in facts:
+        console.print(_collectives(facts["collectives"], facts["collectives_in_endless_loops"]))
+    if "prediction" in facts:
+        busy = {RESOURCES[resource]: f"{1e3 * seconds:.2f} ms" for resource, seconds in facts["busy_seconds"].items()}
         console.print(_rows("one device is busy with a step for", busy))
-        console.print(_prediction(told["prediction"]))
+        console.print(_prediction(facts["prediction"]))
         console.print(
             "At that bound each of {hosts} hosts reads {images_per_second:,.0f} images/s: {cores:.1f} cores at {rate_of_core:.0f} "
-            "images/s and core.".format(**told["hosts"])
+            "images/s per core.".format(**facts["hosts"])
         )
 
 
-def show_fit(told: dict, file) -> None:
-    """Print what `experiment.fit` found."""
+def show_fit(facts: dict, file) -> None:
+    """Print the facts of `experiment.fit`."""
     console = Console(file=file, width=118, highlight=False)
-    fitting = [row for row in told["candidates"] if row["fits"]]
+    fitting = [row for row in facts["candidates"] if row["fits"]]
     console.print(
-        f"[bold]{told['config']}[/bold] {' '.join(told['overrides'])} on {_devices(told)}: "
-        f"{len(fitting)} of {len(told['candidates'])} candidates fit"
+        f"[bold]{facts['config']}[/bold] {' '.join(facts['overrides'])} on {_devices(facts)}: "
+        f"{len(fitting)} of {len(facts['candidates'])} candidates fit"
     )
-    if told["usable_bytes"] < told["chip_bytes"]:
-        console.print(f"Of {size(told['chip_bytes'])} of a device JAX takes {size(told['usable_bytes'])} ({VARIABLES[0]}).")
+    if facts["usable_bytes"] < facts["chip_bytes"]:
+        console.print(f"Of {size(facts['chip_bytes'])} of a device JAX takes {size(facts['usable_bytes'])} ({VARIABLES[0]}).")
     headings = ("data x fsdp x tensor", "batch", "remat", "memory", "step", "images/s", "expected", "binds")
     if fitting:
         reached = [f"{100 * share:.0f} %" for share in fitting[0]["prediction"]["reached"]]
         band = f"expected: published runs reached {' to '.join(reached)} of it" if reached else NO_NETWORK
         console.print(_candidates(f"prediction, at a bound; {band}", headings, fitting))
-    others = [row for row in told["candidates"] if not row["fits"]]
+    others = [row for row in facts["candidates"] if not row["fits"]]
     if others:
         console.print(_candidates("does not fit", (*headings[:4], "largest array", "made by"), others))
-    if told["own"] and not told["own"]["fits"]:
-        console.print(f"As it stands the config does not fit: it needs {size(told['own']['bytes'])}.")
-    if told["flags"]:
-        console.print("The fastest: " + " ".join(told["flags"]))
+    if facts["own"] and not facts["own"]["fits"]:
+        console.print(f"As it stands the config does not fit: it needs {size(facts['own']['bytes'])}.")
+    if facts["flags"]:
+        console.print("The fastest: " + " ".join(facts["flags"]))
 
 
 def _candidates(title: str, headings: tuple[str, ...], rows: list[dict]) -> Table:
@@ -81,7 +81,8 @@ def _candidates(title: str, headings: tuple[str, ...], rows: list[dict]) -> Tabl
         right = heading in ("batch", "memory", "step", "images/s", "expected")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        cells = [" x ".join(str(n) for n in row["mesh"].values()), f"{row['batch_size']:,}", row["remat"] or "-", size(row["bytes"])]
+        mesh = " x ".join(str(n) for n in row["mesh"].values())
+        cells = [mesh, f"{row['batch_size']:,}", row["remat"] or "-", size(row["bytes"])]
         if row["fits"]:
             prediction = row["prediction"]
             bound, band = prediction["bound"], [f"{x['images_per_second']:,.0f}" for x in reversed(prediction["expected"])]
@@ -94,8 +95,8 @@ def _candidates(title: str, headings: tuple[str, ...], rows: list[dict]) -> Tabl
     return table
 
 
-def _devices(told: dict) -> str:
-    return told["topology"] if told["slices"] == 1 else f"{told['slices']} slices {told['topology']}"
+def _devices(facts: dict) -> str:
+    return facts["topology"] if facts["slices"] == 1 else f"{facts['slices']} slices {facts['topology']}"
 
 
 def size(n: int) -> str:
@@ -104,19 +105,19 @@ def size(n: int) -> str:
     return f"{n / 2 ** (10 * power):,.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-def _work(told: dict) -> dict[str, str]:
-    flops, seconds = told["flops"], told["seconds"]
+def _work(facts: dict) -> dict[str, str]:
+    flops, seconds = facts["flops"], facts["seconds"]
     rows = {"FLOPs of matrix products and convolutions": f"{flops['flops']:.4g}"}
     if flops["repeated"]:
-        rows["of them by rematerialization"] = f"{flops['repeated']:.4g}"
-    rows["FLOPs of an image"] = f"{flops['image']:.4g}"
+        rows["by rematerialization"] = f"{flops['repeated']:.4g}"
+    rows["FLOPs per image"] = f"{flops['image']:.4g}"
     if flops["endless"]:
         rows["loops of unknown length, counted once"] = f"{flops['endless']}"
     return rows | {f"{name} took": f"{s:.1f} s" for name, s in seconds.items()}
 
 
 def _collectives(found: list[dict], endless: int) -> Table:
-    table = _table("collectives of a step, of each device" + (f" ({endless} in loops of unknown length)" if endless else ""))
+    table = _table("collectives of a step, per device" + (f" ({endless} in loops of unknown length)" if endless else ""))
     for heading in ("kind", "mesh axes", "devices", "count", "bytes", "sent"):
         table.add_column(heading, justify="left" if heading in ("kind", "mesh axes") else "right")
     for x in found:
@@ -146,7 +147,7 @@ def _prediction(prediction: dict) -> Table:
 
 def _exhausted(found: dict) -> Table:
     used = f"{size(found['used'])} of {size(found['limit'])}" if found["used"] else found["message"]
-    which = "results in the trace, were they spread evenly" if found.get("traced") else "buffers"
+    which = "arrays in the trace, if sharded evenly" if found.get("traced") else "buffers"
     table = _table(f"it does not fit: {used}; the largest {which}")
     for heading, width in (("size", 10), ("shape", 30), ("made by", 50)):
         table.add_column(heading, min_width=width, overflow="fold")

@@ -1,4 +1,4 @@
-"""Reads what a run has left in its workdir; an absent or damaged file is told, never an error."""
+"""Reads the files of a workdir; an absent or damaged file is named in `missing` and raises no error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_jax.errors import UserError
 LOGGED = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) (.*)")
 EXPECTED = {
     "views": "the run has not started, or its method has no augmented views",
-    "neighbors": "they are drawn after the last step, where the data has labels",
+    "neighbors": "they are written after the last step of a run with evaluations",
 }  # pictures of every run, and why one may be missing
 
 
@@ -31,7 +31,7 @@ class ReportEntry(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """What a workdir tells; an absent or unreadable file is an empty value and a line in `missing`."""
+    """The contents of a workdir; an absent or unreadable file is an empty value and a line in `missing`."""
 
     workdir: Path
     config: dict
@@ -61,20 +61,20 @@ class RunRecord(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The last logged one, 0 before."""
+        """The last logged step; 0 before the first."""
         return int(self.lines[-1]["step"]) if self.lines else 0
 
     @property
     def total(self) -> int | None:
-        """Steps of the whole run, where the config tells."""
+        """Steps of the whole run; None where the config does not say."""
         try:
             return to_steps(self.setting("total"), "config.total", self.count("batch_size"), self.count("data.examples"))
-        except (UserError, TypeError):  # none, or of a damaged file
+        except (UserError, TypeError):  # no config, or a damaged one
             return None
 
     @property
     def seconds(self) -> float:
-        """Time spent in steps: the mean of a logged line stands for the steps since the line before."""
+        """Time spent in steps. The mean of a logged line counts for all steps since the line before."""
         before, total = 0.0, 0.0
         for line in self.lines:
             total += (line["step"] - before) * line.get("time/seconds_per_step", 0.0)
@@ -83,9 +83,9 @@ class RunRecord(NamedTuple):
 
     @property
     def latest(self) -> dict[str, ReportEntry]:
-        """{subject: its last entry}: 'trained' first, then what it has to beat, 'untrained' before 'raw pixels'.
+        """{subject: its last entry}: 'trained' first, then the baselines, 'untrained' before 'raw pixels'.
 
-        What was added later at the same step, under other names, is part of it.
+        Entries of the same subject and step are merged.
         """
         last: dict[str, ReportEntry] = {}
         for entry in self.entries:
@@ -100,19 +100,21 @@ class RunRecord(NamedTuple):
     @property
     def references(self) -> dict[str, dict[str, float]]:
         """{'quoted: ' + name: {metric: value}} of config.references."""
-        told = self.setting("references")
-        return {f"quoted: {k}": finite(metrics) for k, metrics in told.items()} if isinstance(told, Mapping) else {}
+        references = self.setting("references")
+        if not isinstance(references, Mapping):
+            return {}
+        return {f"quoted: {name}": finite(metrics) for name, metrics in references.items()}
 
 
 def read_run(workdir: Path) -> RunRecord:
-    """Read everything a report is made of."""
+    """Read everything that a report shows."""
     missing: list[str] = []
     config = translate(_load(workdir / "config.json", dict, missing))
     provenance = _load(workdir / "provenance.json", dict, missing)
-    told = _load(workdir / "evaluations.json", list, missing)
-    entries = [entry for entry in map(_entry, told) if entry is not None]
-    if len(entries) < len(told):
-        missing.append(f"evaluations.json: {len(told) - len(entries)} of {len(told)} entries are not understood")
+    records = _load(workdir / "evaluations.json", list, missing)
+    entries = [entry for entry in map(_entry, records) if entry is not None]
+    if len(entries) < len(records):
+        missing.append(f"evaluations.json: {len(records) - len(entries)} of {len(records)} entries are not understood")
     lines = [line for line in map(finite, read_metrics(workdir)) if "step" in line]
     if not lines:
         missing.append("metrics.jsonl has no line: no step has been logged")
@@ -122,9 +124,9 @@ def read_run(workdir: Path) -> RunRecord:
     return RunRecord(workdir, config, provenance, lines, starts, entries, pictures, _warnings(workdir / "log.txt"), missing)
 
 
-def finite(told: Any) -> dict[str, float]:
-    """The entries of a mapping that are finite numbers."""
-    items = told.items() if isinstance(told, Mapping) else ()
+def finite(values: Any) -> dict[str, float]:
+    """The items of a mapping that are finite numbers."""
+    items = values.items() if isinstance(values, Mapping) else ()
     return {k: v for k, v in items if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)}
 
 
@@ -143,14 +145,14 @@ def _load(path: Path, kind: type, missing: list[str]):
     return value
 
 
-def _entry(told: Any) -> ReportEntry | None:
-    if not isinstance(told, Mapping) or type(told.get("step")) is not int:
+def _entry(record: Any) -> ReportEntry | None:
+    if not isinstance(record, Mapping) or type(record.get("step")) is not int:
         return None
-    if not isinstance(told.get("metrics"), Mapping):
+    if not isinstance(record.get("metrics"), Mapping):
         return None
-    protocols = told.get("protocols")
+    protocols = record.get("protocols")
     protocols = {name: str(value) for name, value in protocols.items()} if isinstance(protocols, Mapping) else {}
-    return ReportEntry(str(told.get("subject", "unnamed")), told["step"], finite(told["metrics"]), protocols)
+    return ReportEntry(str(record.get("subject", "unnamed")), record["step"], finite(record["metrics"]), protocols)
 
 
 def _pictures(folder: Path, missing: list[str]) -> dict[str, bytes]:
@@ -170,6 +172,6 @@ def _warnings(path: Path) -> dict[str, int]:
     if path.is_file():
         with open(path, encoding="utf-8", errors="replace") as log:
             for match in filter(None, map(LOGGED.match, log)):
-                told = " ".join(match.groups())
-                counts[told] = counts.get(told, 0) + 1
+                line = " ".join(match.groups())
+                counts[line] = counts.get(line, 0) + 1
     return counts

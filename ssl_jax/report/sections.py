@@ -1,4 +1,4 @@
-"""The sections of a report as HTML. All text comes through `text`, which escapes it."""
+"""The sections of a report as HTML. `text` escapes every string from the workdir."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ssl_jax.engine.records import REST, SPAN, goodput
-from ssl_jax.experiment.evaluations import OF_THE_FEATURES, comparable
+from ssl_jax.experiment.evaluations import FEATURE_PARTS, comparable
 from ssl_jax.report.charts import PERCENT, chart, number
 from ssl_jax.report.run import EXPECTED, ReportEntry, RunRecord
 
@@ -26,33 +26,24 @@ SHARES = {
     "time/slowest_input_wait": "input of the slowest process",
 }
 UNSEEN = {"step", "time/seconds_per_step", "time/clock", "time/slowest_input_process"}
-FROM_ZERO = ("images per second", "where the time of a step goes")  # charts whose small changes mean little
+FROM_ZERO = ("images per second", "where the time of a step goes")  # charts with an axis from 0, since small changes mean little
 MAX_WARNINGS = 30
-WIDE = 30  # characters of a fact from which on it has two columns
-FRAMES, FRAME = 8, 200  # of a film strip: how many at most, and their longer side in pixels
-OPENING = ("samples", "reconstruction", "views")  # pictures that a report may open with, the first one that there is
+WIDE = 30  # longer facts take two columns
+FRAMES, FRAME = 8, 200  # of a film strip: their number at most, and their longer side in pixels
+OPENING = ("samples", "reconstruction", "views")  # a report opens with the first of these that exists
 CAPTIONS = {
-    "views": (
-        "Augmented views",
-        "Images (where they have the size of a view), each with its views as the first step saw them.",
-    ),
-    "samples": (
-        "Samples",
-        "What the averaged generator makes of the same latents at every evaluation.",
-    ),
-    "reconstruction": (
-        "Reconstructions",
-        "Rows of test images, each above what its code gives.",
-    ),
+    "views": ("Augmented views", "Images (where they have the size of a view), each with its views of the first step."),
+    "samples": ("Samples", "Samples of the averaged generator from the same latents at every evaluation."),
+    "reconstruction": ("Reconstructions", "Rows of test images, each above its reconstructions."),
     "codebook": (
         "Use of the codebook",
         "Left: a square per code, gray where it never occurs in the test images. Right: how often the codes occur.",
     ),
     "neighbors": (
         "Nearest neighbors",
-        "A row per test image: the image, then the training images whose features are most similar, best first, with "
-        "the cosine similarity. Green, 'same': it has the label of the test image. Red, 'other': it has not. Gray: the "
-        "data has no labels.",
+        "A row per test image: the image, then the training images with the most similar features, best first, with "
+        "the cosine similarity. Green, 'same': it has the label of the test image. Red, 'other': it has another label. "
+        "Gray: the data has no labels.",
     ),
 }
 
@@ -62,21 +53,22 @@ def text(value: Any) -> str:
 
 
 def header(run: RunRecord) -> str:
-    """Name, state of the run, verdict, facts."""
+    """Name and state of the run, verdict, facts."""
     banner = ""
     if not run.lines:
-        banner = '<p class="banner">No step has been logged yet; this page tells what there is.</p>'
+        banner = '<p class="banner">No step has been logged yet; this page shows what there is.</p>'
     elif run.total and run.step < run.total:
         banner = f'<p class="banner">Unfinished: step {run.step:,} of {run.total:,}.</p>'
     facts = _facts(run)
-    told = "".join(
+    items = "".join(
         f'<div class="{"wide" if len(value) > WIDE else "narrow"}"><dt>{text(name)}</dt><dd>{text(value)}</dd></div>'
         for name, value in facts.items()
     )
-    note = f'<p class="note">Goodput: the share {SPAN} that was spent in steps. The rest is {REST}.</p>' if "Goodput" in facts else ""
+    goodput_note = f'<p class="note">Goodput: the share {SPAN} that was spent in steps. The rest is {REST}.</p>'
+    note = goodput_note if "Goodput" in facts else ""
     return (
         f'<h1>{text(run.title)}</h1><p class="soft">{text(run.workdir.resolve().name)}</p>{banner}'
-        f'<div class="card">{_verdict(run)}<dl class="facts">{told}</dl>{note}</div>'
+        f'<div class="card">{_verdict(run)}<dl class="facts">{items}</dl>{note}</div>'
     )
 
 
@@ -104,7 +96,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
 
 
 def alike(run: RunRecord, name: str) -> Mapping[str, ReportEntry]:
-    """The newest entries of all subjects, without those that measured `name` under another protocol than 'trained'."""
+    """The newest entries of the subjects that measured `name` under the protocol of 'trained'."""
     trained = run.latest.get("trained")
     return {
         subject: entry for subject, entry in run.latest.items()
@@ -113,7 +105,7 @@ def alike(run: RunRecord, name: str) -> Mapping[str, ReportEntry]:
 
 
 def _verdict(run: RunRecord) -> str:
-    """One sentence on the metric that the run is judged by, and the same as bars."""
+    """One sentence on the best metric against the baselines, and the same as bars."""
     names = [name for entry in run.latest.values() for name in entry.metrics]
     best = str(run.setting("best_metric")).removeprefix("-")
     name = best if best in names else next(filter(ACCURACY.search, names), next(iter(names), None))
@@ -140,11 +132,11 @@ def _bars(run: RunRecord, name: str, baselines: Mapping[str, float], trained: fl
         bars.insert(0, (f"chance, {classes} classes", 100 / classes, ""))
     if trained is not None:
         bars.append((_column(run, "trained"), trained, " ours"))
-    bars += [(told, metrics[name], "") for told, metrics in run.references.items() if name in metrics]
+    bars += [(reference, metrics[name], "") for reference, metrics in run.references.items() if name in metrics]
     rows = [
-        f'<span class="name">{text(told)}</span><span class="bar{kind}">'
+        f'<span class="name">{text(bar)}</span><span class="bar{kind}">'
         f'<i style="width:{min(100, max(0, value)):.2f}%"></i></span><span class="value">{_value(name, value)}</span>'
-        for told, value, kind in bars
+        for bar, value, kind in bars
     ]
     return f'<div class="bars">{"".join(rows)}</div>'
 
@@ -164,8 +156,8 @@ def evaluations(run: RunRecord) -> str:
     names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
     rows = []
     for label in dict.fromkeys(map(_label, names)):
-        told = f'{_pretty(label)}<div class="note">{_protocol(run, label)}</div>'
-        rows.append(f'<tr class="group"><th colspan="{1 + len(heads)}">{told}</th></tr>')
+        title = f'{_pretty(label)}<div class="note">{_protocol(run, label)}</div>'
+        rows.append(f'<tr class="group"><th colspan="{1 + len(heads)}">{title}</th></tr>')
         for name in (name for name in names if _label(name) == label):
             cells = {head: _value(name, metrics[name]) for head, metrics in columns.items() if name in metrics}
             same = alike(run, name) if gain else {}
@@ -173,8 +165,8 @@ def evaluations(run: RunRecord) -> str:
                 before, after = (latest[subject].metrics[name] for subject in ("untrained", "trained"))
                 cells["over untrained"] = f"{after - before:+.2f}" if _unit(name) else f"{after - before:+.3g}"
             ours = _column(run, "trained") if "trained" in latest else None
-            told = "".join(f'<td class="value{" ours" if h == ours else ""}">{cells.get(h, "–")}</td>' for h in heads)
-            rows.append(f'<tr><td class="indent">{text(name.partition("/")[2] or name)}</td>{told}</tr>')
+            row = "".join(f'<td class="value{" ours" if h == ours else ""}">{cells.get(h, "–")}</td>' for h in heads)
+            rows.append(f'<tr><td class="indent">{text(name.partition("/")[2] or name)}</td>{row}</tr>')
     head = "".join(f'<th class="value">{text(head)}</th>' for head in heads)
     table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     quoted = "Quoted numbers stand in config.references, under the protocols of their sources."
@@ -183,18 +175,18 @@ def evaluations(run: RunRecord) -> str:
 
 
 def _protocol(run: RunRecord, label: str) -> str:
-    """The protocol that all subjects were measured under, and what each chose; or whose is which."""
+    """The protocol of all subjects, with the parts that differ by features; or the protocol of each where they do not compare."""
     protocols = {subject: entry.protocols[label] for subject, entry in run.latest.items() if label in entry.protocols}
-    if len({OF_THE_FEATURES.sub("", protocol) for protocol in protocols.values()}) > 1:
-        told = "<br>".join(text(f"{subject}: {protocol}") for subject, protocol in protocols.items())
-        return f'<b class="bad">Measured under different protocols; these numbers may not compare:</b><br>{told}'
+    if len({FEATURE_PARTS.sub("", protocol) for protocol in protocols.values()}) > 1:
+        lines = "<br>".join(text(f"{subject}: {protocol}") for subject, protocol in protocols.items())
+        return f'<b class="bad">Measured under different protocols; these numbers may not compare:</b><br>{lines}'
     protocol = next(iter(protocols.values()), "")
-    own = {subject: OF_THE_FEATURES.findall(told) for subject, told in protocols.items() if told != protocol}
+    own = {subject: FEATURE_PARTS.findall(other) for subject, other in protocols.items() if other != protocol}
     return text(protocol) + "".join(text(f"; {subject}: {''.join(parts).strip()}") for subject, parts in own.items() if parts)
 
 
 def curves(run: RunRecord) -> str:
-    """Evaluations against the baselines, then everything that was logged."""
+    """Charts of evaluations against the baselines, then of everything that was logged."""
     trained = [entry for entry in run.entries if entry.subject == "trained"]
     baselines = {subject: entry.metrics for subject, entry in run.latest.items() if subject != "trained"}
     until = max(run.total or 0, run.step)
@@ -209,9 +201,9 @@ def curves(run: RunRecord) -> str:
     groups: dict[str, dict[str, list]] = {}
     others = {name for line in run.lines for name in line} - UNSEEN - {*names}
     for name in sorted(others, key=_rank):
-        title, told, factor = _place(name)
+        title, line_name, factor = _chart_of(name)
         points = [(line["step"], factor * line[name]) for line in run.lines if name in line]
-        groups.setdefault(title, {})[told] = points
+        groups.setdefault(title, {})[line_name] = points
     figures = [
         chart(title, lines, until=until, unit=PERCENT if "input" in lines else "", from_zero=title in FROM_ZERO)
         for title, lines in groups.items()
@@ -225,12 +217,12 @@ def _charts(figures: list[str], otherwise: str) -> str:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """Losses first, then what else the phases tell, gradients, learning rates, the clock."""
+    """Sort key: losses, other metrics of the phases, gradients, learning rates, times."""
     order = (r".*/loss$", r"(?!lr/|time/|.*/grad_norm/)", r".*/grad_norm/", r"lr/", r"")
     return next(i for i, pattern in enumerate(order) if re.match(pattern, name)), name
 
 
-def _place(name: str) -> tuple[str, str, float]:
+def _chart_of(name: str) -> tuple[str, str, float]:
     """(title of the chart, name of the line, factor) of a metric: gradient norms share a chart, learning rates too."""
     first, _, rest = name.partition("/")
     if first == "lr":
@@ -243,7 +235,7 @@ def _place(name: str) -> tuple[str, str, float]:
 
 
 def _series(run: RunRecord) -> dict[str, list[str]]:
-    """{stem: the pictures of a numbered series, such as samples_000100, or a single one}; views and neighbors come first."""
+    """{stem: names of pictures}: a numbered series, such as samples_000100, or a single one; views and neighbors come first."""
     series: dict[str, list[str]] = {stem: [] for stem in EXPECTED}
     for name in run.pictures:
         series.setdefault(re.sub(r"[_-]?\d+$", "", name) or name, []).append(name)
@@ -255,7 +247,7 @@ def _opening(series: Mapping[str, list[str]]) -> str | None:
 
 
 def opening(run: RunRecord) -> str:
-    """What the run makes: samples or reconstructions; or what it sees: views."""
+    """The first picture of the report: samples, reconstructions or views."""
     series = _series(run)
     stem = _opening(series)
     return _picture(run, stem, series[stem]) if stem else ""
@@ -274,7 +266,7 @@ def pictures(run: RunRecord) -> str:
 
 
 def _picture(run: RunRecord, stem: str, members: list[str]) -> str:
-    """The newest picture of a series, and all of it as a film strip."""
+    """The newest picture of a series, and the series as a film strip."""
     heading, caption = CAPTIONS.get(stem, (stem.replace("_", " ").capitalize(), ""))
     newest = max(members, key=lambda name: (len(name), name))
     if len(members) > 1:
@@ -287,7 +279,7 @@ def _picture(run: RunRecord, stem: str, members: list[str]) -> str:
 
 
 def _film(run: RunRecord, members: list[str]) -> str:
-    """A numbered series in small, in order: at most FRAMES of them, the first and the last included."""
+    """Thumbnails of a numbered series, in order: at most FRAMES, with the first and the last."""
     members = sorted(members, key=lambda name: (len(name), name))
     count = min(FRAMES, len(members))
     frames = []
@@ -303,20 +295,20 @@ def _film(run: RunRecord, members: list[str]) -> str:
 
 
 def warnings(run: RunRecord) -> str:
-    """What was skipped, what the log warns of, which files are missing."""
-    lines = [told + (f" (x {count:,})" if count > 1 else "") for told, count in run.warnings.items()]
+    """Skipped updates, warnings of the log, missing files."""
+    lines = [line + (f" (x {count:,})" if count > 1 else "") for line, count in run.warnings.items()]
     if len(lines) > MAX_WARNINGS:
         lines[MAX_WARNINGS:] = [f"and {len(lines) - MAX_WARNINGS:,} more in log.txt"]
     skipped = sum(any(k.endswith("/skipped") and v > 0 for k, v in line.items()) for line in run.lines)
     if skipped:
-        lines.insert(0, f"{skipped:,} of {len(run.lines):,} logged steps left an update out (not finite)")
-    told = "".join(f"<li>{text(line)}</li>" for line in lines + run.missing)
-    body = f'<ul class="card">{told}</ul>' if told else '<p class="soft">Nothing.</p>'
-    return _section("Skipped, warned of, missing", body)
+        lines.insert(0, f"{skipped:,} of {len(run.lines):,} logged steps skipped an update (not finite)")
+    items = "".join(f"<li>{text(line)}</li>" for line in lines + run.missing)
+    body = f'<ul class="card">{items}</ul>' if items else '<p class="soft">Nothing.</p>'
+    return _section("Skipped updates, warnings, missing files", body)
 
 
 def settings(run: RunRecord) -> str:
-    """The resolved config, by the names that --config.NAME=VALUE overrides."""
+    """The resolved config, with the names for --config.NAME=VALUE."""
     if not run.config:
         return _section("Settings", _missing("config.json."))
     flat = sorted(_flat(run.config), key=lambda item: "." in item[0])  # stable: general settings first
@@ -325,7 +317,7 @@ def settings(run: RunRecord) -> str:
 
 
 def provenance(run: RunRecord) -> str:
-    """Commit, machine, versions."""
+    """Commit, devices, versions."""
     flat = list(_flat(run.provenance))
     body = f'<div class="card">{_settings_table(flat)}</div>' if flat else _missing("provenance.json.")
     return _section("Versions and machine", body)
@@ -345,7 +337,7 @@ def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _setting(value: Any) -> str:
-    """A value as text: a recipe of operators takes a line per operator, several recipes have a blank line between."""
+    """A value as text: one line per operator of a recipe, and a blank line between recipes."""
     if _is_recipe(value):
         return "\n".join(f"{op}({', '.join(f'{k}={json.dumps(v)}' for k, v in args.items())})" for op, args in value)
     if isinstance(value, list) and value and all(map(_is_recipe, value)):
@@ -384,7 +376,7 @@ def _label_of(name: str) -> str:
 
 
 def _pretty(name: str) -> str:
-    """'knn/top1' -> 'kNN', other metrics by their names; escaped."""
+    """'knn/top1' -> 'kNN', 'linear/loss' -> 'linear loss'; escaped."""
     return text(_label_of(name).removesuffix(" top1"))
 
 

@@ -1,4 +1,4 @@
-"""Writes the report of a run: one self-contained HTML page."""
+"""Writes the report of a run as one self-contained HTML page."""
 
 from __future__ import annotations
 

@@ -1,0 +1,29 @@
+"""What produced a run or an export: package versions, commit and devices."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+def provenance() -> dict:
+    """Versions, commit and devices as JSON types, for the workdir and the model card."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # git is not installed
+        commit = ""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }

@@ -1,0 +1,43 @@
+"""The vocabulary of a run's texts: built once from the train split, then kept in the workdir."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ssl_jax.data.vocabulary import Vocabulary, build_vocabulary, from_json, to_json
+from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.engine.method import Method
+from ssl_jax.errors import UserError
+
+
+def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary]:
+    """The vocabulary of each text in `config.data.vocabulary`, from `workdir`, or built from the train split and written there.
+
+    Raises:
+        UserError: the vocabulary has another number of words than the config says.
+    """
+    sizes, path = dict(config.data.get("vocabulary", {})), workdir and workdir / "vocabulary.json"
+    if not sizes:
+        return {}
+    if path and path.is_file():
+        found = from_json(json.loads(path.read_text()))
+    else:
+        found = build_vocabulary(train, list(sizes))
+        if path:
+            write_json(path, to_json(found))
+    for name, size in sizes.items():
+        if name not in found or size not in (None, len(found[name].tokens)):
+            there = f"{len(found[name].tokens)} words" if name in found else "no words"
+            raise UserError(
+                f"config.data.vocabulary.{name}={size}, but {path or 'the train split'} has {there}; leave the number out"
+            )
+    return found
+
+
+def check_lengths(method: Method, vocabulary: Mapping[str, Vocabulary]) -> None:
+    """Raises UserError where a text of the train split is longer than the input that `method` declares."""
+    for name, (shape, _) in method.inputs.items():
+        if name in vocabulary and shape[-1] < vocabulary[name].longest:
+            raise UserError(f"input {name!r} has {shape[-1]} tokens; the longest text has {vocabulary[name].longest}")
