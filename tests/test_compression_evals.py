@@ -340,7 +340,7 @@ def test_context_of_a_run_has_the_functions_of_its_method_and_the_factors_of_its
     small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:70]", "--config.eval_batch_size=32")
     config = configs.load(f"{ROOT}/configs/bigan.py:smoke", small)
     experiment = build_experiment(config)
-    opened = context(experiment, experiment.run.abstract)  # nothing is computed here
+    opened = model_context(experiment, experiment.run.abstract)  # nothing is computed here
     values = disentanglement.values(opened, "test", ("label", "pose"), 70)
     assert list(values) == ["label", "pose[0]", "pose[1]", "pose[2]", "pose[3]"]
     labels = np.concatenate([b["label"][b["_valid"]] for b in open_eval(config, "test")])

@@ -246,13 +246,13 @@ def test_context_of_a_gan_run_has_samples_and_discriminator(run):
         "generation": dict(kind="generation", examples=40, subsets=2),
         "judge": dict(kind="discriminator_memorization", examples=50),
     }
-    results = evals.run(entries, context(experiment, state))
+    results = evals.run(entries, model_context(experiment, state))
     metrics = results["generation"].metrics | results["judge"].metrics
     assert {"generation/frechet", "generation/recall", "judge/accuracy_train"} <= set(metrics)
     assert np.isfinite(list(metrics.values())).all()
     assert "real=scenes:train[:96]+resize_crop-16-16(96) fake=40" in results["generation"].protocol
-    repeated = evals.run(entries, context(experiment, state))
-    assert repeated == results and len(experiment.known) == 1
+    repeated = evals.run(entries, model_context(experiment, state))
+    assert repeated == results and len(experiment.cache) == 1
 
 
 @pytest.mark.full
@@ -260,12 +260,12 @@ def test_missing_sampler_and_missing_weight_file_raise_before_training(run):
     experiment, state = run
     without = experiment._replace(sampler=None)
     with pytest.raises(UserError, match=r"evals\.generation: kind='generation' needs a method that gives samples"):
-        context(without, state)
+        evals.check_needs(without.config.evals, model_context(without, state))
     with experiment.config.unlocked():
         experiment.config.evals.generation.extractor = "inception:/nowhere"
     try:
         with pytest.raises(UserError, match="there is no file /nowhere"):
-            context(experiment, state)
+            evals.check_needs(experiment.config.evals, model_context(experiment, state))
     finally:
         experiment.config.evals.generation.extractor = "random_conv"
 

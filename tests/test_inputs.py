@@ -26,7 +26,6 @@ from ssl_jax.experiment import build as build_module
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.experiment.build import build_experiment
-from ssl_jax.experiment.contexts import encode_views_of, model_context
 from ssl_jax.experiment.training import save_views
 
 MANY = 6  # padded number of boxes per image

@@ -158,7 +158,7 @@ def test_selected_samples_of_a_run_are_those_of_its_sampler_latents():
         return shade.reshape(-1, 2, 2, 3) / 2
 
     experiment = experiment._replace(sampler=experiment.sampler._replace(prepare=lambda *_: None, sample=sample))  # fast
-    opened = context(experiment, experiment.run.abstract)
+    opened = model_context(experiment, experiment.run.abstract)
     labels = opened.model.sampled_labels(30, 4)
     batches, classes, _ = rejection.select_samples(opened, means(), labels, 4, None, 0.4)
     got = np.concatenate(list(batches))
