@@ -44,24 +44,24 @@ def made():
 
 def test_mixing_takes_the_first_layers_of_one_and_the_rest_of_another():
     a, b = jnp.ones((3, 5)), jnp.zeros((3, 5))
-    np.testing.assert_array_equal(subject.mixed(a, b, 2, 4)[:, :, 0], [[1, 1, 0, 0]] * 3)
-    np.testing.assert_array_equal(subject.mixed(a, b, 4, 4), jnp.ones((3, 4, 5)))
+    np.testing.assert_array_equal(subject.mix_styles(a, b, 2, 4)[:, :, 0], [[1, 1, 0, 0]] * 3)
+    np.testing.assert_array_equal(subject.mix_styles(a, b, 4, 4), jnp.ones((3, 4, 5)))
 
 
 def test_truncation_pulls_the_first_layers_to_the_center():
     ws, center = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 5))), jnp.arange(5.0)
-    np.testing.assert_allclose(subject.truncated(ws, center, 1.0, 4), ws, rtol=1e-6)
-    np.testing.assert_allclose(subject.truncated(ws, center, 0.0, 4), jnp.broadcast_to(center, ws.shape))
-    half = subject.truncated(ws, center, 0.5, 2)
+    np.testing.assert_allclose(subject.truncate_styles(ws, center, 1.0, 4), ws, rtol=1e-6)
+    np.testing.assert_allclose(subject.truncate_styles(ws, center, 0.0, 4), jnp.broadcast_to(center, ws.shape))
+    half = subject.truncate_styles(ws, center, 0.5, 2)
     np.testing.assert_allclose(half[:, :2], (ws[:, :2] + center) / 2, rtol=1e-6)
     np.testing.assert_array_equal(half[:, 2:], ws[:, 2:])
 
 
 def test_decay_of_the_average_by_half_lives_in_images():
-    assert float(subject.average_decay(jnp.int32(7), 32, 10_000, 0.0)) == pytest.approx(0.9977844, abs=1e-6)
-    assert float(subject.average_decay(jnp.int32(0), 32, 10_000, 0.05)) == 0  # the first average is the weights themselves
-    assert float(subject.average_decay(jnp.int32(100), 32, 10_000, 0.05)) == pytest.approx(0.5 ** (32 / 160))
-    assert float(subject.average_decay(jnp.int32(10**6), 64, 500_000, 0.05)) == pytest.approx(0.5 ** (64 / 500_000))
+    assert float(subject.ema_decay(jnp.int32(7), 32, 10_000, 0.0)) == pytest.approx(0.9977844, abs=1e-6)
+    assert float(subject.ema_decay(jnp.int32(0), 32, 10_000, 0.05)) == 0  # the first average is the weights themselves
+    assert float(subject.ema_decay(jnp.int32(100), 32, 10_000, 0.05)) == pytest.approx(0.5 ** (32 / 160))
+    assert float(subject.ema_decay(jnp.int32(10**6), 64, 500_000, 0.05)) == pytest.approx(0.5 ** (64 / 500_000))
 
 
 @pytest.mark.full

@@ -273,8 +273,8 @@ def test_an_encoder_of_the_house_gives_the_features():
     (_, (_, logs)), grads = gradient(this, state, images)
     assert set(grads) == {"tokenizer"}
     assert "perceptual" not in {**state.mutable, **this.frozen}
-    with pytest.raises(UserError, match="has no features with places, only pooled"):
-        method.maps({"pooled": jnp.zeros((2, 5))})
+    with pytest.raises(UserError, match="has no spatial features, only pooled"):
+        method.feature_maps({"pooled": jnp.zeros((2, 5))})
     maps = [np.asarray(jax.nn.relu(y @ w)) for y in (images / np.float32(255), decoded(config, this, state, images))]
     np.testing.assert_allclose(logs["perceptual"], feature_distance(maps[:1], maps[1:]).mean(), rtol=1e-4)
     assert this.notes["tokenizer"] == "trained with perceptual=self_encoder (simclr)"
