@@ -116,7 +116,7 @@ def test_latents_are_chunked_and_conditions_are_shared_embedding_and_chunk():
         count(generator, jnp.zeros((2, 128)))
     with pytest.raises(UserError, match="48 pixels"):
         BigGANTrunk(48)
-    with pytest.raises(UserError, match="4 multiples needs a size that is one of 8, not 36"):
+    with pytest.raises(UserError, match="4 multiples needs a size that is a multiple of 8, not 36"):
         BigGANTrunk(36, multiples=(1, 2, 4, 8))
 
 

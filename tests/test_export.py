@@ -248,7 +248,7 @@ def test_safetensors_export_reads_the_encoder_where_the_method_declares_it():
     online = method._replace(encoder=("student", "encoder"), encoder_stats=("stats", "student"))
     with pytest.raises(UserError, match=r"not those of config.model.encoder alone"):
         find_encoder(source._replace(method=online))
-    with pytest.raises(UserError, match=r"'simclr' has no encoder by itself; export with --format=orbax or"):
+    with pytest.raises(UserError, match=r"'simclr' has no separate encoder; export with --format=orbax or"):
         find_encoder(source._replace(method=method._replace(encoder=None)))
     with pytest.raises(KeyError, match="nowhere"):  # a wrong path is a mistake of the method
         find_encoder(source._replace(method=method._replace(encoder=("ema", "nowhere"))))
@@ -303,7 +303,7 @@ def test_damaged_and_foreign_folders_are_refused(workdir, tmp_path):
         content = bytearray((folder / name).read_bytes())
         content[-5] ^= 1
         (folder / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name} is damaged: its SHA-256 is not that of the card"):
+        with pytest.raises(UserError, match=f"{name} is damaged: its SHA-256 differs from the card"):
             ssl_jax.load(folder)
         (folder / name).unlink()
         with pytest.raises(UserError, match=f"has no '{name}', which its card lists"):

@@ -104,7 +104,7 @@ def test_a_pickle_cannot_run_code(tmp_path):
             return print, ("ran",)
 
     (tmp_path / "bad.pth").write_bytes(pickle.dumps(Run()))
-    with pytest.raises(UserError, match=r"it names builtins\.print"):
+    with pytest.raises(UserError, match=r"it uses builtins\.print"):
         torch_file.read_state_dict(tmp_path / "bad.pth")
 
 

@@ -129,17 +129,17 @@ def test_the_random_network_is_the_extractor_of_evaluations():
 def test_a_file_that_is_not_there_or_another_one_is_named(files, tmp_path):
     torch = require_torch()
     folder, digest, *_ = files
-    with pytest.raises(UserError, match=r"path='/no/lpips.npz' is no file; make it once from torchvision's vgg16.*convert"):
+    with pytest.raises(UserError, match=r"path='/no/lpips.npz' is no file; create it once from torchvision's vgg16.*convert"):
         vgg.load("/no/lpips.npz", digest)
     for wrong in ("", "0123"):
-        with pytest.raises(UserError, match=f"is {digest}, not '{wrong}'; if you mean this file"):
+        with pytest.raises(UserError, match=f"is {digest}, not '{wrong}'; to use this file"):
             vgg.load(str(folder / "lpips.npz"), wrong)
     np.savez(tmp_path / "other.npz", lin1=np.ones(64))
     of_other = hashlib.sha256((tmp_path / "other.npz").read_bytes()).hexdigest()
     with pytest.raises(UserError, match="holds no weights of LPIPS: conv1_1/kernel"):
         vgg.load(str(tmp_path / "other.npz"), of_other)
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "half.pth")
-    with pytest.raises(UserError, match=r"has no 'features.0.bias'; give those of torchvision's vgg16"):
+    with pytest.raises(UserError, match=r"has no 'features.0.bias'; give the files of torchvision's vgg16"):
         vgg.convert(str(tmp_path / "half.pth"), str(folder / "vgg.pth"), str(tmp_path / "x.npz"))
 
 

@@ -12,7 +12,7 @@ from torch_reference import require_torch
 from ssl_jax.errors import UserError
 from ssl_jax.models import common
 from ssl_jax.models.gan import stylegan_layers as layers
-from ssl_jax.models.gan.stylegan import StyleGAN2, StyleGAN2Discriminator, modulated
+from ssl_jax.models.gan.stylegan import StyleGAN2, StyleGAN2Discriminator, modulated_conv
 from ssl_jax.models.gan.stylegan1 import StyleGAN1, StyleGAN1Discriminator, instance_norm
 
 TINY = dict(size=8, channel_base=64, channel_max=16, features=8)
@@ -96,7 +96,7 @@ def test_layers_of_a_generator_and_impossible_sizes():
     for size in (2, 48):
         with pytest.raises(UserError, match=f"4, 8, 16, ... pixels, not {size}"):
             layers.levels(size)
-    with pytest.raises(UserError, match="made for 8 pixels"):
+    with pytest.raises(UserError, match="built for 8 pixels"):
         jax.eval_shape(lambda: common.create(DISCRIMINATORS["2"], jax.random.key(0), jnp.zeros((2, 32, 32, 3))))
 
 
@@ -163,16 +163,16 @@ def by_hand(x, kernel, style, up, demodulate):
 def test_modulated_convolution_equals_a_kernel_for_every_example(size, up, demodulate):
     x, kernel, style = normal(0, 3, 5, 5, 7), normal(1, size, size, 7, 4) / 8, 1 + normal(2, 3, 7)
     expected = by_hand(x, kernel, style, up, demodulate)
-    np.testing.assert_allclose(modulated(x, kernel, style, up, demodulate), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(modulated_conv(x, kernel, style, up, demodulate), expected, rtol=1e-4, atol=1e-5)
     if demodulate:
-        np.testing.assert_allclose(modulated(x, kernel, -7 * style, up), -modulated(x, kernel, style, up), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(modulated_conv(x, kernel, -7 * style, up), -modulated_conv(x, kernel, style, up), rtol=1e-4, atol=1e-5)
 
 
 def test_demodulation_keeps_unit_variance_also_in_half_precision():
     x, kernel, style = normal(0, 4, 16, 16, 64), normal(1, 3, 3, 64, 64), 1 + normal(2, 4, 64)
-    inside = modulated(x, kernel, style)[:, 1:-1, 1:-1]
+    inside = modulated_conv(x, kernel, style)[:, 1:-1, 1:-1]
     assert abs(float(jnp.std(inside)) - 1) < 0.02
-    half = modulated(x.astype(jnp.bfloat16), kernel, style)
+    half = modulated_conv(x.astype(jnp.bfloat16), kernel, style)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half[:, 1:-1, 1:-1].astype(jnp.float32), inside, atol=0.06)
 

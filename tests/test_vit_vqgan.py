@@ -239,7 +239,7 @@ def test_the_perceptual_term_is_part_of_the_loss_and_of_the_notes():
 
 def test_a_file_of_weights_is_read_by_a_run_that_trains_and_by_none_that_stands_on_it():
     this = method.build(load(perceptual=dict(kind="vgg_lpips", path="/no/file.npz")), {})
-    with pytest.raises(UserError, match=r"perceptual.path='/no/file.npz' is no file; make it once"):
+    with pytest.raises(UserError, match=r"perceptual.path='/no/file.npz' is no file; create it once"):
         this.frozen["perceptual"]()
 
 

@@ -195,7 +195,7 @@ def test_mistakes_are_one_line(change, told):
 
 def test_a_stage_that_makes_no_tokens_is_named():
     other = Stage(STAGE.config, STAGE.method._replace(fns=ModelFns(decode=STAGE.method.fns.decode)))
-    with pytest.raises(UserError, match=r"stages\.tokenizer: its method gives no codebook"):
+    with pytest.raises(UserError, match=r"stages\.tokenizer: its method has no function 'codebook'"):
         method.build(load(), {"tokenizer": other})
 
 
@@ -219,7 +219,7 @@ def test_what_a_config_leaves_as_it_is_can_be_given(config, override):
 def test_a_tokenizer_of_images_of_another_size_is_named():
     """Convolutions would take them."""
     large = Stage(types.SimpleNamespace(views=((),), data=types.SimpleNamespace(image_shape=(24, 24, 3))), STAGE.method)
-    with pytest.raises(UserError, match="was trained on images of 24 x 24 pixels, another size than the 16 x 16 of these views"):
+    with pytest.raises(UserError, match="was trained on images of 24 x 24 pixels, but these views have 16 x 16"):
         method.build(load(), {"tokenizer": large})
 
 
