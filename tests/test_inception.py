@@ -71,7 +71,7 @@ def test_it_is_the_network_that_was_counted():
     variables = jax.eval_shape(inception.InceptionV3().init, jax.random.key(0), jnp.zeros((1, 299, 299, 3)))
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 23_850_960 - 1008  # torchvision's without the biases of 'fc'
     assert len(jax.tree.leaves(variables["batch_stats"])) == 2 * 94
-    with pytest.raises(ValueError, match="not trained"):
+    with pytest.raises(ValueError, match="no training mode"):
         inception.InceptionV3().apply(variables, jnp.zeros((1, 299, 299, 3)), train=True)
 
 
