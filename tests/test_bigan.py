@@ -203,7 +203,8 @@ def begin(config, batch=16, seed=0):
     params, mutable = jax.jit(method.init)(jax.random.key(seed), images, {})
     fns, sampler = jax.tree.map(jax.jit, (method.fns, method.sampler._replace(latents=None)))
     state = State(jnp.zeros((), jnp.int32), params, dict.fromkeys(params), mutable, {})
-    return method._replace(encode=jax.jit(method.encode), fns=fns, sampler=sampler._replace(latents=method.sampler.latents)), state, images
+    sampler = sampler._replace(latents=method.sampler.latents)
+    return method._replace(encode=jax.jit(method.encode), fns=fns, sampler=sampler), state, images
 
 
 @pytest.mark.full
@@ -241,7 +242,8 @@ def test_losses_equal_the_paper_written_out():
     x = batch["image"] / np.float32(127.5) - 1
     fake = 2 * run(generator, p["generator"], s["generator"], z, train=True)[0] - 1
     codes = run(encoder, p["encoder"], s["encoder"], x, train=True)[0]["latent"]
-    real, fake = (run(discriminator, p["discriminator"], s["discriminator"], *pair, train=True)[0] for pair in ((x, codes), (fake, z)))
+    pairs = (x, codes), (fake, z)
+    real, fake = (run(discriminator, p["discriminator"], s["discriminator"], *pair, train=True)[0] for pair in pairs)
     cross_entropy = lambda yes, no: -np.mean(np.log(jax.nn.sigmoid(yes))) - np.mean(np.log(1 - jax.nn.sigmoid(no)))  # noqa: E731
     np.testing.assert_allclose((d, ge), (cross_entropy(real, fake) / 2, cross_entropy(fake, real) / 2), rtol=1e-5)
     np.testing.assert_allclose(logs["code_variance"], np.var(codes, 0).mean(), rtol=1e-5)

@@ -95,7 +95,7 @@ def by_hand(config, state, images, key):
 
 @pytest.mark.full
 def test_encoder_and_generator_gradients_come_through_their_scores(initialized):
-    """Phase 'ge': the encoder learns from s_z and s_xz of its codes, the generator from s_x and s_xz of its images, nothing else."""
+    """Phase 'ge': the encoder learns from s_z and s_xz of its codes only, the generator from s_x and s_xz of its images only."""
     config, method, state, batch = initialized
     key, phase = jax.random.key(3), method.phases[1]
     train = {group: state.params[group] for group in phase.trains}
@@ -109,7 +109,8 @@ def test_encoder_and_generator_gradients_come_through_their_scores(initialized):
         def gradient_of(*terms):
             return vjp({kind: {k: jnp.float32((kind, k) in terms) for k in ("x", "z", "xz")} for kind in ("enc", "gen")})[0]
 
-        return scored, gradient_of(("enc", "z"), ("enc", "xz")), gradient_of(("gen", "x"), ("gen", "xz")), gradient_of(("enc", "x"), ("gen", "z"))
+        terms = (("enc", "z"), ("enc", "xz")), (("gen", "x"), ("gen", "xz")), (("enc", "x"), ("gen", "z"))
+        return scored, *(gradient_of(*pair) for pair in terms)
 
     scored, code_terms, image_terms, other_terms = backwards(train)
     np.testing.assert_allclose(value, sum(scored["enc"].values()) - sum(scored["gen"].values()), rtol=1e-5)

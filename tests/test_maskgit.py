@@ -167,7 +167,7 @@ def test_protocols_name_tokenizer_block_and_sampling(built):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict(classes=None), "needs labels"),
         (dict(schedule="sine"), "schedule='sine' is unknown; choose cosine"),

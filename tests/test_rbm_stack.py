@@ -1,4 +1,4 @@
-"""Boltzmann machines against sums over all states and the rule of contrastive divergence; the stack and its unrolled autoencoder."""
+"""Boltzmann machines against sums over all states and contrastive divergence; the stack and its unrolled autoencoder."""
 
 import itertools
 
@@ -57,10 +57,12 @@ def test_gradient_equals_contrastive_divergence_rule(normal):
     def hidden_mean(v):
         return c + v @ w if normal else sigmoid(c + v @ w)
 
-    hidden = hidden_mean(v) + np.asarray(jax.random.normal(key, (10, 3))) if normal else jax.random.bernoulli(key, jnp.float32(hidden_mean(v)))
+    noise = np.asarray(jax.random.normal(key, (10, 3)))
+    hidden = hidden_mean(v) + noise if normal else jax.random.bernoulli(key, jnp.float32(hidden_mean(v)))
     visible = sigmoid(b + np.float64(hidden) @ w.T)
     np.testing.assert_allclose(reconstruction, visible, rtol=1e-5)
-    np.testing.assert_allclose(grads["kernel"], (visible.T @ hidden_mean(visible) - v.T @ hidden_mean(v)) / 10, rtol=1e-4, atol=1e-6)
+    expected = (visible.T @ hidden_mean(visible) - v.T @ hidden_mean(v)) / 10
+    np.testing.assert_allclose(grads["kernel"], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(grads["hidden_bias"], (hidden_mean(visible) - hidden_mean(v)).mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(grads["visible_bias"], (visible - v).mean(0), rtol=1e-4, atol=1e-6)
 
@@ -182,7 +184,8 @@ def test_fine_tuning_gradients_equal_those_of_copied_weights(stacked):
 
     np.testing.assert_allclose(metrics[4]["tuning/loss"], loss(net), rtol=1e-5)
     phase = method.phases[-1]
-    ours = jax.grad(lambda train: phase.loss(train, states[4], {"image": IMAGES}, jax.random.key(0))[0])({"net": start["net"]})["net"]
+    gradient = jax.grad(lambda train: phase.loss(train, states[4], {"image": IMAGES}, jax.random.key(0))[0])
+    ours = gradient({"net": start["net"]})["net"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, jax.grad(loss)(net))
     features = method.encode(start, {}, IMAGES)
     np.testing.assert_allclose(features["code"], run(encoder, net["encoder"], {}, x, train=False)[0]["out"], rtol=1e-4, atol=1e-5)

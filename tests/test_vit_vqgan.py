@@ -230,7 +230,8 @@ def test_random_conv_perceptual_loss_and_notes():
     method, state, images = begin(config)
     (loss, (_, logs)), _ = gradient(method, state, images)
     x = images / np.float32(255)
-    distance = feature_distance(*(random_features(random_kernels(), y) for y in (x, unclipped_reconstruction(config, method, state, images)))).mean()
+    pair = x, unclipped_reconstruction(config, method, state, images)
+    distance = feature_distance(*(random_features(random_kernels(), y) for y in pair)).mean()
     np.testing.assert_allclose(logs["perceptual"], distance, rtol=1e-4)
     np.testing.assert_allclose(loss, logs["quantizer"] + logs["squared"] + 0.1 * distance, rtol=1e-5)
     assert method.notes["tokenizer"] == "trained with perceptual=random_conv"
@@ -275,7 +276,8 @@ def test_self_encoder_perceptual_loss_of_an_earlier_run():
     assert "perceptual" not in {**state.mutable, **method.frozen}
     with pytest.raises(UserError, match="has no spatial features, only pooled"):
         subject.feature_maps({"pooled": jnp.zeros((2, 5))})
-    maps = [np.asarray(jax.nn.relu(y @ w)) for y in (images / np.float32(255), unclipped_reconstruction(config, method, state, images))]
+    pair = images / np.float32(255), unclipped_reconstruction(config, method, state, images)
+    maps = [np.asarray(jax.nn.relu(y @ w)) for y in pair]
     np.testing.assert_allclose(logs["perceptual"], feature_distance(maps[:1], maps[1:]).mean(), rtol=1e-4)
     assert method.notes["tokenizer"] == "trained with perceptual=self_encoder (simclr)"
     with pytest.raises(UserError, match=r"needs a run; set config.stages.encoder.workdir"):

@@ -112,7 +112,8 @@ def test_features_per_block_are_independent_of_other_images(built):
     assert set(features) == {"pooled", "embedding", "block0", "block1"}
     np.testing.assert_array_equal(features["pooled"], features["block1"])
     order = np.random.default_rng(0).permutation(8)
-    np.testing.assert_allclose(encode(state.params, inference_state(state), IMAGES[order])["pooled"], features["pooled"][order], atol=1e-6)
+    permuted = encode(state.params, inference_state(state), IMAGES[order])["pooled"]
+    np.testing.assert_allclose(permuted, features["pooled"][order], atol=1e-6)
     last = images_of_tokens(GRID)
     last[:, -4:, -4:] = 255 - last[:, -4:, -4:]  # the last token is no input
     np.testing.assert_array_equal(encode(state.params, inference_state(state), last)["pooled"], features["pooled"])
@@ -164,7 +165,8 @@ def test_unconditional_model_equals_one_class(built):
     method = build(conditional=False, label_dropout=0.0, sampling=dict(guidance=1.0))
     assert set(method.inputs) == {"image"}
     state, one = with_classes(built[1], 1), build(classes=1, label_dropout=0.0, sampling=dict(guidance=1.0))
-    ours, theirs = (jax.jit(m.fns.token_nll)(state.params, inference_state(state), IMAGES, LABELS * 0)["nll"] for m in (method, one))
+    args = state.params, inference_state(state), IMAGES, LABELS * 0
+    ours, theirs = (jax.jit(m.fns.token_nll)(*args)["nll"] for m in (method, one))
     np.testing.assert_array_equal(ours, theirs)
     assert set(method.sampler.latents(jax.random.key(0), 2)) == {"seed"}
 
@@ -239,7 +241,7 @@ def test_published_learning_rate_schedule():
 
 @pytest.mark.parametrize("variant", ["imagenet256_large", "imagenet256_large_adafactor"])
 def test_large_prior_is_sharded_over_all_devices(variant):
-    """Shapes and shardings only: on fsdp 4 x tensor 2, and Adafactor's on fsdp 8, each device holds an eighth of the large arrays."""
+    """Shapes and shardings only: on fsdp 4 x tensor 2, Adafactor's on fsdp 8, each device holds an eighth of the large arrays."""
     config = load(variant)
     with config.unlocked():
         config.data.image_shape, config.data.num_classes = (128, 128, 3), 1000

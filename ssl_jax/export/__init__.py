@@ -5,8 +5,8 @@
   stablehlo    encode.stablehlo + weights.safetensors: a program for CPU, CUDA and TPU with a free batch size; it needs no
                model code. Tokenizers also have tokens.stablehlo and decode.stablehlo
 
-`card.json` describes the function, its input and its metrics, and holds a SHA-256 of every file. Nothing is unpickled; a card can only
-name methods of this package.
+`card.json` describes the function, its input and its metrics, and holds a SHA-256 of every file. Nothing is unpickled; a card can
+only name methods of this package.
 """
 
 from ssl_jax.export.folder import Encoder, load, write

@@ -94,8 +94,8 @@ def to_torch(
 def from_torch(spec: Mapping[str, Any], state_dict: StateDict) -> tuple[Tree, Tree]:
     """Inverse of `to_torch`: (params, batch_stats) as float32 NumPy arrays from a torchvision or timm state dict.
 
-    Ignores the classifier ('fc.*' or 'head.*') and batch counters. Assumes a square image for learned positions. Raises UserError that
-    lists missing, unexpected or misshapen entries.
+    Ignores the classifier ('fc.*' or 'head.*') and batch counters. Assumes a square image for learned positions. Raises UserError
+    that lists missing, unexpected or misshapen entries.
     """
     module = _checked_encoder(spec)
     head = _HEADS[type(module)] + "."

@@ -1,8 +1,8 @@
 """Autoencoders: an encoder maps an image to a code, and a decoder maps the code back to the image.
 
-Four constraints prevent the identity map: a narrow code (deep: Hinton and Salakhutdinov 2006, here from random weights); a sparse code
-(L1); input noise that the decoder must remove (denoising: Vincent et al. 2010, JMLR 11); a code that changes little with the image
-(contractive: Rifai et al. 2011). `model.encoder` and `model.decoder` choose perceptrons, convolutions or recurrent networks.
+Four constraints prevent the identity map: a narrow code (deep: Hinton and Salakhutdinov 2006, here from random weights); a sparse
+code (L1); input noise that the decoder must remove (denoising: Vincent et al. 2010, JMLR 11); a code that changes little with the
+image (contractive: Rifai et al. 2011). `model.encoder` and `model.decoder` choose perceptrons, convolutions or recurrent networks.
 
 Losses are sums over the values of an image. Watch `code_deviation`: it falls to zero if a heavy penalty collapses all codes to one.
 """

@@ -1,11 +1,12 @@
 """BiGAN: an encoder is trained with the generator, and the discriminator sees pairs of an image and its code.
 
 Donahue, Krahenbuhl and Darrell 2017, "Adversarial feature learning" (arXiv:1605.09782), section 3: if the discriminator cannot
-tell (x, E(x)) from (G(z), z), the encoder inverts the generator. As in the paper's code, one forward pass updates all three networks:
-D learns the labels, G and E learn the swapped labels.
+tell (x, E(x)) from (G(z), z), the encoder inverts the generator. As in the paper's code, one forward pass updates all three
+networks: D learns the labels, G and E learn the swapped labels.
 
-D may nearly win (its loss is 0.0003 in the published ImageNet run) while the features still improve. So watch `reconstruction_ratio`,
-which is 1 if codes carry no information, and `code_variance`, which should stay near the variance of the latents.
+D may nearly win (its loss is 0.0003 in the published ImageNet run) while the features still improve. So watch
+`reconstruction_ratio`, which is 1 if codes carry no information, and `code_variance`, which should stay near the variance of the
+latents.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from ssl_jax.objectives import adversarial
 def build(config, stages) -> Method:
     """`config.model`:
 
-    generator, encoder, discriminator: networks (see `models.gan.bigan.build_nets`). The generator's shape is [h, w, 3], or [h, w, 1]
-      for grayscale. Views may be larger than that: the encoder sees them whole, the discriminator sees them resized.
+    generator, encoder, discriminator: networks (see `models.gan.bigan.build_nets`). The generator's shape is [h, w, 3],
+      or [h, w, 1] for grayscale. Views may be larger than that: the encoder sees them whole, the discriminator sees them resized.
     latent: kind and size.
     mean, std: of the networks' input: 0.5 each for [-1, 1]. Images in this file are in [0, 1].
     """

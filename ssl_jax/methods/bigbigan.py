@@ -6,7 +6,8 @@ generator minimize the same loss. The encoder's gradient comes through the score
 scores of images and pairs.
 
 The encoder samples its code. A deterministic encoder is a point worse, and in public reimplementations it gave all generated images
-the same code: `mean_variance` falls to zero in that collapse. `score_z_gap` shows how well the discriminator tells codes from latents.
+the same code: `mean_variance` falls to zero in that collapse. `score_z_gap` shows how well the discriminator tells codes from
+latents.
 """
 
 from __future__ import annotations

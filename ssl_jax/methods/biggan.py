@@ -2,8 +2,8 @@
 
 Brock et al. 2019, "Large scale GAN training for high fidelity natural image synthesis" (arXiv:1809.11096). The label of an image
 modulates the generator's normalizations, and the discriminator projects on it (Miyato and Koyama 2018, arXiv:1802.05637). Labels of
-fakes are uniform. Samples come from a moving average of the generator's weights, with batch statistics recomputed for them ("standing
-statistics"). `encode` returns the features of the discriminator.
+fakes are uniform. Samples come from a moving average of the generator's weights, with batch statistics recomputed for them
+("standing statistics"). `encode` returns the features of the discriminator.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def build(config, stages) -> Method:
         latents = latents_and_labels(latents_key, len(real))
         fake, _ = run(generator, state.params["generator"], state.mutable["generator"], *generator_inputs(latents), train=True)
         label = interleave(batch["label"], latents["label"]) if classes else None
-        (on_both, _), new_state = discriminate(train["discriminator"], state.mutable["discriminator"], interleave(real, fake), label)
+        both = interleave(real, fake)
+        (on_both, _), new_state = discriminate(train["discriminator"], state.mutable["discriminator"], both, label)
         on_real, on_fake = on_both.reshape(-1, 2).T
         logs = {**health(on_real, on_fake), "diversity": diversity(real, fake)}
         return HINGE.discriminator(on_real, on_fake), ({"discriminator": new_state}, logs)
@@ -76,7 +77,8 @@ def build(config, stages) -> Method:
     def generator_loss(train, state, batch, key):
         latents = latents_and_labels(key, len(batch["image"]) // model.discriminator_steps)
         fake, new_g = run(generator, train["generator"], state.mutable["generator"], *generator_inputs(latents), train=True)
-        (on_fake, _), new_d = discriminate(state.params["discriminator"], state.mutable["discriminator"], fake, latents.get("label"))
+        label = latents.get("label")
+        (on_fake, _), new_d = discriminate(state.params["discriminator"], state.mutable["discriminator"], fake, label)
         value, logs = HINGE.generator(on_fake), {}
         if model.orthogonal:
             logs["orthogonality"] = sum(orthogonality(kernel) for kernel in kernels(train["generator"]))

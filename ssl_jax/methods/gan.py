@@ -1,9 +1,9 @@
 """Generative adversarial networks: a generator maps noise to images, a discriminator tells them from real images.
 
-Goodfellow et al. 2014, "Generative adversarial nets" (arXiv:1406.2661), algorithm 1: n_d steps of the discriminator, then one of the
-generator. The config selects what later papers changed: networks (`model.generator`, `model.discriminator`), losses (`model.game`) and
-a gradient penalty (`model.penalty`). DCGAN: Radford et al. 2016 (arXiv:1511.06434); WGAN-GP: Gulrajani et al. 2017 (arXiv:1704.00028);
-SNGAN: Miyato et al. 2018 (arXiv:1802.05957). `encode` returns the features of the discriminator.
+Goodfellow et al. 2014, "Generative adversarial nets" (arXiv:1406.2661), algorithm 1: n_d steps of the discriminator, then one of
+the generator. The config selects what later papers changed: networks (`model.generator`, `model.discriminator`), losses
+(`model.game`) and a gradient penalty (`model.penalty`). DCGAN: Radford et al. 2016 (arXiv:1511.06434); WGAN-GP: Gulrajani et al.
+2017 (arXiv:1704.00028); SNGAN: Miyato et al. 2018 (arXiv:1802.05957). `encode` returns the features of the discriminator.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ from ssl_jax.sampling.tokens import AS_IT_IS, SamplingConfig, check, gumbel, sam
 def build(config, stages) -> Method:
     """`config.model`:
 
-    transformer: fields of `models.tokenizers.prior.Trunk` except codes, length, classes, null and dtype, which follow from the rest.
+    transformer: fields of `models.tokenizers.prior.Trunk` except codes, length, classes, null and dtype, which follow from the
+      rest.
     conditional: the model is given the class of each image.
     schedule: a key of SCHEDULES, for training and sampling.
     smoothing: of the targets.
@@ -97,7 +98,7 @@ def build(config, stages) -> Method:
 
     def sample(prepared, latents, truncation=None):
         if truncation is not None:
-            raise UserError("a prior over tokens has no truncation; set config.model.sampling (temperature, choice_temperature, ...)")
+            raise UserError("a token prior has no truncation; set config.model.sampling (temperature, choice_temperature, ...)")
         return fill_in(prepared, latents, jnp.zeros((len(latents["seed"]), 0), jnp.int32))
 
     def complete(prepared, latents, images):

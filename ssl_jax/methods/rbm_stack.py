@@ -1,9 +1,9 @@
 """A deep autoencoder, pretrained as a stack of restricted Boltzmann machines.
 
-Hinton and Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks" (Science 313). Machines train one after the
-other, each in its own window of steps, on the hidden probabilities of the machine below. The last machine has normal hidden units, the
-code. Unrolled, each machine is one layer of an encoder and, transposed, one layer of a decoder. Fine-tuning then trains this
-autoencoder to reconstruct images.
+Hinton and Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks" (Science 313). Machines train one after
+the other, each in its own window of steps, on the hidden probabilities of the machine below. The last machine has normal hidden
+units, the code. Unrolled, each machine is one layer of an encoder and, transposed, one layer of a decoder. Fine-tuning then trains
+this autoencoder to reconstruct images.
 
 The autoencoder's weights are those of the unrolled machines plus an offset that starts at zero. Training the offset equals training
 copies of the weights, without a copy between stages. So each parameter group has one phase and one optimizer.

@@ -1,9 +1,9 @@
 """SS-GAN: a GAN whose discriminator also predicts rotations by quarter turns, so that its features do not forget.
 
-Chen et al. 2019, "Self-supervised GANs via auxiliary rotation loss" (arXiv:1811.11212). The discriminator learns rotations from real
-images only. The generator is rewarded for images whose rotation the discriminator recognizes: the networks compete on what is real and
-cooperate on rotations. With `weights.game` and `weights.generator` 0 the discriminator only predicts rotations (RotNet, Gidaris et
-al. 2018, arXiv:1803.07728). The paper's optional self-modulated normalizations come with BigGAN's generator.
+Chen et al. 2019, "Self-supervised GANs via auxiliary rotation loss" (arXiv:1811.11212). The discriminator learns rotations from
+real images only. The generator is rewarded for images whose rotation the discriminator recognizes: the networks compete on what is
+real and cooperate on rotations. With `weights.game` and `weights.generator` 0 the discriminator only predicts rotations (RotNet,
+Gidaris et al. 2018, arXiv:1803.07728). The paper's optional self-modulated normalizations come with BigGAN's generator.
 """
 
 from __future__ import annotations
@@ -37,11 +37,9 @@ def build(config, stages) -> Method:
     ema: decay of the generator's moving average, which makes the samples, and the step at which averaging starts.
     """
     model, latent = config.model, config.model.latent
-    if not 0 < model.rotated <= config.batch_size // model.discriminator_steps:
-        raise UserError(
-            f"config.model.rotated={model.rotated} must be positive and at most the {config.batch_size // model.discriminator_steps} "
-            "images of a sub-step"
-        )
+    images = config.batch_size // model.discriminator_steps
+    if not 0 < model.rotated <= images:
+        raise UserError(f"config.model.rotated={model.rotated} must be positive and at most the {images} images of a sub-step")
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
     generator = build_network("generator", model.generator, size, 0, config.dtype)

@@ -1,10 +1,10 @@
 """StyleGAN 1 and 2: a mapped latent controls each layer of the generator, and regularizers run every few steps.
 
-Karras et al. 2019, "A style-based generator architecture for generative adversarial networks" (arXiv:1812.04948); Karras et al. 2020a,
-"Analyzing and improving the image quality of StyleGAN" (arXiv:1912.04958): path length regularization, lazy regularizers, networks
-without progressive growing; Karras et al. 2020b, "Training generative adversarial networks with limited data" (arXiv:2006.06676):
-augmentation of the discriminator's input, with a probability that adapts to overfitting. `encode` returns the features of the
-discriminator.
+Karras et al. 2019, "A style-based generator architecture for generative adversarial networks" (arXiv:1812.04948); Karras et al.
+2020a, "Analyzing and improving the image quality of StyleGAN" (arXiv:1912.04958): path length regularization, lazy regularizers,
+networks without progressive growing; Karras et al. 2020b, "Training generative adversarial networks with limited data"
+(arXiv:2006.06676): augmentation of the discriminator's input, with a probability that adapts to overfitting. `encode` returns the
+features of the discriminator.
 
 A step updates, in the published order: generator, path length regularizer, discriminator, R1 penalty.
 """
@@ -45,7 +45,7 @@ def truncate_styles(ws: jax.Array, center: jax.Array, psi: jax.Array | float, la
 
 
 def ema_decay(step: jax.Array, batch_size: int, half_life: float, ramp: float) -> jax.Array:
-    """Decay per step of the generator's moving average, whose half-life is min(half_life, ramp * images seen) images; no ramp if 0."""
+    """Decay per step of a moving average with half-life min(half_life, ramp * images seen), in images; ramp=0: half_life."""
     life = jnp.minimum(half_life, ramp * step * batch_size) if ramp else half_life
     return 0.5 ** (batch_size / jnp.maximum(life, 1e-8))
 
@@ -57,7 +57,8 @@ def build(config, stages) -> Method:
     latent: size.
     conditional: both networks are given class labels.
     mixing: probability of style mixing, that is, of a second latent from a random layer on.
-    r1: weight (gamma) and interval in steps; with interval 1 the penalty is part of the discriminator's loss, not a phase of its own.
+    r1: weight (gamma) and interval in steps; with interval 1 the penalty is part of the discriminator's loss, not a phase of its
+      own.
     path_length: weight and interval in steps; weight 0 removes the phase.
     augment: policy (names of operations), and target of the mean sign of D(real); with target 0 operations always apply.
     ema: half_life_examples and ramp of the generator's moving average (see `ema_decay`).

@@ -1,8 +1,8 @@
 """Supervised classification, and fine-tuning of pretrained encoders: cross-entropy on labels.
 
 The classifier's input is the pooled features. With `model.head_layers = n` > 0 it is the n-th hidden layer of a projection head
-(`model.head`), which is trained too: SimCLR v2's fine-tuning from the middle of the head (Chen et al. 2020b, section 2). The layers of
-that head above the n-th stay unused. `config.warm_start` loads pretrained weights.
+(`model.head`), which is trained too: SimCLR v2's fine-tuning from the middle of the head (Chen et al. 2020b, section 2). The layers
+of that head above the n-th stay unused. `config.warm_start` loads pretrained weights.
 """
 
 from __future__ import annotations

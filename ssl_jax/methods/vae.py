@@ -1,9 +1,9 @@
 """Variational autoencoder: an encoder to a distribution of codes and a decoder to a distribution of images, trained by one bound.
 
-Kingma and Welling 2014, "Auto-encoding variational Bayes" (arXiv:1312.6114): log p(x) >= E log p(x | z) - KL(q(z | x) || p(z)), with
-reparameterized samples z from q. Burda et al. 2016, "Importance weighted autoencoders" (arXiv:1509.00519): a tighter bound from k
-samples, which `log_prob` reports for every model. Higgins et al. 2017 (beta-VAE): the KL times beta, for disentangled codes. Losses and
-bounds are in nats per image.
+Kingma and Welling 2014, "Auto-encoding variational Bayes" (arXiv:1312.6114): log p(x) >= E log p(x | z) - KL(q(z | x) || p(z)),
+with reparameterized samples z from q. Burda et al. 2016, "Importance weighted autoencoders" (arXiv:1509.00519): a tighter bound
+from k samples, which `log_prob` reports for every model. Higgins et al. 2017 (beta-VAE): the KL times beta, for disentangled codes.
+Losses and bounds are in nats per image.
 
 Watch `active_units`: it falls to zero in posterior collapse, when the decoder ignores the code and the KL vanishes.
 """
@@ -102,7 +102,7 @@ def build(config, stages) -> Method:
         return decode_to_images(params["net"], encode(params, mutable, images)["code"])
 
     def log_prob(params, mutable, images, key, count):
-        """ELBO and importance-weighted bound of the same `count` samples. A scan, since counts of thousands do not fit in memory."""
+        """ELBO and importance-weighted bound of the same `count` samples, one at a time, since thousands do not fit in memory."""
         net, (data_key, sample_key) = params["net"], jax.random.split(key)
         x = likelihood.data(data_key, to_channels(images, model.channels))
         _, mean, log_variance = posterior(net, x)

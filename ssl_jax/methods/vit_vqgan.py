@@ -1,9 +1,9 @@
 """ViT-VQGAN, stage 1: Transformers encode an image as a grid of tokens and decode it; a discriminator sharpens reconstructions.
 
 Yu et al. 2022, "Vector-quantized image modeling with improved VQGAN" (arXiv:2110.04627), section 3: low-dimensional codes of unit
-norm, and a sum of losses: quantization, squared error, logit-Laplace likelihood, perceptual, adversarial. With convolutional networks,
-other weights and the adaptive adversarial weight it is VQGAN (Esser et al. 2021, arXiv:2012.09841). A step updates the tokenizer, then
-the discriminator, then applies the R1 penalty.
+norm, and a sum of losses: quantization, squared error, logit-Laplace likelihood, perceptual, adversarial. With convolutional
+networks, other weights and the adaptive adversarial weight it is VQGAN (Esser et al. 2021, arXiv:2012.09841). A step updates the
+tokenizer, then the discriminator, then applies the R1 penalty.
 
 A perceptual loss brings in the supervision of its network: LPIPS brings in the labels of ImageNet. To probe unsupervised features,
 train the tokenizer without LPIPS. `Method.notes` records the choice.
@@ -45,8 +45,8 @@ def build(config, stages) -> Method:
     encoder, decoder, discriminator: networks (see `models.tokenizers.networks`).
     quantizer: see `objectives.codebooks.build_quantizer`.
     squared, absolute, logit_laplace: weights of the pixel losses; with `logit_laplace` > 0 the decoder outputs means and scales.
-    perceptual: weight and kind: 'none'; 'vgg_lpips' (path and sha256 of a file, see `models.pretrained.vgg`); 'random_conv', a fixed
-      random network; 'self_encoder', the run in `config.stages.encoder`.
+    perceptual: weight and kind: 'none'; 'vgg_lpips' (path and sha256 of a file, see `models.pretrained.vgg`); 'random_conv', a
+      fixed random network; 'self_encoder', the run in `config.stages.encoder`.
     adversarial: weight (0: no discriminator), game (the pair of losses, a key of `GAN_LOSSES`), start (the discriminator's first
       step), adaptive (multiply the weight by `adaptive_weight` at the decoder's last layer).
     r1: weight (gamma, 0 for no penalty) and interval in steps.
@@ -278,7 +278,7 @@ def build_perceptual(spec, stages) -> Perceptual | None:
         return Perceptual(random_distance, random_kernels, "random_conv")
     if spec.kind == "self_encoder":
         if "encoder" not in stages:
-            raise UserError("config.model.perceptual.kind='self_encoder' needs a run; set config.stages.encoder.workdir and .recipe")
+            raise UserError("config.model.perceptual.kind='self_encoder' needs a run; set config.stages.encoder.workdir, .recipe")
         stage = stages["encoder"]
 
         def encoder_distance(frozen, x, y):

@@ -2,10 +2,10 @@
 
 Yu et al. 2022, "Vector-quantized image modeling with improved VQGAN" (arXiv:2110.04627), sections 4.1 and 4.2.
 
-The training step tokenizes augmented images, and the model learns to predict the next token in raster order, with or without the class.
-The tokenizer decodes sampled tokens to images. The features of an image are the mean over tokens of a block's normalized output; middle
-blocks are the best. Training may drop classes at random (`label_dropout`): the model then learns both distributions, and guidance mixes
-them (Ho and Salimans 2021).
+The training step tokenizes augmented images, and the model learns to predict the next token in raster order, with or without the
+class. The tokenizer decodes sampled tokens to images. The features of an image are the mean over tokens of a block's normalized
+output; middle blocks are the best. Training may drop classes at random (`label_dropout`): the model then learns both distributions,
+and guidance mixes them (Ho and Salimans 2021).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from ssl_jax.sampling.tokens import SamplingConfig, autoregress, check, guided
 def build(config, stages) -> Method:
     """`config.model`:
 
-    transformer: fields of `models.tokenizers.prior.Trunk` except codes, length, classes, null and dtype, which follow from the rest.
+    transformer: fields of `models.tokenizers.prior.Trunk` except codes, length, classes, null and dtype, which follow from the
+      rest.
     conditional: the model is given the class of each image.
     label_dropout: probability of replacing the class by the null class in training; with 0 there is no null class.
     smoothing: of the targets.
@@ -117,7 +118,7 @@ def build(config, stages) -> Method:
 
     def sample(prepared, latents, truncation=None):
         if truncation is not None:
-            raise UserError("a prior over tokens has no truncation; set config.model.sampling (temperature, top_k, top_p, guidance)")
+            raise UserError("a token prior has no truncation; set config.model.sampling (temperature, top_k, top_p, guidance)")
         return sample_after(prepared, latents, jnp.zeros((len(latents["seed"]), 0), jnp.int32))
 
     def complete(prepared, latents, images):

@@ -162,7 +162,7 @@ class PooledEncoder(nn.Module):
             h = out[f"layer{i}"] = shard_batch(nn.max_pool(h, (2, 2), (2, 2), padding="SAME"))
         size = math.prod(h.shape[1:])
         if size != self.outputs:
-            raise UserError(f"config.model.code.size={self.outputs}: the last map has {size} values; give that size or other widths")
+            raise UserError(f"config.model.code.size={self.outputs}: the last map has {size} values; set that size or other widths")
         out["out"] = h.reshape(h.shape[0], -1).astype(jnp.float32)
         return out
 

@@ -21,9 +21,9 @@ Tree = Any
 
 BATCH_AXES = ("data", "fsdp")
 
-# All modules use this convolution and this batch normalization. Statistics are float32 and over the global batch, because the step is one
-# global program. Decay 0.9 is PyTorch's momentum 0.1. The running variance is biased; PyTorch's is unbiased (times n / (n - 1) with
-# n = batch * height * width).
+# All modules use this convolution and this batch normalization. Statistics are float32 and over the global batch, because the step
+# is one global program. Decay 0.9 is PyTorch's momentum 0.1. The running variance is biased; PyTorch's is
+# unbiased (times n / (n - 1) with n = batch * height * width).
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv)
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
@@ -31,8 +31,8 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 def shard_batch(x: jax.Array) -> jax.Array:
     """Constrain axis 0 of `x` [B, ...] to the axes ('data', 'fsdp') of the ambient mesh.
 
-    Without the constraint and with sharded parameters, XLA may shard the features instead and all-reduce activations. Identity without
-    a mesh, for batches that these axes do not divide, inside `shard_map` (manual axes), and outside of a trace.
+    Without the constraint and with sharded parameters, XLA may shard the features instead and all-reduce activations. Identity
+    without a mesh, for batches that these axes do not divide, inside `shard_map` (manual axes), and outside of a trace.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not set(BATCH_AXES) <= set(mesh.auto_axes) or not isinstance(x, jax.core.Tracer):
@@ -65,7 +65,8 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool =
     gpu = jax.default_backend() == "gpu" and not _portable.get()
     if not (gpu and half and width <= 128 and width % 8 == 0):
         return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="xla")
-    return even_lengths(functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn"), query, key, value)
+    cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn")
+    return even_lengths(cudnn, query, key, value)
 
 
 def even_lengths(attend: Callable[..., jax.Array], query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

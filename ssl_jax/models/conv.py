@@ -19,9 +19,9 @@ def conv(x, kernel, strides, padding, *, lhs_dilation, rhs_dilation, dimension_n
     XLA's CPU backend computes the weight gradient as a convolution over the batch and transposes both operands element by element,
     which takes two fifths of a ResNet step. For stride 2 it computes the input gradient on an input with three quarters zeros.
 
-    The rules `_weight_gradient` and `_input_gradient` replace these gradients if the program is compiled for a CPU, the ambient mesh has
-    one device (or there is none), and the convolution of x [B, H, W, C] with kernel [h, w, C, F] has no dilation and no groups. Several
-    devices are excluded because chunks of a sharded batch would have to be gathered.
+    The rules `_weight_gradient` and `_input_gradient` replace these gradients if the program is compiled for a CPU, the ambient
+    mesh has one device (or there is none), and the convolution of x [B, H, W, C] with kernel [h, w, C, F] has no dilation and no
+    groups. Several devices are excluded because chunks of a sharded batch would have to be gathered.
 
     The rules are reverse-mode differentiable to any order, but have no forward mode: `jax.jvp` raises TypeError.
     """
@@ -53,9 +53,9 @@ def conv(x, kernel, strides, padding, *, lhs_dilation, rhs_dilation, dimension_n
 def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int = 2) -> jax.Array:
     """Transposed convolution with 'SAME' padding: x [B, H, W, C], kernel [h, w, C, F] -> [B, stride H, stride W, F].
 
-    Equals PyTorch's ConvTranspose2d (kernel 4, stride 2, padding 1) and the gradient of a convolution with the same kernel, not flipped:
-    pixel p of x adds kernel[i] to pixel stride * p + i - (h - stride) // 2 of the output. Computed as one convolution whose features are
-    the phases of the stride, which multiplies no zeros and has fast gradients.
+    Equals PyTorch's ConvTranspose2d (kernel 4, stride 2, padding 1) and the gradient of a convolution with the same kernel, not
+    flipped: pixel p of x adds kernel[i] to pixel stride * p + i - (h - stride) // 2 of the output. Computed as one convolution
+    whose features are the phases of the stride, which multiplies no zeros and has fast gradients.
     """
     height, width = x.shape[1:3]
     shape = (x.shape[0], height * stride, width * stride, kernel.shape[-1])
@@ -103,8 +103,8 @@ def _input_gradient(g, kernel, shape, *, strides, padding, precision, convolve):
 
     convolve: `_conv` has fast second derivatives (gradient penalties, path lengths); `_plain` is for several devices.
 
-    Row s * m + r of the padded input meets g[m - j] with row s * j + r of the kernel. So phase r is a convolution of `g` with every s-th
-    row, and all phases are features of one convolution. XLA inserts zeros into `g` instead and multiplies them.
+    Row s * m + r of the padded input meets g[m - j] with row s * j + r of the kernel. So phase r is a convolution of `g` with every
+    s-th row, and all phases are features of one convolution. XLA inserts zeros into `g` instead and multiplies them.
     """
     (kernel_h, kernel_w, channels, features), (s, t) = kernel.shape, strides
     phases = min(s, kernel_h), min(t, kernel_w)  # the others are zero
@@ -124,8 +124,8 @@ def _input_gradient(g, kernel, shape, *, strides, padding, precision, convolve):
 def _weight_gradient(x, g, *, size, strides, padding, precision):
     """x [B, H, W, C], g [B, h, w, F] -> [*size, C, F]: unfolded patches times `g`, summed over chunks of the batch.
 
-    A whole unfolded batch (9 times `x` for 3x3) is limited by memory traffic; a chunk stays in the cache. There are at least two chunks,
-    because XLA does not fuse into a loop: without the loop it recomputes the producer of `x` inside a transposition of `x`.
+    A whole unfolded batch (9 times `x` for 3x3) is limited by memory traffic; a chunk stays in the cache. There are at least two
+    chunks, because XLA does not fuse into a loop: without the loop it recomputes the producer of `x` inside a transposition of `x`.
     """
     batch, *_, channels = x.shape
     rows, columns, features = g.shape[1:]

@@ -12,7 +12,8 @@ from ssl_jax.models.common import BatchNorm
 class ProjectionHead(nn.Module):
     """Linear layers with BatchNorm and ReLU between them; the projector or predictor of joint-embedding methods.
 
-    The defaults are SimCLR's head: no linear bias, and BatchNorm after every layer. The output has BatchNorm with a scale only, no ReLU.
+    The defaults are SimCLR's head: no linear bias, and BatchNorm after every layer. The output has BatchNorm with a scale only, no
+      ReLU.
 
     Fields:
       widths: of the linear layers; the last is the output's.

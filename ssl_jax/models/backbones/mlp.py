@@ -13,7 +13,8 @@ from ssl_jax.models.common import BatchNorm, shard_batch
 class MLP(nn.Module):
     """Flattened pixels to features: per width a linear layer, BatchNorm if `batch_norm`, and ReLU.
 
-    Fields: `widths` of the layers, at least one; `dtype` of the computation (parameters are float32). Raises UserError without widths.
+    Fields: `widths` of the layers, at least one; `dtype` of the computation (parameters are float32). Raises UserError without
+      widths.
     """
 
     widths: tuple[int, ...] = (512, 512)

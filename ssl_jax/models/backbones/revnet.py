@@ -1,8 +1,8 @@
 """Reversible residual networks (Gomez et al. 2017, arXiv:1707.04585), in the form of Kolesnikov et al. 2019 (arXiv:1901.09005).
 
-The channels form two halves (x1, x2). A unit outputs y = (x2, x1 + F(x2)), so its inverse is (y2 - F(y1), y1); two units are one block
-of the first paper. F is the branch of a pre-activation bottleneck at half the width. Between groups, 2x2 pixels are averaged and zeros
-double the channels, so only the pooling loses information.
+The channels form two halves (x1, x2). A unit outputs y = (x2, x1 + F(x2)), so its inverse is (y2 - F(y1), y1); two units are one
+block of the first paper. F is the branch of a pre-activation bottleneck at half the width. Between groups, 2x2 pixels are averaged
+and zeros double the channels, so only the pooling loses information.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RevNet(nn.Module):
             if value not in valid:
                 raise UserError(f"revnet has no {field} {value!r}; choose one of {', '.join(map(str, valid))}")
         if self.width <= 0 or 256 * self.width % 8:
-            raise UserError(f"revnet width {self.width} gives {256 * self.width} channels, which 8 must divide; choose a multiple of 1/32")
+            raise UserError(f"revnet width {self.width} gives {256 * self.width} channels, not a multiple of 8; choose a multiple of 1/32")
         super().__post_init__()
 
     @nn.compact

@@ -43,8 +43,8 @@ REMATS = {  # the activations of each block to keep for the backward pass
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# 'tensor' shards attention heads and MLP channels; 'fsdp' shards the other side of each matrix. Rules count dimensions from the last,
-# so that they also fit stacked blocks.
+# 'tensor' shards attention heads and MLP channels; 'fsdp' shards the other side of each matrix. Rules count dimensions from the
+# last, so that they also fit stacked blocks.
 TENSOR_RULES = (
     (r"block(s|\d+)/attention/qkv/kernel", ("fsdp", "tensor")),
     (r"block(s|\d+)/attention/qkv/bias", ("tensor",)),
@@ -75,9 +75,9 @@ class ViT(nn.Module):
       registers: number of extra tokens, which the output drops. With registers, only patches have positions.
       position: 'learned' for the image size at initialization, with bicubic interpolation for other sizes; or fixed 'sincos2d'.
       remat: a key of REMATS; trades recomputation for memory.
-      scan: loop over the blocks, which compiles as fast as a single block. Parameters are then 'blocks/...' with a leading axis of depth
-        instead of 'block0/...' (see `stack`, `unstack`), so per-array optimizer rules such as LARS's trust ratio see all blocks as one
-        array. Without `remat` a loop keeps more activations than separate blocks.
+      scan: loop over the blocks, which compiles as fast as a single block. Parameters are then 'blocks/...' with a leading axis of
+        depth instead of 'block0/...' (see `stack`, `unstack`), so per-array optimizer rules such as LARS's trust ratio see all
+        blocks as one array. Without `remat` a loop keeps more activations than separate blocks.
       dtype: of the computation; parameters are float32.
 
     Raises UserError for impossible fields and for images that patches do not tile.
@@ -137,7 +137,10 @@ class ViT(nn.Module):
             for name, count in prefix
         ]
         positions = self._positions(grid, size.width).astype(self.dtype)
-        x = jnp.concatenate([*tokens, x + positions], axis=1) if self.registers else jnp.concatenate([*tokens, x], axis=1) + positions
+        if self.registers:
+            x = jnp.concatenate([*tokens, x + positions], axis=1)
+        else:
+            x = jnp.concatenate([*tokens, x], axis=1) + positions
         x = shard_batch(x)
 
         x, outputs = self._blocks(x, size)

@@ -2,8 +2,8 @@
 
 Encoder and discriminator each have a trunk: fully connected, strided convolutions, or AlexNet's. Generator and discriminator are
 conditioned on the latent: before every normalization but the first, a linear map of the latent is added per channel. Only the
-normalizations have biases; the fully connected ("permutation-invariant") networks normalize without scale and offset. Weights start as
-N(0, 0.02). The discriminator's last layer starts at zero, so its first scores are exactly zero.
+normalizations have biases; the fully connected ("permutation-invariant") networks normalize without scale and offset. Weights start
+as N(0, 0.02). The discriminator's last layer starts at zero, so its first scores are exactly zero.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """x [B, ...] -> 'layer1' ... of the trunk, 'pooled' [B, D] float32 (mean of the last over space), 'latent' [B, latent] float32."""
+        """x [B, ...] -> the trunk's 'layer1', ..., and float32 'pooled' [B, D], the last one's spatial mean, and 'latent' [B, Z]."""
         out = self.trunk(x, None, train)
         last = out[-1].astype(jnp.float32)
         return {

@@ -1,6 +1,7 @@
 """Discriminator and encoder of BigBiGAN (Donahue and Simonyan 2019, arXiv:1907.02544, section 2 and appendix A).
 
-The generator is BigGAN's without labels (`models.gan.biggan`). The published discriminator has H of 29.6 M and J of 36.7 M parameters.
+The generator is BigGAN's without labels (`models.gan.biggan`). The published discriminator has H of 29.6 M and J of 36.7 M
+parameters.
 """
 
 from __future__ import annotations

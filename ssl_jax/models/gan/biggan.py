@@ -41,7 +41,8 @@ def check(what: str, size: int, table: Mapping, initializer: str, multiples: tup
     if not multiples and size not in table:
         raise UserError(f"{what} has no table for images of {size} pixels; choose {', '.join(map(str, table))}")
     if multiples and size % 2 ** (len(multiples) - 1):
-        raise UserError(f"{what} with {len(multiples)} multiples needs a size that is a multiple of {2 ** (len(multiples) - 1)}, not {size}")
+        divisor = 2 ** (len(multiples) - 1)
+        raise UserError(f"{what} with {len(multiples)} multiples needs a size that is a multiple of {divisor}, not {size}")
     if initializer not in INITS:
         raise UserError(f"{what} has no initializer {initializer!r}; choose {' or '.join(INITS)}")
 
@@ -88,7 +89,8 @@ class NonLocal(nn.Module):
 class BigGANGenerator(nn.Module):
     """z [B, Z] and labels int32 [B] (None: unconditional) -> images [B, size, size, 3] float32 in [-1, 1].
 
-    z is split into equal chunks, one for the first layer and one for each block. (embedded label, chunk) conditions the block's norms.
+    z is split into equal chunks, one for the first layer and one for each block. (embedded label, chunk) conditions the block's
+    norms.
 
     Fields:
       size: of the images.
@@ -121,8 +123,8 @@ class BigGANGenerator(nn.Module):
         base = self.size >> (len(widths) - 1)
         if z.shape[-1] % len(widths):
             raise UserError(
-                f"biggan generator: config.model.latent.size={z.shape[-1]} is no multiple of {len(widths)}, the number of chunks (first "
-                f"layer and blocks) for {self.size} pixels; choose a multiple"
+                f"biggan generator: config.model.latent.size={z.shape[-1]} is no multiple of {len(widths)}, the number of chunks (for "
+                f"the first layer and each block) at {self.size} pixels; choose a multiple"
             )
         first, *chunks = jnp.split(z.astype(self.dtype), len(widths), axis=-1)
         label = jnp.zeros(len(z), jnp.int32) if label is None else label
@@ -191,8 +193,8 @@ class BigGANTrunk(nn.Module):
         for index, multiple in enumerate(multiples, 1):
             channels, down = self.channels * multiple, index <= halved
             project = x.shape[-1] != channels or (down and self.project_equal)
-            x = DiscriminatorBlock(channels, index == 1, down, project, self.initializer, self.dtype, name=f"block{index}")(x, train)
-            x = shard_batch(x)
+            block = DiscriminatorBlock(channels, index == 1, down, project, self.initializer, self.dtype, name=f"block{index}")
+            x = shard_batch(block(x, train))
             if down and x.shape[1] in self.attention:
                 x = NonLocal(self.initializer, self.dtype, name=f"attention{x.shape[1]}")(x, train)
             features[f"layer{index}"] = x
@@ -220,8 +222,8 @@ class DiscriminatorBlock(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Pooled features [B, C] and labels int32 [B] -> logits [B] float32: a linear score plus, if classes > 0, the inner product with
-    the label's embedding (Miyato and Koyama 2018, arXiv:1802.05637)."""
+    """Pooled features [B, C] and labels int32 [B] -> logits [B] float32: a linear score plus, if classes > 0, the inner product
+    with the label's embedding (Miyato and Koyama 2018, arXiv:1802.05637)."""
 
     classes: int
     initializer: str

@@ -104,8 +104,8 @@ class DeepGeneratorBlock(nn.Module):
 class DeepDiscriminator(nn.Module):
     """Images [B, size, size, 3] in [-1, 1] and labels int32 [B] -> (logits [B] float32, features).
 
-    Features: 'layer1', 'layer2', ... after each pair of blocks (and attention), 'pooled' [B, C] float32, the rectified sum over pixels.
-    Fields as in `BigGANDiscriminator`.
+    Features: 'layer1', 'layer2', ... after each pair of blocks (and attention), 'pooled' [B, C] float32, the rectified sum over
+    pixels. Fields as in `BigGANDiscriminator`.
     """
 
     size: int
@@ -122,7 +122,8 @@ class DeepDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None = None, *, train: bool) -> tuple[jax.Array, Features]:
         first, *widths = (self.channels * m for m in DISCRIMINATOR[self.size])
-        x = SpectralConv(first, kernel_init=INITS[self.initializer], dtype=self.dtype, name="from_image")(x.astype(self.dtype), train)
+        from_image = SpectralConv(first, kernel_init=INITS[self.initializer], dtype=self.dtype, name="from_image")
+        x = from_image(x.astype(self.dtype), train)
         features = {}
         for pair, width in enumerate(widths, 1):
             for half, down in enumerate((True, False)):

@@ -44,7 +44,7 @@ class MaxoutMLPGenerator(nn.Module):
 
 
 class MaxoutMLPDiscriminator(nn.Module):
-    """Discriminator of the same paper: maxout layers (Goodfellow et al. 2013) with dropout, for which training needs the rng stream 'dropout'."""
+    """Discriminator of the same paper: maxout layers (Goodfellow et al. 2013) with dropout. Training needs the rng 'dropout'."""
 
     width: int = 240
     pieces: int = 5

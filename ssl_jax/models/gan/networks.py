@@ -1,7 +1,7 @@
 """Generators and discriminators by the names in a config.
 
-Generators in `NETWORKS` map (z [B, Z], train) to images [B, size, size, 3] in [-1, 1], discriminators (images, train) to (logits [B],
-features). With classes, labels [B] come before `train`. `STYLE_NETWORKS` are StyleGAN's.
+Generators in `NETWORKS` map (z [B, Z], train) to images [B, size, size, 3] in [-1, 1], discriminators (images, train) to (logits
+[B], features). With classes, labels [B] come before `train`. `STYLE_NETWORKS` are StyleGAN's.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def generator_sampler(
 ) -> tuple[Callable, Callable, Callable]:
     """(latents, prepare, sample) of `engine.method.Sampler` for params['generator'] and its state mutable['generator'].
 
-    `prepare` recomputes batch statistics for the weights that sample ("standing statistics", Brock et al. 2019), on latents with the
-    same truncation as the samples.
+    `prepare` recomputes batch statistics for the weights that sample ("standing statistics", Brock et al. 2019), on latents with
+    the same truncation as the samples.
 
     Args:
         kind: of the latents; only 'normal' latents can be truncated.

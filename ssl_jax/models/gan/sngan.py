@@ -1,7 +1,7 @@
 """The residual generator and discriminator of SNGAN (Miyato et al. 2018, arXiv:1802.05957, table 4) for small images.
 
-Two flavors: 'miyato' is the paper's (pfnet-research/sngan_projection). 'compare_gan' is google/compare_gan's, which SS-GAN uses. Both
-upsample by repeating pixels, where compare_gan's code inserts zeros.
+Two flavors: 'miyato' is the paper's (pfnet-research/sngan_projection). 'compare_gan' is google/compare_gan's, which SS-GAN uses.
+Both upsample by repeating pixels, where compare_gan's code inserts zeros.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SNGANGenerator(nn.Module):
     def __post_init__(self):
         _check("sngan generator", self.flavor)
         if self.size % 2**self.stages:
-            raise UserError(f"sngan generator: images of {self.size} pixels are no multiple of 2^{self.stages}; choose other stages")
+            raise UserError(f"sngan generator: {self.size} pixels are no multiple of 2^{self.stages}; choose other stages")
         super().__post_init__()
 
     @nn.compact
@@ -65,8 +65,9 @@ class SNGANGenerator(nn.Module):
         base = self.size >> self.stages
         x = nn.Dense(base * base * self.channels, kernel_init=glorot(1.0), dtype=self.dtype, name="project")(z.astype(self.dtype))
         x = x.reshape(-1, base, base, self.channels)
+        shortcut_kernel = 3 if self.flavor == "compare_gan" else 1
         for stage in range(self.stages):
-            x = GeneratorBlock(self.channels, 3 if self.flavor == "compare_gan" else 1, self.dtype, name=f"block{stage + 1}")(x, train)
+            x = GeneratorBlock(self.channels, shortcut_kernel, self.dtype, name=f"block{stage + 1}")(x, train)
         x = nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
         return jnp.tanh(Conv(3, (3, 3), kernel_init=glorot(1.0), dtype=self.dtype, name="to_image")(x).astype(jnp.float32))
 
@@ -94,12 +95,13 @@ class GeneratorBlock(nn.Module):
 class SNGANDiscriminator(nn.Module):
     """Images [B, H, W, 3] in [-1, 1] -> (logits [B] float32, features), H and W multiples of 4.
 
-    Features: 'pooled' [B, channels] float32, the input of the linear head; 'layer1' .. 'layer4' [B, h, w, channels], after each block.
+    Features: 'pooled' [B, channels] float32, the input of the linear head; 'layer1' .. 'layer4' [B, h, w, channels], after each
+      block.
 
     Fields:
       norm: 'spectral', or 'none' (with a gradient penalty).
-      flavor: 'miyato' sums over pixels and projects shortcuts (1x1) where shapes differ; 'compare_gan' averages, projects all (3x3),
-        and has a bias in the head.
+      flavor: 'miyato' sums over pixels and projects shortcuts (1x1) where shapes differ; 'compare_gan' averages, projects all
+        (3x3), and has a bias in the head.
     """
 
     channels: int = 128

@@ -1,7 +1,7 @@
 """Spectral normalization (Miyato et al. 2018, arXiv:1802.05957) with its power iteration as explicit state.
 
-The state is the collection 'spectral', separate from batch statistics, which are recomputed and averaged by other rules. It depends on
-kernels and previous state only, so it is equal on all devices and needs no averaging.
+The state is the collection 'spectral', separate from batch statistics, which are recomputed and averaged by other rules. It depends
+on kernels and previous state only, so it is equal on all devices and needs no averaging.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class SpectralEmbed(_Spectral):
 class SpectralConv(_Spectral):
     """x [B, H, W, C] -> [B, H / stride, W / stride, features], 'SAME' padding.
 
-    As published, the norm is that of the [kernel * kernel * C, features] matrix: up to `kernel` times smaller than the operator norm of
-    the convolution.
+    As published, the norm is that of the [kernel * kernel * C, features] matrix: up to `kernel` times smaller than the operator
+    norm of the convolution.
     """
 
     kernel: int = 3

@@ -31,7 +31,8 @@ def standing_stats(
         module: a module whose batch normalizations are `models.common.BatchNorm`.
         batch: key -> positional arguments of `module`, sampled as for generation.
 
-    Power iterations continue during the passes, so they converge for these weights too. Returns `state` if it has no batch statistics.
+    Power iterations continue during the passes, so they converge for these weights too. Returns `state` if it has no batch
+    statistics.
     """
     if "batch_stats" not in state:
         return state

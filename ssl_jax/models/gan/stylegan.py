@@ -1,8 +1,8 @@
 """StyleGAN2 (Karras et al. 2020a, arXiv:1912.04958), with the small-image networks of Karras et al. 2020b (arXiv:2006.06676).
 
 Written from the papers and published facts, without the authors' code. Images are [B, R, R, 3] of about [-1, 1], R = 4, 8, 16, ...
-Channels at resolution r are min(channel_base / r, channel_max). channel_base = 32768 and channel_max = 512 is configuration F at 1024
-pixels; channel_base = 16384 is configuration E, and the half-width network at 256 pixels.
+Channels at resolution r are min(channel_base / r, channel_max). channel_base = 32768 and channel_max = 512 is configuration F at
+1024 pixels; channel_base = 16384 is configuration E, and the half-width network at 256 pixels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from ssl_jax.models.gan.stylegan_layers import (
 
 
 def modulated_conv(x: jax.Array, kernel: jax.Array, style: jax.Array, up: bool = False, demodulate: bool = True) -> jax.Array:
-    """Modulated convolution (section 2.2): each example scales the kernel's input channels by its style, then normalizes each output
-    filter to norm 1 over space and input channels.
+    """Modulated convolution (section 2.2 of the paper).
+
+    Each example scales the kernel's input channels by its style, then normalizes each output filter over space and input channels.
 
     This scales input and output instead of the kernel, which is equivalent and needs one kernel for the batch.
 
@@ -192,7 +193,7 @@ class StyleGAN2Discriminator(nn.Module):
         leaves out the logits (None), and with them every dependence on other examples of the batch.
         """
         if images.shape[1:3] != (self.size,) * 2:
-            raise UserError(f"the discriminator is built for {self.size} pixels, but the images have {images.shape[1:3]}; resize them")
+            raise UserError(f"the discriminator is built for {self.size} pixels, the images have {images.shape[1:3]}; resize them")
         width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
         x = shard_batch(leaky_relu(EqualConv(width[self.size], 1, dtype=self.dtype, name="rgb")(images)))
         out = {}

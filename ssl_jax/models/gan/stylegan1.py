@@ -1,8 +1,8 @@
 """StyleGAN (Karras et al. 2019, arXiv:1812.04948) at one fixed resolution.
 
-There is no progressive growing: it needs one program and new Adam moments for each resolution, and StyleGAN2 trains better without it.
-So there are no image heads at lower resolutions, which the published parameter counts include. Written from the paper and published
-facts, without the authors' code. Channels as in `stylegan`; 16384 and 512 is the network of the paper.
+There is no progressive growing: it needs one program and new Adam moments for each resolution, and StyleGAN2 trains better without
+it. So there are no image heads at lower resolutions, which the published parameter counts include. Written from the paper and
+published facts, without the authors' code. Channels as in `stylegan`; 16384 and 512 is the network of the paper.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def instance_norm(x: jax.Array) -> jax.Array:
 
 
 class AdaptiveLayer(nn.Module):
-    """Layers after each convolution: noise with a weight per channel (initially 0), bias, leaky ReLU, and the adaptive instance norm
-    (equation 1 of the paper) with scale 1 + s(w)."""
+    """Layers after each convolution: noise with a weight per channel (initially 0), bias, leaky ReLU, and the adaptive instance
+    norm (equation 1 of the paper) with scale 1 + s(w)."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -111,7 +111,7 @@ class StyleGAN1Discriminator(nn.Module):
     ) -> tuple[jax.Array | None, dict]:
         """[B, R, R, 3] -> (logits [B], {'layer1' .. [B, h, w, C], 'pooled' [B, C]}); see StyleGAN2Discriminator."""
         if images.shape[1:3] != (self.size,) * 2:
-            raise UserError(f"the discriminator is built for {self.size} pixels, but the images have {images.shape[1:3]}; resize them")
+            raise UserError(f"the discriminator is built for {self.size} pixels, the images have {images.shape[1:3]}; resize them")
         width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
 
         def conv(features, size, name, dtype=self.dtype):

@@ -1,8 +1,8 @@
 """Layers of StyleGAN 1 and 2: equalized learning rates, filters, the mapping network, noise, minibatch deviation.
 
-Sources: Karras et al. 2018 (arXiv:1710.10196, section 4.1: equalized learning rate; section 3: minibatch deviation), Karras et al. 2019
-(arXiv:1812.04948), Karras et al. 2020 (arXiv:1912.04958). Feature maps are [B, H, W, C]. Parameters, and
-results marked float32, have that type for any `dtype`.
+Sources: Karras et al. 2018 (arXiv:1710.10196, section 4.1: equalized learning rate; section 3: minibatch deviation), Karras et al.
+2019 (arXiv:1812.04948), Karras et al. 2020 (arXiv:1912.04958). Feature maps are [B, H, W, C]. Parameters, and results marked
+float32, have that type for any `dtype`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0)
 
 
 def smooth(x: jax.Array, taps: tuple[int, ...], padding: tuple[int, int], gain: float = 1.0) -> jax.Array:
-    """Filter each channel with outer(taps, taps), scaled to the sum `gain`, with zero padding: H -> H + sum(padding) - len(taps) + 1.
+    """Filter each channel with outer(taps, taps), scaled to the sum `gain`, with zero padding.
 
-    Computed as sums of shifted maps, which XLA fuses into the next operation; a depthwise convolution is slow on CPUs.
+    H and W become H + sum(padding) - len(taps) + 1. Computed as sums of shifted maps, which XLA fuses into the next operation; a
+    depthwise convolution is slow on CPUs.
     """
     weights = [tap * gain**0.5 / sum(taps) for tap in taps]
     for axis in (1, 2):
@@ -110,7 +111,7 @@ def upsample_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def leaky_relu(x: jax.Array, gain: float = ROOT2) -> jax.Array:
-    """Leaky ReLU of slope 0.2, times `gain`: StyleGAN2's sqrt(2) keeps the variance of activations; StyleGAN1 scales weights instead."""
+    """Leaky ReLU of slope 0.2, times `gain`. StyleGAN2's sqrt(2) keeps the variance; StyleGAN1 scales the weights instead."""
     return gain * jax.nn.leaky_relu(x, 0.2)
 
 
@@ -122,9 +123,9 @@ def unit_second_moment(x: jax.Array) -> jax.Array:
 def minibatch_deviation(x: jax.Array, group: int) -> jax.Array:
     """Append a channel, [B, H, W, C + 1]: the standard deviation over a group of examples, averaged over features and pixels.
 
-    Groups are neighbors in the batch (0 .. G-1, G .. 2G-1, ...). So they never mix real and fake images, and stay on one device if G
-    divides the examples per device. The published code groups examples B / G apart, which moves data between devices; in a shuffled
-    batch both groupings have the same distribution. G is the largest divisor of B up to `group`.
+    Groups are neighbors in the batch (0 .. G-1, G .. 2G-1, ...). So they never mix real and fake images, and stay on one device if
+    G divides the examples per device. The published code groups examples B / G apart, which moves data between devices; in a
+    shuffled batch both groupings have the same distribution. G is the largest divisor of B up to `group`.
     """
     size = next(g for g in range(min(group, len(x)), 0, -1) if len(x) % g == 0)
     grouped = x.astype(jnp.float32).reshape(-1, size, *x.shape[1:])

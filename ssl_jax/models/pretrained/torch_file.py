@@ -44,7 +44,7 @@ def _read_archive(path):
 
 
 def _read_stream(path):
-    """The format before PyTorch 1.6: magic number, version, system, object, storage keys, then length (int64) and values per storage."""
+    """The format before PyTorch 1.6: magic number, version, system, object, storage keys, then int64 length and values of each."""
     size, storages = path.stat().st_size, {}
 
     def storage(dtype, key, count):

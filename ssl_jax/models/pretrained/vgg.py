@@ -1,5 +1,6 @@
-"""The network of LPIPS: VGG16's convolutions (Simonyan and Zisserman 2015, arXiv:1409.1556) with the channel weights of Zhang et al.
-2018 (arXiv:1801.03924). The user provides the weights.
+"""The network of LPIPS: VGG16's convolutions with channel weights. The user provides the weights.
+
+Simonyan and Zisserman 2015 (arXiv:1409.1556); Zhang et al. 2018 (arXiv:1801.03924).
 
 The file is an .npz with 'conv1_1/kernel' [3, 3, 3, 64], 'conv1_1/bias' [64], ..., 'conv5_3/bias', and 'lin1' [64] ... 'lin5' [512].
 `convert` writes it from two PyTorch files.
@@ -27,7 +28,7 @@ NAMES = [f"conv{stage}_{i}" for stage, (_, convolutions) in enumerate(STAGES, 1)
 
 
 def features(weights: dict[str, jax.Array], images: jax.Array) -> list[jax.Array]:
-    """Images [B, H, W, 3] in [0, 1], at least 16 pixels wide and high -> float32 relu1_2, 2_2, 3_3, 4_3, 5_3: [B, H / 2^i, W / 2^i, C]."""
+    """Images [B, H, W, 3] in [0, 1], H, W >= 16 -> float32 relu1_2, 2_2, 3_3, 4_3, 5_3: [B, H / 2^i, W / 2^i, C]."""
     x, out = (2 * images.astype(jnp.float32) - 1 - jnp.array(SHIFT)) / jnp.array(SCALE), []
     for stage, (_, convolutions) in enumerate(STAGES, 1):
         if stage > 1:

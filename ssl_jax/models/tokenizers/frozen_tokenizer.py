@@ -47,7 +47,7 @@ def open_tokenizer(fns: Any, size: tuple[int, int], trained: tuple[int, int]) ->
         raise UserError(f"config.stages.tokenizer: its method has no function {missing[0]!r}; give a run of configs/vit_vqgan.py")
     if size != trained:
         raise UserError(
-            f"config.stages.tokenizer was trained on images of {trained[0]} x {trained[1]} pixels, but these views have {size[0]} x "
-            f"{size[1]}; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
+            f"config.stages.tokenizer was trained on images of {trained[0]} x {trained[1]} pixels, but these views have "
+            f"{size[0]} x {size[1]}; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
         )
     return FrozenTokenizer(fns, size)

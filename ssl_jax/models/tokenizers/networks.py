@@ -28,7 +28,7 @@ def build_encoder(spec: Mapping[str, Any], dim: int, dtype: str) -> nn.Module:
 
 
 def build_decoder(spec: Mapping[str, Any], channels: int, dtype: str) -> nn.Module:
-    """The decoder of dict(name='vit', field=value, ...) to images with `channels`. Raises UserError for an unknown name or field."""
+    """The decoder of dict(name='vit', field=value, ...) to `channels` channels. Raises UserError for an unknown name or field."""
     return build(DECODERS, "decoder", spec, channels=channels, dtype=dtype)
 
 

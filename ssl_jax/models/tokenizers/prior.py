@@ -1,7 +1,7 @@
 """Transformers over image tokens: a causal one that samples token by token, and a bidirectional one that fills in masks.
 
-Sources: Yu et al. 2022, ViT-VQGAN (arXiv:2110.04627), section 4 and table 2, for the causal model; its published parameter counts imply
-three square matrices per attention, and this block has the usual four. Chang et al. 2022, MaskGIT (arXiv:2202.04200), for the
+Sources: Yu et al. 2022, ViT-VQGAN (arXiv:2110.04627), section 4 and table 2, for the causal model; its published parameter counts
+imply three square matrices per attention, and this block has the usual four. Chang et al. 2022, MaskGIT (arXiv:2202.04200), for the
 bidirectional one.
 
 The blocks are one `scan`: their parameters have a leading axis of depth, and a deep model compiles as fast as a shallow one.
@@ -81,7 +81,7 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, inde
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the columns of the joint projection are ordered (head, q|k|v, channel), as in `models.backbones.vit`."""
+    """Multi-head self-attention. The columns of the joint projection are ordered (head, q|k|v, channel), as in `vit`."""
 
     heads: int
     causal: bool
@@ -209,8 +209,8 @@ class Trunk(nn.Module):
 class CausalPrior(Trunk):
     """p(tokens | class) as a product over the tokens in raster order.
 
-    The input at position 0 is the class, at position i > 0 token i - 1; the output at position i is the distribution of token i. The last
-    token is never an input. Logits are 0 at initialization.
+    The input at position 0 is the class, at position i > 0 token i - 1; the output at position i is the distribution of token i.
+    The last token is never an input. Logits are 0 at initialization.
     """
 
     def setup(self):
@@ -252,8 +252,8 @@ class CausalPrior(Trunk):
 class MaskedPrior(Trunk):
     """The distribution of every token, given the unmasked tokens and the class at position 0. The mask's id is `codes`.
 
-    The output weights are the input embeddings of the codes, after one more layer (BERT's head). The mask has no logit, so it is never
-    sampled.
+    The output weights are the input embeddings of the codes, after one more layer (BERT's head). The mask has no logit, so it is
+    never sampled.
     """
 
     def setup(self):

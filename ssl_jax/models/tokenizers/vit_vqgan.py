@@ -78,7 +78,7 @@ class ViTEncoder(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         size = _check(self.size, self.remat)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise UserError(f"patches of {self.patch} pixels do not tile images of {x.shape[1]} x {x.shape[2]}; change patch or image size")
+            raise UserError(f"patches of {self.patch} pixels do not tile images of {x.shape[1]} x {x.shape[2]}; change one")
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
         x = x.reshape(x.shape[0], rows, self.patch, columns, self.patch, -1).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(x.shape[0], rows, columns, -1).astype(self.dtype)

@@ -102,7 +102,7 @@ class VQGANEncoder(nn.Module):
 
 
 class VQGANDecoder(nn.Module):
-    """Mirror of the encoder, with its fields: one more block per level; nearest-neighbor upsampling and a convolution between levels."""
+    """Mirror of the encoder, with its fields: one more block per level, and nearest-neighbor upsampling between levels."""
 
     channels: int
     width: int = 128
