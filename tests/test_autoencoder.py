@@ -1,4 +1,4 @@
-"""Autoencoders: published sizes, codes and pictures, losses written out, and the two optima that are known exactly."""
+"""Autoencoders: published sizes, codes, reconstructions, losses written out, the linear optimum, and sparse codes."""
 
 import functools
 

@@ -53,7 +53,7 @@ def preferring(tokens):
 
 @pytest.mark.parametrize(("unknown", "choice_temperature"), [(32, 0.0), (20, 4.5), (5, 4.5)])
 def test_parallel_decoding_follows_mask_counts_and_keeps_known_tokens(unknown, choice_temperature):
-    """8 steps; with fewer tokens than steps all is known early."""
+    """8 steps; with fewer masked tokens than steps, all are filled in early."""
     counts = masked_counts(unknown, 8, "cosine")
     known = jax.random.randint(jax.random.key(0), (6, 32), 0, CODES)
     masked = jnp.argsort(jax.random.uniform(jax.random.key(1), (6, 32)), -1) < unknown
@@ -83,7 +83,7 @@ def test_parallel_decoding_without_noise_keeps_most_confident_tokens():
 
 
 def test_confidence_noise_changes_the_choice_but_not_the_samples():
-    """Equal confidence everywhere: without noise all rows keep the same places, with it each has its own."""
+    """Equal confidence everywhere: without noise all rows keep the same positions, with noise each row keeps others."""
     begin, keys = jnp.full((64, 10), CODES), jax.random.split(jax.random.key(1), 64)
 
     @jax.jit
@@ -140,11 +140,11 @@ def test_features_per_block_are_independent_of_other_images(built):
 def test_samples_depend_only_on_their_seed_and_class(built, prepared):
     method, _ = built
     latents, sample = method.sampler.latents(jax.random.key(4), 8), jax.jit(method.sampler.sample)
-    pictures = sample(prepared, latents)
-    assert pictures.shape == (8, 16, 16, 3)
-    np.testing.assert_array_equal(sample(prepared, {k: v[::-1] for k, v in latents.items()}), pictures[::-1])
-    assert (sample(prepared, {**latents, "label": (latents["label"] + 1) % 3}) != pictures).any()
-    assert len(np.unique(np.asarray(pictures).reshape(8, -1), axis=0)) == 8
+    samples = sample(prepared, latents)
+    assert samples.shape == (8, 16, 16, 3)
+    np.testing.assert_array_equal(sample(prepared, {k: v[::-1] for k, v in latents.items()}), samples[::-1])
+    assert (sample(prepared, {**latents, "label": (latents["label"] + 1) % 3}) != samples).any()
+    assert len(np.unique(np.asarray(samples).reshape(8, -1), axis=0)) == 8
     with pytest.raises(UserError, match="no truncation"):
         method.sampler.sample(prepared, latents, 0.5)
 

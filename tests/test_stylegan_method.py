@@ -122,7 +122,7 @@ def test_truncation_center_is_a_running_mean_of_w():
 
 @pytest.mark.full
 def test_augmentation_probability_changes_every_fourth_step():
-    _, _, update, logs = after_one_loss("d")  # step 3, the certainty is 0.75 before this batch, so above 0.6 after it
+    _, _, update, logs = after_one_loss("d")  # step 3: the last batch of an interval of four
     signs = 2 * logs["accuracy_real"] - 1
     expected = 0.25 + np.sign(0.75 + signs / 4 - 0.6) * 4 * 8 / 500_000
     assert float(update["augment"]["p"]) == pytest.approx(expected, abs=1e-7)

@@ -108,11 +108,11 @@ def test_importance_bound_of_several_samples(digits):
         loss[bound, k], (_, logs) = loss_of(load("mnist_t10k", 28, bound=bound, samples=k, **options), state, DIGITS, jax.random.key(1))
         assert logs["log_likelihood"].shape == ()
     assert loss["iwae", 64] < loss["elbo", 64] - 0.1
-    np.testing.assert_allclose(loss["iwae", 1], loss["elbo", 64], rtol=0.02)  # one draw: an ELBO with a sampled KL
+    np.testing.assert_allclose(loss["iwae", 1], loss["elbo", 64], rtol=0.02)  # with one sample it is an ELBO with a sampled KL
 
 
 def test_log_prob_of_a_decoder_that_ignores_its_code(digits):
-    """log w = log p(x) + log p(z) - log q(z): the bounds of k draws lie at -KL and between that and log p(x)."""
+    """log w = log p(x) + log p(z) - log q(z): the ELBO is log p(x) - KL, and the importance bound lies between it and log p(x)."""
     method, state = digits
     net = jax.tree.map(jnp.zeros_like, state.params["net"])
     net["encoder"]["code"]["bias"] = jnp.array([0.7, -0.5, 0.0, -0.4, 0.3, 0.0])  # means, log-variances

@@ -58,7 +58,7 @@ def with_classes(state, classes):
 
 @pytest.fixture(scope="module")
 def sampled(built):
-    """(latents, prepared, pictures)"""
+    """(latents, prepared, samples)"""
     method, state = built
     latents = method.sampler.latents(jax.random.key(4), 16)
     prepared = method.sampler.prepare(state.params, inference_state(state), jax.random.key(0))
@@ -122,30 +122,30 @@ def test_features_per_block_are_independent_of_other_images(built):
 @pytest.mark.full
 def test_samples_depend_only_on_their_seed_and_use_the_codebook(built, sampled):
     method, _ = built
-    latents, prepared, pictures = sampled
+    latents, prepared, samples = sampled
     assert latents["seed"].shape == (16, 2)
     assert latents["seed"].dtype == jnp.uint32
     assert latents["label"].max() < 3
-    assert pictures.shape == (16, 16, 16, 3)
-    distance = np.abs(np.asarray(pictures)[:, ::4, ::4, None] - COLORS).max(-1)
+    assert samples.shape == (16, 16, 16, 3)
+    distance = np.abs(np.asarray(samples)[:, ::4, ::4, None] - COLORS).max(-1)
     np.testing.assert_allclose(distance.min(-1), 0, atol=1e-6)
     reversed_latents = {k: v[::-1] for k, v in latents.items()}
-    np.testing.assert_array_equal(jax.jit(method.sampler.sample)(prepared, reversed_latents), pictures[::-1])
-    assert len(np.unique(np.asarray(pictures).reshape(16, -1), axis=0)) == 16
+    np.testing.assert_array_equal(jax.jit(method.sampler.sample)(prepared, reversed_latents), samples[::-1])
+    assert len(np.unique(np.asarray(samples).reshape(16, -1), axis=0)) == 16
     with pytest.raises(UserError, match="no truncation"):
         method.sampler.sample(prepared, latents, 0.5)
 
 
 @pytest.mark.full
 def test_guidance_mixes_the_logits_with_and_without_a_class(built, sampled):
-    """The first token of each picture is the largest of 2 l_class - l_none and its noise."""
+    """The first token of each sample is the argmax of 2 l_class - l_none plus its noise."""
     _, state = built
-    latents, _, pictures = sampled
+    latents, _, samples = sampled
     prior = CausalPrior(CODES, 16, classes=3, null=True, **load().model.transformer)
     first = jax.jit(lambda label: run(prior, state.params["net"], {}, jnp.zeros((16, 16), int), label, train=False)[0][0][:, 0])
     mixed = 2 * first(latents["label"]) - first(jnp.full(16, 3))
     noise = gumbel(jax.random.wrap_key_data(latents["seed"]), 0, (CODES,))
-    first_tokens = tokens(*FROZEN["tokenizer"].values(), pictures)[:, 0, 0]
+    first_tokens = tokens(*FROZEN["tokenizer"].values(), samples)[:, 0, 0]
     np.testing.assert_array_equal(first_tokens, np.argmax(mixed + noise, -1))
     assert (np.argmax(first(latents["label"]) + noise, -1) != first_tokens).any()
 

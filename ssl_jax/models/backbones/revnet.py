@@ -42,7 +42,7 @@ class RevNet(nn.Module):
             if value not in valid:
                 raise UserError(f"revnet has no {field} {value!r}; choose one of {', '.join(map(str, valid))}")
         if self.width <= 0 or 256 * self.width % 8:
-            raise UserError(f"revnet width {self.width} gives {256 * self.width} channels, not a multiple of 8; choose a multiple of 1/32")
+            raise UserError(f"revnet width {self.width} gives {256 * self.width} channels, no multiple of 8; take a multiple of 1/32")
         super().__post_init__()
 
     @nn.compact

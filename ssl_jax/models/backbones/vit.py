@@ -137,10 +137,11 @@ class ViT(nn.Module):
             for name, count in prefix
         ]
         positions = self._positions(grid, size.width).astype(self.dtype)
-        if self.registers:
-            x = jnp.concatenate([*tokens, x + positions], axis=1)
-        else:
-            x = jnp.concatenate([*tokens, x], axis=1) + positions
+        x = (
+            jnp.concatenate([*tokens, x + positions], axis=1)
+            if self.registers
+            else jnp.concatenate([*tokens, x], axis=1) + positions
+        )
         x = shard_batch(x)
 
         x, outputs = self._blocks(x, size)

@@ -18,7 +18,7 @@ normal = nn.initializers.normal
 
 
 def swish_norm(x: jax.Array, dtype: jnp.dtype, name: str) -> jax.Array:
-    """Group normalization in 32 groups (one channel each where there are fewer), then swish."""
+    """Group normalization in 32 groups (one per channel if there are fewer channels), then swish."""
     return nn.swish(nn.GroupNorm(min(32, x.shape[-1]), epsilon=1e-6, dtype=dtype, name=name)(x))
 
 
