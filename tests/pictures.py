@@ -1,4 +1,4 @@
-"""Images for tests, as pixels and as encoded bytes."""
+"""Test images as pixels and as encoded bytes."""
 
 import io
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def photo(height, width, seed=0):
-    """A smooth image, uint8 [height, width, 3], which JPEG changes little."""
+    """A smooth image uint8 [height, width, 3]; JPEG changes it little."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / 40.0
     waves = [np.sin(a * x + b * y + c) for a, b, c in rng.uniform(0.3, 2.5, (3, 3))]

@@ -1,4 +1,4 @@
-"""Autoencoders: published sizes, codes and pictures, losses written out, and the two optima that are known exactly."""
+"""Autoencoders: published sizes, codes, reconstructions, losses written out, the linear optimum, and sparse codes."""
 
 import functools
 
@@ -11,7 +11,7 @@ import pytest
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
-from ssl_jax.methods import autoencoder as method
+from ssl_jax.methods import autoencoder as subject
 from ssl_jax.models import autoencoders as models
 from ssl_jax.models.common import create, run
 from ssl_jax.objectives import autoencoding
@@ -30,9 +30,9 @@ def load(variant, size, **model):
 
 
 def begin(config, images, seed=0):
-    this = method.build(config, {})
-    params, mutable = jax.jit(this.init)(jax.random.key(seed), {"image": images}, {})
-    return this, State(jnp.zeros((), jnp.int32), params, {}, mutable, {})
+    method = subject.build(config, {})
+    params, mutable = jax.jit(method.init)(jax.random.key(seed), {"image": images}, {})
+    return method, State(jnp.zeros((), jnp.int32), params, {}, mutable, {})
 
 
 @pytest.mark.parametrize(
@@ -48,31 +48,31 @@ def begin(config, images, seed=0):
         ("mnist_t10k_contractive", 784 * 256 + 256 + 784),  # tied
     ],
 )
-def test_published_sizes(variant, size):
-    this = method.build(load(variant, 28), {})
+def test_parameter_counts_of_published_models(variant, size):
+    method = subject.build(load(variant, 28), {})
     images = jax.ShapeDtypeStruct((2, 28, 28, 3), np.uint8)
-    params, mutable = jax.eval_shape(this.init, jax.random.key(0), {"image": images}, {})
+    params, mutable = jax.eval_shape(method.init, jax.random.key(0), {"image": images}, {})
     assert sum(x.size for x in jax.tree.leaves(params)) == size
-    again = jax.eval_shape(this.fns.reconstruct, params, mutable, images)
-    assert (again.shape, again.dtype) == ((2, 28, 28, 3), jnp.float32)
+    reconstructed = jax.eval_shape(method.fns.reconstruct, params, mutable, images)
+    assert (reconstructed.shape, reconstructed.dtype) == ((2, 28, 28, 3), jnp.float32)
 
 
-def spy(config, images):
-    """(state, loss, logs, x, corrupted) of one loss of the method."""
-    this, state = begin(config, images)
+def run_loss(config, images):
+    """(method, state, loss, logs, x, corrupted) of one evaluation of the loss."""
+    method, state = begin(config, images)
     key = jax.random.key(5)
-    loss, (_, logs) = jax.jit(this.phases[0].loss)(state.params, state, {"image": images}, key)
-    of_views, of_noise = jax.random.split(key)
-    x = models.to_channels(this.views(images, of_views)[:, 0], config.model.channels)
+    loss, (_, logs) = jax.jit(method.phases[0].loss)(state.params, state, {"image": images}, key)
+    views_key, noise_key = jax.random.split(key)
+    x = models.to_channels(method.views(images, views_key)[:, 0], config.model.channels)
     corruption = config.model.corruption
-    return this, state, loss, logs, x, autoencoding.CORRUPTIONS[corruption.name](of_noise, x, corruption.level)
+    return method, state, loss, logs, x, autoencoding.CORRUPTIONS[corruption.name](noise_key, x, corruption.level)
 
 
-def test_the_loss_compares_with_the_clean_image_and_adds_the_penalties():
+def test_denoising_loss_with_sparsity_and_contraction_equals_float64():
     """In float64 from the weights: a tied perceptron that denoises, with emphasis, sparsity and contraction."""
     config = load("mnist_t10k_contractive", 28, sparsity=0.3, contraction=0.7, code=dict(size=5),
                   corruption=dict(name="masking", level=0.4, emphasis=(1.0, 0.5)))  # fmt: skip
-    _, state, loss, logs, x, corrupted = spy(config, DIGITS)
+    _, state, loss, logs, x, corrupted = run_loss(config, DIGITS)
     net = jax.tree.map(np.float64, state.params["net"])
     kernel = net["encoder"]["code"]["kernel"]
     clean, noisy = np.float64(x).reshape(6, -1), np.float64(corrupted).reshape(6, -1)
@@ -89,47 +89,47 @@ def test_the_loss_compares_with_the_clean_image_and_adds_the_penalties():
 
 @pytest.fixture(scope="module")
 def colors():
-    return spy(load("smoke", 16), COLORS)
+    return run_loss(load("smoke", 16), COLORS)
 
 
-def test_contraction_of_convolutions_is_that_of_the_jacobian(colors):
-    this, state, _, logs, _, corrupted = colors
+def test_contraction_of_convolutions_equals_jacobian_norm(colors):
+    method, state, _, logs, _, corrupted = colors
 
     @jax.jit
     def norm(image):
         nudge = jnp.zeros(image.shape)
-        jacobian = jax.jacrev(lambda nudge: this.encode(state.params, {}, (image + nudge)[None])["code"][0])(nudge)
+        jacobian = jax.jacrev(lambda nudge: method.encode(state.params, {}, (image + nudge)[None])["code"][0])(nudge)
         return jnp.sum(jacobian**2)
 
     np.testing.assert_allclose(logs["contraction"], np.mean([norm(image) for image in corrupted]), rtol=1e-4)
 
 
-def test_codes_layers_and_pictures(colors):
-    this, state, *_ = colors
-    features = jax.jit(this.encode)(state.params, {}, COLORS)
+def test_shapes_and_ranges_of_codes_layers_and_reconstructions(colors):
+    method, state, *_ = colors
+    features = jax.jit(method.encode)(state.params, {}, COLORS)
     assert features["pooled"].shape == (6, 6)
     np.testing.assert_array_equal(features["pooled"], features["code"])
     assert features["code"].min() > 0  # sigmoid
     assert (features["layer1"].shape, features["layer2"].shape, features["layer3"].shape) == ((6, 8, 8, 8), (6, 4, 4, 16), (6, 32))
-    reconstruct = jax.jit(this.fns.reconstruct)
-    again = reconstruct(state.params, {}, COLORS)
-    assert again.shape == (6, 16, 16, 3)
-    assert again.min() >= 0
-    assert again.max() <= 1
-    np.testing.assert_allclose(reconstruct(state.params, {}, COLORS / np.float32(255)), again, atol=1e-5)
+    reconstruct = jax.jit(method.fns.reconstruct)
+    reconstructed = reconstruct(state.params, {}, COLORS)
+    assert reconstructed.shape == (6, 16, 16, 3)
+    assert reconstructed.min() >= 0
+    assert reconstructed.max() <= 1
+    np.testing.assert_allclose(reconstruct(state.params, {}, COLORS / np.float32(255)), reconstructed, atol=1e-5)
 
 
-def test_grayscale_pictures_have_three_equal_channels_and_codes_see_their_mean():
+def test_grayscale_reconstructions_and_mean_of_input_channels():
     config = load("mnist_t10k_deep", 28, encoder=dict(widths=(16, 8)), decoder=dict(widths=(8, 16)), code=dict(size=4))
-    this, state = begin(config, DIGITS)
-    encode, reconstruct = jax.jit(this.encode), jax.jit(this.fns.reconstruct)
-    again = reconstruct(state.params, {}, DIGITS)
-    np.testing.assert_array_equal(again[..., 0], again[..., 2])
+    method, state = begin(config, DIGITS)
+    encode, reconstruct = jax.jit(method.encode), jax.jit(method.fns.reconstruct)
+    reconstructed = reconstruct(state.params, {}, DIGITS)
+    np.testing.assert_array_equal(reconstructed[..., 0], reconstructed[..., 2])
     colored = np.stack([DIGITS[..., 0] * 0, DIGITS[..., 0], DIGITS[..., 0]], -1) / np.float32(255) * 1.5  # the same mean
     np.testing.assert_allclose(*(encode(state.params, {}, x)["code"] for x in (DIGITS, colored)), atol=1e-5)
 
 
-def test_a_recurrent_encoder_reads_rows_in_their_order():
+def test_recurrent_encoder_reads_rows_in_order():
     x = jax.random.uniform(jax.random.key(0), (3, 6, 4, 2))
     encoder, decoder = models.RecurrentEncoder(5), models.RecurrentDecoder((6, 4, 2), width=7)
     params, state = create(encoder, jax.random.key(1), x)
@@ -138,20 +138,20 @@ def test_a_recurrent_encoder_reads_rows_in_their_order():
     assert state == {}
     np.testing.assert_array_equal(out["out"], out["layer1"][:, -1])
     later = read(x.at[:, 3:].set(0.0))["layer1"]
-    np.testing.assert_allclose(later[:, :3], out["layer1"][:, :3], atol=1e-6)  # has not read it yet
+    np.testing.assert_allclose(later[:, :3], out["layer1"][:, :3], atol=1e-6)  # earlier states do not see later rows
     assert np.abs(later[:, 3:] - out["layer1"][:, 3:]).max() > 1e-3
     params, _ = create(decoder, jax.random.key(2), out["out"])
     assert run(decoder, params, {}, out["out"], train=False)[0].shape == x.shape
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (16, 24, 1)])
-def test_strided_convolutions_halve_and_double(shape):
+def test_strided_convolutions_halve_and_double_sizes(shape):
     encoder, decoder = models.ConvEncoder(5, (8, 4), (12,)), models.ConvDecoder(shape, (4, 8), (12,))
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     out = jax.eval_shape(lambda key, x: encoder.init_with_output(key, x, train=True)[0], jax.random.key(0), x)
     assert out["layer2"].shape == (2, shape[0] // 4, shape[1] // 4, 4)
-    again = jax.eval_shape(lambda key, z: decoder.init_with_output(key, z, train=True)[0], jax.random.key(0), out["out"])
-    assert again.shape == x.shape
+    reconstructed = jax.eval_shape(lambda key, z: decoder.init_with_output(key, z, train=True)[0], jax.random.key(0), out["out"])
+    assert reconstructed.shape == x.shape
 
 
 def minimize(loss, params, steps=2000, rate=0.02):
@@ -166,7 +166,7 @@ def minimize(loss, params, steps=2000, rate=0.02):
 
 
 @pytest.mark.full
-def test_the_best_linear_autoencoder_spans_the_principal_components():
+def test_linear_autoencoder_learns_the_principal_components():
     """Baldi and Hornik 1989: the least squared error of k linear units is that of k components, and the subspace is theirs."""
     r = np.random.default_rng(0)
     x = (r.normal(size=(300, 12)) * np.array([3, 2.5, 2, *[0.6] * 9])) @ np.linalg.qr(r.normal(size=(12, 12)))[0]
@@ -186,27 +186,27 @@ def test_the_best_linear_autoencoder_spans_the_principal_components():
     np.testing.assert_allclose(np.linalg.svd(components[:3] @ subspace)[1], 1, atol=1e-3)  # cosines of the principal angles
 
 
-def objective(this, state, images, params):
-    return this.phases[0].loss(params, state, {"image": images}, jax.random.key(0))[0]
+def objective(method, state, images, params):
+    return method.phases[0].loss(params, state, {"image": images}, jax.random.key(0))[0]
 
 
 @pytest.mark.full
-def test_a_sparse_code_stays_alive_where_the_weight_is_that_of_the_tutorial():
+def test_sparse_code_collapses_only_for_a_heavy_penalty():
     """1e-4 beside a mean over pixels is 784e-4 beside a sum; a hundred times that makes one code of all images."""
     x = np.random.default_rng(0).random((32, 1, 1)) * np.ones((32, 28, 28))
     x[:, :14] = np.random.default_rng(1).random((32, 1, 1))
     images = np.repeat(np.uint8(255 * x)[..., None], 3, -1)
     deviations = {}
     for weight in (784e-4, 784e-1):
-        this, state = begin(load("mnist_t10k_keras_sparse", 28, sparsity=weight, code=dict(size=8)), images)
-        params = minimize(functools.partial(objective, this, state, images), state.params, steps=300, rate=3e-3)
-        deviations[weight] = jax.jit(this.encode)(params, {}, images)["code"].std(0).mean()
+        method, state = begin(load("mnist_t10k_keras_sparse", 28, sparsity=weight, code=dict(size=8)), images)
+        params = minimize(functools.partial(objective, method, state, images), state.params, steps=300, rate=3e-3)
+        deviations[weight] = jax.jit(method.encode)(params, {}, images)["code"].std(0).mean()
     assert deviations[784e-4] > 0.1
     assert deviations[784e-1] < 1e-3
 
 
-def test_impossible_models_are_named():
-    for changes, told in (
+def test_invalid_model_config_raises_user_error():
+    for changes, message in (
         (dict(loss="hinge"), r"config.model.loss='hinge' is unknown; choose cross_entropy, squared"),
         (dict(corruption=dict(name="blur")), r"config.model.corruption.name='blur' is unknown; choose none, masking"),
         (dict(code=dict(activation="gelu")), r"config.model.code.activation='gelu' is unknown"),
@@ -220,10 +220,10 @@ def test_impossible_models_are_named():
         with config.unlocked():
             for name, value in changes.items():
                 config.model[name].update(value) if isinstance(value, dict) else config.model.update({name: value})
-        with pytest.raises(UserError, match=told):
-            method.build(config, {})
+        with pytest.raises(UserError, match=message):
+            subject.build(config, {})
     with pytest.raises(UserError, match=r"config.model.encoder.activation has no 'gelu'"):
-        method.build(load("mnist_t10k_deep", 28, encoder=dict(activation="gelu")), {})
+        subject.build(load("mnist_t10k_deep", 28, encoder=dict(activation="gelu")), {})
     with pytest.raises(UserError, match="the last map has 128 values"):
         begin(load("mnist_t10k_keras_conv", 28, code=dict(size=64)), DIGITS)
     with pytest.raises(UserError, match=r"config.model.decoder.valid=\(\) gives images of 32 x 32 pixels, not 28 x 28"):

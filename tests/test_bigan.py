@@ -1,4 +1,4 @@
-"""BiGAN: the published networks to the last parameter, a game that starts at ln 2, each player's own gradient from one forward pass."""
+"""BiGAN: published network sizes, losses that start at ln 2, and simultaneous gradients for each loss group."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, EvaluatedModel
 from ssl_jax.evals.kinds import reconstruction
 from ssl_jax.experiment import config as configs
-from ssl_jax.methods import bigan as method
+from ssl_jax.methods import bigan as subject
 from ssl_jax.models import common
 from ssl_jax.models.gan import bigan as models
 from ssl_jax.objectives import adversarial
@@ -62,7 +62,7 @@ def conv_nets(size, widths):
 
 
 @pytest.mark.parametrize(("size", "widths", "side"), [(32, (16, 8, 4), 4), (48, (16, 8, 4), 6), (64, (32, 16, 8, 4), 4)])
-def test_sizes(size, widths, side):
+def test_output_shapes_of_convolutional_networks(size, widths, side):
     shapes = ((4, 6),), ((4, size, size, 3),), ((4, size, size, 3), (4, 6))
     x, codes, logits = (
         jax.eval_shape(lambda key, *args, net=net: net.init_with_output(key, *args, train=True)[0], jax.random.key(0),
@@ -74,17 +74,17 @@ def test_sizes(size, widths, side):
     assert (codes["pooled"].shape, codes["latent"].shape, logits.shape) == ((4, widths[0]), (4, 6), (4,))
 
 
-def test_convolutional_networks():
+def test_convolutional_networks_range_state_and_conditioning():
     generator, encoder, discriminator = conv_nets(16, (8, 4))
     z = jax.random.uniform(jax.random.key(0), (4, 6), minval=-1)
     params, state = create(generator, jax.random.key(1), z)
-    x, moved = run(generator, params, state, z, train=True)
+    x, new_state = run(generator, params, state, z, train=True)
     assert x.dtype == jnp.float32
     assert x.min() >= 0
     assert x.max() <= 1
     assert x.std() > 1e-3
     assert set(state) == {"batch_stats"}
-    assert not np.array_equal(*(s["batch_stats"]["bn0"]["mean"] for s in (state, moved)))
+    assert not np.array_equal(*(s["batch_stats"]["bn0"]["mean"] for s in (state, new_state)))
 
     params, state = create(encoder, jax.random.key(2), x)
     out, _ = run(encoder, params, state, x, train=True)
@@ -95,10 +95,10 @@ def test_convolutional_networks():
     score = params["score"]["kernel"]
     params["score"]["kernel"] = jax.random.normal(jax.random.key(4), score.shape)
     with_z, without = (run(discriminator, params, state, x, code, train=True)[0] for code in (z, 0 * z))
-    assert np.abs(with_z - without).max() > 1e-3  # z is seen
+    assert np.abs(with_z - without).max() > 1e-3  # z conditions the score
 
 
-def test_alexnet_is_that_of_pytorch():
+def test_alexnet_trunk_equals_pytorch():
     """Shapes, groups and pools of conv1 to conv5 against torch layers with the same weights."""
     torch = require_torch()
     x = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
@@ -118,7 +118,7 @@ def test_alexnet_is_that_of_pytorch():
     assert [h.shape[1:] for h in out] == [(16, 16, 96), (8, 8, 256), (4, 4, 384), (4, 4, 384), (4, 4, 256)]
 
 
-def test_wrong_networks_are_named():
+def test_unknown_network_or_field_raises_user_error():
     with pytest.raises(UserError, match=r"config.model.encoder.name has no 'vit'; .*valid: mlp, conv, alexnet"):
         models.build_nets({**MLP, "encoder": dict(name="vit")}, "float32")
     with pytest.raises(UserError, match=r"config.model.generator \(mlp\) has no 'depth'; .*valid: shape, widths"):
@@ -127,11 +127,11 @@ def test_wrong_networks_are_named():
         models.build_nets({**MLP, "generator": dict(name="conv", shape=(28, 28, 3), widths=(8, 8, 8))}, "float32")
 
 
-# ----------------------------------------------------------------------------------------------- the simultaneous game
+# ----------------------------------------------------------------------------------------------- simultaneous losses
 
 
-def small_game():
-    """BiGAN's losses on linear nets and a joint discriminator of two layers, as phases: together, and each player by itself."""
+def small_bigan():
+    """BiGAN's losses on linear nets and a joint discriminator of two layers, with a state and a batch."""
     rng = np.random.default_rng(0)
     shapes = dict(g=(4, 9), e=(9, 4), x=(9, 8), z=(4, 8), o=(8,))
     w = {k: jnp.asarray(rng.standard_normal(s) / 3, jnp.float32) for k, s in shapes.items()}
@@ -139,13 +139,13 @@ def small_game():
     state = State(jnp.zeros((), jnp.int32), params, {}, {}, {})
     batch = {"image": jnp.asarray(rng.standard_normal((16, 9)), jnp.float32)}
 
-    def judge(d, x, z):
+    def discriminate(d, x, z):
         return jnp.tanh(x @ d["x"] + z @ d["z"]) @ d["o"]
 
     def losses(train, batch, key):
         x, z = batch["image"], jax.random.normal(key, (16, 4))
-        real = judge(train["discriminator"], x, x @ train["encoder"])
-        return adversarial.bigan(real, judge(train["discriminator"], z @ train["generator"], z))
+        real = discriminate(train["discriminator"], x, x @ train["encoder"])
+        return adversarial.bigan(real, discriminate(train["discriminator"], z @ train["generator"], z))
 
     return losses, state, batch
 
@@ -153,14 +153,14 @@ def small_game():
 LOSS_GROUPS = (("discriminator",), ("generator", "encoder"))
 
 
-def together(losses):
+def joint_phase(losses):
     return Phase("game", LOSS_GROUPS, lambda train, state, batch, key: (losses(train, batch, key), ({}, {})))
 
 
-def test_simultaneous_game_gives_each_group_the_gradient_of_its_own_loss():
-    losses, state, batch = small_game()
+def test_simultaneous_losses_give_each_group_its_own_gradient():
+    losses, state, batch = small_bigan()
     key = jax.random.key(0)
-    terms, _, _, grads = jax.jit(lambda *args: loss_and_grads(together(losses), *args))(state.params, state, batch, key)
+    terms, _, _, grads = jax.jit(lambda *args: loss_and_grads(joint_phase(losses), *args))(state.params, state, batch, key)
     d, ge = losses(state.params, batch, key)
     np.testing.assert_allclose([terms["loss/discriminator"], terms["loss/generator+encoder"]], [d, ge], rtol=1e-6)
     assert set(grads) == {"generator", "encoder", "discriminator"}
@@ -168,20 +168,20 @@ def test_simultaneous_game_gives_each_group_the_gradient_of_its_own_loss():
         alone = jax.grad(lambda train, i=i: losses(train, batch, key)[i])(state.params)
         for group in groups:
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[group], alone[group])
-    other = jax.grad(lambda train: losses(train, batch, key)[0])(state.params)  # what they would get of the wrong loss
+    other = jax.grad(lambda train: losses(train, batch, key)[0])(state.params)  # the gradient of the wrong loss
     assert np.abs(grads["encoder"] - other["encoder"]).max() > 1e-2
 
 
-def test_simultaneous_game_ignores_the_loss_of_the_other_groups():
-    losses, state, batch = small_game()
+def test_simultaneous_losses_ignore_the_losses_of_other_groups():
+    losses, state, batch = small_bigan()
     key = jax.random.key(0)
 
     def changed(train, batch, key):
         d, ge = losses(train, batch, key)
         return d, 7 * ge + jnp.sum(train["discriminator"]["o"] ** 2)  # also of the discriminator's weights
 
-    *_, before = loss_and_grads(together(losses), state.params, state, batch, key)
-    *_, after = loss_and_grads(together(changed), state.params, state, batch, key)
+    *_, before = loss_and_grads(joint_phase(losses), state.params, state, batch, key)
+    *_, after = loss_and_grads(joint_phase(changed), state.params, state, batch, key)
     jax.tree.map(np.testing.assert_array_equal, before["discriminator"], after["discriminator"])
     np.testing.assert_allclose(after["encoder"], 7 * before["encoder"], rtol=1e-5, atol=1e-7)
 
@@ -189,119 +189,121 @@ def test_simultaneous_game_ignores_the_loss_of_the_other_groups():
 # ----------------------------------------------------------------------------------------------- the method
 
 
-class Still:
-    """An optimizer that moves nothing."""
+class ZeroUpdate:
+    """An optimizer whose updates are zero."""
 
     def update(self, grads, state, params, **_):
         return jax.tree.map(jnp.zeros_like, grads), state
 
 
 def begin(config, batch=16, seed=0):
-    this = method.build(config, ())
+    method = subject.build(config, ())
     shape = (batch, *config.data.image_shape)
     images = {"image": np.random.default_rng(seed).integers(0, 256, shape, np.uint8)}
-    params, mutable = jax.jit(this.init)(jax.random.key(seed), images, {})
-    fns, sampler = jax.tree.map(jax.jit, (this.fns, this.sampler._replace(latents=None)))
+    params, mutable = jax.jit(method.init)(jax.random.key(seed), images, {})
+    fns, sampler = jax.tree.map(jax.jit, (method.fns, method.sampler._replace(latents=None)))
     state = State(jnp.zeros((), jnp.int32), params, dict.fromkeys(params), mutable, {})
-    return this._replace(encode=jax.jit(this.encode), fns=fns, sampler=sampler._replace(latents=this.sampler.latents)), state, images
+    sampler = sampler._replace(latents=method.sampler.latents)
+    return method._replace(encode=jax.jit(method.encode), fns=fns, sampler=sampler), state, images
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("variant", ["smoke", "mnist"])
-def test_the_first_scores_are_zero_and_both_losses_are_ln2(variant):
+def test_initial_scores_are_zero_and_both_losses_are_ln2(variant):
     config = load(variant)
     if variant == "mnist":
         with config.unlocked():
             for part in ("generator", "encoder", "discriminator"):
                 config.model[part].widths = (32, 32)
-    this, state, batch = begin(config)
-    _, told = jax.jit(make_step(this, {group: Still() for group in state.params}))(state, batch, jax.random.key(0))
-    np.testing.assert_allclose(told["game/loss/discriminator"], 0.6931472, atol=1e-6)
-    np.testing.assert_allclose(told["game/loss/generator+encoder"], 0.6931472, atol=1e-6)
-    assert told["game/grad_norm/discriminator"] > 0 == told["game/grad_norm/encoder"] == told["game/grad_norm/generator"]
-    np.testing.assert_allclose(told["game/reconstruction_ratio"], 1, atol=0.1)  # no code tells anything yet
+    method, state, batch = begin(config)
+    _, metrics = jax.jit(make_step(method, {group: ZeroUpdate() for group in state.params}))(state, batch, jax.random.key(0))
+    np.testing.assert_allclose(metrics["game/loss/discriminator"], 0.6931472, atol=1e-6)
+    np.testing.assert_allclose(metrics["game/loss/generator+encoder"], 0.6931472, atol=1e-6)
+    assert metrics["game/grad_norm/discriminator"] > 0 == metrics["game/grad_norm/encoder"] == metrics["game/grad_norm/generator"]
+    np.testing.assert_allclose(metrics["game/reconstruction_ratio"], 1, atol=0.1)  # untrained codes carry no information
 
 
-def test_the_method_plays_the_papers_game():
+def test_losses_equal_the_paper_written_out():
     """One step of the method against losses written out: real pairs have codes of real images, fake ones the latents."""
     config = load("smoke")
     with config.unlocked():
         config.views = ((("random_crop", dict(size=32)),),)
-    this, state, batch = begin(config)
+    method, state, batch = begin(config)
     score = state.params["discriminator"]["score"]["kernel"]
     state.params["discriminator"]["score"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(9), score.shape)
-    key, (phase,) = jax.random.key(5), this.phases
-    (d, ge), (moved, logs) = jax.jit(phase.loss)(state.params, state, batch, key)
+    key, (phase,) = jax.random.key(5), method.phases
+    (d, ge), (new_state, logs) = jax.jit(phase.loss)(state.params, state, batch, key)
 
     generator, encoder, discriminator = models.build_nets(config.model, "float32")
     p, s = state.params, state.mutable
-    z = this.sampler.latents(jax.random.split(key)[1], 16)["z"]
+    z = method.sampler.latents(jax.random.split(key)[1], 16)["z"]
     assert z.shape == (16, 8)
     assert -1 <= z.min() < -0.8 < 0.8 < z.max() <= 1
     x = batch["image"] / np.float32(127.5) - 1
     fake = 2 * run(generator, p["generator"], s["generator"], z, train=True)[0] - 1
     codes = run(encoder, p["encoder"], s["encoder"], x, train=True)[0]["latent"]
-    real, fake = (run(discriminator, p["discriminator"], s["discriminator"], *pair, train=True)[0] for pair in ((x, codes), (fake, z)))
+    pairs = (x, codes), (fake, z)
+    real, fake = (run(discriminator, p["discriminator"], s["discriminator"], *pair, train=True)[0] for pair in pairs)
     cross_entropy = lambda yes, no: -np.mean(np.log(jax.nn.sigmoid(yes))) - np.mean(np.log(1 - jax.nn.sigmoid(no)))  # noqa: E731
     np.testing.assert_allclose((d, ge), (cross_entropy(real, fake) / 2, cross_entropy(fake, real) / 2), rtol=1e-5)
     np.testing.assert_allclose(logs["code_variance"], np.var(codes, 0).mean(), rtol=1e-5)
-    assert set(moved) == {"generator", "encoder", "discriminator"}
-    for group in moved:  # the statistics of all three are kept
-        same = jax.tree.map(np.array_equal, moved[group], state.mutable[group])
+    assert set(new_state) == {"generator", "encoder", "discriminator"}
+    for group in new_state:  # the statistics of all three are kept
+        same = jax.tree.map(np.array_equal, new_state[group], state.mutable[group])
         assert not any(jax.tree.leaves(same)), group
 
 
 @pytest.mark.full
-def test_reconstructions_and_samples_are_images_and_the_encoder_infers_one_by_one():
+def test_reconstructions_samples_and_per_image_encoder():
     config = load("smoke")
-    this, state, batch = begin(config)
+    method, state, batch = begin(config)
     images = batch["image"]
-    again = this.fns.reconstruct(state.params, state.mutable, images)
-    assert again.shape == (16, 32, 32, 3)
-    assert again.min() >= 0
-    assert again.max() <= 1
-    features = this.encode(state.params, state.mutable, images)
-    one = this.encode(state.params, state.mutable, images[:1])
+    reconstructed = method.fns.reconstruct(state.params, state.mutable, images)
+    assert reconstructed.shape == (16, 32, 32, 3)
+    assert reconstructed.min() >= 0
+    assert reconstructed.max() <= 1
+    features = method.encode(state.params, state.mutable, images)
+    one = method.encode(state.params, state.mutable, images[:1])
     np.testing.assert_allclose(one["latent"], features["latent"][:1], rtol=1e-4, atol=1e-6)
     z = {"z": features["latent"]}
     prepared = {"params": state.params["generator"], "state": state.mutable["generator"]}
-    np.testing.assert_allclose(this.sampler.sample(prepared, z), again, atol=1e-6)  # G(E(x))
-    prepared = this.sampler.prepare(state.params, state.mutable, jax.random.key(0))
-    made = this.sampler.sample(prepared, this.sampler.latents(jax.random.key(1), 4))
-    assert made.shape == (4, 32, 32, 3)
-    assert np.isfinite(made).all()
-    assert this.fns.discriminate(state.params, state.mutable, images).shape == (16,)
+    np.testing.assert_allclose(method.sampler.sample(prepared, z), reconstructed, atol=1e-6)  # G(E(x))
+    prepared = method.sampler.prepare(state.params, state.mutable, jax.random.key(0))
+    samples = method.sampler.sample(prepared, method.sampler.latents(jax.random.key(1), 4))
+    assert samples.shape == (4, 32, 32, 3)
+    assert np.isfinite(samples).all()
+    assert method.fns.discriminate(state.params, state.mutable, images).shape == (16,)
     with pytest.raises(UserError, match="only normal latents can be truncated"):
-        this.sampler.sample(prepared, z, 0.5)
+        method.sampler.sample(prepared, z, 0.5)
 
 
 @pytest.mark.full
-def test_grayscale_and_a_generator_smaller_than_the_views():
+def test_grayscale_images_and_generator_smaller_than_views():
     config = load("mnist", generator=dict(widths=(16, 16)), encoder=dict(widths=(16, 16)), discriminator=dict(widths=(16, 16)))
-    this, state, batch = begin(config)
-    again = this.fns.reconstruct(state.params, state.mutable, batch["image"])
-    assert again.shape == (16, 28, 28, 3)
-    np.testing.assert_array_equal(again[..., 0], again[..., 2])
+    method, state, batch = begin(config)
+    reconstructed = method.fns.reconstruct(state.params, state.mutable, batch["image"])
+    assert reconstructed.shape == (16, 28, 28, 3)
+    np.testing.assert_array_equal(reconstructed[..., 0], reconstructed[..., 2])
     colorless = np.repeat(batch["image"].mean(-1, keepdims=True).astype(np.float32) / 255, 3, -1)
-    same = [this.encode(state.params, state.mutable, x)["latent"] for x in (batch["image"], colorless)]
+    same = [method.encode(state.params, state.mutable, x)["latent"] for x in (batch["image"], colorless)]
     np.testing.assert_allclose(*same, atol=1e-6)
 
     config = load("smoke", size=48)
     with config.unlocked():
         config.views = ((("random_crop", dict(size=48)),),)
-    this, state, batch = begin(config, batch=8)
-    assert this.encode(state.params, state.mutable, batch["image"])["layer1"].shape == (8, 24, 24, 8)
-    assert this.fns.reconstruct(state.params, state.mutable, batch["image"]).shape == (8, 32, 32, 3)
-    assert this.fns.discriminate(state.params, state.mutable, batch["image"]).shape == (8,)
+    method, state, batch = begin(config, batch=8)
+    assert method.encode(state.params, state.mutable, batch["image"])["layer1"].shape == (8, 24, 24, 8)
+    assert method.fns.reconstruct(state.params, state.mutable, batch["image"]).shape == (8, 32, 32, 3)
+    assert method.fns.discriminate(state.params, state.mutable, batch["image"]).shape == (8,)
 
 
 def test_distance_is_the_norm_over_all_pixels():
     x, y = (np.random.default_rng(i).random((5, 4, 4, 3)) for i in range(2))
     by_hand = np.mean([np.linalg.norm(a - b) for a, b in zip(x, y, strict=True)])
-    np.testing.assert_allclose(method.distance(jnp.asarray(x), jnp.asarray(y)), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(subject.distance(jnp.asarray(x), jnp.asarray(y)), by_hand, rtol=1e-5)
 
 
-def test_reconstruction_is_measured_against_the_other_images_too():
+def test_reconstruction_distance_to_own_and_shuffled_images():
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
 
     def open_batches(split):  # the last batch is padded

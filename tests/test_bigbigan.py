@@ -1,4 +1,4 @@
-"""BigBiGAN: published sizes, three hinges, who gets which gradient, what moves in which phase, and what the encoder returns."""
+"""BigBiGAN: published sizes, three hinges, gradients and state of each phase, features of the encoder."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
-from ssl_jax.methods import bigbigan as method
+from ssl_jax.methods import bigbigan as subject
 from ssl_jax.models import common
 from ssl_jax.models.gan import bigbigan as models
 from ssl_jax.objectives import adversarial
@@ -31,7 +31,7 @@ def test_published_sizes():
     assert variables["params"]["J"]["linear1"]["kernel"].shape == (3584, 2048)
 
 
-def test_residual_layers_in_numpy():
+def test_residual_mlp_equals_numpy():
     module, x = models.ResidualMLP(5, 3), np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     params, state = common.create(module, jax.random.key(0), jnp.asarray(x))
     for _ in range(50):  # power iterations
@@ -57,18 +57,18 @@ def load(variant="smoke", **more):
 
 
 @pytest.fixture(scope="module")
-def begun():
+def initialized():
     config = load(views=((("random_crop", dict(size=32)),),))
-    this = method.build(config, ())
+    method = subject.build(config, ())
     batch = {"image": np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)}
     rng = np.random.default_rng(1)
 
-    def fill(x):  # quicker than compiling the initialization
+    def fill(x):  # faster than compiling the initialization
         return jnp.asarray(rng.uniform(0.5, 1, x.shape) if x.ndim < 2 else rng.standard_normal(x.shape) / 4, x.dtype)
 
-    params, mutable = jax.tree.map(fill, jax.eval_shape(this.init, jax.random.key(0), batch, {}))
+    params, mutable = jax.tree.map(fill, jax.eval_shape(method.init, jax.random.key(0), batch, {}))
     mutable["ema"] = params["generator"]
-    return config, this, State(jnp.zeros((), jnp.int32), params, dict.fromkeys(params), mutable, {}), batch
+    return config, method, State(jnp.zeros((), jnp.int32), params, dict.fromkeys(params), mutable, {}), batch
 
 
 def by_hand(config, state, images, key):
@@ -78,128 +78,129 @@ def by_hand(config, state, images, key):
     generator = build_network("generator", config.model.generator, 32, 0, "float32")
     encoder = models.build_bigbigan_encoder(config.model.encoder, 12, "float32")
     discriminator = models.build_discriminator(config.model.discriminator, 32, "float32")
-    of_z, of_code = jax.random.split(key)
-    z, noise = jax.random.normal(of_z, (len(images), 12)), jax.random.normal(of_code, (len(images), 12))
+    z_key, code_key = jax.random.split(key)
+    z, noise = jax.random.normal(z_key, (len(images), 12)), jax.random.normal(code_key, (len(images), 12))
     x = images / np.float32(127.5) - 1
 
     def scores(params):
         fake, _ = common.run(generator, params["generator"], state.mutable["generator"], z, train=True)
         out, _ = common.run(encoder, params["encoder"], state.mutable["encoder"], x, train=True)
         code = out["mean"] + out["deviation"] * noise
-        enc, moved = common.run(discriminator, params["discriminator"], state.mutable["discriminator"], x, code, train=True)
-        gen, _ = common.run(discriminator, params["discriminator"], moved, fake, z, train=True)
+        enc, new_state = common.run(discriminator, params["discriminator"], state.mutable["discriminator"], x, code, train=True)
+        gen, _ = common.run(discriminator, params["discriminator"], new_state, fake, z, train=True)
         return {"enc": enc, "gen": gen}
 
     return scores
 
 
 @pytest.mark.full
-def test_losses_and_the_way_of_every_gradient(begun):
-    """Phase 'ge': the encoder learns from s_z and s_xz of its codes, the generator from s_x and s_xz of its images, nothing else."""
-    config, this, state, batch = begun
-    key, phase = jax.random.key(3), this.phases[1]
+def test_encoder_and_generator_gradients_come_through_their_scores(initialized):
+    """Phase 'ge': the encoder learns from s_z and s_xz of its codes only, the generator from s_x and s_xz of its images only."""
+    config, method, state, batch = initialized
+    key, phase = jax.random.key(3), method.phases[1]
     train = {group: state.params[group] for group in phase.trains}
-    (value, (moved, logs)), grads = jax.jit(jax.value_and_grad(phase.loss, has_aux=True))(train, state, batch, key)
+    (value, (new_state, logs)), grads = jax.jit(jax.value_and_grad(phase.loss, has_aux=True))(train, state, batch, key)
     scores = by_hand(config, state, batch["image"][::2], jax.random.split(key)[1])  # its half of the batch
 
     @jax.jit
     def backwards(train):
-        told, pull = jax.vjp(lambda train: jax.tree.map(jnp.mean, scores({**state.params, **train})), train)
+        scored, vjp = jax.vjp(lambda train: jax.tree.map(jnp.mean, scores({**state.params, **train})), train)
 
-        def of(*terms):
-            return pull({kind: {k: jnp.float32((kind, k) in terms) for k in ("x", "z", "xz")} for kind in ("enc", "gen")})[0]
+        def gradient_of(*terms):
+            return vjp({kind: {k: jnp.float32((kind, k) in terms) for k in ("x", "z", "xz")} for kind in ("enc", "gen")})[0]
 
-        return told, of(("enc", "z"), ("enc", "xz")), of(("gen", "x"), ("gen", "xz")), of(("enc", "x"), ("gen", "z"))
+        terms = (("enc", "z"), ("enc", "xz")), (("gen", "x"), ("gen", "xz")), (("enc", "x"), ("gen", "z"))
+        return scored, *(gradient_of(*pair) for pair in terms)
 
-    told, of_codes, of_images, of_the_given = backwards(train)
-    np.testing.assert_allclose(value, sum(told["enc"].values()) - sum(told["gen"].values()), rtol=1e-5)
+    scored, code_terms, image_terms, other_terms = backwards(train)
+    np.testing.assert_allclose(value, sum(scored["enc"].values()) - sum(scored["gen"].values()), rtol=1e-5)
     largest = lambda tree: max(np.abs(x).max() for x in jax.tree.leaves(tree))  # noqa: E731
 
     def close(got, expected):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest(expected)), got, expected)
 
-    close(grads["encoder"], of_codes["encoder"])
-    close(grads["generator"], jax.tree.map(jnp.negative, of_images["generator"]))
+    close(grads["encoder"], code_terms["encoder"])
+    close(grads["generator"], jax.tree.map(jnp.negative, image_terms["generator"]))
     assert min(largest(grads["encoder"]), largest(grads["generator"])) > 1e-3
-    assert largest(of_codes["generator"]) == largest(of_images["encoder"]) == largest(of_the_given) == 0
-    assert set(moved) == {"generator", "encoder", "discriminator"}
+    assert largest(code_terms["generator"]) == largest(image_terms["encoder"]) == largest(other_terms) == 0
+    assert set(new_state) == {"generator", "encoder", "discriminator"}
     assert set(logs) == {"mean_squared", "mean_variance", "deviation", "correlation"}
 
 
 @pytest.mark.full
-def test_the_discriminators_phase_hinges_each_score_and_moves_nothing_else(begun):
-    config, this, state, batch = begun
-    key, phase = jax.random.key(4), this.phases[0]
+def test_discriminator_phase_hinges_each_score_and_updates_only_its_state(initialized):
+    config, method, state, batch = initialized
+    key, phase = jax.random.key(4), method.phases[0]
     assert (phase.repeat, phase.trains) == (2, ("discriminator",))
     train = {"discriminator": state.params["discriminator"]}
-    value, (moved, logs) = jax.jit(phase.loss)(train, state, batch, key)
-    told = jax.jit(by_hand(config, state, batch["image"], jax.random.split(key)[1]))(state.params)
-    hinges = [np.maximum(0, 1 - told["enc"][k]).mean() + np.maximum(0, 1 + told["gen"][k]).mean() for k in ("x", "z", "xz")]
+    value, (new_state, logs) = jax.jit(phase.loss)(train, state, batch, key)
+    scored = jax.jit(by_hand(config, state, batch["image"], jax.random.split(key)[1]))(state.params)
+    hinges = [np.maximum(0, 1 - scored["enc"][k]).mean() + np.maximum(0, 1 + scored["gen"][k]).mean() for k in ("x", "z", "xz")]
     np.testing.assert_allclose(value, sum(hinges), rtol=1e-5)
-    assert set(moved) == {"discriminator"}
-    np.testing.assert_allclose(logs["score_z_gap"], told["enc"]["z"].mean() - told["gen"]["z"].mean(), atol=1e-5)
+    assert set(new_state) == {"discriminator"}
+    np.testing.assert_allclose(logs["score_z_gap"], scored["enc"]["z"].mean() - scored["gen"]["z"].mean(), atol=1e-5)
 
 
 @pytest.mark.full
-def test_features_reconstructions_and_samples(begun):
-    _, this, state, batch = begun
-    out = jax.jit(this.encode)(state.params, state.mutable, batch["image"])
+def test_features_reconstructions_and_samples(initialized):
+    _, method, state, batch = initialized
+    out = jax.jit(method.encode)(state.params, state.mutable, batch["image"])
     pooled, crelu = out["pooled"], out["crelu"]
     assert (out["mean"].shape, crelu.shape, crelu.dtype) == ((16, 12), (16, 2 * pooled.shape[1]), jnp.float32)
     assert out["deviation"].min() > 0
     stats = state.mutable["encoder"]["batch_stats"]["crelu"]
     unit = (pooled - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     np.testing.assert_allclose(crelu, np.concatenate([np.maximum(unit, 0), np.maximum(-unit, 0)], -1), rtol=1e-6, atol=1e-5)
-    again = jax.jit(this.fns.reconstruct)(state.params, state.mutable, batch["image"])
-    prepared = jax.jit(this.sampler.prepare)(state.params, state.mutable, jax.random.key(0))
-    made = jax.jit(this.sampler.sample)(prepared, {"z": out["mean"]})
-    for images in (again, made):
+    reconstructed = jax.jit(method.fns.reconstruct)(state.params, state.mutable, batch["image"])
+    prepared = jax.jit(method.sampler.prepare)(state.params, state.mutable, jax.random.key(0))
+    samples = jax.jit(method.sampler.sample)(prepared, {"z": out["mean"]})
+    for images in (reconstructed, samples):
         assert images.shape == (16, 32, 32, 3)
         assert images.min() >= 0
         assert images.max() <= 1
-    assert jax.jit(this.fns.discriminate)(state.params, state.mutable, batch["image"]).shape == (16,)
+    assert jax.jit(method.fns.discriminate)(state.params, state.mutable, batch["image"]).shape == (16,)
 
 
 @pytest.mark.full
-def test_the_average_begins_with_the_weights_of_its_start(begun):
-    _, this, state, _ = begun
+def test_generator_ema_copies_weights_before_its_start(initialized):
+    _, method, state, _ = initialized
     params = {**state.params, "generator": jax.tree.map(lambda x: x + 1, state.params["generator"])}
-    early, late = (this.after(state._replace(params=params, step=jnp.asarray(step)))["ema"] for step in (1, 5))
+    early, late = (method.after(state._replace(params=params, step=jnp.asarray(step)))["ema"] for step in (1, 5))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b), early, params["generator"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b + 0.1, atol=1e-6), late, state.params["generator"])
 
 
-def test_encoders_see_more_pixels_than_discriminators():
+def test_encoder_sees_larger_images_than_discriminator():
     config = load(views=((("random_crop", dict(size=64)),),))
     config.data.image_shape = (64, 64, 3)
-    this = method.build(config, ())
+    method = subject.build(config, ())
     batch = {"image": jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.uint8)}
-    params, mutable = jax.eval_shape(this.init, jax.random.key(0), batch, {})
-    out = jax.eval_shape(this.encode, params, mutable, batch["image"])
+    params, mutable = jax.eval_shape(method.init, jax.random.key(0), batch, {})
+    out = jax.eval_shape(method.encode, params, mutable, batch["image"])
     assert out["layer1"].shape[1:3] == (32, 32)
-    assert jax.eval_shape(this.fns.reconstruct, params, mutable, batch["image"]).shape == (8, 32, 32, 3)
-    assert jax.eval_shape(this.fns.discriminate, params, mutable, batch["image"]).shape == (8,)
+    assert jax.eval_shape(method.fns.reconstruct, params, mutable, batch["image"]).shape == (8, 32, 32, 3)
+    assert jax.eval_shape(method.fns.discriminate, params, mutable, batch["image"]).shape == (8,)
     with config.unlocked():
         config.model.size = 48
     with pytest.raises(UserError, match=r"config.model.size=48 must divide the 64 pixels"):
-        method.build(config, ())
+        subject.build(config, ())
     with pytest.raises(UserError, match=r"config.model.discriminator \(joint\) has no 'depth'"):
         models.build_discriminator(dict(depth=3), 32, "float32")
 
 
-def test_code_metrics_of_a_standard_normal_and_of_a_collapse():
+def test_code_metrics_of_standard_normal_and_collapsed_codes():
     code = jax.random.normal(jax.random.key(0), (20_000, 6))
-    told = method.code_metrics(code, jnp.zeros_like(code), code)
-    np.testing.assert_allclose([told["mean_squared"], told["mean_variance"], told["correlation"]], [1, 1, 0], atol=0.03)
+    metrics = subject.code_metrics(code, jnp.zeros_like(code), code)
+    np.testing.assert_allclose([metrics["mean_squared"], metrics["mean_variance"], metrics["correlation"]], [1, 1, 0], atol=0.03)
     one = jnp.broadcast_to(code[:, :1], code.shape)
-    np.testing.assert_allclose(method.code_metrics(one, one, one)["correlation"], 1, rtol=1e-4)
+    np.testing.assert_allclose(subject.code_metrics(one, one, one)["correlation"], 1, rtol=1e-4)
     collapsed = jnp.ones((50, 6))
-    told = method.code_metrics(collapsed, collapsed, collapsed)
-    assert told["mean_variance"] == 0
-    assert np.isfinite(list(told.values())).all()
+    metrics = subject.code_metrics(collapsed, collapsed, collapsed)
+    assert metrics["mean_variance"] == 0
+    assert np.isfinite(list(metrics.values())).all()
 
 
-def test_the_mean_of_the_released_code_is_a_third():
+def test_loss_is_three_times_that_of_the_released_code():
     """google-deepmind's notebook averages over the 3 N scores where the paper sums."""
     encoded, generated = ([jnp.asarray(np.random.default_rng(i + j).standard_normal(8)) for i in range(3)] for j in (0, 3))
     d, _ = adversarial.bigbigan(encoded, generated)

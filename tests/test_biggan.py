@@ -51,7 +51,7 @@ def normalized(params, state):
     ("size", "latent", "attention", "parameters"),
     [(128, 120, 64, 70_433_988), (256, 140, 128, 82_097_604), (256, 140, 64, 82_235_844), (512, 160, 64, 82_468_068)],
 )
-def test_parameters_of_generators(size, latent, attention, parameters):
+def test_parameter_counts_of_generators(size, latent, attention, parameters):
     generator = BigGANGenerator(size, classes=1000, attention=(attention,))
     assert count(generator, jnp.zeros((2, latent))) == parameters
 
@@ -66,7 +66,7 @@ def test_parameters_of_generators(size, latent, attention, parameters):
         (512, True, 99_401_282),
     ],
 )
-def test_parameters_of_discriminators(size, project_equal, parameters):
+def test_parameter_counts_of_discriminators(size, project_equal, parameters):
     discriminator = BigGANDiscriminator(size, classes=1000, attention=(64,), project_equal=project_equal)
     assert count(discriminator, jnp.zeros((2, size, size, 3))) == parameters
 
@@ -76,20 +76,20 @@ def test_parameters_of_discriminators(size, project_equal, parameters):
     ("size", "generator", "discriminator"),
     [(128, 50_244_484, 34_590_210), (256, 55_736_708, 38_247_426), (512, 56_019_780, 38_301_122)],
 )
-def test_parameters_of_biggan_deep(size, generator, discriminator):
+def test_parameter_counts_of_biggan_deep(size, generator, discriminator):
     assert count(DeepGenerator(size, classes=1000), jnp.zeros((2, 128))) == generator
     assert count(DeepDiscriminator(size, classes=1000), jnp.zeros((2, size, size, 3))) == discriminator
 
 
 @pytest.mark.full
-def test_biggan_deep_makes_and_reads_small_images():
+def test_biggan_deep_at_32_pixels_shapes_and_range():
     z, label = jax.random.normal(jax.random.key(0), (3, 8)), jnp.arange(3)
     generator = DeepGenerator(32, channels=8, classes=3, embedding=4, attention=(16,))
     params, state = create(generator, jax.random.key(1), z, label)
-    images, moved = jax.jit(lambda *a: run(generator, *a, train=True))(params, state, z, label)
+    images, new_state = jax.jit(lambda *a: run(generator, *a, train=True))(params, state, z, label)
     assert images.shape == (3, 32, 32, 3)
     assert -1 <= images.min() < images.max() <= 1
-    assert set(moved) == set(state)
+    assert set(new_state) == set(state)
     discriminator = DeepDiscriminator(32, channels=8, classes=3, attention=(16,))
     params, state = create(discriminator, jax.random.key(2), images, label)
     (logits, features), _ = jax.jit(lambda *a: run(discriminator, *a, train=False))(params, state, images, label)
@@ -99,13 +99,13 @@ def test_biggan_deep_makes_and_reads_small_images():
     assert count(DeepGenerator(64), jnp.zeros((2, 8))) > count(DeepGenerator(32), jnp.zeros((2, 8)))
 
 
-def test_parameters_for_cifar10_and_of_the_papers_table():
+def test_parameter_counts_for_cifar10_and_table_1():
     generator = BigGANGenerator(32, classes=10, attention=(16,))
     assert count(generator, jnp.zeros((2, 80))) == 9_416_196
     assert round((70_433_988 + 87_982_370) / 1e6, 1) == 158.4  # table 1 says 158.3 for both networks
 
 
-def test_latents_are_chunked_and_conditions_are_shared_embedding_and_chunk():
+def test_latent_chunks_and_shared_embedding_condition_the_blocks():
     generator = BigGANGenerator(128, classes=1000)
     params, _ = jax.eval_shape(lambda key: create(generator, key, jnp.zeros((2, 120)), LABEL), jax.random.key(0))
     assert params["project"]["kernel"].shape[0] == 20
@@ -116,7 +116,7 @@ def test_latents_are_chunked_and_conditions_are_shared_embedding_and_chunk():
         count(generator, jnp.zeros((2, 128)))
     with pytest.raises(UserError, match="48 pixels"):
         BigGANTrunk(48)
-    with pytest.raises(UserError, match="4 multiples needs a size that is one of 8, not 36"):
+    with pytest.raises(UserError, match="4 multiples needs a size that is a multiple of 8, not 36"):
         BigGANTrunk(36, multiples=(1, 2, 4, 8))
 
 
@@ -129,7 +129,7 @@ def small():
 
 
 @pytest.mark.full
-def test_classes_and_each_chunk_matter_and_images_are_in_range(small):
+def test_images_depend_on_class_and_on_each_latent_chunk(small):
     generator, params, state, z = small
     make = jax.jit(lambda z, label: run(generator, params, state, z, label, train=False)[0])
     label = jnp.array([0, 1, 2, 0, 1, 2])
@@ -146,20 +146,20 @@ def test_classes_and_each_chunk_matter_and_images_are_in_range(small):
     np.testing.assert_allclose(make(z, None), make(z, jnp.zeros_like(label)), atol=1e-5)
 
 
-def test_conditional_norm_is_its_formula():
+def test_conditional_batch_norm_equals_formula():
     x, c = jax.random.normal(jax.random.key(0), (8, 3, 5, 4)) * 3 + 1, jax.random.normal(jax.random.key(1), (8, 7))
     module = ConditionalNorm("orthogonal", jnp.float32)
     params, state = create(module, jax.random.key(2), x, c)
-    got, moved = run(module, params, state, x, c, train=True)
+    got, new_state = run(module, params, state, x, c, train=True)
     wide = np.asarray(x, np.float64)
     mean, variance = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
     gain, shift = (np.asarray(c) @ normalized(params[n], state["spectral"][n]) for n in ("gain", "shift"))
     want = (wide - mean) / np.sqrt(variance + 1e-5) * (1 + gain)[:, None, None] + shift[:, None, None]
     np.testing.assert_allclose(got, want, atol=2e-5)
-    np.testing.assert_allclose(moved["batch_stats"]["norm"]["mean"], 0.1 * mean, rtol=1e-4)
+    np.testing.assert_allclose(new_state["batch_stats"]["norm"]["mean"], 0.1 * mean, rtol=1e-4)
 
 
-def test_attention_is_the_identity_at_first_and_then_its_formula():
+def test_attention_starts_as_identity_and_equals_formula():
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 16))
     module = NonLocal("normal", jnp.float32)
     params, state = create(module, jax.random.key(1), x)
@@ -181,12 +181,12 @@ def test_attention_is_the_identity_at_first_and_then_its_formula():
 
 
 @pytest.mark.full
-def test_discriminator_sums_over_pixels_and_projects_on_the_label():
+def test_discriminator_sum_pooling_and_label_projection():
     x, label = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3)) * 2 - 1, jnp.array([0, 2, 1, 2])
     module = BigGANDiscriminator(32, channels=4, classes=3, attention=(16,))
     params, state = create(module, jax.random.key(1), x, label)
     assert set(state) == {"spectral"}
-    (logits, features), moved = run(module, params, state, x, label, train=True)
+    (logits, features), new_state = run(module, params, state, x, label, train=True)
     assert [features[f"layer{n}"].shape for n in (1, 2, 3, 4)] == [(4, 16, 16, 16), *[(4, 8, 8, 16)] * 3]
     pooled = features["pooled"]
     np.testing.assert_allclose(pooled, jax.nn.relu(features["layer4"]).sum((1, 2)), rtol=1e-5)
@@ -194,7 +194,7 @@ def test_discriminator_sums_over_pixels_and_projects_on_the_label():
     rows = (table / power_step(table, u)[0])[label]
     linear = params["head"]["linear"]["kernel"][:, 0]
     np.testing.assert_allclose(logits, pooled @ linear / jnp.linalg.norm(linear) + (pooled * rows).sum(-1), rtol=1e-4)
-    assert not jax.tree.all(jax.tree.map(np.array_equal, moved, state))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, new_state, state))
     narrow = BigGANTrunk(48, channels=4, multiples=(1, 2, 4))
     shapes = jax.eval_shape(lambda key: narrow.init_with_output(key, jnp.zeros((4, 48, 48, 3)), True)[0], jax.random.key(0))
     assert [shapes[f"layer{n}"].shape for n in (1, 2, 3)] == [(4, 24, 24, 4), (4, 12, 12, 8), (4, 12, 12, 16)]
@@ -202,7 +202,7 @@ def test_discriminator_sums_over_pixels_and_projects_on_the_label():
     assert set(create(alone, jax.random.key(0), pooled, None)[0]) == {"linear"}
 
 
-def test_blocks_of_the_discriminator_rectify_the_image_nowhere():
+def test_first_discriminator_block_has_no_relu_on_the_image():
     image = -jnp.ones((1, 4, 4, 3))
     for first in (True, False):
         block = DiscriminatorBlock(4, first, True, True, "orthogonal", jnp.float32)
@@ -233,7 +233,7 @@ def test_shortcuts_of_biggan_deep_drop_and_append_channels():
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", [DeepGeneratorBlock, DeepDiscriminatorBlock])
-def test_tensor_rules_of_biggan_deep_change_nothing(kind):
+def test_tensor_sharding_of_biggan_deep_keeps_outputs(kind):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices()[:8])
     generates = kind is DeepGeneratorBlock
     block = kind(16 if generates else 24, True, "orthogonal", jnp.float32)
@@ -241,29 +241,29 @@ def test_tensor_rules_of_biggan_deep_change_nothing(kind):
     params, state = create(block, jax.random.key(2), *args)
     names = [f"block1_0/{name}" for name in leaf_names(params)]
     rules = (*TENSOR_RULES[: 4 if generates else 3], (".*", "fsdp"))
-    where = [
+    shardings = [
         NamedSharding(mesh, spec_of(rule, x.shape, mesh, name))
         for rule, x, name in zip(match(rules, names, "test"), jax.tree.leaves(params), names, strict=True)
     ]
-    split = {name for name, place in zip(names, where, strict=True) if "tensor" in place.spec}
+    split = {name for name, sharding in zip(names, shardings, strict=True) if "tensor" in sharding.spec}
     assert split >= {f"block1_0/conv{i}/kernel" for i in (1, 2, 3, 4)}
-    placed = jax.device_put(params, jax.tree.unflatten(jax.tree.structure(params), where))
+    sharded = jax.device_put(params, jax.tree.unflatten(jax.tree.structure(params), shardings))
     forward = jax.jit(lambda params, *args: run(block, params, state, *args, train=True))
     with jax.set_mesh(mesh):
-        together = forward(placed, *(jax.device_put(x, NamedSharding(mesh, BATCH)) for x in args))
+        together = forward(sharded, *(jax.device_put(x, NamedSharding(mesh, BATCH)) for x in args))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), together, forward(params, *args))
 
 
 @pytest.mark.full
-def test_power_iterations_settle_on_the_weights_during_the_passes_of_standing_statistics(small):
+def test_power_iterations_converge_during_standing_statistics(small):
     generator, params, state, _ = small
 
     def batch(key):
         return sample_latents("normal", key, (8, 16)), jnp.zeros(8, jnp.int32)
 
-    moved = {**params, "project": {**params["project"], "kernel": jax.random.normal(jax.random.key(5), (4, 256))}}
-    got = jax.jit(lambda key: standing_stats(generator, moved, state, batch, key, 30))(jax.random.key(1))
-    kernel, u = moved["project"]["kernel"], got["spectral"]["project"]["u"]
+    new_state = {**params, "project": {**params["project"], "kernel": jax.random.normal(jax.random.key(5), (4, 256))}}
+    got = jax.jit(lambda key: standing_stats(generator, new_state, state, batch, key, 30))(jax.random.key(1))
+    kernel, u = new_state["project"]["kernel"], got["spectral"]["project"]["u"]
     assert float(jnp.linalg.norm(kernel @ u)) == pytest.approx(np.linalg.svd(np.asarray(kernel, np.float64))[1][0], rel=1e-2)
 
 
@@ -277,7 +277,7 @@ def smoke(**overrides):
 
 
 @pytest.fixture(scope="module")
-def game():
+def built():
     """The method, a state and a batch."""
     _, method = smoke()
     images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
@@ -287,11 +287,11 @@ def game():
 
 
 @pytest.mark.full
-def test_labels_are_those_of_real_images_and_uniform_for_fakes(game):
-    method, state, batch = game
-    drawn = method.sampler.latents(jax.random.key(0), 30_000)
-    np.testing.assert_allclose(np.bincount(drawn["label"]), 10_000, rtol=0.03)
-    assert drawn["z"].shape == (30_000, 12)
+def test_labels_of_real_images_and_uniform_labels_of_fakes(built):
+    method, state, batch = built
+    latents = method.sampler.latents(jax.random.key(0), 30_000)
+    np.testing.assert_allclose(np.bincount(latents["label"]), 10_000, rtol=0.03)
+    assert latents["z"].shape == (30_000, 12)
     assert set(method.inputs) == {"image", "label"}
     _, unconditional = smoke(conditional=False)
     assert set(unconditional.inputs) == {"image"}
@@ -306,34 +306,34 @@ def test_labels_are_those_of_real_images_and_uniform_for_fakes(game):
 
 
 @pytest.mark.full
-def test_real_and_made_images_are_judged_at_once_each_with_its_label(game):
-    """As if apart, each after one power iteration; interleaved, so that no image leaves its device."""
-    method, state, batch = game
+def test_joint_pass_of_real_and_fake_images_equals_separate_passes(built):
+    """Equals separate passes, each after one power iteration; interleaving keeps every image on its device."""
+    method, state, batch = built
     config, _ = smoke()
     generator, discriminator = (build_network(r, config.model[r], 32, 3, "float32") for r in ("generator", "discriminator"))
     params, mutable = state.params, state.mutable
 
-    def apart(key):
-        drawn = method.sampler.latents(jax.random.split(key)[1], 16)
-        fake, _ = run(generator, params["generator"], mutable["generator"], drawn["z"], drawn["label"], train=True)
-        judged = [
+    def separate_passes(key):
+        latents = method.sampler.latents(jax.random.split(key)[1], 16)
+        fake, _ = run(generator, params["generator"], mutable["generator"], latents["z"], latents["label"], train=True)
+        scored = [
             run(discriminator, params["discriminator"], mutable["discriminator"], x, label, train=True)
-            for x, label in ((batch["image"] / 127.5 - 1, batch["label"]), (fake, drawn["label"]))
+            for x, label in ((batch["image"] / 127.5 - 1, batch["label"]), (fake, latents["label"]))
         ]
-        (((real, _), moved), ((fake, _), _)) = judged
-        return jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean(), moved
+        (((real, _), new_state), ((fake, _), _)) = scored
+        return jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean(), new_state
 
     train = {"discriminator": params["discriminator"]}
-    value, (moved, _) = jax.jit(lambda key: method.phases[0].loss(train, state, batch, key))(jax.random.key(1))
-    expected, once = jax.jit(apart)(jax.random.key(1))
+    value, (new_state, _) = jax.jit(lambda key: method.phases[0].loss(train, state, batch, key))(jax.random.key(1))
+    expected, once = jax.jit(separate_passes)(jax.random.key(1))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved["discriminator"], once)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new_state["discriminator"], once)
     x = jnp.arange(3)[:, None]
     np.testing.assert_array_equal(interleave(x, -x)[:, 0], [0, 0, 1, -1, 2, -2])
 
 
-def test_a_discriminator_with_batch_statistics_is_refused():
-    """They would be of real and made images together."""
+def test_discriminator_with_batch_norm_is_refused():
+    """They would mix real and generated images."""
     config, _ = smoke(conditional=False)
     with config.unlocked():
         config.model.discriminator = dict(name="dcgan", channels=4, stages=2)
@@ -342,34 +342,34 @@ def test_a_discriminator_with_batch_statistics_is_refused():
 
 
 @pytest.mark.full
-def test_orthogonal_regularization_is_that_of_all_kernels_and_no_embedding(game):
-    _, state, batch = game
+def test_orthogonal_regularization_of_all_kernels_without_embeddings(built):
+    _, state, batch = built
     train = {"generator": state.params["generator"]}
     names = ["/".join(k.key for k in path) for path, leaf in jax.tree_util.tree_leaves_with_path(train["generator"]) if leaf.ndim > 1]
     assert len(kernels(train["generator"])) == len(names) - 1
     assert "embed/embedding" in names
     rough = {"generator": jax.tree.map(lambda x: x + 0.1 * (x.ndim > 1), train["generator"])}
-    told = [jax.jit(smoke(orthogonal=w)[1].phases[1].loss)(rough, state, batch, jax.random.key(1)) for w in (0.0, 1e-2)]
+    results = [jax.jit(smoke(orthogonal=w)[1].phases[1].loss)(rough, state, batch, jax.random.key(1)) for w in (0.0, 1e-2)]
     by_hand = 0.0
     for kernel in kernels(rough["generator"]):
         w = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
         by_hand += ((w.T @ w * (1 - np.eye(w.shape[1]))) ** 2).sum()
-    np.testing.assert_allclose(told[1][0] - told[0][0], 1e-2 * by_hand, rtol=1e-4)
-    np.testing.assert_allclose(told[1][1][1]["orthogonality"], by_hand, rtol=1e-4)
+    np.testing.assert_allclose(results[1][0] - results[0][0], 1e-2 * by_hand, rtol=1e-4)
+    np.testing.assert_allclose(results[1][1][1]["orthogonality"], by_hand, rtol=1e-4)
 
 
 @pytest.mark.full
-def test_the_average_starts_late_and_samples_are_settled_and_truncated(game):
-    method, state, _ = game
-    moved = state._replace(params={**state.params, "generator": jax.tree.map(lambda x: x + 1, state.params["generator"])})
+def test_ema_start_and_truncated_samples(built):
+    method, state, _ = built
+    new_state = state._replace(params={**state.params, "generator": jax.tree.map(lambda x: x + 1, state.params["generator"])})
     for step, share in ((0, 1.0), (1, 1.0), (2, 0.1), (50, 0.1)):
-        ema = method.after(moved._replace(step=jnp.int32(step)))["ema"]
+        ema = method.after(new_state._replace(step=jnp.int32(step)))["ema"]
         jax.tree.map(lambda a, b, s=share: np.testing.assert_allclose(a - b, s, rtol=1e-3), ema, state.mutable["ema"])
     prepared = jax.jit(method.sampler.prepare)(state.params, state.mutable, jax.random.key(0))
-    drawn = method.sampler.latents(jax.random.key(1), 16)
-    drawn["label"] = jnp.zeros_like(drawn["label"])
+    latents = method.sampler.latents(jax.random.key(1), 16)
+    latents["label"] = jnp.zeros_like(latents["label"])
     sample = jax.jit(method.sampler.sample)
-    images = {tau: sample(prepared, drawn, tau) for tau in (0.0, 1e9, 0.3)}
+    images = {tau: sample(prepared, latents, tau) for tau in (0.0, 1e9, 0.3)}
     assert images[0.0].shape == (16, 32, 32, 3)
     assert 0 <= images[0.0].min() < images[0.0].max() <= 1
     np.testing.assert_allclose(images[1e9], images[0.0], atol=1e-4)

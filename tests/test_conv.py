@@ -1,4 +1,4 @@
-"""The quick gradients are XLA's, for the strides and paddings of the models; several devices keep theirs."""
+"""Fast CPU gradients equal XLA's for the strides and paddings of the models; other cases are XLA's own."""
 
 import functools
 
@@ -19,7 +19,7 @@ CASES = [  # batch, side, channels, features, kernel, stride, padding
     (3, 15, 3, 4, 7, 2, 3),
     (4, 8, 4, 2, 3, 1, "VALID"),
     (2, 11, 3, 2, 4, (3, 2), ((2, 0), (0, 1))),
-    (2, 10, 3, 2, 2, 3, 0),  # a kernel smaller than its stride, and a last column that nothing reads
+    (2, 10, 3, 2, 2, 3, 0),  # kernel smaller than stride; the last column is unused
 ]
 
 
@@ -42,22 +42,22 @@ def jaxpr_of_gradient(layer, params, x):
 @pytest.mark.full
 @pytest.mark.parametrize("chunk_bytes", [1, 2**12])
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_gradients_are_those_of_lax(case, chunk_bytes, monkeypatch):
+def test_value_and_gradients_equal_lax(case, chunk_bytes, monkeypatch):
     monkeypatch.setattr(subject, "CHUNK_BYTES", chunk_bytes)
     batch, side, channels, *fields = case
-    quick, plain = layers(*fields)
+    fast, plain = layers(*fields)
     x = jax.random.normal(jax.random.key(0), (batch, side, side, channels))
     params = plain.init(jax.random.key(1), x)
     cotangent = jax.random.normal(jax.random.key(2), plain.apply(params, x).shape)
-    assert "scan" in jaxpr_of_gradient(quick, params, x)
+    assert "scan" in jaxpr_of_gradient(fast, params, x)
     expected = gradients(plain, params, x, cotangent)
-    for got, want in zip(gradients(quick, params, x, cotangent), expected, strict=True):
+    for got, want in zip(gradients(fast, params, x, cotangent), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
 
 
 @pytest.mark.full
-def test_bfloat16_and_second_order():
-    quick, plain = layers(4, 3, 2, 1)
+def test_second_order_and_bfloat16_gradients_equal_lax():
+    fast, plain = layers(4, 3, 2, 1)
     x = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
     params = plain.init(jax.random.key(1), x)
 
@@ -65,35 +65,35 @@ def test_bfloat16_and_second_order():
         score = lambda x: jnp.sum(jnp.tanh(layer.apply(params, x)))  # noqa: E731
         return jnp.sum(jax.grad(score)(x) ** 2)
 
-    got, expected = (jax.grad(penalty, 1)(layer, params)["params"]["kernel"] for layer in (quick, plain))
+    got, expected = (jax.grad(penalty, 1)(layer, params)["params"]["kernel"] for layer in (fast, plain))
     np.testing.assert_allclose(got, expected, atol=1e-5 * float(jnp.abs(expected).max()))
 
-    quick, plain = layers(4, 3, 1, 1, dtype=jnp.bfloat16)
+    fast, plain = layers(4, 3, 1, 1, dtype=jnp.bfloat16)
     got, expected = (
         jax.grad(lambda p, layer=layer: jnp.sum(layer.apply(p, x).astype(jnp.float32) ** 2))(params)["params"]["kernel"]
-        for layer in (quick, plain)
+        for layer in (fast, plain)
     )
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=2e-2 * float(jnp.abs(expected).max()))
 
 
-def test_several_devices_groups_and_large_kernels_are_left_alone():
+def test_several_devices_groups_and_large_kernels_use_xla_gradients():
     x = jnp.ones((8, 16, 16, 4))
     for fields in ((4, 3, 1, 1, {"feature_group_count": 2}), (4, 3, 1, 1, {"kernel_dilation": 2}), (4, 8, 8, 0, {})):
-        quick, plain = layers(*fields[:4], **fields[4])
+        fast, plain = layers(*fields[:4], **fields[4])
         params = plain.init(jax.random.key(0), x)
-        assert jaxpr_of_gradient(quick, params, x) == jaxpr_of_gradient(plain, params, x)
-    quick, plain = layers(4, 3, 1, 1)
+        assert jaxpr_of_gradient(fast, params, x) == jaxpr_of_gradient(plain, params, x)
+    fast, plain = layers(4, 3, 1, 1)
     params = plain.init(jax.random.key(0), x)
-    assert jaxpr_of_gradient(quick, params, x) != jaxpr_of_gradient(plain, params, x)
+    assert jaxpr_of_gradient(fast, params, x) != jaxpr_of_gradient(plain, params, x)
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         x = jax.device_put(x, jax.NamedSharding(mesh, PartitionSpec("data")))
-        assert jaxpr_of_gradient(quick, params, x) == jaxpr_of_gradient(plain, params, x)
+        assert jaxpr_of_gradient(fast, params, x) == jaxpr_of_gradient(plain, params, x)
 
 
-def test_compiled_for_an_accelerator_it_is_xlas_own():
-    quick, plain = layers(4, 3, 1, 1)
+def test_compiled_for_accelerators_uses_xla_gradients():
+    fast, plain = layers(4, 3, 1, 1)
     x = jnp.ones((2, 8, 8, 3))
     params = plain.init(jax.random.key(0), x)
 
@@ -102,15 +102,15 @@ def test_compiled_for_an_accelerator_it_is_xlas_own():
         return jax.export.export(step, platforms=[platform])(params).mlir_module()
 
     for platform in ("tpu", "cuda"):
-        ours, theirs = (text(layer, platform).count("stablehlo.convolution") for layer in (quick, plain))
+        ours, theirs = (text(layer, platform).count("stablehlo.convolution") for layer in (fast, plain))
         assert ours == theirs > 0
-        assert "stablehlo.dot_general" not in text(quick, platform)
-    assert "stablehlo.dot_general" in text(quick, "cpu")
+        assert "stablehlo.dot_general" not in text(fast, platform)
+    assert "stablehlo.dot_general" in text(fast, "cpu")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (5, 2), (3, 2), (2, 2), (6, 3), (3, 1)])
-def test_transposed_convolution_is_the_gradient_of_a_convolution(kernel, stride):
+def test_transposed_convolution_equals_gradient_of_convolution(kernel, stride):
     """Values against the transposition that JAX derives; gradients of any order against those of that map."""
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.normal(size=(5, 4, 6, 3)), jnp.float32)

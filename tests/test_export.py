@@ -1,4 +1,4 @@
-"""Exports give the same features from every form, in PyTorch too, and mistakes with them are one line."""
+"""Exports: every form gives the same features, in PyTorch too; wrong input and damaged files raise one-line errors."""
 
 import functools
 import json
@@ -110,7 +110,7 @@ def encoders(workdir):
     return {form: ssl_jax.load(workdir / "export" / form) for form in export.FORMATS}
 
 
-def test_the_example_of_the_readme_runs(workdir):
+def test_readme_example_of_loading_an_export_runs(workdir):
     (example,) = re.findall(r"```python\n(.*?)```", (pathlib.Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
     names = {"images": np.zeros((3, *smoke_config().data.image_shape), np.uint8)}
     exec(example.replace("runs/b", str(workdir)), names)
@@ -136,7 +136,7 @@ def test_every_form_gives_the_features_of_the_method_for_any_batch(workdir, enco
     assert np.abs(expected["pooled"]).max() > 0.1
 
 
-def test_the_card_tells_what_is_in_the_folder(workdir, encoders):
+def test_card_describes_run_input_and_features(workdir, encoders):
     for form, encoder in encoders.items():
         card = encoder.card
         assert card == json.loads((workdir / "export" / form / "card.json").read_text())
@@ -155,7 +155,7 @@ def test_the_card_tells_what_is_in_the_folder(workdir, encoders):
     assert f'version = "{ssl_jax.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_only_what_encode_reads_travels_with_the_program(tmp_path):
+def test_stablehlo_weights_hold_only_what_encode_uses(tmp_path):
     config = smoke_config()
     params, mutable = trained(config)
     source = export.make_source(config, params, {**mutable, "queue": jnp.zeros((1000, 8))})
@@ -180,7 +180,7 @@ def in_torch(folder, monkeypatch, x):
     return scope["encode"](torch.from_numpy(x)).numpy()
 
 
-def test_pytorch_gives_the_same_features_from_a_run(workdir, encoders, monkeypatch):
+def test_pytorch_features_of_an_exported_run(workdir, encoders, monkeypatch):
     """A width that torchvision has no argument for, with CIFAR's stem."""
     require_torchvision()
     ours = np.asarray(encoders["safetensors"](images())["pooled"])
@@ -201,7 +201,7 @@ def test_pytorch_gives_the_same_features_from_a_run(workdir, encoders, monkeypat
     ],
     ids=["torchvision's own", "narrow bottlenecks", "class token", "registers", "average, fixed positions"],
 )
-def test_pytorch_gives_the_same_features(fields, constructor, tmp_path, monkeypatch):
+def test_pytorch_features_of_resnet_and_vit_exports(fields, constructor, tmp_path, monkeypatch):
     _ = require_torchvision() if fields["name"] == "resnet" else require_timm()
     config = smoke_config(fields, size=32)
     source = export.make_source(config, *trained(config))
@@ -213,7 +213,7 @@ def test_pytorch_gives_the_same_features(fields, constructor, tmp_path, monkeypa
     assert found is None if constructor is None else found.startswith(constructor)
 
 
-def test_orbax_and_stablehlo_take_what_pytorch_does_not_have(tmp_path):
+def test_safetensors_export_without_pytorch_layout_is_refused(tmp_path):
     encoder = {"name": "resnet", "depth": 10, "width": 0.125, "stem": "cifar", "flavor": "simclr"}
     config = smoke_config(encoder)
     source = export.make_source(config, *trained(config))
@@ -222,14 +222,14 @@ def test_orbax_and_stablehlo_take_what_pytorch_does_not_have(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_diverged_checkpoint_is_refused():
+def test_export_of_checkpoint_with_nan_is_refused():
     config = smoke_config({"name": "mlp", "widths": (4,)})
     diverged = jax.tree.map(lambda x: x * np.nan, trained(config))
     with pytest.raises(UserError, match="is not finite; export an earlier one with --step=N"):
         export.make_source(config, *diverged)
 
 
-def test_safetensors_export_reads_the_encoder_where_the_method_declares_it():
+def test_safetensors_export_reads_the_declared_encoder_of_a_method():
     """A method that encodes with a moving average exports that one, not the network under training."""
     config = smoke_config()
     init = functools.partial(init_variables, build_encoder(RESNET))
@@ -248,9 +248,9 @@ def test_safetensors_export_reads_the_encoder_where_the_method_declares_it():
     online = method._replace(encoder=("student", "encoder"), encoder_stats=("stats", "student"))
     with pytest.raises(UserError, match=r"not those of config.model.encoder alone"):
         find_encoder(source._replace(method=online))
-    with pytest.raises(UserError, match=r"'simclr' has no encoder by itself; export with --format=orbax or"):
+    with pytest.raises(UserError, match=r"'simclr' has no separate encoder; export with --format=orbax or"):
         find_encoder(source._replace(method=method._replace(encoder=None)))
-    with pytest.raises(KeyError, match="nowhere"):  # a wrong path is a mistake of the method
+    with pytest.raises(KeyError, match="nowhere"):  # a wrong path is a coding mistake of the method
         find_encoder(source._replace(method=method._replace(encoder=("ema", "nowhere"))))
     with pytest.raises(UserError, match=r"not those of config.model.encoder alone.* --format=orbax or"):
         find_encoder(source._replace(expected=encode(scale=1.5)))
@@ -276,14 +276,14 @@ def test_safetensors_export_reads_the_encoder_where_the_method_declares_it():
         ([[1, 2], [3]], "not a list; convert it with numpy.asarray"),
     ],
 )
-def test_images_of_another_kind_are_refused(wrong, message, encoders):
+def test_encode_refuses_images_of_wrong_type_or_shape(wrong, message, encoders):
     for encoder in encoders.values():
         with pytest.raises(UserError, match=message) as error:
             encoder(wrong)
         assert "\n" not in str(error.value)
 
 
-def test_sizes_are_free_where_the_encoder_takes_them(encoders):
+def test_image_size_is_free_for_safetensors_only(encoders):
     assert encoders["safetensors"](images(size=24))["layer4"].shape == (3, 3, 3, 64)
     for form in ("orbax", "stablehlo"):
         with pytest.raises(UserError, match=r"\[B, 16, 16, 3\] .* not uint8 \[3, 24, 24, 3\]; resize them"):
@@ -294,7 +294,7 @@ def copy(workdir, form, target):
     return pathlib.Path(shutil.copytree(workdir / "export" / form, target / form))
 
 
-def test_damaged_and_foreign_folders_are_refused(workdir, tmp_path):
+def test_damaged_files_and_invalid_cards_are_refused(workdir, tmp_path):
     with pytest.raises(UserError, match="holds no export"):
         ssl_jax.load(tmp_path)
     for form in export.FORMATS:
@@ -303,7 +303,7 @@ def test_damaged_and_foreign_folders_are_refused(workdir, tmp_path):
         content = bytearray((folder / name).read_bytes())
         content[-5] ^= 1
         (folder / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name} is damaged: its SHA-256 is not that of the card"):
+        with pytest.raises(UserError, match=f"{name} is damaged: its SHA-256 differs from the card"):
             ssl_jax.load(folder)
         (folder / name).unlink()
         with pytest.raises(UserError, match=f"has no '{name}', which its card lists"):
@@ -325,7 +325,7 @@ def test_damaged_and_foreign_folders_are_refused(workdir, tmp_path):
         ssl_jax.load(folder)
 
 
-def test_programs_that_call_native_code_or_cannot_be_read_are_refused(workdir, tmp_path):
+def test_stablehlo_with_native_calls_or_unreadable_is_refused(workdir, tmp_path):
     folder = copy(workdir, "stablehlo", tmp_path)
     card = cards.open_card(folder)
 
@@ -345,7 +345,7 @@ def test_programs_that_call_native_code_or_cannot_be_read_are_refused(workdir, t
         ssl_jax.load(folder)
 
 
-def test_unfinished_runs_other_steps_and_foreign_folders(workdir, tmp_path, capsys):
+def test_export_command_errors_and_export_of_an_earlier_step(workdir, tmp_path, capsys):
     config = json.loads((workdir / "config.json").read_text())
     for name in ("checkpoints", "evaluations.json"):
         (tmp_path / name).symlink_to(workdir / name)
@@ -376,7 +376,7 @@ def test_unfinished_runs_other_steps_and_foreign_folders(workdir, tmp_path, caps
     assert encoder(images())["layer4"].dtype == jnp.bfloat16
 
 
-def test_an_export_is_replaced_whole_or_not_at_all(workdir, tmp_path, monkeypatch):
+def test_export_is_replaced_atomically(workdir, tmp_path, monkeypatch):
     folder = copy(workdir, "safetensors", tmp_path)
     source = export.Source(smoke_config(), None, {}, {}, (SIZE, SIZE, 3), images(2), {"pooled": np.zeros((2, 3))})
 
@@ -405,8 +405,8 @@ def test_an_export_is_replaced_whole_or_not_at_all(workdir, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["safetensors"]
 
 
-def test_weights_of_another_config_are_refused(workdir, tmp_path):
-    """Whoever edits the weights and the card consistently still meets the layout check."""
+def test_weights_that_do_not_match_the_config_are_refused(workdir, tmp_path):
+    """The layout check also catches weights and card that were edited consistently."""
     folder = copy(workdir, "safetensors", tmp_path)
     card = cards.open_card(folder)
     weights = load_file(folder / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""The networks of the first adversarial papers, and what `methods/gan.py` makes of them."""
+"""Networks of the first GAN papers, and `methods/gan.py`: losses, penalties, EMA, samples, error messages."""
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +57,12 @@ NETWORKS = [
 @pytest.mark.full
 @pytest.mark.parametrize("size", [32, 48])
 @pytest.mark.parametrize(("generator", "discriminator"), NETWORKS, ids=lambda spec: spec["name"])
-def test_pictures_lie_in_range_and_features_have_their_shapes(generator, discriminator, size):
+def test_range_of_images_and_shapes_of_features(generator, discriminator, size):
     generator = build_network("generator", generator, size, 0, "float32")
     discriminator = build_network("discriminator", discriminator, size, 0, "float32")
     z = jax.random.normal(jax.random.key(0), (6, 8))
     params, state = create(generator, jax.random.key(1), z)
-    images, moved = run(generator, params, state, z, train=True)
+    images, new_state = run(generator, params, state, z, train=True)
     assert images.shape == (6, size, size, 3)
     assert images.dtype == jnp.float32
     assert -1 <= images.min() < 0 < images.max() <= 1
@@ -71,9 +71,9 @@ def test_pictures_lie_in_range_and_features_have_their_shapes(generator, discrim
     (logits, features), _ = run(discriminator, d_params, d_state, images, train=True, rngs={"dropout": keys["dropout"]})
     assert logits.shape == (6,)
     assert features["pooled"].ndim == 2
-    still, same = run(generator, params, moved, z, train=False)
-    assert same is moved
-    one, _ = run(generator, params, moved, z[:1], train=False)
+    still, same = run(generator, params, new_state, z, train=False)
+    assert same is new_state
+    one, _ = run(generator, params, new_state, z[:1], train=False)
     np.testing.assert_allclose(one[0], still[0], atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_dcgan_equals_pytorch():
     np.testing.assert_allclose(images, expected, atol=2e-5)
 
 
-def test_unknown_networks_and_fields_are_one_line():
+def test_unknown_networks_and_fields_raise_user_error():
     with pytest.raises(UserError, match=r"generator.name has no 'dcgn'; did you mean 'dcgan'"):
         build_network("generator", dict(name="dcgn"), 32, 0, "float32")
     with pytest.raises(UserError, match=r"config.model.discriminator \(sngan\) has no 'chanels'; did you mean 'channels'"):
@@ -113,7 +113,7 @@ def test_unknown_networks_and_fields_are_one_line():
         build_network("generator", dict(name="dcgan", stages=3), 32, 10, "float32")
 
 
-def test_a_field_of_the_config_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch):
+def test_missing_config_field_is_user_error_and_bugs_keep_traceback(monkeypatch):
     config = configs.load("configs/gan.py:smoke")
     config = fill_in(config, facts(config.data))
     with config.unlocked():
@@ -127,7 +127,7 @@ def test_a_field_of_the_config_is_one_line_and_a_bug_keeps_its_traceback(monkeyp
     bugs = {
         "make_views.. got an unexpected keyword argument 'vews'": lambda config, stages: make_views(vews=config.views),
         "missing 1 required positional argument": lambda config, stages: make_views(),
-        "unexpected keyword argument 'judge'": lambda config, stages: ModelFns(judge=None),
+        "unexpected keyword argument 'score'": lambda config, stages: ModelFns(score=None),
         "no attribute 'loss'": lambda config, stages: None.loss,
         "unsupported operand": lambda config, stages: 1 + "1",
     }
@@ -140,7 +140,7 @@ def test_a_field_of_the_config_is_one_line_and_a_bug_keeps_its_traceback(monkeyp
 def test_projection_head_fields_are_checked_against_its_signature():
     with pytest.raises(UserError, match=r"config.model.head has no 'width'; did you mean 'widths'"):
         construct(ProjectionHead, "head", dict(width=(8, 8)), dtype="float32")
-    with pytest.raises(UserError, match=r"config.model.head has no 'dtype'"):  # which is not the config's to set
+    with pytest.raises(UserError, match=r"config.model.head has no 'dtype'"):  # the config may not set it
         construct(ProjectionHead, "head", dict(dtype="float32"), dtype="float32")
     with pytest.raises(UserError, match=r"config.model.part needs 'a'"):
         construct(lambda a, b=1: a, "part", {})
@@ -155,7 +155,7 @@ def smoke(*overrides):
 
 
 @pytest.fixture(scope="module")
-def made():
+def initialized():
     config, method = smoke()
     images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
     params, mutable = method.init(jax.random.key(0), {"image": images}, {})
@@ -163,11 +163,11 @@ def made():
 
 
 @pytest.mark.full
-def test_the_average_begins_at_its_start_and_then_decays(made):
+def test_generator_ema_starts_late_and_decays(initialized):
     """A constant source is a fixed point; the weight of the start after n steps is decay^n."""
     from ssl_jax.engine.method import State
 
-    config, method, params, mutable, _ = made
+    config, method, params, mutable, _ = initialized
     decay, start = config.model.ema.decay, config.model.ema.start
     ones, zeros = (jax.tree.map(lambda x, v=v: jnp.full_like(x, v), params["generator"]) for v in (1.0, 0.0))
     state = State(jnp.int32(start - 1), {**params, "generator": ones}, {}, {**mutable, "ema": zeros}, {})
@@ -180,18 +180,18 @@ def test_the_average_begins_at_its_start_and_then_decays(made):
     np.testing.assert_allclose(mutable["ema"]["Dense_0"]["kernel"], decay**10, rtol=1e-5)
 
 
-def test_the_discriminators_loss_is_that_of_its_game_and_leaves_the_generator_alone(made):
+def test_phases_update_only_their_state_and_log_health(initialized):
     from ssl_jax.engine.method import State
 
-    config, method, params, mutable, batch = made
+    config, method, params, mutable, batch = initialized
     state = State(jnp.int32(0), params, {}, mutable, {})
     _, (update, logs) = method.phases[0].loss({"discriminator": params["discriminator"]}, state, batch, jax.random.key(0))
-    assert set(update) == {"discriminator"}  # the generator's statistics are not moved by the steps of its opponent
+    assert set(update) == {"discriminator"}  # the discriminator's steps do not update the generator's statistics
     assert {"accuracy_real", "accuracy_fake", "logit_std", "diversity"} <= set(logs)
     _, (update, _) = method.phases[1].loss({"generator": params["generator"]}, state, batch, jax.random.key(0))
     assert set(update) == {"generator", "discriminator"}
     before, after = (tree["discriminator"]["spectral"]["SpectralConv_0"]["u"] for tree in (mutable, update))
-    assert not np.array_equal(before, after)  # each call of the discriminator moves its power iterations
+    assert not np.array_equal(before, after)  # each call advances the power iterations
     assert config.model.discriminator_steps == method.phases[0].repeat == 2
 
 
@@ -211,17 +211,17 @@ def test_penalties_are_added_with_their_weight(name):
     assert logs["penalty"] > 0
     np.testing.assert_allclose(totals[1] - totals[0], 3 * logs["penalty"], rtol=1e-4)
     other = state._replace(params={**params, "generator": jax.tree.map(lambda x: 2 * x, params["generator"])})
-    _, (_, of_others) = method.phases[0].loss(params, other, {"image": images}, jax.random.key(1))
-    assert (of_others["penalty"] == logs["penalty"]) == (name == "r1")  # the only one that no sample has a part in
+    _, (_, other_logs) = method.phases[0].loss(params, other, {"image": images}, jax.random.key(1))
+    assert (other_logs["penalty"] == logs["penalty"]) == (name == "r1")  # only R1 does not depend on samples
 
 
 @pytest.mark.full
-def test_samples_repeat_and_truncation_brings_them_together(made):
-    _, method, params, mutable, _ = made
+def test_samples_are_reproducible_and_truncation_reduces_diversity(initialized):
+    _, method, params, mutable, _ = initialized
     prepared = jax.jit(method.sampler.prepare)(params, mutable, jax.random.key(0))
     latents = method.sampler.latents(jax.random.key(1), 32)
-    free, again = (method.sampler.sample(prepared, latents) for _ in range(2))
-    np.testing.assert_array_equal(free, again)
+    free, repeated = (method.sampler.sample(prepared, latents) for _ in range(2))
+    np.testing.assert_array_equal(free, repeated)
     assert 0 <= free.min() < free.max() <= 1
     shortened = jax.jit(method.sampler.prepare)(params, mutable, jax.random.key(0), 0.2)  # its statistics are those of such latents
     statistics = [np.concatenate([x.ravel() for x in jax.tree.leaves(tree["state"]["batch_stats"])]) for tree in (prepared, shortened)]
@@ -232,7 +232,7 @@ def test_samples_repeat_and_truncation_brings_them_together(made):
         smoke("--config.model.latent.kind=uniform")[1].sampler.sample(prepared, latents, 0.5)
 
 
-def test_mistakes_are_one_line():
-    for override, told in (("game=hing", "config.model.game='hing'"), ("penalty.name=r3", "config.model.penalty.name='r3'")):
-        with pytest.raises(UserError, match=told):
+def test_unknown_game_or_penalty_raises_user_error():
+    for override, message in (("game=hing", "config.model.game='hing'"), ("penalty.name=r3", "config.model.penalty.name='r3'")):
+        with pytest.raises(UserError, match=message):
             smoke(f"--config.model.{override}")

@@ -86,7 +86,7 @@ def test_torch_weight_files_are_read_without_pytorch_or_rejected(tmp_path):
         for name, value in state.items():
             np.testing.assert_array_equal(found[name], value)
     turned = {"a": torch.ones(2, 3).T}
-    wrong = {"module": (torch.nn.Linear(2, 2), "names torch.nn"), "turned": (turned, "not contiguous"), "list": ([1], "else")}
+    wrong = {"module": (torch.nn.Linear(2, 2), "uses torch.nn"), "turned": (turned, "not contiguous"), "list": ([1], "other contents")}
     for name, (value, message) in wrong.items():
         torch.save(value, tmp_path / name)
         with pytest.raises(UserError, match=rf"{name} is not a dictionary of tensors .*{message}"):

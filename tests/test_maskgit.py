@@ -1,20 +1,20 @@
-"""MaskGIT on a frozen stage: what is masked, what is learned from, and that parallel decoding keeps its promises."""
+"""MaskGIT on a frozen tokenizer: masks, the loss on masked tokens, parallel decoding, samples."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from token_stage import CODES, FROZEN, STAGE, of_tokens, tokens
+from token_stage import CODES, FROZEN, STAGE, images_of_tokens, tokens
 
 from ssl_jax.engine.method import State, inference_state
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
-from ssl_jax.methods import maskgit as method
+from ssl_jax.methods import maskgit as subject
 from ssl_jax.objectives.tokens import masked_counts
 from ssl_jax.sampling.tokens import SamplingConfig
 
 GRID = np.random.default_rng(1).integers(0, CODES, (8, 4, 4)).astype(np.int32)
-BATCH = {"image": of_tokens(GRID), "label": np.arange(8, dtype=np.int32) % 3}
+BATCH = {"image": images_of_tokens(GRID), "label": np.arange(8, dtype=np.int32) % 3}
 
 
 def build(classes=3, views=None, **model):
@@ -24,42 +24,42 @@ def build(classes=3, views=None, **model):
         config.views = config.views if views is None else views
         for name, value in model.items():
             config.model[name].update(value) if isinstance(value, dict) else config.model.update({name: value})
-    return method.build(config, {"tokenizer": STAGE})
+    return subject.build(config, {"tokenizer": STAGE})
 
 
 @pytest.fixture(scope="module")
-def made():
-    this = build()
-    params, mutable = jax.jit(this.init)(jax.random.key(0), BATCH, FROZEN)
+def built():
+    method = build()
+    params, mutable = jax.jit(method.init)(jax.random.key(0), BATCH, FROZEN)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.2, x.shape).astype(np.float32), params)
-    return this, State(jnp.zeros((), jnp.int32), params, {}, mutable, FROZEN)
+    return method, State(jnp.zeros((), jnp.int32), params, {}, mutable, FROZEN)
 
 
 @pytest.fixture(scope="module")
-def prepared(made):
-    this, state = made
-    return this.sampler.prepare(state.params, inference_state(state), None)
+def prepared(built):
+    method, state = built
+    return method.sampler.prepare(state.params, inference_state(state), None)
 
 
 # ---------------------------------------------------------------- parallel decoding
 
 
 def preferring(tokens):
-    """Logits [B, T, CODES] that depend on what is known: place t likes code t, and more so the more of its row is known."""
+    """Logits [B, T, CODES]: position t prefers code t, the more so the more tokens of its row are known."""
     known = (tokens < CODES).mean(-1)[:, None, None]
     return (1 + known) * jax.nn.one_hot(jnp.arange(tokens.shape[1]) % CODES, CODES) + 0.0 * tokens[..., None]
 
 
 @pytest.mark.parametrize(("unknown", "choice_temperature"), [(32, 0.0), (20, 4.5), (5, 4.5)])
-def test_masks_get_fewer_and_what_is_known_stays(unknown, choice_temperature):
-    """8 steps; with fewer tokens than steps all is known early."""
+def test_parallel_decoding_follows_mask_counts_and_keeps_known_tokens(unknown, choice_temperature):
+    """8 steps; with fewer masked tokens than steps, all are filled in early."""
     counts = masked_counts(unknown, 8, "cosine")
     known = jax.random.randint(jax.random.key(0), (6, 32), 0, CODES)
     masked = jnp.argsort(jax.random.uniform(jax.random.key(1), (6, 32)), -1) < unknown
     begin = jnp.where(masked, CODES, known)
     keys = jax.random.split(jax.random.key(2), 6)
-    trace = np.asarray(jax.jit(lambda x: method.decode_in_parallel(preferring, x, CODES, counts, keys, choice_temperature))(begin))
+    trace = np.asarray(jax.jit(lambda x: subject.decode_in_parallel(preferring, x, CODES, counts, keys, choice_temperature))(begin))
     before = np.asarray(begin)
     for now, count in zip(trace, counts, strict=True):
         assert ((now == CODES).sum(-1) == count).all()
@@ -69,11 +69,11 @@ def test_masks_get_fewer_and_what_is_known_stays(unknown, choice_temperature):
     assert (trace[-1] < CODES).all()
 
 
-def test_without_noise_the_most_confident_are_kept():
-    """One step, greedy tokens: those places stay masked whose best code is the least probable."""
+def test_parallel_decoding_without_noise_keeps_most_confident_tokens():
+    """One step with greedy tokens: positions whose best code is least probable stay masked."""
     logits = 3 * jax.random.normal(jax.random.key(0), (4, 10, CODES))
     begin, keys = jnp.full((4, 10), CODES), jax.random.split(jax.random.key(1), 4)
-    decode = jax.jit(lambda x: method.decode_in_parallel(lambda _: logits, x, CODES, (6, 0), keys, 0.0, SamplingConfig(top_k=1)))
+    decode = jax.jit(lambda x: subject.decode_in_parallel(lambda _: logits, x, CODES, (6, 0), keys, 0.0, SamplingConfig(top_k=1)))
     trace = decode(begin)
     best = np.asarray(jax.nn.softmax(logits).max(-1))
     for row, p in zip(trace[0], best, strict=True):
@@ -82,40 +82,40 @@ def test_without_noise_the_most_confident_are_kept():
     np.testing.assert_array_equal(trace[1], logits.argmax(-1))
 
 
-def test_noise_on_the_confidence_moves_the_choice_and_no_draw():
-    """Equal confidence everywhere: without noise all rows keep the same places, with it each has its own."""
+def test_confidence_noise_changes_the_choice_but_not_the_samples():
+    """Equal confidence everywhere: without noise all rows keep the same positions, with noise each row keeps others."""
     begin, keys = jnp.full((64, 10), CODES), jax.random.split(jax.random.key(1), 64)
 
     @jax.jit
     def decode(choice_temperature):
-        return method.decode_in_parallel(lambda x: jnp.zeros((*x.shape, CODES)), begin, CODES, (5, 0), keys, choice_temperature)
+        return subject.decode_in_parallel(lambda x: jnp.zeros((*x.shape, CODES)), begin, CODES, (5, 0), keys, choice_temperature)
 
     plain, noisy = np.asarray(decode(0.0)), np.asarray(decode(4.5))
     assert ((plain[0] < CODES) == (plain[0, 0] < CODES)).all()
     share = (noisy[0] < CODES).mean(0)
     assert (share > 0.25).all()
     assert (share < 0.75).all()
-    both = (noisy[0] == CODES) & (plain[0] == CODES)  # what the last step fills in has no noise but its own
+    both = (noisy[0] == CODES) & (plain[0] == CODES)  # token noise does not depend on the choice noise
     np.testing.assert_array_equal(noisy[1][both], plain[1][both])
 
 
-def test_drawn_codes_have_the_probabilities():
+def test_sampled_codes_follow_the_probabilities():
     p = np.array([0.6, 0.3, 0.1])
-    trace = method.decode_in_parallel(
+    trace = subject.decode_in_parallel(
         lambda tokens: jnp.broadcast_to(jnp.log(jnp.asarray(p)), (*tokens.shape, 3)),
         jnp.full((500, 12), 3), 3, (9, 5, 0), jax.random.split(jax.random.key(0), 500), 1000.0,
-    )  # fmt: skip  # a choice that is all noise keeps the draws as they are
+    )  # fmt: skip  # a random choice does not bias the samples
     np.testing.assert_allclose(np.bincount(np.asarray(trace[-1]).ravel(), minlength=3) / 6000, p, atol=0.03)
 
 
 # ---------------------------------------------------------------- the method
 
 
-def test_the_loss_is_over_masked_tokens_and_blind_to_the_others(made):
+def test_loss_is_the_mean_over_masked_tokens(built):
     """The stage's gradient is not taken; without dropout, the loss of a model that says nothing is log K of what is masked."""
-    this, state = build(transformer=dict(dropout=0.0), smoothing=0.0, views=((),)), made[1]
+    method, state = build(transformer=dict(dropout=0.0), smoothing=0.0, views=((),)), built[1]
     silent = jax.tree.map(jnp.zeros_like, state.params)
-    loss = jax.jit(this.phases[0].loss)
+    loss = jax.jit(method.phases[0].loss)
     for key in jax.random.split(jax.random.key(0), 3):
         value, (_, logs) = loss(silent, state, BATCH, key)
         np.testing.assert_allclose(value, np.log(CODES), rtol=1e-6)
@@ -126,48 +126,48 @@ def test_the_loss_is_over_masked_tokens_and_blind_to_the_others(made):
     np.testing.assert_allclose(sure, 100 * (1 - logs["accuracy"]), rtol=1e-5)
 
 
-def test_features_are_of_each_block_and_of_no_other_image(made):
-    this, state = made
-    encode = jax.jit(this.encode)
+def test_features_per_block_are_independent_of_other_images(built):
+    method, state = built
+    encode = jax.jit(method.encode)
     features = encode(state.params, inference_state(state), BATCH["image"])
     assert set(features) == {"pooled", "embedding", "block0", "block1"}
     assert features["pooled"].shape == (8, 32)
-    again = encode(state.params, inference_state(state), BATCH["image"][::-1])["pooled"]
-    np.testing.assert_allclose(again[::-1], features["pooled"], atol=1e-6)
+    reversed_pooled = encode(state.params, inference_state(state), BATCH["image"][::-1])["pooled"]
+    np.testing.assert_allclose(reversed_pooled[::-1], features["pooled"], atol=1e-6)
 
 
 @pytest.mark.full
-def test_samples_depend_on_their_own_seed_and_class(made, prepared):
-    this, _ = made
-    drawn, sample = this.sampler.latents(jax.random.key(4), 8), jax.jit(this.sampler.sample)
-    pictures = sample(prepared, drawn)
-    assert pictures.shape == (8, 16, 16, 3)
-    np.testing.assert_array_equal(sample(prepared, {k: v[::-1] for k, v in drawn.items()}), pictures[::-1])
-    assert (sample(prepared, {**drawn, "label": (drawn["label"] + 1) % 3}) != pictures).any()
-    assert len(np.unique(np.asarray(pictures).reshape(8, -1), axis=0)) == 8
+def test_samples_depend_only_on_their_seed_and_class(built, prepared):
+    method, _ = built
+    latents, sample = method.sampler.latents(jax.random.key(4), 8), jax.jit(method.sampler.sample)
+    samples = sample(prepared, latents)
+    assert samples.shape == (8, 16, 16, 3)
+    np.testing.assert_array_equal(sample(prepared, {k: v[::-1] for k, v in latents.items()}), samples[::-1])
+    assert (sample(prepared, {**latents, "label": (latents["label"] + 1) % 3}) != samples).any()
+    assert len(np.unique(np.asarray(samples).reshape(8, -1), axis=0)) == 8
     with pytest.raises(UserError, match="no truncation"):
-        this.sampler.sample(prepared, drawn, 0.5)
+        method.sampler.sample(prepared, latents, 0.5)
 
 
 @pytest.mark.full
-def test_completions_keep_the_upper_half(made, prepared):
-    this, _ = made
-    completed = jax.jit(this.sampler.complete)(prepared, this.sampler.latents(jax.random.key(4), 8), BATCH["image"])
-    again = np.asarray(tokens(*FROZEN["tokenizer"].values(), completed))
-    np.testing.assert_array_equal(again[:, :2], GRID[:, :2])
-    assert (again[:, 2:] != GRID[:, 2:]).any((1, 2)).all()
+def test_completions_keep_the_upper_half_of_tokens(built, prepared):
+    method, _ = built
+    completed = jax.jit(method.sampler.complete)(prepared, method.sampler.latents(jax.random.key(4), 8), BATCH["image"])
+    completed_tokens = np.asarray(tokens(*FROZEN["tokenizer"].values(), completed))
+    np.testing.assert_array_equal(completed_tokens[:, :2], GRID[:, :2])
+    assert (completed_tokens[:, 2:] != GRID[:, 2:]).any((1, 2)).all()
 
 
-def test_protocols_name_tokenizer_block_and_sampling(made):
-    this, _ = made
-    assert this.notes["tokenizer"] == "colors of squares"
-    assert this.notes["sampling"].startswith("schedule=cosine choice_temperature=4.5 steps=3")
-    assert this.fns.token_nll is None  # masked tokens have no likelihood of an image
+def test_protocols_name_tokenizer_block_and_sampling(built):
+    method, _ = built
+    assert method.notes["tokenizer"] == "colors of squares"
+    assert method.notes["sampling"].startswith("schedule=cosine choice_temperature=4.5 steps=3")
+    assert method.fns.token_nll is None  # masked tokens have no likelihood of an image
     assert set(build(conditional=False).inputs) == {"image"}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict(classes=None), "needs labels"),
         (dict(schedule="sine"), "schedule='sine' is unknown; choose cosine"),
@@ -175,6 +175,6 @@ def test_protocols_name_tokenizer_block_and_sampling(made):
         (dict(probe_block=7), "probe_block=7 must be"),
     ],
 )
-def test_mistakes_are_one_line(change, told):
-    with pytest.raises(UserError, match=told):
+def test_invalid_config_raises_user_error(change, message):
+    with pytest.raises(UserError, match=message):
         build(**change)

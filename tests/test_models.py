@@ -19,7 +19,7 @@ R10_SMALL = {"name": "resnet", "depth": 10, "width": 0.25, "stem": "cifar"}
 
 
 def abstract_variables(module, *shape):
-    init = functools.partial(common.init_variables, module, train=False)  # less to trace
+    init = functools.partial(common.init_variables, module, train=False)  # faster to trace
     return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
@@ -102,7 +102,7 @@ def test_vit_parameter_counts(variant, expected):
     assert batch_stats == {}
 
 
-def test_what_lars_must_skip():
+def test_resnet50_number_of_bias_and_norm_parameters():
     params, _ = abstract_variables(build_encoder({"name": "resnet", "depth": 50}), 1, 32, 32, 3)
     assert sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 1) == 53_120
 
@@ -167,7 +167,7 @@ def test_linear_head_starts_at_zero():
     assert float(jnp.abs(random["kernel"]).min()) > 0
 
 
-def maps(sides, channels):
+def feature_shapes(sides, channels):
     names = ("stem", "layer1", "layer2", "layer3", "layer4")
     shapes = {name: (side, side, width) for name, side, width in zip(names, sides, channels, strict=True)}
     return {**shapes, "pooled": (channels[-1],)}
@@ -179,9 +179,9 @@ SK = {"depth": 50, "width": 0.25, "flavor": "simclr", "sk": True}
 @pytest.mark.parametrize(
     ("spec", "size", "expected"),
     [
-        ({"name": "resnet", "depth": 10}, 65, maps((17, 17, 9, 5, 3), (64, 64, 128, 256, 512))),
-        ({"name": "resnet", **SK}, 65, maps((17, 17, 9, 5, 3), (16, 64, 128, 256, 512))),
-        (R10_SMALL, 32, maps((32, 32, 16, 8, 4), (16, 16, 32, 64, 128))),
+        ({"name": "resnet", "depth": 10}, 65, feature_shapes((17, 17, 9, 5, 3), (64, 64, 128, 256, 512))),
+        ({"name": "resnet", **SK}, 65, feature_shapes((17, 17, 9, 5, 3), (16, 64, 128, 256, 512))),
+        (R10_SMALL, 32, feature_shapes((32, 32, 16, 8, 4), (16, 16, 32, 64, 128))),
         (
             {"name": "vit", "variant": "mu/8", "registers": 4},
             32,
@@ -197,7 +197,7 @@ SK = {"depth": 50, "width": 0.25, "flavor": "simclr", "sk": True}
     ids=["resnet", "selective kernels", "cifar stem", "vit", "vit gap", "mlp"],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_features_and_types(spec, size, expected, dtype):
+def test_feature_shapes_and_dtypes(spec, size, expected, dtype):
     module = build_encoder(spec, dtype)
     variables = abstract_variables(module, 2, size, size, 3)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -212,7 +212,7 @@ def test_features_and_types(spec, size, expected, dtype):
     )
 
 
-def test_bfloat16_is_close_to_float32():
+def test_residual_block_in_bfloat16_is_close_to_float32():
     x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 16))
     variables = init(residual_block(channels=16), x)
     out = {}
@@ -225,22 +225,22 @@ def test_bfloat16_is_close_to_float32():
     assert 0 < error < 0.02 * scale
 
 
-def test_inference_keeps_the_statistics_and_training_moves_them():
+def test_batch_norm_statistics_change_only_in_training():
     module = build_encoder({"name": "mlp", "widths": (5,)})
     x = images(8, 4)
     params, batch_stats = common.init_variables(module, jax.random.key(0), x)
     out, same = common.apply(module, params, batch_stats, x, train=False)
     assert same is batch_stats
-    out_train, moved = common.apply(module, params, batch_stats, x, train=True)
+    out_train, new_stats = common.apply(module, params, batch_stats, x, train=True)
     y = np.asarray(x, np.float64).reshape(8, -1) @ np.asarray(params["linear1"]["kernel"], np.float64)
-    np.testing.assert_allclose(moved["bn1"]["mean"], 0.1 * y.mean(0), atol=1e-6)
-    np.testing.assert_allclose(moved["bn1"]["var"], 0.9 + 0.1 * y.var(0), atol=1e-6)
+    np.testing.assert_allclose(new_stats["bn1"]["mean"], 0.1 * y.mean(0), atol=1e-6)
+    np.testing.assert_allclose(new_stats["bn1"]["var"], 0.9 + 0.1 * y.var(0), atol=1e-6)
     np.testing.assert_allclose(out["pooled"], np.maximum(y / np.sqrt(1 + 1e-5), 0), atol=1e-5)
     expected = np.maximum((y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5), 0)
     np.testing.assert_allclose(out_train["pooled"], expected, atol=1e-4)
 
 
-def test_zero_init_residual_starts_blocks_as_the_identity():
+def test_zero_init_residual_blocks_start_as_identity():
     x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 16))
     for zero in (True, False):
         module = residual_block(channels=16, stride=1, always_project=False, zero_init_residual=zero)
@@ -312,7 +312,7 @@ def test_vit_initializers():
         assert 0.99 * bound < float(jnp.abs(kernel).max()) <= bound
 
 
-def test_rematerialization_changes_nothing():
+def test_vit_remat_keeps_gradients():
     _, params, x = small_vit()
     grads = []
     for remat in ("none", "dots", "full"):
@@ -331,7 +331,7 @@ def mesh():
     return jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
-def test_activations_are_pinned_to_the_batch_axes(mesh):
+def test_activations_are_sharded_over_the_batch_axes(mesh):
     module, params, x = small_vit()
     run = jax.jit(lambda params, x: common.apply(module, params, {}, x, False)[0])
     alone = run(params, x)
@@ -362,12 +362,12 @@ def test_activations_are_pinned_to_the_batch_axes(mesh):
         ({"name": "mlp", "widths": ()}, "give one or more positive widths"),
     ],
 )
-def test_mistakes_in_the_config_are_one_line(spec, message):
+def test_invalid_encoder_config_raises_one_line_user_error(spec, message):
     with pytest.raises(UserError, match=message) as error:
         build_encoder(spec)
     assert "\n" not in str(error.value)
 
 
-def test_images_that_patches_do_not_tile():
+def test_vit_refuses_images_that_patches_do_not_tile():
     with pytest.raises(UserError, match="cannot tile 30x30 images; use multiples of 8"):
         abstract_variables(build_encoder({"name": "vit", "variant": "mu/8"}), 1, 30, 30, 3)

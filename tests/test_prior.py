@@ -1,4 +1,4 @@
-"""Transformers over tokens: no leak, a cache that changes nothing, sizes as counted, equal to float64 loops."""
+"""Transformers over tokens: causality, key-value cache, parameter counts, equality with float64 loops."""
 
 import functools
 import math
@@ -21,12 +21,12 @@ T, K, C = 6, 12, 3  # tokens, codes, classes
 SIZE = dict(codes=K, length=T, depth=2, width=16, heads=4, hidden=32)
 
 
-def some(shape, seed=0):
+def random_tokens(shape, seed=0):
     return np.random.default_rng(seed).integers(0, K, shape).astype(np.int32)
 
 
-def moved(params, seed=3):
-    """Parameters away from their start, where biases and the head are 0."""
+def perturbed(params, seed=3):
+    """Noisy parameters; biases and the head start at 0."""
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(tree, [x + rng.normal(0, 0.3, x.shape).astype(np.float32) for x in leaves])
@@ -35,13 +35,13 @@ def moved(params, seed=3):
 @pytest.fixture(scope="module")
 def causal():
     module = CausalPrior(**SIZE, classes=C)
-    return module, moved(made(module))
+    return module, perturbed(init_params(module))
 
 
 @pytest.fixture(scope="module")
 def masked():
     module = MaskedPrior(**SIZE, classes=C, null=True)
-    return module, moved(made(module))
+    return module, perturbed(init_params(module))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -50,15 +50,15 @@ def forward(module, params, tokens, label=None):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def made(module):
+def init_params(module):
     return create(module, jax.random.key(0), jnp.zeros((2, T), int), train=False)[0]
 
 
 # ---------------------------------------------------------------- the causal model
 
 
-def test_no_logit_depends_on_its_own_token_or_a_later_one(causal):
-    """Exactly: every place has a token of its own, so that row s of the embedding is input s + 1 and no other."""
+def test_causal_logits_do_not_depend_on_own_or_later_tokens(causal):
+    """Exact: all tokens differ, so row s of the embedding is input s + 1 only."""
     module, params = causal
     tokens, mix = jnp.arange(T, dtype=jnp.int32)[None], jax.random.normal(jax.random.key(1), (K,))
 
@@ -71,10 +71,10 @@ def test_no_logit_depends_on_its_own_token_or_a_later_one(causal):
     assert (jacobian[seen] > 1e-4).all()
 
 
-def test_cached_logits_are_those_of_the_whole_pass(causal):
+def test_cached_logits_equal_the_full_forward_pass(causal):
     """With the class token, from every length of prefix."""
     module, params = causal
-    tokens, label = some((2, T)), jnp.arange(1, 3)
+    tokens, label = random_tokens((2, T)), jnp.arange(1, 3)
     whole = forward(module, params, tokens, label)[0]
     decode = jax.jit(lambda *args: run(module, params, {}, *args, train=False, method="decode")[0])
     prefill = jax.jit(lambda *args: run(module, params, {}, *args, train=False, method="prefill")[0])
@@ -87,15 +87,15 @@ def test_cached_logits_are_those_of_the_whole_pass(causal):
     assert np.ptp(whole[:, 3], axis=0).max() > 0.1
 
 
-def test_at_the_start_every_token_costs_log_k():
+def test_initial_nll_per_token_is_log_k():
     module = CausalPrior(**{**SIZE, "codes": 512})
-    nll = token_nll(forward(module, made(module), some((2, T)))[0], some((2, T), 1))
+    nll = token_nll(forward(module, init_params(module), random_tokens((2, T)))[0], random_tokens((2, T), 1))
     np.testing.assert_allclose(nll, 6.2383, atol=5e-5)
 
 
-def test_no_class_is_one_class_and_the_mean_of_several_or_the_null_class(causal, masked):
+def test_missing_label_means_single_mean_or_null_class(causal, masked):
     module, params = causal
-    tokens = some((2, T))
+    tokens = random_tokens((2, T))
     one = module.clone(classes=1)
     single = {**params, "labels": {"embedding": params["labels"]["embedding"][1:2]}}
     given = forward(module, params, tokens, jnp.full(2, 1))[0]
@@ -113,7 +113,7 @@ def test_no_class_is_one_class_and_the_mean_of_several_or_the_null_class(causal,
     [(24, 1536, 16, 6144, 706_706_432), (36, 2048, 32, 8192, 1_848_561_664)],
     ids=["VIM-Base", "VIM-Large"],
 )
-def test_published_sizes(depth, width, heads, hidden, count):
+def test_parameter_counts_of_published_models(depth, width, heads, hidden, count):
     """Of the standard block, with a full table of positions and a head of its own, without the table of classes."""
     module = CausalPrior(8192, 1024, depth=depth, width=width, heads=heads, hidden=hidden)
     params = jax.eval_shape(lambda: create(module, jax.random.key(0), jnp.zeros((1, 1024), jnp.int32), train=False)[0])
@@ -144,7 +144,7 @@ def perceptron(x, p):
 
 
 def attention(x, p, causal):
-    """One place and one head at a time: [N, D] -> [N, D]."""
+    """One position and one head at a time: [N, D] -> [N, D]."""
     heads, size = SIZE["heads"], x.shape[1] // SIZE["heads"]
     qkv, out = dense(x, p["qkv"]).reshape(len(x), heads, 3, size), np.zeros_like(x)
     for h in range(heads):
@@ -176,51 +176,51 @@ def in_float64(params):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
 
-def test_causal_equals_the_loop(causal):
+def test_causal_prior_equals_float64_loop(causal):
     module, params = causal
-    p, tokens = in_float64(params), some((2, T))
+    p, tokens = in_float64(params), random_tokens((2, T))
     x = np.concatenate([p["labels"]["embedding"][[2]], p["tokens"]["embedding"][tokens[0, :-1]]]) + p["position"]
     x, features = blocks(x, p, causal=True)
-    logits, told = forward(module, params, tokens, jnp.full(2, 2))
+    logits, found = forward(module, params, tokens, jnp.full(2, 2))
     np.testing.assert_allclose(logits[0], dense(layer_norm(x, p["norm"]), p["head"]), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(told[:, 0], features, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[:, 0], features, rtol=1e-4, atol=1e-4)
 
 
-def test_masked_equals_the_loop(masked):
+def test_masked_prior_equals_float64_loop(masked):
     """Also that its output weights are the input's, without a row for the mask."""
     module, params = masked
-    p, tokens = in_float64(params), some((2, T))
+    p, tokens = in_float64(params), random_tokens((2, T))
     tokens[0, [1, 4]] = K
     x = np.concatenate([p["labels"]["embedding"][[2]], p["tokens"]["embedding"][tokens[0]]]) + p["position"]
     x, features = blocks(layer_norm(x, p["norm"]), p, causal=False)
     x = layer_norm(gelu(dense(x[1:], p["transform"])), p["transform_norm"])
-    logits, told = forward(module, params, tokens, jnp.full(2, 2))
+    logits, found = forward(module, params, tokens, jnp.full(2, 2))
     assert p["tokens"]["embedding"].shape == (K + 1, SIZE["width"])
     np.testing.assert_allclose(logits[0], x @ p["tokens"]["embedding"][:K].T + p["bias"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(told[:, 0], features, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[:, 0], features, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------- dropout, memory, types, devices
 
 
-def test_dropout_is_of_its_key_and_keeps_the_mean(causal):
+def test_dropout_depends_on_its_key_and_keeps_the_mean(causal):
     x = jnp.ones((400, 300))
     y = prior.dropout(x, 0.1, jax.random.key(0))
     assert set(np.unique(y)) == {0, np.float32(1 / 0.9)}
     assert abs(float(y.mean()) - 1) < 4 * math.sqrt(0.1 / 0.9 / x.size)
     assert prior.dropout(x, 0.1, None) is x
     module, params = causal
-    train = jax.jit(lambda key: run(module, params, {}, some((2, T)), None, key, train=True)[0][0])
+    train = jax.jit(lambda key: run(module, params, {}, random_tokens((2, T)), None, key, train=True)[0][0])
     np.testing.assert_array_equal(train(jax.random.key(1)), train(jax.random.key(1)))
     assert np.abs(train(jax.random.key(1)) - train(jax.random.key(2))).max() > 0.01
 
 
-def test_remat_changes_no_gradient(causal):
+def test_remat_keeps_gradients(causal):
     module, params = causal
 
     def loss(params, remat):
-        logits, _ = run(module.clone(remat=remat), params, {}, some((2, T)), train=False)[0]
-        return token_nll(logits, some((2, T), 1)).mean()
+        logits, _ = run(module.clone(remat=remat), params, {}, random_tokens((2, T)), train=False)[0]
+        return token_nll(logits, random_tokens((2, T), 1)).mean()
 
     found, products = {}, {}
     for remat in ("none", "dots", "full"):
@@ -232,35 +232,35 @@ def test_remat_changes_no_gradient(causal):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found["full"], found["none"])
 
 
-def test_logits_and_features_are_float32_where_the_rest_is_bfloat16(causal):
+def test_logits_and_features_are_float32_in_bfloat16_models(causal):
     module, params = causal
     half = module.clone(dtype=jnp.bfloat16)
-    logits, features = forward(half, params, some((2, T)))
+    logits, features = forward(half, params, random_tokens((2, T)))
     assert logits.dtype == features.dtype == jnp.float32
-    np.testing.assert_allclose(logits, forward(module, params, some((2, T)))[0], atol=0.3)
-    made, cache = jax.eval_shape(lambda: run(half, params, {}, some((2, 1)), train=False, method="prefill")[0])
-    assert (made.dtype, cache.key.dtype, cache.key.shape) == (jnp.float32, jnp.bfloat16, (2, 2, 4, T, 4))
+    np.testing.assert_allclose(logits, forward(module, params, random_tokens((2, T)))[0], atol=0.3)
+    logits, cache = jax.eval_shape(lambda: run(half, params, {}, random_tokens((2, 1)), train=False, method="prefill")[0])
+    assert (logits.dtype, cache.key.dtype, cache.key.shape) == (jnp.float32, jnp.bfloat16, (2, 2, 4, T, 4))
 
 
-def test_tensor_rules_match_and_change_nothing(causal):
+def test_tensor_sharding_rules_match_and_keep_outputs(causal):
     module, params = causal
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     names = leaf_names(params)
     rules = (*prior.TENSOR_RULES, (".*", "fsdp"))
-    where = [NamedSharding(mesh, spec_of(rule, x.shape, mesh, name))
+    shardings = [NamedSharding(mesh, spec_of(rule, x.shape, mesh, name))
              for rule, x, name in zip(match(rules, names, "test"), jax.tree.leaves(params), names, strict=True)]  # fmt: skip
-    assert {"data", "fsdp", "tensor"} - {axis for s in where for axis in s.spec} == {"data"}
-    placed = jax.device_put(params, jax.tree.unflatten(jax.tree.structure(params), where))
-    tokens = some((4, T))
+    assert {"data", "fsdp", "tensor"} - {axis for s in shardings for axis in s.spec} == {"data"}
+    sharded = jax.device_put(params, jax.tree.unflatten(jax.tree.structure(params), shardings))
+    tokens = random_tokens((4, T))
     with jax.set_mesh(mesh):
-        spread = jax.jit(lambda p, t: forward(module, p, t)[0])
+        sharded_forward = jax.jit(lambda p, t: forward(module, p, t)[0])
         batch = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
-        text = spread.lower(placed, batch).as_text()
-        np.testing.assert_allclose(spread(placed, batch), forward(module, params, tokens)[0], atol=2e-5)
+        text = sharded_forward.lower(sharded, batch).as_text()
+        np.testing.assert_allclose(sharded_forward(sharded, batch), forward(module, params, tokens)[0], atol=2e-5)
     assert len(re.findall("sharding_constraint", text)) == 2  # embedded tokens, a block
 
 
-def test_impossible_sizes_are_one_line():
-    for field, value, told in (("heads", 5, "do not divide"), ("dropout", 1.0, "below 1"), ("remat", "some", "choose one of none")):
-        with pytest.raises(UserError, match=told):
+def test_invalid_fields_raise_user_error():
+    for field, value, message in (("heads", 5, "do not divide"), ("dropout", 1.0, "below 1"), ("remat", "some", "choose one of none")):
+        with pytest.raises(UserError, match=message):
             CausalPrior(**{**SIZE, field: value})

@@ -1,4 +1,4 @@
-"""Reversible networks: inputs come back from outputs, the parameter count of the published network, and remat changes nothing."""
+"""Reversible networks: inverse of a stack, published parameter counts, rematerialization."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from ssl_jax.models.common import create, run
 
 
 def filled(module, *shapes, seed=0):
-    """Variables of `module` with random numbers in every leaf, norms too: nothing is the identity by its initialization."""
+    """Variables of `module` with random numbers in every leaf, so that no branch starts as zero."""
     params, state = jax.eval_shape(
         lambda key, *x: create(module, key, *x), jax.random.key(0), *(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)
     )
@@ -23,7 +23,7 @@ def filled(module, *shapes, seed=0):
     return jax.tree.map(fill, (params, state))
 
 
-def test_inputs_come_back_through_a_stack_of_units():
+def test_stack_of_units_is_invertible():
     """Five units with real branches, normalized by the statistics of the batch, then undone one by one from the output alone."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6, 6, 16)), jnp.float32)
     module = revnet.Branch(8, jnp.float32)
@@ -34,7 +34,7 @@ def test_inputs_come_back_through_a_stack_of_units():
     y = x
     for branch in branches:
         before, y = y, revnet.couple(branch, y)
-        np.testing.assert_array_equal(y[..., :8], before[..., 8:])  # one half passes, the other moves
+        np.testing.assert_array_equal(y[..., :8], before[..., 8:])  # one half passes, the other changes
         assert np.abs(y[..., 8:] - before[..., :8]).max() > 0.1
     for branch in reversed(branches):
         one, other = jnp.split(y, 2, axis=-1)
@@ -42,7 +42,7 @@ def test_inputs_come_back_through_a_stack_of_units():
     np.testing.assert_allclose(y, x, atol=1e-4)
 
 
-def test_two_units_are_a_block_of_the_first_paper():
+def test_two_units_equal_a_block_of_gomez_et_al():
     """y1 = x1 + F(x2), y2 = x2 + G(y1)."""
     x1, x2 = (np.random.default_rng(i).standard_normal((2, 3)) for i in range(2))
     f, g = (lambda h: h**2), np.sin
@@ -51,7 +51,7 @@ def test_two_units_are_a_block_of_the_first_paper():
     np.testing.assert_allclose(y, np.concatenate([y1, x2 + g(y1)], -1), rtol=1e-5)
 
 
-def test_groups_are_joined_by_averages_and_zeros():
+def test_downsampling_averages_pixels_and_pads_channels():
     x = np.arange(32, dtype=np.float32).reshape(1, 4, 4, 2)
     y = revnet.double(jnp.asarray(x))
     assert y.shape == (1, 2, 2, 4)
@@ -61,7 +61,7 @@ def test_groups_are_joined_by_averages_and_zeros():
 
 @pytest.mark.full
 @pytest.mark.parametrize(("width", "millions", "dim"), [(1, 5.4, 2048), (4, 86, 8192)])
-def test_parameters_and_features_of_the_published_networks(width, millions, dim):
+def test_parameter_counts_and_shapes_of_published_networks(width, millions, dim):
     """86 M as in the table of Chen et al. 2020 (arXiv:2002.05709) that has BigBiGAN; by hand to the last one."""
     module = revnet.RevNet(50, width)
     out, variables = jax.eval_shape(
@@ -78,7 +78,7 @@ def test_parameters_and_features_of_the_published_networks(width, millions, dim)
 
 
 @pytest.mark.full
-def test_remat_changes_no_gradient(monkeypatch):
+def test_remat_keeps_gradients(monkeypatch):
     monkeypatch.setitem(revnet.DEPTHS, 10, (1, 1))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 16, 3)), jnp.float32)
     grads = []
@@ -95,7 +95,7 @@ def test_remat_changes_no_gradient(monkeypatch):
     assert np.abs(grads[0]["layer1_0"]["conv1"]["kernel"]).max() > 0
 
 
-def test_impossible_fields_are_named():
+def test_invalid_fields_raise_user_error():
     with pytest.raises(UserError, match="revnet has no depth 42"):
         revnet.RevNet(42)
     with pytest.raises(UserError, match="revnet has no stem 'cifar'"):

@@ -1,4 +1,4 @@
-"""SNGAN's residual networks: sizes, forms, state; latents and standing statistics."""
+"""SNGAN's residual networks: sizes, shapes, state; latents and standing statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,14 @@ def test_parameter_counts(flavor, generator, discriminator):
     assert count(SNGANDiscriminator(flavor=flavor, norm="none"), jnp.zeros((2, 32, 32, 3))) == discriminator
 
 
-def test_resampling():
+def test_upsample_and_downsample():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
     np.testing.assert_array_equal(upsample(x), np.asarray(x).repeat(2, 1).repeat(2, 2))
     np.testing.assert_allclose(downsample(upsample(x)), x, rtol=1e-6)
 
 
 @pytest.mark.parametrize("flavor", ["miyato", "compare_gan"])
-def test_forms_range_and_state(flavor):
+def test_shapes_range_and_state(flavor):
     z = jax.random.normal(jax.random.key(0), (4, 16))
     generator = SNGANGenerator(size=48, channels=8, flavor=flavor)
     params, state = create(generator, jax.random.key(1), z)
@@ -46,7 +46,7 @@ def test_forms_range_and_state(flavor):
     discriminator = SNGANDiscriminator(channels=8, flavor=flavor)
     params, state = create(discriminator, jax.random.key(2), images)
     assert set(state) == {"spectral"}
-    (logits, features), moved = run(discriminator, params, state, images, train=True)
+    (logits, features), new_state = run(discriminator, params, state, images, train=True)
     assert logits.shape == (4,)
     assert [features[f"layer{n}"].shape[1] for n in (1, 2, 3, 4)] == [24, 12, 12, 12]
     head = params["head"]["kernel"]
@@ -54,21 +54,21 @@ def test_forms_range_and_state(flavor):
     np.testing.assert_allclose(logits, want, rtol=1e-4)
     last = jax.nn.relu(features["layer4"])
     np.testing.assert_allclose(features["pooled"], last.sum((1, 2)) if flavor == "miyato" else last.mean((1, 2)), rtol=1e-5)
-    assert not jax.tree.all(jax.tree.map(np.array_equal, moved, state))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, new_state, state))
 
 
-def test_bad_fields_are_told():
-    for make, told in (
+def test_invalid_fields_raise_user_error():
+    for make, message in (
         (lambda: SNGANGenerator(size=30), "multiple"),
         (lambda: SNGANGenerator(flavor="x"), "flavor 'x'"),
         (lambda: SNGANDiscriminator(norm="x"), "norm 'x'"),
         (lambda: sample_latents("x", jax.random.key(0), (2,)), "kind='x'"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             make()
 
 
-def test_truncated_latents_are_those_of_drawing_again():
+def test_truncated_latents_follow_the_truncated_normal():
     z = sample_latents("normal", jax.random.key(0), (100_000,))
     for tau, std in ((2.0, 0.8796), (1.0, 0.5396), (0.5, 0.2839), (0.4, 0.2285)):  # of the truncated normal, by integration
         got = truncate(z, tau)
@@ -76,10 +76,10 @@ def test_truncated_latents_are_those_of_drawing_again():
         assert jnp.abs(got).max() <= tau
         order = jnp.argsort(z)
         assert (jnp.diff(got[order]) >= 0).all()
-    again = np.random.default_rng(0).standard_normal(400_000)
-    again = np.sort(again[np.abs(again) <= 0.8])
+    resampled = np.random.default_rng(0).standard_normal(400_000)
+    resampled = np.sort(resampled[np.abs(resampled) <= 0.8])
     quantiles = np.linspace(0.01, 0.99, 50)
-    np.testing.assert_allclose(np.quantile(truncate(z, 0.8), quantiles), np.quantile(again, quantiles), atol=0.01)
+    np.testing.assert_allclose(np.quantile(truncate(z, 0.8), quantiles), np.quantile(resampled, quantiles), atol=0.01)
     np.testing.assert_array_equal(truncate(z, 0.0), z)
     np.testing.assert_allclose(truncate(z, jnp.float32(1e9)), z, atol=2e-5)
     uniform = sample_latents("uniform", jax.random.key(0), (100_000,))
@@ -87,12 +87,13 @@ def test_truncated_latents_are_those_of_drawing_again():
     assert float(uniform.std()) == pytest.approx(1 / np.sqrt(3), abs=0.004)
 
 
-def test_standing_statistics_are_the_mean_of_those_of_the_batches():
+def test_standing_statistics_are_the_mean_over_batches():
     """The first normalization sees an affine map of z, so its statistics can be computed by hand."""
     generator = SNGANGenerator(size=8, channels=4, stages=1)
     key, passes = jax.random.key(3), 5
     params, state = create(generator, jax.random.key(0), jnp.zeros((2, 6)))
-    got = jax.jit(lambda key: standing_stats(generator, params, state, lambda k: (sample_latents("normal", k, (64, 6)),), key, passes))(key)
+    batch = lambda k: (sample_latents("normal", k, (64, 6)),)  # noqa: E731
+    got = jax.jit(lambda key: standing_stats(generator, params, state, batch, key, passes))(key)
 
     def by_hand(k):
         x = np.asarray(sample_latents("normal", k, (64, 6)), np.float64) @ np.asarray(params["project"]["kernel"], np.float64)

@@ -1,4 +1,4 @@
-"""SS-GAN: rotations, who learns from which, and the step that is left without a game."""
+"""SS-GAN: rotations, rotation losses of both networks, and training on rotations alone."""
 
 import jax
 import jax.numpy as jnp
@@ -54,29 +54,29 @@ def equal(a, b):
     return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
-def test_rotations_are_those_of_numpy_and_labels_are_repeated():
-    turned, labels = rotations(jnp.asarray(IMAGES[:3]))
+def test_rotations_and_labels_equal_numpy():
+    rotated, labels = rotations(jnp.asarray(IMAGES[:3]))
     want = [np.rot90(image, turns) for turns in range(4) for image in IMAGES[:3]]
-    np.testing.assert_array_equal(turned, want)
+    np.testing.assert_array_equal(rotated, want)
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
 
 
 @pytest.mark.full
-def test_each_player_ignores_the_other_ones_rotation_weight():
-    told, (state, batch) = {}, start(smoke()[1])
+def test_each_network_uses_only_its_own_rotation_weight():
+    results, (state, batch) = {}, start(smoke()[1])
     for name, weights in (("as it is", {}), ("generator", {"generator": 5.0}), ("discriminator", {"discriminator": 5.0})):
         _, method = smoke(**weights)
         for phase in ("d", "g"):
             function, train = loss(method, phase, state, batch)
-            told[name, phase] = function(train)
+            results[name, phase] = function(train)
     for phase, mine, other, weight in (("d", "discriminator", "generator", 1.0), ("g", "generator", "discriminator", 0.2)):
-        value, logs = told["as it is", phase]
-        assert told[other, phase][0] == value
-        np.testing.assert_allclose(told[mine, phase][0] - value, (5.0 - weight) * logs["rotation_loss"], rtol=1e-4)
+        value, logs = results["as it is", phase]
+        assert results[other, phase][0] == value
+        np.testing.assert_allclose(results[mine, phase][0] - value, (5.0 - weight) * logs["rotation_loss"], rtol=1e-4)
 
 
 @pytest.mark.full
-def test_the_head_learns_from_real_images_only():
+def test_rotation_head_learns_from_real_images_only():
     """Other fakes, same real images: the gradient of the head for rotations is the same."""
     _, method = smoke()
     state, batch = start(method)
@@ -89,18 +89,18 @@ def test_the_head_learns_from_real_images_only():
 
 
 @pytest.mark.full
-def test_without_a_game_it_is_a_step_of_rotation_prediction():
+def test_without_adversarial_loss_it_is_rotation_prediction():
     config, method = smoke(game=0.0)
     state, batch = start(method)
     (value, logs), grads = gradient(method, state, batch)
     net, channels = SNGANDiscriminator(channels=4), config.model.rotated
     spectral = state.mutable["discriminator"]["net"]
-    for _ in range(2):  # the real and the fake batch move the iterations on
+    for _ in range(2):  # the passes of real and fake images advance the power iterations
         _, spectral = run(net, state.params["discriminator"]["net"], spectral, jnp.zeros((1, 32, 32, 3)), train=True)
 
     def rotation_prediction(params):
-        turned, labels = rotations(jnp.asarray(IMAGES[-channels:] / 127.5 - 1, jnp.float32))
-        (_, features), _ = run(net, params["net"], spectral, turned, train=True)
+        rotated, labels = rotations(jnp.asarray(IMAGES[-channels:] / 127.5 - 1, jnp.float32))
+        (_, features), _ = run(net, params["net"], spectral, rotated, train=True)
         kernel = params["rotation"]["kernel"]
         sigma, _ = power_step(kernel, state.mutable["discriminator"]["rotation"]["spectral"]["u"])
         logits = features["pooled"] @ (kernel / sigma) + params["rotation"]["bias"]
@@ -112,7 +112,7 @@ def test_without_a_game_it_is_a_step_of_rotation_prediction():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads["discriminator"], theirs)
 
 
-def test_more_rotated_images_than_there_are_is_one_line():
+def test_more_rotated_images_than_the_batch_raises_user_error():
     config, _ = smoke()
     with config.unlocked():
         config.model.rotated = 17

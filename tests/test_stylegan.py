@@ -1,4 +1,4 @@
-"""The networks of StyleGAN 1 and 2 against published parameter counts, closed forms, and float64 with one kernel for each example."""
+"""The networks of StyleGAN 1 and 2 against published parameter counts, closed forms, and float64 references."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from torch_reference import require_torch
 from ssl_jax.errors import UserError
 from ssl_jax.models import common
 from ssl_jax.models.gan import stylegan_layers as layers
-from ssl_jax.models.gan.stylegan import StyleGAN2, StyleGAN2Discriminator, modulated
+from ssl_jax.models.gan.stylegan import StyleGAN2, StyleGAN2Discriminator, modulated_conv
 from ssl_jax.models.gan.stylegan1 import StyleGAN1, StyleGAN1Discriminator, instance_norm
 
 TINY = dict(size=8, channel_base=64, channel_max=16, features=8)
@@ -40,7 +40,7 @@ def run(module, params, *args, method="__call__"):
 
 
 @functools.cache
-def made(name):
+def create_generator(name):
     """(generator, its parameters with some noise)."""
     params, state = common.create(GENERATORS[name], jax.random.key(0), normal(0, 4, 8), None, keys(4))
     assert state == {}
@@ -88,15 +88,15 @@ def test_parameter_counts_of_stylegan1(resolution, generator, discriminator):
         assert total(StyleGAN1Discriminator(resolution), images) + sum(3 * c + c for c in lower) == discriminator
 
 
-def test_layers_of_a_generator_and_impossible_sizes():
+def test_number_of_layers_and_invalid_sizes():
     assert [StyleGAN2(r).layers for r in (1024, 256, 128, 32)] == [18, 14, 12, 8]
     assert [StyleGAN1(r).layers for r in (1024, 4)] == [18, 2]
-    strengths = [path for path, _ in jax.tree_util.tree_leaves_with_path(made("2")[1]) if "noise_strength" in str(path)]
+    strengths = [path for path, _ in jax.tree_util.tree_leaves_with_path(create_generator("2")[1]) if "noise_strength" in str(path)]
     assert len(strengths) == GENERATORS["2"].layers - 1  # the last image head has a style and no noise
     for size in (2, 48):
         with pytest.raises(UserError, match=f"4, 8, 16, ... pixels, not {size}"):
             layers.levels(size)
-    with pytest.raises(UserError, match="made for 8 pixels"):
+    with pytest.raises(UserError, match="built for 8 pixels"):
         jax.eval_shape(lambda: common.create(DISCRIMINATORS["2"], jax.random.key(0), jnp.zeros((2, 32, 32, 3))))
 
 
@@ -108,8 +108,8 @@ def torch_filter(x, taps, padding, gain):
     return F.conv2d(F.pad(x, (*padding, *padding)), kernel.expand(x.shape[1], 1, *kernel.shape), groups=x.shape[1])
 
 
-def spread(x):
-    """Zeros between (and after) pixels."""
+def insert_zeros(x):
+    """Insert zeros after every pixel."""
     torch = require_torch()
     out = torch.zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3], dtype=x.dtype)
     out[:, :, ::2, ::2] = x
@@ -125,10 +125,10 @@ def from_torch(x):
     return x.permute(0, 2, 3, 1).numpy()
 
 
-def test_filters_against_float64_and_polyphase():
+def test_resampling_filters_equal_float64_reference():
     x, wide = normal(0, 2, 6, 6, 3), (1, 3, 3, 1)
     t = to_torch(x)
-    np.testing.assert_allclose(layers.upsample(x), from_torch(torch_filter(spread(t), wide, (2, 1), 4)), atol=1e-6)
+    np.testing.assert_allclose(layers.upsample(x), from_torch(torch_filter(insert_zeros(t), wide, (2, 1), 4)), atol=1e-6)
     np.testing.assert_allclose(layers.downsample(x), from_torch(torch_filter(t, wide, (1, 1), 1)[..., ::2, ::2]), atol=1e-6)
     blurred = from_torch(torch_filter(t, (1, 2, 1), (1, 1), 1))
     np.testing.assert_allclose(layers.smooth(x, (1, 2, 1), (1, 1)), blurred, atol=1e-6)
@@ -142,7 +142,7 @@ def test_filters_against_float64_and_polyphase():
 
 
 def by_hand(x, kernel, style, up, demodulate):
-    """float64, with a kernel of its own for every example."""
+    """float64, with one kernel per example."""
     torch = require_torch()
     F = torch.nn.functional
     out = []
@@ -152,7 +152,7 @@ def by_hand(x, kernel, style, up, demodulate):
             w = w / np.sqrt(np.sum(w**2, axis=(0, 1, 2)) + 1e-8)
         w = torch.tensor(w).permute(3, 2, 0, 1)
         if up:  # the published order: transposed convolution without cropping, then the filter
-            full = F.conv2d(F.pad(spread(image[None])[..., :-1, :-1], (2, 2, 2, 2)), w)
+            full = F.conv2d(F.pad(insert_zeros(image[None])[..., :-1, :-1], (2, 2, 2, 2)), w)
             out.append(torch_filter(full, (1, 3, 3, 1), (1, 1), 4))
         else:
             out.append(F.conv2d(image[None], w, padding=w.shape[-1] // 2))
@@ -160,24 +160,25 @@ def by_hand(x, kernel, style, up, demodulate):
 
 
 @pytest.mark.parametrize(("size", "up", "demodulate"), [(3, False, True), (3, True, True), (1, False, False)])
-def test_modulated_convolution_equals_a_kernel_for_every_example(size, up, demodulate):
+def test_modulated_convolution_equals_one_kernel_per_example(size, up, demodulate):
     x, kernel, style = normal(0, 3, 5, 5, 7), normal(1, size, size, 7, 4) / 8, 1 + normal(2, 3, 7)
     expected = by_hand(x, kernel, style, up, demodulate)
-    np.testing.assert_allclose(modulated(x, kernel, style, up, demodulate), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(modulated_conv(x, kernel, style, up, demodulate), expected, rtol=1e-4, atol=1e-5)
     if demodulate:
-        np.testing.assert_allclose(modulated(x, kernel, -7 * style, up), -modulated(x, kernel, style, up), rtol=1e-4, atol=1e-5)
+        scaled, plain = modulated_conv(x, kernel, -7 * style, up), modulated_conv(x, kernel, style, up)
+        np.testing.assert_allclose(scaled, -plain, rtol=1e-4, atol=1e-5)
 
 
-def test_demodulation_keeps_unit_variance_also_in_half_precision():
+def test_demodulation_keeps_unit_variance_in_float32_and_bfloat16():
     x, kernel, style = normal(0, 4, 16, 16, 64), normal(1, 3, 3, 64, 64), 1 + normal(2, 4, 64)
-    inside = modulated(x, kernel, style)[:, 1:-1, 1:-1]
+    inside = modulated_conv(x, kernel, style)[:, 1:-1, 1:-1]
     assert abs(float(jnp.std(inside)) - 1) < 0.02
-    half = modulated(x.astype(jnp.bfloat16), kernel, style)
+    half = modulated_conv(x.astype(jnp.bfloat16), kernel, style)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half[:, 1:-1, 1:-1].astype(jnp.float32), inside, atol=0.06)
 
 
-def test_convolution_down_against_float64():
+def test_downsampling_convolution_equals_float64_reference():
     torch = require_torch()
     F = torch.nn.functional
     layer, x = layers.EqualConv(4, down=True), normal(0, 2, 8, 8, 3)
@@ -193,7 +194,7 @@ def test_convolution_down_against_float64():
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [(5, 3, 1, 1), (5, 2, 1, 1), (5, 1, 1, 0), (7, 3, 2, 0)])
-def test_gradients_of_convolutions_of_first_and_second_order(size, kernel, stride, padding):
+def test_first_and_second_order_gradients_of_convolutions(size, kernel, stride, padding):
     x, k = normal(0, 2, size, size, 3), normal(1, kernel, kernel, 3, 4)
 
     def plain(x, k, stride, padding):
@@ -215,7 +216,7 @@ def test_gradients_of_convolutions_of_first_and_second_order(size, kernel, strid
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.01])
 def test_equalized_learning_rate(multiplier):
-    """What is stored has deviation 1 / multiplier, what is used 1 / sqrt(C); gradients of the stored carry the scale."""
+    """Stored kernels have deviation 1 / multiplier, used ones 1 / sqrt(C); gradients of stored kernels have the scale."""
     layer, x = layers.EqualDense(300, lr_multiplier=multiplier, bias_init=1.0), normal(0, 5, 200)
     params = layer.init(jax.random.key(0), x)["params"]
     np.testing.assert_allclose((jnp.std(params["kernel"]), params["bias"][0]), (1 / multiplier, 1 / multiplier), rtol=0.01)
@@ -226,7 +227,7 @@ def test_equalized_learning_rate(multiplier):
     np.testing.assert_allclose(slope["bias"], 5 * multiplier, rtol=1e-5)
 
 
-def test_mapping_sees_directions_only_and_labels():
+def test_mapping_depends_on_direction_of_z_and_on_label():
     z = normal(0, 6, 8)
     np.testing.assert_allclose(jnp.linalg.norm(layers.unit_second_moment(z), axis=-1), np.sqrt(8), rtol=1e-6)
     mapping = layers.Mapping(16, 3, classes=5)
@@ -236,7 +237,7 @@ def test_mapping_sees_directions_only_and_labels():
     assert not np.allclose(mapping.apply(params, z, jnp.ones(6, int)), w, atol=1e-2)
 
 
-def test_minibatch_deviation_of_constants_opposites_and_neighbors():
+def test_minibatch_deviation():
     constant = layers.minibatch_deviation(jnp.ones((8, 4, 4, 3)), 4)
     assert constant.shape == (8, 4, 4, 4)
     np.testing.assert_allclose(constant[..., 3], 1e-4, rtol=1e-5)
@@ -249,7 +250,7 @@ def test_minibatch_deviation_of_constants_opposites_and_neighbors():
     np.testing.assert_allclose(*odd, rtol=1e-6)
 
 
-def test_adaptive_instance_norm_has_no_memory_of_mean_and_scale():
+def test_instance_norm_removes_mean_and_scale():
     x = normal(0, 2, 6, 6, 3)
     y = instance_norm(x)
     np.testing.assert_allclose((y.mean((1, 2)), y.std((1, 2))), (np.zeros((2, 3)), np.ones((2, 3))), atol=1e-5)
@@ -257,8 +258,8 @@ def test_adaptive_instance_norm_has_no_memory_of_mean_and_scale():
 
 
 @every_generator
-def test_images_depend_on_styles_per_layer_and_on_their_own_noise(name):
-    model, params = made(name)
+def test_images_depend_on_each_style_and_on_their_own_noise(name):
+    model, params = create_generator(name)
     z = normal(1, 4, 8)
     w = run(model, params, z, method="map")
     ws = jnp.repeat(w[:, None], model.layers, 1)
@@ -272,21 +273,21 @@ def test_images_depend_on_styles_per_layer_and_on_their_own_noise(name):
     np.testing.assert_allclose(run(model, params, z, None, keys(4)), images, atol=1e-5)
     for layer in range(model.layers):
         assert not np.allclose(synthesize(ws.at[:, layer].add(1.0), keys(4)), images, atol=1e-4), layer
-    turned = jnp.array([1, 2, 3, 0])
-    np.testing.assert_allclose(synthesize(ws[turned], keys(4)[turned]), images[turned], atol=1e-5)
+    permuted = jnp.array([1, 2, 3, 0])
+    np.testing.assert_allclose(synthesize(ws[permuted], keys(4)[permuted]), images[permuted], atol=1e-5)
     other = synthesize(ws, keys(4, 1))
     assert np.abs(other - images).max() > 1e-2
     quiet = jax.tree_util.tree_map_with_path(lambda path, x: x * ("noise_strength" not in str(path)), params)
     silent = run(model, quiet, ws, keys(4), method="synthesize")
-    np.testing.assert_allclose(silent, synthesize(ws), atol=1e-5)  # what a generator is before its first step
+    np.testing.assert_allclose(silent, synthesize(ws), atol=1e-5)  # the same as without noise
     assert sum(x.sum() for path, x in jax.tree_util.tree_leaves_with_path(params) if "noise_strength" in str(path)) == 0.5 * sum(
         x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if "noise_strength" in str(path)
     )
 
 
 @every_generator
-def test_half_precision_maps_are_near_and_images_float32(name):
-    model, params = made(name)
+def test_bfloat16_generator_is_close_to_float32(name):
+    model, params = create_generator(name)
     half = model.clone(dtype=jnp.bfloat16)
     z = normal(1, 4, 8)
     expected = run(model, params, z, None, keys(4))
@@ -297,31 +298,31 @@ def test_half_precision_maps_are_near_and_images_float32(name):
 
 @pytest.mark.full
 @every_discriminator
-def test_discriminators_score_and_their_features_see_one_image_at_a_time(name):
+def test_discriminator_features_are_per_image_but_logits_depend_on_the_batch(name):
     model, x = DISCRIMINATORS[name], normal(0, 4, 8, 8, 3)
     params, _ = common.create(model, jax.random.key(0), x)
     logits, features = run(model, params, x)
     assert logits.shape == (4,)
     assert {k: v.shape for k, v in features.items()} == {"layer1": (4, 4, 4, 16), "pooled": (4, 16)}
     np.testing.assert_allclose(features["pooled"], features["layer1"].mean((1, 2)), rtol=1e-5, atol=1e-6)
-    alone, of_one = run(model, params, x[:1])
-    np.testing.assert_allclose(of_one["pooled"], features["pooled"][:1], rtol=1e-5, atol=1e-6)
-    assert abs(alone[0] - logits[0]) > 1e-4  # the deviation does
+    alone, one_features = run(model, params, x[:1])
+    np.testing.assert_allclose(one_features["pooled"], features["pooled"][:1], rtol=1e-5, atol=1e-6)
+    assert abs(alone[0] - logits[0]) > 1e-4  # the minibatch deviation depends on the batch
     half, _ = run(model.clone(dtype=jnp.bfloat16), params, x)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, logits, atol=0.1)
 
 
-def test_residual_blocks_keep_the_variance():
+def test_residual_discriminator_blocks_keep_the_variance():
     x = normal(0, 4, 8, 8, 3)
     model = StyleGAN2Discriminator(8, channel_base=1024, channel_max=128)
     params, _ = common.create(model, jax.random.key(0), x)
     _, features = run(model, params, x)
     rms = float(jnp.sqrt(jnp.mean(features["layer1"] ** 2)))
-    assert 0.3 < rms < 1.1  # below 1 for the filter takes what is beyond the new sampling rate
+    assert 0.3 < rms < 1.1  # below 1, since the filter removes high frequencies
 
 
-def test_a_conditional_discriminator_multiplies_features_with_a_mapped_label():
+def test_conditional_discriminator_projects_on_the_mapped_label():
     x, model = normal(0, 4, 8, 8, 3), StyleGAN2Discriminator(8, 64, 8, classes=3, mapping_layers=2)
     params, _ = common.create(model, jax.random.key(0), x, jnp.zeros(4, int))
     zero, _ = run(model, params, x, jnp.zeros(4, int))

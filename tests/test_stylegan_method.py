@@ -1,4 +1,4 @@
-"""What StyleGAN does with its styles: mixing, truncation, averages, lazy phases, adaptive augmentation."""
+"""StyleGAN: style mixing, truncation, EMA, lazy phases, adaptive augmentation, error messages."""
 
 import functools
 import pathlib
@@ -34,39 +34,39 @@ def batch(n=8, size=8):
 
 
 @functools.cache
-def made():
-    """(method, params, mutable) of the smoke variant, with audible noise."""
+def initialized():
+    """(method, params, mutable) of the smoke variant, with nonzero noise strengths."""
     method = build_method(load())
     params, mutable = jax.jit(method.init, static_argnums=2)(jax.random.key(0), batch(), None)
     loud = jax.tree_util.tree_map_with_path(lambda path, x: x + 0.3 * ("noise_strength" in str(path)), mutable["ema"])
     return method, params, {**mutable, "ema": loud}
 
 
-def test_mixing_takes_the_first_layers_of_one_and_the_rest_of_another():
+def test_style_mixing_by_layer():
     a, b = jnp.ones((3, 5)), jnp.zeros((3, 5))
-    np.testing.assert_array_equal(subject.mixed(a, b, 2, 4)[:, :, 0], [[1, 1, 0, 0]] * 3)
-    np.testing.assert_array_equal(subject.mixed(a, b, 4, 4), jnp.ones((3, 4, 5)))
+    np.testing.assert_array_equal(subject.mix_styles(a, b, 2, 4)[:, :, 0], [[1, 1, 0, 0]] * 3)
+    np.testing.assert_array_equal(subject.mix_styles(a, b, 4, 4), jnp.ones((3, 4, 5)))
 
 
 def test_truncation_pulls_the_first_layers_to_the_center():
     ws, center = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 5))), jnp.arange(5.0)
-    np.testing.assert_allclose(subject.truncated(ws, center, 1.0, 4), ws, rtol=1e-6)
-    np.testing.assert_allclose(subject.truncated(ws, center, 0.0, 4), jnp.broadcast_to(center, ws.shape))
-    half = subject.truncated(ws, center, 0.5, 2)
+    np.testing.assert_allclose(subject.truncate_styles(ws, center, 1.0, 4), ws, rtol=1e-6)
+    np.testing.assert_allclose(subject.truncate_styles(ws, center, 0.0, 4), jnp.broadcast_to(center, ws.shape))
+    half = subject.truncate_styles(ws, center, 0.5, 2)
     np.testing.assert_allclose(half[:, :2], (ws[:, :2] + center) / 2, rtol=1e-6)
     np.testing.assert_array_equal(half[:, 2:], ws[:, 2:])
 
 
-def test_decay_of_the_average_by_half_lives_in_images():
-    assert float(subject.average_decay(jnp.int32(7), 32, 10_000, 0.0)) == pytest.approx(0.9977844, abs=1e-6)
-    assert float(subject.average_decay(jnp.int32(0), 32, 10_000, 0.05)) == 0  # the first average is the weights themselves
-    assert float(subject.average_decay(jnp.int32(100), 32, 10_000, 0.05)) == pytest.approx(0.5 ** (32 / 160))
-    assert float(subject.average_decay(jnp.int32(10**6), 64, 500_000, 0.05)) == pytest.approx(0.5 ** (64 / 500_000))
+def test_ema_decay_from_half_life_in_images():
+    assert float(subject.ema_decay(jnp.int32(7), 32, 10_000, 0.0)) == pytest.approx(0.9977844, abs=1e-6)
+    assert float(subject.ema_decay(jnp.int32(0), 32, 10_000, 0.05)) == 0  # the first average is the weights themselves
+    assert float(subject.ema_decay(jnp.int32(100), 32, 10_000, 0.05)) == pytest.approx(0.5 ** (32 / 160))
+    assert float(subject.ema_decay(jnp.int32(10**6), 64, 500_000, 0.05)) == pytest.approx(0.5 ** (64 / 500_000))
 
 
 @pytest.mark.full
-def test_samples_follow_psi_and_mixes_their_latents():
-    method, params, mutable = made()
+def test_samples_depend_on_truncation_and_mixed_latents():
+    method, params, mutable = initialized()
     sample, mix, generator = jax.jit(method.sampler.sample), jax.jit(method.sampler.mix), method.sampler.prepare(params, mutable, None)
     a, b = (method.sampler.latents(jax.random.key(i), 4) for i in (1, 2))
     plain = sample(generator, a, 1.0)
@@ -76,7 +76,7 @@ def test_samples_follow_psi_and_mixes_their_latents():
     np.testing.assert_allclose(sample(generator, a, None), plain, atol=1e-6)
     same_noise = {**a, "noise": jnp.full(4, 7, jnp.uint32)}
     assert np.ptp(sample(generator, same_noise, 0.0), axis=0).max() < 1e-6  # one image for all
-    assert np.ptp(sample(generator, a, 0.0), axis=0).max() > 1e-3  # but for their noise
+    assert np.ptp(sample(generator, a, 0.0), axis=0).max() > 1e-3  # the noise differs
     np.testing.assert_allclose(mix(generator, a, b, 4), sample(generator, {**a, "noise": b["noise"]}, 1.0), atol=1e-6)
     np.testing.assert_allclose(mix(generator, a, b, 0), sample(generator, b, 1.0), atol=1e-6)
     assert np.abs(mix(generator, a, b, 2) - sample(generator, b, 1.0)).max() > 1e-3
@@ -84,7 +84,7 @@ def test_samples_follow_psi_and_mixes_their_latents():
 
 @functools.cache
 def after_one_loss(name):
-    method, params, mutable = made()
+    method, params, mutable = initialized()
     phase = next(phase for phase in method.phases if phase.name == name)
     state = State(jnp.int32(3), params, {}, {**mutable, "augment": {"p": jnp.float32(0.25), "certainty": jnp.float32(0.75)}}, {})
     train = {group: params[group] for group in phase.trains}
@@ -92,20 +92,20 @@ def after_one_loss(name):
     return state, float(value), update, {k: float(v) for k, v in logs.items()}
 
 
-def test_the_phases_of_stylegan2_are_lazy_and_each_moves_its_own_state():
-    method, _, _ = made()
+def test_lazy_phases_and_state_that_each_updates():
+    method, _, _ = initialized()
     assert [(phase.name, phase.trains) for phase in method.phases] == [
         ("g", ("generator",)), ("path", ("generator",)), ("d", ("discriminator",)), ("r1", ("discriminator",)),
     ]  # fmt: skip
     default = {phase.name: phase.when for phase in build_method(load("", size=32)).phases}
     assert [step for step in range(48) if default["r1"](step)] == [15, 31, 47]
-    assert [step for step in range(12) if default["path"](step)] == [3, 7, 11]  # a line at step 400 has both
+    assert [step for step in range(12) if default["path"](step)] == [3, 7, 11]  # so steps divisible by the interval have the metric
     assert default["g"] is default["d"] is None
     updated = {name: set(after_one_loss(name)[2]) for name in ("g", "path", "d", "r1")}
     assert updated == {"g": {"w_average"}, "path": {"path_length"}, "d": {"augment"}, "r1": set()}
 
 
-def test_lazy_losses_are_times_their_interval():
+def test_lazy_losses_are_scaled_by_their_interval():
     _, value, _, logs = after_one_loss("r1")
     assert value == pytest.approx(2 * logs["penalty"], rel=1e-5)
     state, value, update, logs = after_one_loss("path")
@@ -114,15 +114,15 @@ def test_lazy_losses_are_times_their_interval():
     assert float(state.mutable["path_length"]) == 0 < logs["length"]
 
 
-def test_the_center_is_a_slow_mean_of_w():
+def test_truncation_center_is_a_running_mean_of_w():
     state, _, update, _ = after_one_loss("g")
-    moved = update["w_average"] - state.mutable["w_average"]
-    assert 0 < float(jnp.linalg.norm(moved)) < 0.02 * float(jnp.linalg.norm(state.mutable["w_average"]))
+    change = update["w_average"] - state.mutable["w_average"]
+    assert 0 < float(jnp.linalg.norm(change)) < 0.02 * float(jnp.linalg.norm(state.mutable["w_average"]))
 
 
 @pytest.mark.full
-def test_the_probability_of_augmentation_moves_at_every_fourth_step():
-    _, _, update, logs = after_one_loss("d")  # step 3, three quarters of the certainty are in: above 0.6 whatever comes
+def test_augmentation_probability_changes_every_fourth_step():
+    _, _, update, logs = after_one_loss("d")  # step 3: the last batch of an interval of four
     signs = 2 * logs["accuracy_real"] - 1
     expected = 0.25 + np.sign(0.75 + signs / 4 - 0.6) * 4 * 8 / 500_000
     assert float(update["augment"]["p"]) == pytest.approx(expected, abs=1e-7)
@@ -131,7 +131,7 @@ def test_the_probability_of_augmentation_moves_at_every_fourth_step():
 
 
 @pytest.mark.full
-def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
+def test_stylegan1_r1_penalty_is_part_of_the_discriminator_loss():
     model = dict(r1=dict(weight=7.0, interval=1), path_length=dict(weight=0.0, interval=4), augment=dict(policy=(), target=0.0))
     config = load(**model)
     with config.unlocked():
@@ -151,16 +151,16 @@ def test_stylegan1_has_its_penalty_inside_the_loss_and_no_other_phase():
 
 
 @pytest.mark.full
-def test_mixes_are_truncated_as_samples_are():
-    method, params, mutable = made()
-    generator, drawn = method.sampler.prepare(params, mutable, None), method.sampler.latents(jax.random.key(1), 4)
+def test_mixed_samples_are_truncated_like_samples():
+    method, params, mutable = initialized()
+    generator, latents = method.sampler.prepare(params, mutable, None), method.sampler.latents(jax.random.key(1), 4)
     mix = jax.jit(method.sampler.mix)
-    np.testing.assert_allclose(mix(generator, drawn, drawn, 2, 0.3), method.sampler.sample(generator, drawn, 0.3), atol=1e-6)
-    assert np.abs(mix(generator, drawn, drawn, 2, 0.3) - mix(generator, drawn, drawn, 2)).max() > 1e-3
+    np.testing.assert_allclose(mix(generator, latents, latents, 2, 0.3), method.sampler.sample(generator, latents, 0.3), atol=1e-6)
+    assert np.abs(mix(generator, latents, latents, 2, 0.3) - mix(generator, latents, latents, 2)).max() > 1e-3
 
 
 @pytest.mark.full
-def test_ways_between_latents_are_float32_and_stay_in_their_class():
+def test_interpolations_are_float32_and_keep_the_class():
     exact, rounded = load(conditional=True), load(conditional=True)
     with rounded.unlocked():
         rounded.dtype = "bfloat16"
@@ -173,16 +173,17 @@ def test_ways_between_latents_are_float32_and_stay_in_their_class():
         way = jax.jit(exact.sampler.between[space])(generator, start, end, jnp.full(4, 0.5))
         np.testing.assert_array_equal(jax.jit(rounded.sampler.between[space])(generator, start, end, jnp.full(4, 0.5)), way)
         np.testing.assert_array_equal(jax.jit(exact.sampler.between[space])(generator, start, other, jnp.full(4, 0.5)), way)
-    assert np.abs(rounded.sampler.sample(generator, start) - exact.sampler.sample(generator, start)).max() > 1e-3  # it does round
+    images = [method.sampler.sample(generator, start) for method in (rounded, exact)]
+    assert np.abs(images[0] - images[1]).max() > 1e-3  # samples are bfloat16
 
 
-def test_conditional_players_get_labels_and_bad_configs_one_line():
+def test_conditional_networks_and_invalid_configs():
     config = load(conditional=True)
     method = build_method(config)
     assert set(method.inputs) == {"image", "label"}
     assert method.fns.discriminate is None
-    drawn = method.sampler.latents(jax.random.key(0), 50)
-    assert set(np.unique(drawn["label"])) == set(range(10))
+    latents = method.sampler.latents(jax.random.key(0), 50)
+    assert set(np.unique(latents["label"])) == set(range(10))
     shapes = jax.eval_shape(method.init, jax.random.key(0), batch(), None)[0]
     assert shapes["generator"]["mapping"]["embed"]["kernel"].shape == (10, 16)
     with pytest.raises(UserError, match="has none; set it to False"):
@@ -202,7 +203,7 @@ def test_conditional_players_get_labels_and_bad_configs_one_line():
 
 
 @pytest.mark.parametrize(("interval", "rate", "b2"), [(16, 0.941176, 0.990585), (4, 0.8, 0.991992)])
-def test_the_rescaled_numbers_of_lazy_optimizers(interval, rate, b2):
+def test_learning_rate_and_beta2_of_lazy_regularization(interval, rate, b2):
     config = load("ffhq1024", size=1024)
     spec = config.optim.discriminator if interval == 16 else config.optim.generator
     lazy = interval / (interval + 1)

@@ -1,4 +1,4 @@
-"""The same numbers as torchvision and timm from the same weights, and back without loss."""
+"""ResNet and ViT outputs equal torchvision and timm for the same weights; conversion round trips are exact."""
 
 import functools
 
@@ -99,7 +99,7 @@ def test_resnet_equals_torchvision(spec, size):
     assert_round_trip(spec, variables, model.state_dict())
 
 
-def test_training_equals_torchvision_up_to_the_unbiased_variance():
+def test_training_mode_equals_torchvision_except_unbiased_variance():
     model = torchvision_resnet(10, "cifar")
     x = pixels(8, batch=4)
     variables = from_torch(R10, model.state_dict())
@@ -145,7 +145,7 @@ def test_vit_equals_timm(spec, name, arguments):
 
 
 @pytest.mark.parametrize(("variant", "name"), [("H/14", "vit_huge_patch14_224"), ("g/14", "vit_giant_patch14_224")])
-def test_sizes_h_and_g_are_those_of_timm(variant, name):
+def test_vit_sizes_h_and_g_equal_timm(variant, name):
     torch, timm = require_torch(), require_timm()
     with torch.device("meta"):
         theirs = timm.create_model(name, num_classes=0)
@@ -154,7 +154,7 @@ def test_sizes_h_and_g_are_those_of_timm(variant, name):
     assert sorted(leaf.size for leaf in jax.tree.leaves(ours)) == sorted(p.numel() for p in theirs.parameters())
 
 
-def test_learned_positions_resize_as_in_timm():
+def test_learned_positions_are_resized_like_timm():
     timm = require_timm()
     model = randomize(
         timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, dynamic_img_size=True, **MU)
@@ -168,7 +168,7 @@ def test_learned_positions_resize_as_in_timm():
         np.testing.assert_allclose(ours["tokens"], run_theirs(model.forward_features, x).numpy(), atol=1e-4)
 
 
-def test_fixed_positions_travel_as_a_parameter():
+def test_sincos_positions_are_exported_as_a_parameter():
     timm = require_timm()
     spec = {"name": "vit", "variant": "mu/16", "position": "sincos2d"}
     x = pixels(32)
@@ -194,7 +194,7 @@ def zeros(spec, size=32):
 
 
 @pytest.mark.parametrize(("spec", "name"), [(R10, "fc"), ({"name": "vit", "variant": "mu/8"}, "head")])
-def test_a_head_becomes_the_classifier_and_is_left_out_on_the_way_back(spec, name):
+def test_linear_head_is_exported_as_classifier_and_ignored_on_import(spec, name):
     variables = zeros(spec)
     head = {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, np.float32)}
     state = to_torch(spec, *variables, head=head)
@@ -218,14 +218,14 @@ def test_a_head_becomes_the_classifier_and_is_left_out_on_the_way_back(spec, nam
         ({"name": "resnet", "flavor": "simclr", "stem": "cifar"}, "shortcut of layer1.0, .* train with flavor="),
     ],
 )
-def test_what_pytorch_does_not_have(spec, message):
+def test_encoders_without_pytorch_layout_are_refused(spec, message):
     with pytest.raises(UserError, match=message):
         to_torch(spec, {}, {})
     with pytest.raises(UserError, match=message):
         from_torch(spec, {})
 
 
-def test_weights_that_do_not_fit():
+def test_state_dicts_that_do_not_fit_are_refused():
     state = to_torch(R10, *zeros(R10))
     odd = {**state, "extra.weight": np.zeros(1), "bn1.weight": np.zeros(3)}
     del odd["layer1.0.conv1.weight"]

@@ -93,7 +93,7 @@ def test_exported_tokenizer_encodes_and_decodes(form, tokens, prior, tmp_path):
     assert np.mean(np.asarray(tokenizer.tokens(images[:1])) == np.asarray(found[:1])) > 0.9
     folder = tmp_path / "prior"
     assert main(["export", f"--workdir={prior}", f"--format={form}", f"--output={folder}"]) == 0
-    with pytest.raises(UserError, match="has no tokens; export a tokenizer"):
+    with pytest.raises(UserError, match="has no function 'tokens'; export a tokenizer"):
         load(folder / form).tokens(images)
 
 

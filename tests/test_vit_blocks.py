@@ -1,4 +1,4 @@
-"""The blocks of a ViT: in a loop or written out, split over 'tensor' and 'fsdp' or whole, they compute the same."""
+"""ViT blocks: scanned or unrolled, sharded over 'tensor' and 'fsdp' or not, they compute the same."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from ssl_jax.models.backbones import vit
 from ssl_jax.models.backbones.encoders import build_encoder
 
 
-def made(x, **fields):
+def build_vit(x, **fields):
     """(module, its parameters)"""
     module = build_encoder({"name": "vit", "variant": "mu/8", **fields})
     return module, jax.jit(functools.partial(common.init_variables, module))(jax.random.key(1), x)[0]
@@ -27,12 +27,12 @@ def images(batch, size):
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_blocks_in_a_loop_are_the_same_blocks(remat, monkeypatch):
-    """Features, gradients and names of those that are written out, and one body in the program."""
+def test_scanned_blocks_equal_unrolled_blocks(remat, monkeypatch):
+    """Equal features, gradients and names as unrolled blocks, and one loop body in the program."""
     monkeypatch.setitem(vit.SIZES, "three", vit.Size(32, 3, 2, 128))
     x = images(2, 16)
-    looped, stacked = made(x, variant="three/8", remat=remat, scan=True)
-    single, alone = made(x, variant="three/8", remat=remat)
+    looped, stacked = build_vit(x, variant="three/8", remat=remat, scan=True)
+    single, alone = build_vit(x, variant="three/8", remat=remat)
     params = vit.unstack(stacked)
     assert set(leaf_names(params)) == set(leaf_names(alone))
     jax.tree.map(np.testing.assert_array_equal, vit.stack(params), stacked)
@@ -49,9 +49,9 @@ def test_blocks_in_a_loop_are_the_same_blocks(remat, monkeypatch):
     assert jax.jit(loss(looped)).lower(stacked).as_text().count("stablehlo.while") == 1
 
 
-def test_pytorch_has_separate_blocks():
+def test_scanned_vit_exports_to_separate_pytorch_blocks():
     x = images(1, 16)
-    _, stacked = made(x, scan=True)
+    _, stacked = build_vit(x, scan=True)
     spec = {"name": "vit", "variant": "mu/8"}
     state = to_torch({**spec, "scan": True}, stacked, {})
     jax.tree.map(np.testing.assert_array_equal, state, to_torch(spec, vit.unstack(stacked), {}))
@@ -59,14 +59,14 @@ def test_pytorch_has_separate_blocks():
 
 
 @pytest.mark.parametrize(("data", "fsdp", "scan"), [(4, 1, False), (2, 2, False), (2, 2, True)])
-def test_tensor_rules_match_and_change_nothing(data, fsdp, scan):
+def test_tensor_sharding_rules_match_and_keep_outputs(data, fsdp, scan):
     mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": 2}, jax.devices()[:8])
     x = images(8, 16)
-    module, params = made(x, scan=scan)
+    module, params = build_vit(x, scan=scan)
     run = jax.jit(lambda params, x: common.apply(module, params, {}, x, False)[0]["pooled"])
     matched = set()
 
-    def place(path, leaf):
+    def shard(path, leaf):
         path = "/".join(key.key for key in path)
         for pattern, axes in vit.TENSOR_RULES:
             if re.search(pattern, path):
@@ -75,13 +75,13 @@ def test_tensor_rules_match_and_change_nothing(data, fsdp, scan):
                 return jax.device_put(leaf, NamedSharding(mesh, spec_of(axes, leaf.shape, mesh, path)))
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
 
-    placed = jax.tree_util.tree_map_with_path(place, params)
+    sharded = jax.tree_util.tree_map_with_path(shard, params)
     assert matched == {pattern for pattern, _ in vit.TENSOR_RULES}
     with jax.set_mesh(mesh):
         batch = jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
-        hlo = run.lower(placed, batch).compile().as_text()
-        np.testing.assert_allclose(run(placed, batch), run(params, x), atol=1e-5)
+        hlo = run.lower(sharded, batch).compile().as_text()
+        np.testing.assert_allclose(run(sharded, batch), run(params, x), atol=1e-5)
     collectives = re.findall(r"(all-reduce|all-gather|all-to-all|collective-permute)\(", hlo)
     assert collectives.count("all-reduce") == 2  # after proj and after fc2, as in Megatron
     assert collectives.count("all-gather") == (0 if fsdp == 1 else 4)  # of the matrices
-    assert len(collectives) == (2 if fsdp == 1 else 6)  # and nothing of the activations
+    assert len(collectives) == (2 if fsdp == 1 else 6)  # none of the activations

@@ -1,4 +1,4 @@
-"""ViT-VQGAN: its sum of losses written out, what reaches whom, the discriminator's phases, tokens that decode to reconstructions."""
+"""ViT-VQGAN: the sum of losses written out, the discriminator's phases, tokens, adaptive weight, perceptual losses."""
 
 import types
 
@@ -10,7 +10,7 @@ import pytest
 from ssl_jax.engine.method import Method, Stage, State
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
-from ssl_jax.methods import vit_vqgan as method
+from ssl_jax.methods import vit_vqgan as subject
 from ssl_jax.models import common
 from ssl_jax.models.tokenizers import networks
 from ssl_jax.objectives import likelihood
@@ -34,20 +34,20 @@ def load(variant="smoke", **model):
 
 
 def begin(config, stages=None, frozen=None, batch=4):
-    this = method.build(config, stages or {})
+    method = subject.build(config, stages or {})
     images = np.random.default_rng(0).integers(0, 256, (batch, *config.data.image_shape), np.uint8)
-    params, mutable = jax.jit(this.init)(jax.random.key(0), {"image": images}, frozen or {})
-    frozen = {**(frozen or {}), **{name: read() for name, read in this.frozen.items()}}
-    return this, State(jnp.zeros((), jnp.int32), params, {}, mutable, frozen), images
+    params, mutable = jax.jit(method.init)(jax.random.key(0), {"image": images}, frozen or {})
+    frozen = {**(frozen or {}), **{name: read() for name, read in method.frozen.items()}}
+    return method, State(jnp.zeros((), jnp.int32), params, {}, mutable, frozen), images
 
 
-def phase(this, name):
-    return next(p for p in this.phases if p.name == name)
+def phase(method, name):
+    return next(p for p in method.phases if p.name == name)
 
 
-def gradient(this, state, images, key=0):
+def gradient(method, state, images, key=0):
     """((loss, (update, logs)), gradients) of the tokenizer."""
-    loss = phase(this, "tokenizer").loss
+    loss = phase(method, "tokenizer").loss
     train = {"tokenizer": state.params["tokenizer"]}
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(train, state, {"image": images}, jax.random.key(key))
 
@@ -55,9 +55,9 @@ def gradient(this, state, images, key=0):
 @pytest.fixture(scope="module")
 def smoke():
     config = load()
-    this, state, images = begin(config)
-    fns = jax.tree.map(jax.jit, this.fns)
-    return config, this._replace(fns=fns, encode=jax.jit(this.encode)), state, images
+    method, state, images = begin(config)
+    fns = jax.tree.map(jax.jit, method.fns)
+    return config, method._replace(fns=fns, encode=jax.jit(method.encode)), state, images
 
 
 def nets(config):
@@ -80,19 +80,19 @@ def written_out(config, state, images):
     return RUN(decoder, net["decoder"], {}, e, train=True)[0], z, e
 
 
-def test_the_loss_is_the_papers_sum(smoke):
-    """Codes (MEAN over elements) + squared error + 0.1 logit-Laplace + 0.1 adversarial, the last with a non-saturating game."""
-    config, this, state, images = smoke
-    (loss, (update, logs)), grads = gradient(this, state, images)
+def test_tokenizer_loss_equals_the_paper_written_out(smoke):
+    """Codes (MEAN over elements) + squared error + 0.1 logit-Laplace + 0.1 adversarial, the last one non-saturating."""
+    config, method, state, images = smoke
+    (loss, (update, logs)), grads = gradient(method, state, images)
     out, z, e = written_out(config, state, images)
     x, (mean, log_scale) = images / np.float32(255), np.split(np.asarray(out), 2, -1)
-    again = np.clip((1 / (1 + np.exp(-mean)) - 0.1) / 0.8, 0, 1)
+    reconstructed = np.clip((1 / (1 + np.exp(-mean)) - 0.1) / 0.8, 0, 1)
     shrunk = 0.8 * x + 0.1
     nll = np.log(2 * shrunk * (1 - shrunk)) + log_scale + np.abs(np.log(shrunk / (1 - shrunk)) - mean) * np.exp(-log_scale)
     _, _, discriminator = nets(config)
-    (logits, _), _ = RUN(discriminator, state.params["discriminator"], {}, 2 * again - 1, train=True)
+    (logits, _), _ = RUN(discriminator, state.params["discriminator"], {}, 2 * reconstructed - 1, train=True)
     terms = {
-        "quantizer": 1.25 * np.mean((z - e) ** 2), "squared": np.mean((again - x) ** 2), "logit_laplace": nll.mean(),
+        "quantizer": 1.25 * np.mean((z - e) ** 2), "squared": np.mean((reconstructed - x) ** 2), "logit_laplace": nll.mean(),
         "adversarial": np.mean(np.log1p(np.exp(-np.asarray(logits)))),
     }  # fmt: skip
     for name, value in terms.items():
@@ -103,34 +103,34 @@ def test_the_loss_is_the_papers_sum(smoke):
     assert set(update) == {"codebook"}
     reached = jax.tree.map(lambda g: float(np.abs(g).max()) > 0, grads["tokenizer"])
     assert all(jax.tree.leaves(reached)), reached
-    assert this.couples_batch
-    assert [p.name for p in this.phases] == list(ORDER)
+    assert method.couples_batch
+    assert [p.name for p in method.phases] == list(ORDER)
 
 
 def test_tokens_decode_to_the_reconstruction(smoke):
-    config, this, state, images = smoke
-    tokens = this.fns.tokens(state.params, state.mutable, images)
+    config, method, state, images = smoke
+    tokens = method.fns.tokens(state.params, state.mutable, images)
     assert (tokens.shape, tokens.dtype) == ((4, 2, 2), jnp.int32)
-    again = this.fns.reconstruct(state.params, state.mutable, images)
-    np.testing.assert_array_equal(this.fns.decode(state.params, state.mutable, tokens), again)
+    reconstructed = method.fns.reconstruct(state.params, state.mutable, images)
+    np.testing.assert_array_equal(method.fns.decode(state.params, state.mutable, tokens), reconstructed)
     out, *_ = written_out(config, state, images)
-    np.testing.assert_allclose(again, likelihood.logit_laplace_image(out[..., :3]), atol=1e-5)
-    codebook = this.fns.codebook(state.params, state.mutable)
+    np.testing.assert_allclose(reconstructed, likelihood.logit_laplace_image(out[..., :3]), atol=1e-5)
+    codebook = method.fns.codebook(state.params, state.mutable)
     assert codebook.shape == (64, 8)
     np.testing.assert_allclose(np.linalg.norm(codebook, axis=-1), 1, rtol=1e-5)
-    features = this.encode(state.params, state.mutable, images)
+    features = method.encode(state.params, state.mutable, images)
     assert (features["pooled"].shape, features["layer1"].shape) == ((4, 32), (4, 2, 2, 32))
     np.testing.assert_allclose(features["pooled"], features["features"].mean((1, 2)), rtol=1e-5)
-    assert this.fns.discriminate(state.params, state.mutable, images).shape == (4,)
+    assert method.fns.discriminate(state.params, state.mutable, images).shape == (4,)
 
 
 @pytest.mark.full
-def test_the_discriminator_judges_images_and_reconstructions(smoke):
-    _, this, state, images = smoke
+def test_discriminator_loss_on_images_and_reconstructions(smoke):
+    _, method, state, images = smoke
     train = {"discriminator": state.params["discriminator"]}
-    loss, (update, logs) = jax.jit(phase(this, "d").loss)(train, state, {"image": images}, jax.random.key(0))
-    real = this.fns.discriminate(state.params, state.mutable, images)
-    fake = this.fns.discriminate(state.params, state.mutable, this.fns.reconstruct(state.params, state.mutable, images))
+    loss, (update, logs) = jax.jit(phase(method, "d").loss)(train, state, {"image": images}, jax.random.key(0))
+    real = method.fns.discriminate(state.params, state.mutable, images)
+    fake = method.fns.discriminate(state.params, state.mutable, method.fns.reconstruct(state.params, state.mutable, images))
     expected = np.mean(np.logaddexp(0, -real)) + np.mean(np.logaddexp(0, fake))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(logs["accuracy_real"], np.mean(real > 0))
@@ -138,10 +138,10 @@ def test_the_discriminator_judges_images_and_reconstructions(smoke):
 
 
 @pytest.mark.full
-def test_gradient_penalty_is_lazy_and_of_each_image(smoke):
+def test_r1_penalty_is_lazy_and_per_image(smoke):
     """interval x gamma / 2 x mean over images of the squared norm, over all pixels, of the gradient of its own score."""
-    config, this, state, images = smoke
-    lazy, (_, _, discriminator) = phase(this, "r1"), nets(config)
+    config, method, state, images = smoke
+    lazy, (_, _, discriminator) = phase(method, "r1"), nets(config)
     assert [bool(lazy.when(step)) for step in range(4)] == [False, True, False, True]
     value, (_, logs) = jax.jit(lazy.loss)(
         {"discriminator": state.params["discriminator"]}, state, {"image": images}, jax.random.key(0)
@@ -153,9 +153,9 @@ def test_gradient_penalty_is_lazy_and_of_each_image(smoke):
 
 
 @pytest.mark.full
-def test_before_its_start_the_discriminator_has_no_effect(smoke):
+def test_discriminator_has_no_effect_before_its_start(smoke):
     _, _, state, images = smoke
-    late = method.build(load(adversarial=dict(start=3)), {})
+    late = subject.build(load(adversarial=dict(start=3)), {})
     loss, train = jax.jit(phase(late, "tokenizer").loss), {"tokenizer": state.params["tokenizer"]}
     values = []
     for step in (2, 3):
@@ -167,16 +167,16 @@ def test_before_its_start_the_discriminator_has_no_effect(smoke):
 
 
 @pytest.mark.full
-def test_without_a_discriminator_there_is_one_phase_and_no_coupling():
+def test_without_discriminator_there_is_one_phase():
     config = load("", adversarial=dict(weight=0.0), quantizer=dict(size=16))
-    this = method.build(config, {})
+    method = subject.build(config, {})
     params, mutable = jax.eval_shape(
-        this.init, jax.random.key(0), {"image": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)}, {}
+        method.init, jax.random.key(0), {"image": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)}, {}
     )
-    assert (set(params), set(mutable), [p.name for p in this.phases]) == ({"tokenizer"}, {"codebook"}, ["tokenizer"])
-    assert not this.couples_batch
-    assert this.fns.discriminate is None
-    assert dict(this.notes) == {"tokenizer": "trained with perceptual=none"}
+    assert (set(params), set(mutable), [p.name for p in method.phases]) == ({"tokenizer"}, {"codebook"}, ["tokenizer"])
+    assert not method.couples_batch
+    assert method.fns.discriminate is None
+    assert dict(method.notes) == {"tokenizer": "trained with perceptual=none"}
     assert params["tokenizer"]["decoder"]["head"]["kernel"].shape == (512, 4 * 4 * 3)  # no scale without a likelihood
 
 
@@ -193,73 +193,74 @@ def vqgan(weight):
 
 
 @pytest.mark.full
-def test_the_adaptive_weight_makes_both_gradients_of_the_last_layer_equally_long():
+def test_adaptive_weight_equalizes_last_layer_gradients():
     """0.8 lambda |gradient of the adversarial loss| = 0.8 |that of the reconstruction| there, with the networks of VQGAN."""
-    this, state, images = begin(vqgan(0.8))
+    method, state, images = begin(vqgan(0.8))
     assert set(state.mutable["discriminator"]) == {"batch_stats"}
-    assert [p.name for p in this.phases] == ["tokenizer", "d"]
+    assert [p.name for p in method.phases] == ["tokenizer", "d"]
 
-    def last(weight):
-        (_, (_, logs)), grads = gradient(method.build(vqgan(weight), {}), state, images)
+    def last_layer_gradient(weight):
+        (_, (_, logs)), grads = gradient(subject.build(vqgan(weight), {}), state, images)
         return np.asarray(grads["tokenizer"]["decoder"]["head"]["kernel"]), logs
 
-    (alone, _), (both, logs) = last(0.0), last(0.8)
+    (alone, _), (both, logs) = last_layer_gradient(0.0), last_layer_gradient(0.8)
     assert 0 < logs["adaptive_weight"] < 1e4
     np.testing.assert_allclose(np.linalg.norm(both - alone) / np.linalg.norm(alone), 0.8, rtol=0.01)
     train = {"discriminator": state.params["discriminator"]}
-    _, (update, _) = jax.jit(phase(this, "d").loss)(train, state, {"image": images}, jax.random.key(0))
+    _, (update, _) = jax.jit(phase(method, "d").loss)(train, state, {"image": images}, jax.random.key(0))
     assert not np.array_equal(*(
         m["discriminator"]["batch_stats"]["norm1"]["mean"] for m in (state.mutable, update)
     ))  # fmt: skip
-    assert this.fns.discriminate(state.params, state.mutable, images).shape == (4,)
+    assert method.fns.discriminate(state.params, state.mutable, images).shape == (4,)
 
 
 # ------------------------------------------------------------------------------------------------------ perceptual
 
 
-def decoded(config, this, state, images):
-    """The reconstruction as the losses see it: not clipped."""
-    tokens = jax.jit(this.fns.tokens)(state.params, state.mutable, images)
-    codes = this.fns.codebook(state.params, state.mutable)[tokens]
+def unclipped_reconstruction(config, method, state, images):
+    """The reconstruction that the losses see, not clipped."""
+    tokens = jax.jit(method.fns.tokens)(state.params, state.mutable, images)
+    codes = method.fns.codebook(state.params, state.mutable)[tokens]
     decoder = networks.build_decoder(config.model.decoder, 3, "float32")
     return (RUN(decoder, state.params["tokenizer"]["decoder"], {}, codes, train=True)[0] + 1) / 2
 
 
-def test_the_perceptual_term_is_part_of_the_loss_and_of_the_notes():
+def test_random_conv_perceptual_loss_and_notes():
     config = load("", perceptual=dict(kind="random_conv"), quantizer=dict(size=16), encoder=dict(size="mu"), decoder=dict(size="mu"))
-    this, state, images = begin(config)
-    (loss, (_, logs)), _ = gradient(this, state, images)
+    method, state, images = begin(config)
+    (loss, (_, logs)), _ = gradient(method, state, images)
     x = images / np.float32(255)
-    distance = feature_distance(*(random_features(random_kernels(), y) for y in (x, decoded(config, this, state, images)))).mean()
+    pair = x, unclipped_reconstruction(config, method, state, images)
+    distance = feature_distance(*(random_features(random_kernels(), y) for y in pair)).mean()
     np.testing.assert_allclose(logs["perceptual"], distance, rtol=1e-4)
     np.testing.assert_allclose(loss, logs["quantizer"] + logs["squared"] + 0.1 * distance, rtol=1e-5)
-    assert this.notes["tokenizer"] == "trained with perceptual=random_conv"
-    assert "perceptual" not in state.mutable  # which is saved at every checkpoint
+    assert method.notes["tokenizer"] == "trained with perceptual=random_conv"
+    assert "perceptual" not in state.mutable  # mutable is part of every checkpoint
 
 
-def test_a_file_of_weights_is_read_by_a_run_that_trains_and_by_none_that_stands_on_it():
-    this = method.build(load(perceptual=dict(kind="vgg_lpips", path="/no/file.npz")), {})
-    with pytest.raises(UserError, match=r"perceptual.path='/no/file.npz' is no file; make it once"):
-        this.frozen["perceptual"]()
+def test_missing_lpips_file_raises_only_when_read():
+    method = subject.build(load(perceptual=dict(kind="vgg_lpips", path="/no/file.npz")), {})
+    with pytest.raises(UserError, match=r"perceptual.path='/no/file.npz' is no file; create it once"):
+        method.frozen["perceptual"]()
 
 
-def test_what_is_wrong_is_named():
-    for model, told in (
+def test_invalid_config_raises_user_error():
+    for model, message in (
         (dict(perceptual=dict(kind="dct")), r"perceptual.kind='dct' is unknown; choose none, vgg_lpips, random_conv or self_encoder"),
         (dict(adversarial=dict(game="chess")), r"adversarial.game='chess' is unknown; choose minimax"),
         (dict(discriminator=dict(name="vit")), r"config.model.discriminator.name has no 'vit'; .*valid: stylegan2, patch"),
     ):
-        with pytest.raises(UserError, match=told):
-            method.build(load(**model), {})
+        with pytest.raises(UserError, match=message):
+            subject.build(load(**model), {})
     config = load()
     with config.unlocked():
         config.data.image_shape = (8, 12, 3)
     with pytest.raises(UserError, match="images of 8 x 12 pixels; make them square"):
-        method.build(config, {})
+        subject.build(config, {})
 
 
-def test_an_encoder_of_the_house_gives_the_features():
-    """Its weights are a frozen stage: they steer the loss and are not trained."""
+def test_self_encoder_perceptual_loss_of_an_earlier_run():
+    """Its weights are a frozen stage: the loss depends on them, but they are not trained."""
     w = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
 
     def encode(params, mutable, images):
@@ -269,14 +270,15 @@ def test_an_encoder_of_the_house_gives_the_features():
     stage = Stage(types.SimpleNamespace(method="simclr"), Method({}, None, (), encode))
     config = load("scenes_encoder", encoder=dict(size="mu"), decoder=dict(size="mu"), quantizer=dict(size=16))
     frozen = {"encoder": {"params": {"net": {"w": w}}, "mutable": {}}}
-    this, state, images = begin(config, {"encoder": stage}, frozen)
-    (_, (_, logs)), grads = gradient(this, state, images)
+    method, state, images = begin(config, {"encoder": stage}, frozen)
+    (_, (_, logs)), grads = gradient(method, state, images)
     assert set(grads) == {"tokenizer"}
-    assert "perceptual" not in {**state.mutable, **this.frozen}
-    with pytest.raises(UserError, match="has no features with places, only pooled"):
-        method.maps({"pooled": jnp.zeros((2, 5))})
-    maps = [np.asarray(jax.nn.relu(y @ w)) for y in (images / np.float32(255), decoded(config, this, state, images))]
+    assert "perceptual" not in {**state.mutable, **method.frozen}
+    with pytest.raises(UserError, match="has no spatial features, only pooled"):
+        subject.feature_maps({"pooled": jnp.zeros((2, 5))})
+    pair = images / np.float32(255), unclipped_reconstruction(config, method, state, images)
+    maps = [np.asarray(jax.nn.relu(y @ w)) for y in pair]
     np.testing.assert_allclose(logs["perceptual"], feature_distance(maps[:1], maps[1:]).mean(), rtol=1e-4)
-    assert this.notes["tokenizer"] == "trained with perceptual=self_encoder (simclr)"
+    assert method.notes["tokenizer"] == "trained with perceptual=self_encoder (simclr)"
     with pytest.raises(UserError, match=r"needs a run; set config.stages.encoder.workdir"):
-        method.build(config, {})
+        subject.build(config, {})

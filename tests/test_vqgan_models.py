@@ -1,4 +1,4 @@
-"""Networks of tokenizers: exact sizes, the pieces of VQGAN against torch, patches that go where they came from."""
+"""Networks of tokenizers: exact sizes, the pieces of VQGAN against torch, the order of patches."""
 
 from itertools import pairwise
 
@@ -42,21 +42,21 @@ WIDTHS = {"small": (512, 8, 2048), "base": (768, 12, 3072), "large": (1280, 32, 
     ("encoder", "decoder", "total"),
     [("small", "small", 55_426_816), ("base", "base", 179_820_032), ("small", "large", 666_797_056)],
 )
-def test_published_sizes(encoder, decoder, total):
-    """SS, BB and SL at 256 pixels, three channels, with the codebook: our own numbers, which the paper's table does not give."""
+def test_parameter_counts_of_vit_vqgan_sizes(encoder, decoder, total):
+    """SS, BB and SL at 256 pixels, three channels, with the codebook: counted by hand; the paper gives no numbers."""
     d, depth, hidden = WIDTHS[encoder]
-    of_encoder, out = shapes(build_encoder(dict(name="vit", size=encoder), 32, "float32"), (2, 256, 256, 3))
+    encoder_count, out = shapes(build_encoder(dict(name="vit", size=encoder), 32, "float32"), (2, 256, 256, 3))
     expected = (192 * d + d) + core(d, depth, hidden) + (d * hidden + hidden + hidden * d + d) + (32 * d + 32) + 32
-    assert of_encoder == expected
+    assert encoder_count == expected
     assert (out["out"], out[f"layer{depth}"], out["features"]) == ((2, 32, 32, 32), (2, 32, 32, d), (2, 32, 32, d))
     d, depth, hidden = WIDTHS[decoder]
-    of_decoder, image = shapes(build_decoder(dict(name="vit", size=decoder), 3, "float32"), (2, 32, 32, 32))
-    assert of_decoder == (32 * d + d) + core(d, depth, hidden) + (d * hidden + hidden) + (hidden * 192 + 192)
+    decoder_count, image = shapes(build_decoder(dict(name="vit", size=decoder), 3, "float32"), (2, 32, 32, 32))
+    assert decoder_count == (32 * d + d) + core(d, depth, hidden) + (d * hidden + hidden) + (hidden * 192 + 192)
     assert image == (2, 256, 256, 3)
-    assert of_encoder + of_decoder + 8192 * 32 == total
+    assert encoder_count + decoder_count + 8192 * 32 == total
 
 
-def test_patches_are_read_and_written_in_the_same_order():
+def test_encoder_and_decoder_use_the_same_patch_order():
     x, p = normal(0, 2, 8, 12, 3), 4
     encoder = vit_vqgan.ViTEncoder(8, "mu", p)
     params, _ = common.create(encoder, jax.random.key(0), x)
@@ -74,7 +74,7 @@ def test_patches_are_read_and_written_in_the_same_order():
 
 
 @pytest.mark.parametrize(("size", "alone"), [("patches", True), ("mu", False)])
-def test_without_blocks_a_vector_is_of_its_patch_alone(size, alone):
+def test_size_patches_encodes_each_patch_independently(size, alone):
     x = jnp.asarray(normal(0, 1, 12, 12, 1))
     encoder = vit_vqgan.ViTEncoder(8, size, 4)
     params, _ = common.create(encoder, jax.random.key(0), x)
@@ -85,7 +85,7 @@ def test_without_blocks_a_vector_is_of_its_patch_alone(size, alone):
     assert changed.sum() == (1 if alone else 9)
 
 
-def test_vectors_start_away_from_zero_and_remat_changes_nothing():
+def test_layer_norm_before_codes_and_remat():
     x, outs = normal(0, 2, 8, 8, 3), {}
     for remat in ("none", "full"):
         encoder = build_encoder(dict(name="vit", size="mu", patch=4, remat=remat), 32, "float32")
@@ -96,7 +96,7 @@ def test_vectors_start_away_from_zero_and_remat_changes_nothing():
     np.testing.assert_allclose(np.linalg.norm(outs["none"], axis=-1), 32**0.5, rtol=1e-3)
 
 
-def test_impossible_transformers_are_named():
+def test_invalid_vit_vqgan_raises_user_error():
     with pytest.raises(UserError, match="patches of 4 pixels do not tile images of 10 x 8"):
         shapes(vit_vqgan.ViTEncoder(8, "mu", 4), (1, 10, 8, 3))
     with pytest.raises(UserError, match="has no size 'huge'; choose patches, mu, tiny, mini, small"):
@@ -115,7 +115,7 @@ def to_torch(params, name):
 
 
 def random_params(module, x, *train):
-    """Such that biases, scales and offsets matter too."""
+    """Random biases, scales and offsets, so that tests depend on them."""
     params = module.init(jax.random.key(0), x, *train)["params"]
     leaves, tree = jax.tree.flatten(params)
     return jax.tree.unflatten(tree, [leaf + 0.2 * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)])
@@ -127,7 +127,7 @@ def group_norm(h, params, groups):
     return torch.nn.functional.group_norm(h, groups, scale, bias, eps=1e-6)
 
 
-def test_residual_block_is_that_of_torch():
+def test_residual_block_equals_pytorch():
     torch = require_torch()
     x = normal(0, 2, 4, 4, 64)
     block = vqgan.ResidualBlock(96, jnp.float32)
@@ -139,7 +139,7 @@ def test_residual_block_is_that_of_torch():
     np.testing.assert_allclose(block.apply({"params": params}, x), expected, atol=2e-3)
 
 
-def test_attention_block_is_that_of_torch():
+def test_attention_block_equals_pytorch():
     torch = require_torch()
     x = normal(0, 2, 3, 5, 32)
     block = vqgan.AttentionBlock(jnp.float32)
@@ -148,15 +148,15 @@ def test_attention_block_is_that_of_torch():
     query, key, value = (
         torch.conv2d(group_norm(h, params["norm"], 32), *to_torch(params, name)).flatten(2) for name in ("query", "key", "value")
     )
-    weights = torch.softmax(query.transpose(1, 2) @ key / 32**0.5, -1)  # [B, places, places]
+    weights = torch.softmax(query.transpose(1, 2) @ key / 32**0.5, -1)  # [B, positions, positions]
     attended = (value @ weights.transpose(1, 2)).reshape(h.shape)
     expected = (h + torch.conv2d(attended, *to_torch(params, "proj"))).permute(0, 2, 3, 1)
     np.testing.assert_allclose(block.apply({"params": params}, x), expected, atol=2e-4)
 
 
-def test_the_networks_of_vqgan_at_16_fold_reduction():
-    of_encoder, out = shapes(build_encoder(dict(name="vqgan"), 256, "float32"), (1, 256, 256, 3))
-    of_decoder, image = shapes(build_decoder(dict(name="vqgan"), 3, "float32"), (1, 16, 16, 256))
+def test_parameter_counts_of_vqgan_at_16_fold_reduction():
+    encoder_count, out = shapes(build_encoder(dict(name="vqgan"), 256, "float32"), (1, 256, 256, 3))
+    decoder_count, image = shapes(build_decoder(dict(name="vqgan"), 3, "float32"), (1, 16, 16, 256))
     assert (out["out"], image) == ((1, 16, 16, 256), (1, 256, 256, 3))
     assert (out["layer1"], out["layer5"]) == ((1, 256, 256, 128), (1, 16, 16, 512))
 
@@ -179,10 +179,10 @@ def test_the_networks_of_vqgan_at_16_fold_reduction():
     decoder = conv(256, 256, 1) + conv(256, 512) + middle + 3 * attention(512) + norms(128) + conv(128, 3)
     decoder += sum(block(a, b) + 2 * block(b, b) for a, b in pairwise([512, *levels[::-1]]))
     decoder += sum(conv(c, c) for c in levels[1:])
-    assert (of_encoder, of_decoder) == (encoder, decoder)
+    assert (encoder_count, decoder_count) == (encoder, decoder)
 
 
-def test_halving_pads_on_the_right_and_below():
+def test_downsampling_pads_right_and_bottom():
     torch = require_torch()
     x = normal(0, 1, 8, 8, 3)
     encoder = vqgan.VQGANEncoder(4, width=4, multiples=(1, 1), blocks=1, attention=(), features=4)
@@ -194,20 +194,20 @@ def test_halving_pads_on_the_right_and_below():
     np.testing.assert_allclose(halved, expected, atol=1e-3)
 
 
-def test_discriminator_of_patches():
+def test_patch_discriminator_equals_pytorch():
     torch = require_torch()
     discriminator = build_discriminator(dict(name="patch"), 256, "float32")
     count, (logits, features) = shapes(discriminator, (2, 256, 256, 3))
     assert (count, logits, features["layer1"]) == (2_765_633, (2, 30, 30), (2, 128, 128, 64))
     small, x = vqgan.PatchDiscriminator(8, 1), normal(0, 3, 16, 16, 3)
     params, state = common.create(small, jax.random.key(0), x)
-    (logits, _), moved = common.run(small, params, state, x, train=True)
+    (logits, _), new_state = common.run(small, params, state, x, train=True)
     h = torch.nn.functional.leaky_relu(torch.conv2d(torch.from_numpy(x).permute(0, 3, 1, 2), *to_torch(params, "conv0"), 2, 1), 0.2)
     kernel = torch.from_numpy(np.array(params["conv1"]["kernel"])).permute(3, 2, 0, 1)
     h = torch.nn.functional.batch_norm(torch.conv2d(h, kernel, None, 1, 1), None, None, training=True, eps=1e-5)
     h = h * torch.from_numpy(np.array(params["norm1"]["scale"]))[:, None, None]
     expected = torch.conv2d(torch.nn.functional.leaky_relu(h, 0.2), *to_torch(params, "score"), 1, 1)[:, 0]
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-    assert not np.array_equal(moved["batch_stats"]["norm1"]["mean"], state["batch_stats"]["norm1"]["mean"])
+    assert not np.array_equal(new_state["batch_stats"]["norm1"]["mean"], state["batch_stats"]["norm1"]["mean"])
     style = build_discriminator(dict(name="stylegan2", channel_base=64, channel_max=8), 16, "float32")
     assert style.group == 1

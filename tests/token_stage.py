@@ -1,4 +1,4 @@
-"""A stage 1 without a network: a token is the nearest of a few colors to the mean of a square of pixels."""
+"""A tokenizer without a network: a token is the color of COLORS nearest to the mean of a square of pixels."""
 
 import types
 
@@ -41,6 +41,6 @@ STAGE = Stage(
 )
 
 
-def of_tokens(tokens):
-    """uint8 images [B, 16, 16, 3] that become `tokens` [B, 4, 4]."""
+def images_of_tokens(tokens):
+    """uint8 images [B, 16, 16, 3] whose tokens are `tokens` [B, 4, 4]."""
     return np.round(np.repeat(np.repeat(COLORS[tokens], PATCH, 1), PATCH, 2) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Optional PyTorch-world references for parity tests: each returns the module, or skips with the reason."""
+"""Optional PyTorch libraries for parity tests: each function returns the module, or skips the test with the reason."""
 
 import functools
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def require_torch():
-    """PyTorch, on two threads at most."""
+    """The module torch."""
     return pytest.importorskip("torch", reason="parity test: pip install -r requirements-reference.txt")
 
 
@@ -17,7 +17,7 @@ def _declare_torchvision_operators():
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library  # must stay alive
+    return library  # keep a reference: its registration ends with it
 
 
 def _with_torchvision(name):

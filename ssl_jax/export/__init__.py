@@ -1,12 +1,12 @@
-"""Trained encoders for others: three forms of the same function, each a folder with a card, and the way back.
+"""Export trained encoders in three forms, each a folder with a card, and load them.
 
-  safetensors  weights.safetensors under torchvision's or timm's names; PyTorch loads it with strict=True
-  orbax        params/: the parameters and statistics of the whole method without its optimizers
-  stablehlo    encode.stablehlo + weights.safetensors: a program for CPU, CUDA and TPU with a free batch; needs none of
-               the model code. Of a tokenizer there are tokens.stablehlo and decode.stablehlo too
+  safetensors  weights.safetensors with torchvision's or timm's names; PyTorch loads it with strict=True
+  orbax        params/: parameters and statistics of the whole method, without optimizers
+  stablehlo    encode.stablehlo + weights.safetensors: a program for CPU, CUDA and TPU with a free batch size; it needs no
+               model code. Tokenizers also have tokens.stablehlo and decode.stablehlo
 
-`card.json` beside them tells what the function is, what it expects, how well it did, and a SHA-256 of every file.
-Nothing here is unpickled; a card names a method of this package and cannot name other code.
+`card.json` describes the function, its input and its metrics, and holds a SHA-256 of every file. Nothing is unpickled; a card can
+only name methods of this package.
 """
 
 from ssl_jax.export.folder import Encoder, load, write

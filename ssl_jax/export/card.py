@@ -1,4 +1,4 @@
-"""card.json: what an exported function is, expects and achieves, and whether its files are those that were written."""
+"""card.json: description, input and metrics of an exported function, and checksums of its files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ REQUIRED = ("schema", "format", "method", "config", "input", "files")
 
 
 def make_card(form: str, source: Source, features: Mapping[str, jax.Array], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The card without its files.
+    """The card without the entry 'files'.
 
     Args:
-        features: of the probe images, as this form gives them.
+        features: outputs of this form for the probe images.
         about: 'step', 'total_steps', 'metrics', 'protocols', 'versions'.
     """
     mean, std = normalization(source.config)
@@ -59,17 +59,17 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
 
 
 def seal(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the card with size and SHA-256 of every file in `folder`; returns it as written."""
+    """Write the card, with size and SHA-256 of every file in `folder`; returns it as written."""
     files = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in _files(folder).items()}
     write_json(folder / CARD, {**card, "files": files})
     return json.loads((folder / CARD).read_text())
 
 
 def open_card(folder: Path) -> dict[str, Any]:
-    """The card of an export, with the keys of this version in its config.
+    """Read and check the card of an export; its config gets the keys of this version.
 
     Raises:
-        UserError: there is none, it is not one of ours, or a file beside it is not the one that it describes.
+        UserError: no card, an invalid card, or files that differ from the card's checksums or list.
     """
     path = folder / CARD
     if not path.is_file():
@@ -85,16 +85,16 @@ def open_card(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has schema {card['schema']!r} and this ssl_jax reads {SCHEMA}; use the version that wrote it"
         )
-    there = _files(folder)  # names in the card are only compared with these, so that they cannot lead out of the folder
+    present = _files(folder)  # names in the card are only compared with these, so they cannot point outside the folder
     for name, expected in card["files"].items():
-        if name not in there:
+        if name not in present:
             raise UserError(f"{folder} has no {name!r}, which its card lists; copy the whole folder or export again")
-        if sha256(there[name]) != expected.get("sha256"):
-            raise UserError(f"{there[name]} is damaged: its SHA-256 is not that of the card; copy or export it again")
-    extra = sorted(set(there) - set(card["files"]))
+        if sha256(present[name]) != expected.get("sha256"):
+            raise UserError(f"{present[name]} is damaged: its SHA-256 differs from the card; copy or export it again")
+    extra = sorted(set(present) - set(card["files"]))
     if extra:
         raise UserError(
-            f"{folder} has {extra[0]!r}, which its card does not list; keep exports in folders of their own"
+            f"{folder} has {extra[0]!r}, which its card does not list; keep each export in its own folder"
         )
     return {**card, "config": translate(card["config"])}
 

@@ -1,4 +1,4 @@
-"""Writing an export so that a folder is there whole or not at all, and loading one."""
+"""Write an export atomically, and load one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ssl_jax.export.source import TOLERANCES, Source, difference, plain
 
 
 def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `source` to `folder` in one of FORMATS, read it back, compare on two images, and only then put it in place.
+    """Write `source` in one of FORMATS to a temporary folder, read it back, compare on two images, then rename it to `folder`.
 
     Args:
-        folder: made if need be; an export that is there already is replaced.
-        about: what the card says of the run: 'step', 'total_steps', 'metrics', 'protocols', 'versions'.
+        folder: created, or replaced if it is an export.
+        about: the run's 'step', 'total_steps', 'metrics', 'protocols', 'versions', for the card.
 
     Returns:
         The card.
 
     Raises:
-        UserError: the folder cannot be written or holds something else; NoTorchLayout: see `formats`.
+        UserError: the folder cannot be written or is no export. NoTorchLayout: see `formats`.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -45,8 +45,8 @@ def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> 
         assert error <= TOLERANCES[source.config.dtype], f"the {form} form differs from the method by {error:.1e}"
         if "tokens" in functions:
             tokens = jax.jit(source.method.fns.tokens)(source.params, source.mutable, source.probe)
-            others = float(np.mean(np.asarray(functions["tokens"](source.probe)) != np.asarray(tokens)))
-            assert others <= 0.01, f"{others:.0%} of the tokens of the {form} form are others"  # near ties may go either way
+            changed = float(np.mean(np.asarray(functions["tokens"](source.probe)) != np.asarray(tokens)))
+            assert changed <= 0.01, f"{changed:.0%} of the tokens of the {form} form differ"  # rounding may decide near ties
         card = {**make_card(form, source, features, about), "largest_difference": error, **fields}
         card = seal(building, card)
         _put_in_place(building, folder)
@@ -60,7 +60,7 @@ def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> 
 
 
 def _put_in_place(building: Path, folder: Path) -> None:
-    """Rename `building` to `folder`; what was there goes last, since a folder cannot replace a full one in one move."""
+    """Rename `building` to `folder`. A rename cannot replace a non-empty folder, so an old export moves away first."""
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     if folder.exists():
         os.replace(folder, old)
@@ -70,36 +70,37 @@ def _put_in_place(building: Path, folder: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A loaded export. Call it with images to get features; `card` is what card.json says."""
+    """A loaded export. Call it with images to get features; `card` is the content of card.json."""
 
     card: Mapping[str, Any]
     functions: Functions = dataclasses.field(repr=False)
 
     def __call__(self, images: np.ndarray | jax.Array) -> dict[str, jax.Array]:
-        """uint8 RGB [B, H, W, 3] -> {'pooled': [B, D], ...}. Raises UserError for images of another kind."""
+        """uint8 RGB [B, H, W, 3] -> {'pooled': [B, D], ...}. Raises UserError for other images."""
         check_images(images, self.card["input"])
         return self.functions["encode"](images)
 
     def tokens(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """uint8 RGB [B, H, W, 3] -> int32 [B, h, w]. Raises UserError for images of another kind, and where there are no tokens."""
+        """uint8 RGB [B, H, W, 3] -> int32 [B, h, w]. Raises UserError for other images, and if the export is no tokenizer."""
         check_images(images, self.card["input"])
-        return self._of_tokenizer("tokens")(images)
+        return self._tokenizer_function("tokens")(images)
 
     def decode(self, tokens: np.ndarray | jax.Array) -> jax.Array:
-        """int32 [B, h, w] -> float32 [B, H, W, 3] in [0, 1]. Raises UserError where there are no tokens."""
-        return self._of_tokenizer("decode")(tokens)
+        """int32 [B, h, w] -> float32 [B, H, W, 3] in [0, 1]. Raises UserError if the export is no tokenizer."""
+        return self._tokenizer_function("decode")(tokens)
 
-    def _of_tokenizer(self, name):
+    def _tokenizer_function(self, name):
         if name not in self.functions:
-            raise UserError(f"this export of {self.card['config']['method']!r} has no {name}; export a tokenizer as orbax or stablehlo")
+            method = self.card["config"]["method"]
+            raise UserError(f"this export of {method!r} has no function {name!r}; export a tokenizer as orbax or stablehlo")
         return self.functions[name]
 
 
 def load(path: str | Path) -> Encoder:
-    """The encoder in an exported folder, whichever its form; `path` is the folder or a file in it.
+    """The encoder of an export in any form; `path` is its folder or a file in it.
 
     Raises:
-        UserError: no export there, damaged files, or a program that this JAX cannot run.
+        UserError: no export, damaged files, or a program that this JAX cannot run.
     """
     path = Path(path)
     folder = path.parent if path.is_file() else path
@@ -110,7 +111,7 @@ def load(path: str | Path) -> Encoder:
 
 
 def check_images(images: Any, expected: Mapping[str, Any]) -> None:
-    """Raises UserError, with the remedy, unless `images` are what the card's 'input' asks for."""
+    """Raises UserError, with the remedy, unless `images` match the card's 'input'."""
     height, width = expected["height"], expected["width"]
     free = set(expected["free"])
     size = f"{'H' if 'height' in free else height}, {'W' if 'width' in free else width}"
@@ -118,21 +119,21 @@ def check_images(images: Any, expected: Mapping[str, Any]) -> None:
     if not isinstance(images, np.ndarray | jax.Array):
         raise UserError(f"{wanted}, not a {type(images).__name__}; convert it with numpy.asarray")
     shape = images.shape
-    given = f"{wanted}, not {images.dtype} {list(shape)}"
+    problem = f"{wanted}, not {images.dtype} {list(shape)}"
     if len(shape) == 3 and shape[-1] == 3:
-        raise UserError(f"{given}; add the batch axis: images[None]")
+        raise UserError(f"{problem}; add the batch axis: images[None]")
     if len(shape) == 3 or (len(shape) == 4 and shape[-1] == 1):
-        raise UserError(f"{given}; grayscale becomes RGB by numpy.repeat(images.reshape(B, H, W, 1), 3, axis=-1)")
+        raise UserError(f"{problem}; grayscale becomes RGB by numpy.repeat(images.reshape(B, H, W, 1), 3, axis=-1)")
     if len(shape) == 4 and shape[-1] == 4:
-        raise UserError(f"{given}; drop the alpha channel: images[..., :3]")
+        raise UserError(f"{problem}; drop the alpha channel: images[..., :3]")
     if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
-        raise UserError(f"{given}; channels come last: images.transpose(0, 2, 3, 1)")
+        raise UserError(f"{problem}; channels come last: images.transpose(0, 2, 3, 1)")
     if len(shape) != 4 or shape[-1] != 3 or shape[0] == 0:
-        raise UserError(f"{given}; give at least one image, channels last")
+        raise UserError(f"{problem}; give at least one image, channels last")
     if images.dtype != np.uint8:
         scale = "(images * 255).round()" if np.issubdtype(images.dtype, np.floating) else "images"
-        raise UserError(f"{given}; it scales and normalizes itself: {scale}.astype('uint8') if they are pixels")
+        raise UserError(f"{problem}; it scales and normalizes itself: {scale}.astype('uint8') if they are pixels")
     if ("height" not in free and shape[1] != height) or ("width" not in free and shape[2] != width):
         raise UserError(
-            f"{given}; resize them, or load the safetensors form, which takes any size that its encoder takes"
+            f"{problem}; resize them, or load the safetensors form, which takes any size that its encoder takes"
         )

@@ -1,4 +1,4 @@
-"""How each form is written and read: `write(folder, source) -> fields of the card`, `read(folder, card) -> functions`."""
+"""Writer and reader of each form: `write(folder, source) -> fields of the card`, `read(folder, card) -> functions`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
 from ssl_jax.models.common import portable
 
-# 'encode': images -> features; of a tokenizer 'tokens': images -> tokens, and 'decode': tokens -> images
+# 'encode': images -> features. Tokenizers also have 'tokens': images -> tokens, and 'decode': tokens -> images.
 Functions = Mapping[str, Callable]
 
 WEIGHTS, PROGRAM, PARAMS = "weights.safetensors", "{}.stablehlo", "params"
 EXPORTED = ("encode", "tokens", "decode")
 PLATFORMS = ("cpu", "cuda", "tpu")
-# A custom call is a jump to native code by name; a program that we did not write could ask for a dangerous one.
+# Custom calls run native code by name; an untrusted program could name a dangerous one.
 HARMLESS_CALLS = re.compile(r"shape_assertion|Sharding|stablehlo\.\w+")
 
 
@@ -40,7 +40,7 @@ class NoTorchLayout(UserError):
 
 
 def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
-    """The encoder under torchvision's or timm's names. Raises NoTorchLayout where those compute something else."""
+    """The encoder with torchvision's or timm's names. Raises NoTorchLayout if their model would compute something else."""
     try:
         params, stats = find_encoder(source)
         spec = source.config.model.encoder
@@ -51,14 +51,14 @@ def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
     return {"torch": torch_recipe(spec, *normalization(source.config), weights)}
 
 
-def functions_of(method) -> dict[str, Callable]:
-    """Those of EXPORTED that `method` has: (params, mutable, images or tokens) -> what they give."""
+def exported_functions(method) -> dict[str, Callable]:
+    """The functions in EXPORTED that `method` has, each (params, mutable, images or tokens) -> output."""
     offered = {"encode": method.encode, **method.fns._asdict()}
     return {name: offered[name] for name in EXPORTED if offered[name]}
 
 
 def read_safetensors(folder: Path, card: Mapping) -> Functions:
-    """The encoder of the card's config on the weights; any image size that it takes."""
+    """The encoder of the card's config with the file's weights, for any image size that it accepts."""
     config = ml_collections.ConfigDict(card["config"])
     variables = jax.device_put(from_torch(config.model.encoder, load_file(folder / WEIGHTS)))
     return {"encode": functools.partial(encoder_function(config), *variables)}
@@ -72,7 +72,7 @@ def write_orbax(folder: Path, source: Source) -> dict[str, Any]:
 
 
 def read_orbax(folder: Path, card: Mapping) -> Functions:
-    """The method of the card's config on its parameters."""
+    """The method of the card's config with its parameters."""
     method = build_method(ml_collections.ConfigDict(card["config"]))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
@@ -81,14 +81,14 @@ def read_orbax(folder: Path, card: Mapping) -> Functions:
         target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
         weights = rename(checkpointer.restore(path, target), MODULES)
     bind = functools.partial
-    return {name: bind(jax.jit(f), weights["params"], weights["mutable"]) for name, f in functions_of(method).items()}
+    return {name: bind(jax.jit(f), weights["params"], weights["mutable"]) for name, f in exported_functions(method).items()}
 
 
 def write_stablehlo(folder: Path, source: Source) -> dict[str, Any]:
-    """A program for each of EXPORTED, ({name: weight}, images) -> features with a free batch, and beside them the weights in use."""
+    """A program ({name: weight}, images) -> output with a free batch size for each of EXPORTED, and the weights that they use."""
     images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8)
     programs, used = {}, set()
-    for name, function in functions_of(source.method).items():
+    for name, function in exported_functions(source.method).items():
         example = images
         if name == "decode":
             example = jax.eval_shape(source.method.fns.tokens, source.params, source.mutable, images)
@@ -98,12 +98,13 @@ def write_stablehlo(folder: Path, source: Source) -> dict[str, Any]:
     tree = {"params": source.params, "mutable": source.mutable}
     values = jax.device_get({name: x for name, x in _by_name(tree).items() if name in used})
     save_file({name: np.asarray(value, order="C") for name, value in values.items()}, folder / WEIGHTS)
-    written = programs["encode"]
+    encode = programs["encode"]
     return {
         "stablehlo": {
-            "function": f"jax.export.deserialize({PROGRAM.format('encode')}).call({{name: array of {WEIGHTS}}}, images) -> features",
-            "platforms": list(written.platforms),
-            "calling_convention": written.calling_convention_version,
+            "function": f"jax.export.deserialize({PROGRAM.format('encode')}).call("
+            f"{{name: array of {WEIGHTS}}}, images) -> features",
+            "platforms": list(encode.platforms),
+            "calling_convention": encode.calling_convention_version,
             "jax": jax.__version__,
         }
     }
@@ -114,10 +115,13 @@ def _by_name(tree) -> dict[str, Any]:
 
 
 def _program(function: Callable, tree, example: jax.ShapeDtypeStruct) -> tuple[jax_export.Exported, dict]:
-    """(`function` of ({name: weight}, x) for every platform, with the batch of `example` [1, ...] free; the weights that it uses)"""
+    """(exported ({name: weight}, x) -> function(tree, x) with a free batch size, for all PLATFORMS; {name: weight} that it uses)
+
+    example: shape and type of x for a batch of 1.
+    """
     structure, weights = jax.tree.structure(tree), _by_name(tree)
 
-    def call(given, x):  # what is not given is not used, and its zeros vanish
+    def call(given, x):  # weights that are not given are unused; their zeros are eliminated
         leaves = [given[name] if name in given else jnp.zeros(x.shape, x.dtype) for name, x in weights.items()]
         tree = jax.tree.unflatten(structure, leaves)
         return function(tree["params"], tree["mutable"], x)
@@ -128,8 +132,8 @@ def _program(function: Callable, tree, example: jax.ShapeDtypeStruct) -> tuple[j
         with portable():
             return jax_export.export(jax.jit(call), platforms=platforms)(given, x)
 
-    in_order = sorted(weights)  # as dicts are flattened
-    kept = export(weights, batch=1).module_kept_var_idx  # a program with a free batch keeps all its arguments
+    in_order = sorted(weights)  # the order in which JAX flattens dicts
+    kept = export(weights, batch=1).module_kept_var_idx  # found at batch 1, since a program with a free batch keeps all arguments
     used = [in_order[i] for i in kept if i < len(in_order)]
     exported = export(used, *jax_export.symbolic_shape("b"), PLATFORMS)
     _check_calls(exported)
@@ -152,21 +156,21 @@ def read_stablehlo(folder: Path, card: Mapping) -> Functions:
 def _read_program(path: Path, card: Mapping) -> jax_export.Exported:
     try:
         exported = jax_export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # flatbuffers and MLIR each raise their own: all mean not readable
+    except Exception as error:  # flatbuffers and MLIR raise various types; all mean that the file is not readable
         written = card.get("stablehlo", {}).get("jax", "of another version")
         raise UserError(
             f"{path} was written by jax {written} and cannot be read by jax {jax.__version__} "
             f"({type(error).__name__}); install that version, or load the orbax or safetensors form"
         ) from error
     _check_calls(exported)
-    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if here not in exported.platforms:
-        raise UserError(f"{path.parent} runs on {', '.join(exported.platforms)}, not on {here}; load another of its forms")
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in exported.platforms:
+        raise UserError(f"{path.parent} runs on {', '.join(exported.platforms)}, not on {platform}; load another form")
     return exported
 
 
 def _check_calls(exported: jax_export.Exported) -> None:
-    """Raises UserError if the program calls native code that an encoder has no need of."""
+    """Raises UserError if the program calls native code other than HARMLESS_CALLS."""
     targets = re.findall(r"custom_call\b(?: @\"?([^\s(\"]+))?", exported.mlir_module())
     odd = sorted({target for target in targets if not HARMLESS_CALLS.fullmatch(target)})
     if odd:

@@ -1,4 +1,4 @@
-"""What is exported: a method with its weights, and what it says about two probe images."""
+"""The source of an export: a method with its weights, and its features of two probe images."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Source(NamedTuple):
 
 
 def make_source(config, params: Tree, mutable: Tree) -> Source:
-    """Build the method of a resolved config and encode two noise images with it, for the forms to be checked against.
+    """Build the method of a resolved config, and encode two noise images, against which every form is checked.
 
     Raises:
-        UserError: the config does not build, or a feature is not finite.
+        UserError: the config is invalid, or a feature is not finite.
     """
     method = build_method(config)
     shape = input_shape(config)
@@ -59,7 +59,7 @@ def input_shape(config) -> tuple[int, int, int]:
 
 
 def normalization(config) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) per channel of pixels in [0, 1]; the identity for a method that has none."""
+    """(mean, std) per channel of pixels in [0, 1]; (0, 1) for a method without input normalization."""
     mean, std = (config.model.get(name, default) for name, default in (("mean", (0.0,) * 3), ("std", (1.0,) * 3)))
     return tuple(mean), tuple(std)
 
@@ -70,8 +70,9 @@ def plain(config) -> dict:
 
 
 def difference(features: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    """Largest difference over the features of both, each relative to the largest value of that feature; infinite where one is not
-    finite, and where they have no feature in common.
+    """Largest difference over the common features, each relative to the feature's largest value.
+
+    Infinite if a value is not finite, or if there is no common feature.
     """
     relative = []
     for name in set(features) & set(expected):
@@ -94,33 +95,32 @@ def _encoder_features(recipe: str, params: Tree, batch_stats: Tree, images: jax.
 
 
 def find_encoder(source: Source) -> tuple[Tree, Tree]:
-    """(params, batch_stats) of `config.model.encoder`, from where the method declares them: `Method.encoder` and `encoder_stats`.
+    """(params, batch_stats) of `config.model.encoder`, at the places `Method.encoder` and `Method.encoder_stats`.
 
-    They are checked on the probe images: the encoder has to give all features that it shares with the method's `encode`.
+    The probe images verify them: the encoder must reproduce all features that it shares with the method's `encode`.
 
     Raises:
-        UserError: the method declares no encoder, or PyTorch has none like it, or `encode` is more than an encoder on normalized
-            pixels.
+        UserError: the method declares no encoder, or `encode` is not this encoder on normalized pixels.
     """
     method, config = source.method, source.config
     if method.encoder is None:
-        raise UserError(f"method {config.method!r} has no encoder by itself; export with --format=orbax or --format=stablehlo")
+        raise UserError(f"method {config.method!r} has no separate encoder; export with --format=orbax or --format=stablehlo")
     encoder, images = build_encoder(config.model.encoder, config.dtype), jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
-    wanted = jax.eval_shape(lambda key, x: init_variables(encoder, key, x), jax.random.key(0), images)
+    expected = jax.eval_shape(lambda key, x: init_variables(encoder, key, x), jax.random.key(0), images)
     params = encoder_weights(method, source.params, source.mutable)
-    stats = encoder_statistics(method, source.mutable) if wanted[1] else {}
-    if jax.tree.structure((params, stats)) == jax.tree.structure(wanted):
+    stats = encoder_statistics(method, source.mutable) if expected[1] else {}
+    if jax.tree.structure((params, stats)) == jax.tree.structure(expected):
         features = encoder_function(config)(params, stats, source.probe)
         if _same(features, source.expected, TOLERANCES[config.dtype]):
             return params, stats
     raise UserError(
         f"the features of method {config.method!r} are not those of config.model.encoder alone, so PyTorch's "
-        f"{config.model.encoder.name} cannot give them; export with --format=orbax or --format=stablehlo"
+        f"{config.model.encoder.name} cannot compute them; export with --format=orbax or --format=stablehlo"
     )
 
 
 def _same(features: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> bool:
-    """Whether both have 'pooled' features of one shape, and all that they share agree."""
+    """Whether both have 'pooled' features of the same shape, and all common features agree."""
     if "pooled" not in expected or features["pooled"].shape != expected["pooled"].shape:
         return False
     return difference(features, expected) <= tolerance

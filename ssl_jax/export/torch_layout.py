@@ -1,11 +1,10 @@
-"""The same parameters under PyTorch's names: torchvision's ResNets and timm's Vision Transformers.
+"""Convert parameters to and from PyTorch's names and layouts: torchvision's ResNets and timm's Vision Transformers.
 
-One table of (our path, its name, how to turn the array) drives both directions, so they are inverses by construction.
+One table of (path here, PyTorch name, array transposition) defines both directions, so they are inverses by construction.
 
-ResNet: `torchvision.models.resnet.ResNet(Bottleneck, [3, 4, 6, 3])` and so on, with its `fc` or with `fc = Identity()`.
-For stem='cifar' set `conv1 = Conv2d(3, 64, 3, 1, 1, bias=False)` and `maxpool = Identity()`;
-stride 2 for stem='stride2'. Widths other than 1 keep
-the names and need a class whose channels are scaled alike.
+ResNet: `torchvision.models.resnet.ResNet(Bottleneck, [3, 4, 6, 3])` and so on, with its `fc` or with `fc = Identity()`. For
+stem='cifar' set `conv1 = Conv2d(3, 64, 3, 1, 1, bias=False)` and `maxpool = Identity()`; for stem='stride2' the same with stride 2.
+Widths other than 1 keep the names and need a class with scaled channels.
 ViT: `timm.models.VisionTransformer(global_pool='token')` for pool='cls'; for pool='gap'
 `(class_token=False, global_pool='avg', fc_norm=False)`; with registers `(reg_tokens=n, no_embed_class=True)`.
 """
@@ -63,11 +62,14 @@ def to_torch(
     head: Tree | None = None,
     image_size: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Name parameters and statistics as torchvision (resnet) or timm (vit) do; float32 arrays, counters int64 zero.
+    """Parameters and statistics as a state dict of torchvision (resnet) or timm (vit): float32 arrays, int64 counters of zero.
 
-    `head` are the parameters of a LinearHead ('kernel' [D, classes], 'bias' [classes]) and become 'fc' or 'head'.
-    `image_size` in pixels is needed for vit with position='sincos2d', whose fixed table timm keeps as a parameter.
-    Raises UserError where PyTorch's model would compute something else, or without the image size.
+    Args:
+        head: parameters of a LinearHead ('kernel' [D, classes], 'bias' [classes]); they become 'fc' or 'head'.
+        image_size: in pixels; needed for vit with position='sincos2d', whose fixed table is a parameter in timm.
+
+    Raises:
+        UserError: PyTorch's model would compute something else, or the image size is missing.
     """
     module = _checked_encoder(spec)
     params = unstack(params) if _scans(module) else params
@@ -90,11 +92,10 @@ def to_torch(
 
 
 def from_torch(spec: Mapping[str, Any], state_dict: StateDict) -> tuple[Tree, Tree]:
-    """The inverse: (params, batch_stats) as float32 NumPy arrays from a torchvision or timm state dict.
+    """Inverse of `to_torch`: (params, batch_stats) as float32 NumPy arrays from a torchvision or timm state dict.
 
-    The classifier ('fc.*' or 'head.*') and the counters of batches, which have no place in an encoder, are left out.
-    Learned positions are taken to be of a square image. Raises UserError that lists missing, unexpected or misshapen
-    entries.
+    Ignores the classifier ('fc.*' or 'head.*') and batch counters. Assumes a square image for learned positions. Raises UserError
+    that lists missing, unexpected or misshapen entries.
     """
     module = _checked_encoder(spec)
     head = _HEADS[type(module)] + "."
@@ -110,7 +111,7 @@ def from_torch(spec: Mapping[str, Any], state_dict: StateDict) -> tuple[Tree, Tr
             raise UserError("'pos_embed' is not the fixed sincos2d table; import it with position='learned'")
 
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    single = module.clone(scan=False) if _scans(module) else module  # PyTorch's blocks are separate
+    single = module.clone(scan=False) if _scans(module) else module  # PyTorch has no stacked blocks
     expected = jax.eval_shape(functools.partial(common.init_variables, single), jax.random.key(0), images)
     trees, problems = [], []
     for tree in expected:
@@ -140,7 +141,7 @@ def _scans(module):
 
 
 def _checked_encoder(spec):
-    """The module of `spec`, if PyTorch has a model that computes the same from the same names."""
+    """The module of `spec`. Raises UserError if torchvision or timm has no equivalent model."""
     module = build_encoder(spec)
     if type(module) not in _HEADS:
         raise UserError(f"encoder {spec['name']!r} has no PyTorch layout; resnet and vit have one")
@@ -156,7 +157,7 @@ def _checked_encoder(spec):
 
 
 def _entry(module, path):
-    """How the leaf at `path` ('layer1_0/conv1/kernel') is called and turned."""
+    """PyTorch name and transpositions of the leaf at `path` ('layer1_0/conv1/kernel')."""
     is_vit = isinstance(module, ViT)
     name = path
     for pattern, replacement in _VIT_NAMES if is_vit else _RESNET_NAMES:
@@ -193,7 +194,7 @@ def _fixed_positions(module, side):
 
 
 def _image_side(module, given):
-    """Side in pixels of an image that fits the weights; any will do for a ResNet."""
+    """Side in pixels of an image that fits the weights; arbitrary for a ResNet."""
     if isinstance(module, ResNet):
         return 64
     if "pos_embed" not in given:

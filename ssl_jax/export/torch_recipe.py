@@ -1,4 +1,4 @@
-"""Python source that builds the PyTorch model of an encoder and loads its weights: for the card, never run by us."""
+"""Python source, for the card, that builds the PyTorch model of an encoder and loads its weights. ssl_jax never runs it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class ScaledResNet(ResNet):  # torchvision has no argument for the channels of e
 def torch_recipe(
     spec: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], weights: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """{'needs': packages, 'constructor': torchvision's or timm's, or None, 'code': source} for `weights`.
+    """{'needs': packages, 'constructor': call in torchvision or timm, or None, 'code': source} for `weights`.
 
-    The code is run in the folder of the export; it defines `model`, without a classifier, and `encode`.
+    The code runs in the folder of the export; it defines `model`, without a classifier, and `encode`.
     """
     encoder = build_encoder(spec)
     package, constructor, code = {ResNet: _resnet, ViT: _vit}[type(encoder)](encoder, weights)

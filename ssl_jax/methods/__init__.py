@@ -1,4 +1,4 @@
-"""One file per method. A method is found by the name of its file; there is nothing to register."""
+"""One file per method. `config.method` is the name of the file; there is no registry."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from ssl_jax.errors import UserError
 
 
 def build_method(config) -> Method:
-    """`build` of ssl_jax/methods/<config.method>.py, with the stages that it stands on: `config.stages[name].config` is the resolved
-    config of each.
+    """Call `build` of ssl_jax/methods/<config.method>.py, after building its earlier stages from `config.stages[name].config`.
 
     Raises:
-        UserError: no such method, or a field that it reads and `config` does not have. Mistakes of its code keep their traceback.
+        UserError: the method does not exist, or `config` lacks a field that the method reads. Coding mistakes keep their traceback.
     """
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     if config.method not in names:
@@ -28,7 +27,7 @@ def build_method(config) -> Method:
     try:
         return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, stages)
     except AttributeError as error:
-        if not isinstance(error.obj, ml_collections.ConfigDict):  # a mistake of the code
+        if not isinstance(error.obj, ml_collections.ConfigDict):  # a coding mistake
             raise
         fields = list(error.obj)
         near = difflib.get_close_matches(str(error.name), fields, 1)
@@ -38,7 +37,7 @@ def build_method(config) -> Method:
 
 
 def _path(config: ml_collections.ConfigDict, part: ml_collections.ConfigDict, name: str = "config") -> str | None:
-    """'config.model.latent': where `part` is in `config`; None where it is not."""
+    """The dotted path of `part` in `config`, such as 'config.model.latent'; None if `config` does not hold it."""
     if config is part:
         return name
     children = ((key, child) for key, child in config.items() if isinstance(child, ml_collections.ConfigDict))

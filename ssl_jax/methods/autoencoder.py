@@ -1,9 +1,10 @@
-"""Autoencoders: a code of an image from which a decoder gives the image back, and four ways to keep that from being an identity.
+"""Autoencoders: an encoder maps an image to a code, and a decoder maps the code back to the image.
 
-A narrow code (deep: Hinton and Salakhutdinov 2006, here from a random start); a sparse one (L1); noise in the image that the decoder
-must not return (denoising: Vincent et al. 2010, JMLR 11); a code that hardly moves with the image (contractive: Rifai et al. 2011).
-Perceptrons, convolutions and recurrent networks are a matter of `model.encoder` and `model.decoder`. Losses are sums over an image. See
-that `code_deviation` does not fall to zero: a penalty that is too heavy gives every image the same code.
+Four constraints prevent the identity map: a narrow code (deep: Hinton and Salakhutdinov 2006, here from random weights); a sparse
+code (L1); input noise that the decoder must remove (denoising: Vincent et al. 2010, JMLR 11); a code that changes little with the
+image (contractive: Rifai et al. 2011). `model.encoder` and `model.decoder` choose perceptrons, convolutions or recurrent networks.
+
+Losses are sums over the values of an image. Watch `code_deviation`: it falls to zero if a heavy penalty collapses all codes to one.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from ssl_jax.objectives import autoencoding
 def build(config, stages) -> Method:
     """`config.model`:
 
-    encoder, decoder: networks (see `models.autoencoders`); the decoder 'tied' uses the weights of a perceptron of one layer.
+    encoder, decoder: networks (see `models.autoencoders`); the decoder 'tied' reuses the weights of a one-layer perceptron.
     channels: 1 for grayscale data (the mean of the three channels), 3 for colors.
     code: its size, and its activation ('linear', 'relu', 'sigmoid', 'tanh').
     loss: 'cross_entropy' or 'squared'.
-    corruption: name (key of `CORRUPTIONS`), level, and emphasis: the loss's weights on corrupted values and on the rest.
+    corruption: name (key of `CORRUPTIONS`), level, and emphasis: the weights of corrupted and of clean values in the loss.
     sparsity, contraction: weights of the penalties, 0 for none.
     """
     model = config.model
-    for name, given, known in (
+    for name, value, choices in (
         ("loss", model.loss, autoencoding.RECONSTRUCTIONS),
         ("corruption.name", model.corruption.name, autoencoding.CORRUPTIONS),
         ("code.activation", model.code.activation, ACTIVATIONS),
     ):
-        if given not in known:
-            raise UserError(f"config.model.{name}={given!r} is unknown; choose {', '.join(known)}")
+        if value not in choices:
+            raise UserError(f"config.model.{name}={value!r} is unknown; choose {', '.join(choices)}")
     tied = model.decoder.name == "tied"
     if tied and (model.encoder.name != "mlp" or tuple(model.encoder.widths) or model.code.activation != "sigmoid"):
         raise UserError("config.model.decoder.name='tied' needs encoder=dict(name='mlp', widths=()) and code.activation='sigmoid'")
@@ -46,36 +47,36 @@ def build(config, stages) -> Method:
     shape = (*output_size(config.views, config.data.image_shape[-3:-1]), model.channels)
     encoder = build_encoder(model.encoder, model.code.size, config.dtype)
     decoder = build_decoder(model.decoder, shape, config.dtype)
-    # None of these networks has a state, or does in training anything else: train=False throughout.
+    # These networks have no state and compute the same in training and in inference, so train=False everywhere.
 
-    def code_of(net, x):
+    def compute_code(net, x):
         """[B, H, W, C] in [0, 1] -> (layers, code [B, Z])."""
         layers, _ = run(encoder, net["encoder"], {}, x, train=False)
         return layers, ACTIVATIONS[model.code.activation](layers.pop("out"))
 
-    def shared(net):
+    def tied_kernel(net):
         return (net["encoder"]["code"]["kernel"],) if tied else ()
 
     def decode(net, code):
-        return run(decoder, net["decoder"], {}, code, *shared(net), train=False)[0]
+        return run(decoder, net["decoder"], {}, code, *tied_kernel(net), train=False)[0]
 
     def contraction(net, x, code):
         if tied:
-            return autoencoding.contraction_of_sigmoid(code, *shared(net))
-        return autoencoding.contraction(lambda x: code_of(net, x)[1], x)
+            return autoencoding.contraction_of_sigmoid(code, *tied_kernel(net))
+        return autoencoding.contraction(lambda x: compute_code(net, x)[1], x)
 
     def init(key, batch, frozen):
         keys = jax.random.split(key, 3)
         x = to_channels(views(batch["image"], keys[0])[:, 0], model.channels)
         net = {"encoder": create(encoder, keys[1], x)[0]}
-        net["decoder"] = create(decoder, keys[2], code_of(net, x)[1], *shared(net))[0]
+        net["decoder"] = create(decoder, keys[2], compute_code(net, x)[1], *tied_kernel(net))[0]
         return {"net": net}, {}
 
     def loss(train, state, batch, key):
-        net, (of_views, of_noise) = train["net"], jax.random.split(key)
-        x = to_channels(views(batch["image"], of_views)[:, 0], model.channels)
-        corrupted = corrupt(of_noise, x, model.corruption.level)
-        _, code = code_of(net, corrupted)
+        net, (views_key, noise_key) = train["net"], jax.random.split(key)
+        x = to_channels(views(batch["image"], views_key)[:, 0], model.channels)
+        corrupted = corrupt(noise_key, x, model.corruption.level)
+        _, code = compute_code(net, corrupted)
         weights = autoencoding.emphasis(x, corrupted, *model.corruption.emphasis)
         logs = {"reconstruction": reconstruction(x, decode(net, code), weights).mean(), "code_deviation": jnp.std(code, 0).mean()}
         total = logs["reconstruction"]
@@ -88,7 +89,7 @@ def build(config, stages) -> Method:
         return total, ({}, logs)
 
     def encode(params, mutable, images):
-        layers, code = code_of(params["net"], to_channels(images, model.channels))
+        layers, code = compute_code(params["net"], to_channels(images, model.channels))
         return {**layers, "code": code, "pooled": code}
 
     def reconstruct(params, mutable, images):

@@ -1,8 +1,10 @@
 """MaskGIT: a bidirectional transformer fills in masked tokens of a frozen tokenizer, many at once.
 
-Chang et al. 2022, "MaskGIT: masked generative image transformer" (arXiv:2202.04200), section 3. Training: a random share of the tokens,
-from all of them to one, is masked and predicted. Sampling: all are masked; each step draws all that are still masked, keeps those that
-it is most confident of, and masks the others again, with less and less noise on the confidence. Some ten steps make a picture.
+Chang et al. 2022, "MaskGIT: masked generative image transformer" (arXiv:2202.04200), section 3.
+
+Training: mask a random share of the tokens, from one to all, and predict them. Sampling: start with all tokens masked. Each step
+samples all masked tokens, keeps the most confident ones and masks the others again. The noise on the confidence decreases over the
+steps. About ten steps make an image.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from ssl_jax.sampling.tokens import DEFAULT_SAMPLING, SamplingConfig, check, gum
 def build(config, stages) -> Method:
     """`config.model`:
 
-    transformer: fields of `models.tokenizers.prior.Trunk` but for codes, length, classes, null and dtype, which follow from the rest.
-    conditional: the model is told the class of each image.
-    schedule: a key of SCHEDULES; of training and sampling.
+    transformer: fields of `models.tokenizers.prior.Trunk` except codes, length, classes, null and dtype, which follow from the
+      rest.
+    conditional: the model is given the class of each image.
+    schedule: a key of SCHEDULES, for training and sampling.
     smoothing: of the targets.
-    probe_block: whose output 'pooled' is, from 0; nothing is masked then.
+    probe_block: index from 0 of the block whose output, without masks, is 'pooled'.
     sampling: steps; choice_temperature, of the noise on the confidence; temperature, top_k, top_p of the tokens.
 
     The tokenizer is `config.stages.tokenizer`.
@@ -39,15 +42,15 @@ def build(config, stages) -> Method:
     model, sampling, below = config.model, config.model.sampling, stages["tokenizer"].method
     classes = config.data.num_classes if model.conditional else None
     check_model(model, classes, config.data.name)
-    sharpening = check(SamplingConfig(sampling.temperature, sampling.top_k, sampling.top_p))
+    sampling_config = check(SamplingConfig(sampling.temperature, sampling.top_k, sampling.top_p))
     views = make_views(config.views)
-    sizes = (output_size(of.views, of.data.image_shape[-3:-1]) for of in (config, stages["tokenizer"].config))
+    sizes = (output_size(part.views, part.data.image_shape[-3:-1]) for part in (config, stages["tokenizer"].config))
     tokenizer = open_tokenizer(below.fns, *sizes)
 
     def net(frozen):
         codes, length = tokenizer.shape(frozen)
-        given = dict(codes=codes, length=length, classes=classes or 1, null=False, dtype=config.dtype)
-        return construct(MaskedPrior, "transformer", model.transformer, **given)
+        sizes = dict(codes=codes, length=length, classes=classes or 1, null=False, dtype=config.dtype)
+        return construct(MaskedPrior, "transformer", model.transformer, **sizes)
 
     def init(key, batch, frozen):
         prior = net(frozen["tokenizer"])
@@ -55,11 +58,11 @@ def build(config, stages) -> Method:
         return {"net": params}, {}
 
     def loss(train, state, batch, key):
-        of_views, of_masks, of_dropout = jax.random.split(key, 3)
+        views_key, masks_key, dropout_key = jax.random.split(key, 3)
         prior, label = net(state.frozen["tokenizer"]), batch["label"] if classes else None
-        tokens = tokenizer.tokens(state.frozen["tokenizer"], views(batch["image"], of_views)[:, 0])
-        mask = random_masks(of_masks, tokens.shape, model.schedule)
-        (logits, _), _ = run(prior, train["net"], {}, jnp.where(mask, prior.codes, tokens), label, of_dropout, train=True)
+        tokens = tokenizer.tokens(state.frozen["tokenizer"], views(batch["image"], views_key)[:, 0])
+        mask = random_masks(masks_key, tokens.shape, model.schedule)
+        (logits, _), _ = run(prior, train["net"], {}, jnp.where(mask, prior.codes, tokens), label, dropout_key, train=True)
         logs = {
             "bits_per_masked_token": masked_mean(token_nll(logits, tokens), mask) / math.log(2),
             "accuracy": masked_mean(1.0 * (logits.argmax(-1) == tokens), mask),
@@ -72,36 +75,36 @@ def build(config, stages) -> Method:
         (_, features), _ = run(net(frozen), params["net"], {}, tokenizer.tokens(frozen, images), train=False)
         return by_layer(features, model.probe_block)
 
-    def latents(key, count):
-        of_seed, of_label = jax.random.split(key)
-        drawn = {"seed": jax.random.key_data(jax.random.split(of_seed, count))}
-        return {**drawn, "label": jax.random.randint(of_label, (count,), 0, classes)} if classes else drawn
+    def sample_latents(key, count):
+        seed_key, label_key = jax.random.split(key)
+        latents = {"seed": jax.random.key_data(jax.random.split(seed_key, count))}
+        return {**latents, "label": jax.random.randint(label_key, (count,), 0, classes)} if classes else latents
 
     def prepare(params, mutable, key, truncation=None):
         return {"params": params["net"], "tokenizer": mutable["tokenizer"]}
 
-    def fill_in(prepared, drawn, known):
-        """Pictures whose tokens begin with `known` [B, n]."""
+    def fill_in(prepared, latents, prefix):
+        """Images [B, h, w, 3] whose tokens begin with `prefix` [B, n]."""
         prior = net(prepared["tokenizer"])
 
-        def logits_of(tokens):
-            return run(prior, prepared["params"], {}, tokens, drawn.get("label"), train=False)[0][0]
+        def predict(tokens):
+            return run(prior, prepared["params"], {}, tokens, latents.get("label"), train=False)[0][0]
 
-        tokens = jnp.pad(known, ((0, 0), (0, prior.length - known.shape[1])), constant_values=prior.codes)
-        counts = masked_counts(prior.length - known.shape[1], sampling.steps, model.schedule)
-        keys = jax.random.wrap_key_data(drawn["seed"])
-        done = decode_in_parallel(logits_of, tokens, prior.codes, counts, keys, sampling.choice_temperature, sharpening)
-        return tokenizer.pictures(prepared["tokenizer"], done[-1])
+        tokens = jnp.pad(prefix, ((0, 0), (0, prior.length - prefix.shape[1])), constant_values=prior.codes)
+        counts = masked_counts(prior.length - prefix.shape[1], sampling.steps, model.schedule)
+        keys = jax.random.wrap_key_data(latents["seed"])
+        steps = decode_in_parallel(predict, tokens, prior.codes, counts, keys, sampling.choice_temperature, sampling_config)
+        return tokenizer.decode(prepared["tokenizer"], steps[-1])
 
-    def sample(prepared, drawn, truncation=None):
+    def sample(prepared, latents, truncation=None):
         if truncation is not None:
-            raise UserError("a prior over tokens has no truncation; set config.model.sampling (temperature, choice_temperature, ...)")
-        return fill_in(prepared, drawn, jnp.zeros((len(drawn["seed"]), 0), jnp.int32))
+            raise UserError("a token prior has no truncation; set config.model.sampling (temperature, choice_temperature, ...)")
+        return fill_in(prepared, latents, jnp.zeros((len(latents["seed"]), 0), jnp.int32))
 
-    def complete(prepared, drawn, images):
-        """The upper half of the tokens is that of `images`."""
+    def complete(prepared, latents, images):
+        """Keep the upper half of the tokens of `images`, and sample the rest."""
         height, width = tokenizer.grid(prepared["tokenizer"])
-        return fill_in(prepared, drawn, tokenizer.tokens(prepared["tokenizer"], images)[:, : height // 2 * width])
+        return fill_in(prepared, latents, tokenizer.tokens(prepared["tokenizer"], images)[:, : height // 2 * width])
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape)), **({"label": Spec((), "int32")} if classes else {})},
@@ -109,7 +112,7 @@ def build(config, stages) -> Method:
         phases=(Phase("prior", ("net",), loss),),
         encode=encode,
         views=views,
-        sampler=Sampler(latents, prepare, sample, complete=complete),
+        sampler=Sampler(sample_latents, prepare, sample, complete=complete),
         notes={
             **below.notes,
             "prior": f"{'class-conditional' if classes else 'unconditional'}, pooled=mean over tokens of block {model.probe_block}",
@@ -119,35 +122,39 @@ def build(config, stages) -> Method:
 
 
 def decode_in_parallel(
-    logits_of: Callable[[jax.Array], jax.Array],
+    predict: Callable[[jax.Array], jax.Array],
     tokens: jax.Array,
     mask_id: int,
     counts: tuple[int, ...],
     keys: jax.Array,
     choice_temperature: float,
-    sharpening: SamplingConfig = DEFAULT_SAMPLING,
+    config: SamplingConfig = AS_IT_IS,
 ) -> jax.Array:
-    """int32 [B, T] with equally many masks in each row -> [steps, B, T], what is known after each of len(counts) steps.
+    """Tokens int32 [B, T] with the same number of masks in each row -> [steps, B, T], the tokens after each step.
 
-    logits_of: tokens -> [B, T, codes]. counts: of masks after each step; the last is 0. keys [B]. In step t the confidence, log p of
-    what was drawn, has Gumbel noise times `choice_temperature` (1 - t / steps); with 0 the most probable draws are kept.
+    Args:
+        predict: tokens -> logits [B, T, codes].
+        counts: numbers of masks after each step; the last is 0.
+        keys: [B], one for each row.
+        choice_temperature: in step t = 1 .. steps the confidence, log p of the sampled token, gets Gumbel noise times
+            `choice_temperature` (1 - t / steps); with 0 the most probable samples are kept.
     """
-    of_tokens, of_choice = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    token_keys, choice_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
 
-    def step(tokens, now):
-        index, left = now
-        masked, logits = tokens == mask_id, logits_of(tokens)
-        filled = jnp.where(masked, sample_token(logits, of_tokens, index, sharpening), tokens)
-        noise = choice_temperature * (1 - (index + 1) / len(counts)) * gumbel(of_choice, index, tokens.shape[1:])
+    def step(tokens, index_and_count):
+        index, count = index_and_count
+        masked, logits = tokens == mask_id, predict(tokens)
+        filled = jnp.where(masked, sample_token(logits, token_keys, index, config), tokens)
+        noise = choice_temperature * (1 - (index + 1) / len(counts)) * gumbel(choice_keys, index, tokens.shape[1:])
         confidence = jnp.where(masked, noise - token_nll(logits, jnp.where(masked, filled, 0)), jnp.inf)
-        tokens = jnp.where(lowest(confidence, left), mask_id, filled)
+        tokens = jnp.where(lowest(confidence, count), mask_id, filled)
         return tokens, tokens
 
     return jax.lax.scan(step, tokens, (jnp.arange(len(counts)), jnp.asarray(counts)))[1]
 
 
 def check_model(model, classes: int | None, data: str) -> None:
-    """UserError for classes that are not there, an unknown schedule, impossible steps, and a block that is not there."""
+    """Raises UserError for missing classes, an unknown schedule, impossible sampling steps, or a block that does not exist."""
     if model.conditional and not classes:
         raise UserError(f"config.model.conditional needs labels, and {data!r} has none; set it to False")
     if model.schedule not in SCHEDULES:

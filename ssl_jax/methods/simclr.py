@@ -1,8 +1,8 @@
-"""SimCLR v1 and v2: two augmented views of an image are each other's positive among all views of the global batch.
+"""SimCLR v1 and v2: contrastive learning; two views of an image are positives, all other views of the global batch negatives.
 
 Chen et al. 2020a, "A simple framework for contrastive learning of visual representations" (arXiv:2002.05709), algorithm 1;
 Chen et al. 2020b, "Big self-supervised models are strong semi-supervised learners" (arXiv:2006.10029): a deeper head, selective
-kernels, and fine-tuning from the first hidden layer of the head (the 'head1' that `encode` returns; see `supervised`).
+kernels, and fine-tuning from the first hidden layer of the head ('head1' of `encode`; see `supervised`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ssl_jax.objectives.contrastive import loss_of_views
 
 def build(config, stages) -> Method:
     """`config.model`: encoder (see `build_encoder`), head (fields of ProjectionHead), loss, temperature and similarities (see
-    `objectives.contrastive`; the method's own loss is 'nt_xent'), mean and std of the input.
+    `objectives.contrastive`; the paper's loss is 'nt_xent'), mean and std of the input.
     """
     model = config.model
     objective = loss_of_views(model.loss, model.temperature, model.similarities)
@@ -44,7 +44,7 @@ def build(config, stages) -> Method:
         net, stats = train["net"], state.mutable["batch_stats"]
         x = views(batch["image"], key)  # [B, 2, h, w, 3]
         pairs = x.shape[:2]
-        x = to_input(x.reshape(-1, *x.shape[2:]), model.mean, model.std)  # batch outermost: both views in one BatchNorm
+        x = to_input(x.reshape(-1, *x.shape[2:]), model.mean, model.std)  # one pass, so that BatchNorm sees both views
         h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
         z, head_stats = apply(head, net["head"], stats["head"], h["pooled"], train=True)
         value, logs = objective(z[-1].reshape(*pairs, -1))

@@ -1,8 +1,8 @@
 """Supervised classification, and fine-tuning of pretrained encoders: cross-entropy on labels.
 
-The classifier stands on the pooled features, or, with `model.head_layers = n` > 0, on the n-th hidden layer of a projection
-head (`model.head`) that is trained along: SimCLR v2's fine-tuning from the middle of the head (Chen et al. 2020b, section 2).
-The layers of that head above the n-th stay unused. Pretrained weights come in through `config.warm_start`.
+The classifier's input is the pooled features. With `model.head_layers = n` > 0 it is the n-th hidden layer of a projection head
+(`model.head`), which is trained too: SimCLR v2's fine-tuning from the middle of the head (Chen et al. 2020b, section 2). The layers
+of that head above the n-th stay unused. `config.warm_start` loads pretrained weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build(config, stages) -> Method:
     views = make_views(config.views)
 
     def features(net, stats, x, train):
-        """(features dict, [B, D] under the classifier, new statistics)"""
+        """(features dict, classifier input [B, D], new batch statistics)"""
         h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train)
         if not model.head_layers:
             return h, h["pooled"], {**stats, "encoder": encoder_stats}

@@ -1,10 +1,11 @@
-"""Variational autoencoder: an encoder to a distribution of codes, a decoder to a distribution of images, one bound that trains both.
+"""Variational autoencoder: an encoder to a distribution of codes and a decoder to a distribution of images, trained by one bound.
 
-Kingma and Welling 2014, "Auto-encoding variational Bayes" (arXiv:1312.6114): log p(x) >= E log p(x | z) - KL(q(z | x) || p(z)), with z
-drawn from q such that gradients flow through it. Burda et al. 2016, "Importance weighted autoencoders" (arXiv:1509.00519): a tighter
-bound from k draws, with which any such model is measured too. Higgins et al. 2017 (beta-VAE): the KL times beta, for codes whose
-dimensions mean something. Losses and bounds are in nats per image. See that `active_units` does not fall to zero: a decoder that needs
-no code gets a KL of nothing.
+Kingma and Welling 2014, "Auto-encoding variational Bayes" (arXiv:1312.6114): log p(x) >= E log p(x | z) - KL(q(z | x) || p(z)),
+with reparameterized samples z from q. Burda et al. 2016, "Importance weighted autoencoders" (arXiv:1509.00519): a tighter bound
+from k samples, which `log_prob` reports for every model. Higgins et al. 2017 (beta-VAE): the KL times beta, for disentangled codes.
+Losses and bounds are in nats per image.
+
+Watch `active_units`: it falls to zero in posterior collapse, when the decoder ignores the code and the KL vanishes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from ssl_jax.models.common import create, run
 from ssl_jax.objectives import likelihood as objectives
 from ssl_jax.sampling.latents import truncate_latents
 
-ACTIVE = 1e-2  # variance over images of a posterior mean, above which a latent counts as used (Burda et al. 2016, section 5.1)
-TRAVERSED = 10
+ACTIVE = 1e-2  # a latent is active if the variance of its posterior mean over images is larger (Burda et al. 2016, section 5.1)
+TRAVERSED = 10  # at most so many latents are traversed
 
 
 def build(config, stages) -> Method:
@@ -31,8 +32,8 @@ def build(config, stages) -> Method:
     channels: 1 models grayscale data (the mean of the three channels), 3 colors.
     latent_size: Z.
     likelihood: key of `LIKELIHOODS`.
-    bound: 'elbo' or 'iwae', of `samples` draws: the mean of k ELBOs, or the importance bound of k.
-    beta, free_bits, warmup: weight of the KL, nats a latent that are free, steps in which the weight rises from 0; ELBO only.
+    bound: 'elbo' or 'iwae', of k = `samples` samples: the mean of k ELBOs, or the importance-weighted bound.
+    beta, free_bits, warmup: weight of the KL, free nats per latent, steps in which the weight rises from 0; ELBO only.
     """
     model = config.model
     if model.likelihood not in objectives.LIKELIHOODS:
@@ -46,7 +47,7 @@ def build(config, stages) -> Method:
     shape = (*output_size(config.views, config.data.image_shape[-3:-1]), model.channels)
     encoder = build_encoder(model.encoder, 2 * model.latent_size, config.dtype)
     decoder = build_decoder(model.decoder, (*shape[:2], likelihood.outputs * model.channels), config.dtype)
-    # None of these networks has a state, or does in training anything else: train=False throughout.
+    # These networks have no state and compute the same in training and in inference, so train=False everywhere.
 
     def posterior(net, x):
         """[B, H, W, C] in [0, 1] -> (layers, mean [B, Z], log-variance [B, Z]) of q(z | x)."""
@@ -56,13 +57,13 @@ def build(config, stages) -> Method:
     def decode(net, z):
         return run(decoder, net["decoder"], {}, z, train=False)[0]
 
-    def images_of(net, z):
+    def decode_to_images(net, z):
         return to_color(likelihood.mean(decode(net, z)))
 
-    def draw(net, x, mean, log_variance, key, k):
-        """k draws from q(z | x): (log p(x | z) [k, B], log p(x, z) / q(z | x) [k, B])."""
-        x, mean, log_variance = (jnp.repeat(values, k, 0) for values in (x, mean, log_variance))  # the draws of an image side by side
-        z = objectives.sample_gaussian(key, mean, log_variance)
+    def sample_posterior(net, x, mean, log_variance, key, k):
+        """For k samples from q(z | x): (log p(x | z) [k, B], log p(x, z) / q(z | x) [k, B])."""
+        x, mean, log_variance = (jnp.repeat(values, k, 0) for values in (x, mean, log_variance))  # samples of an image are adjacent
+        z = objectives.draw_gaussian(key, mean, log_variance)
         log_likelihood = per_image(likelihood.log_prob(x, decode(net, z)))
         log_prior = objectives.gaussian(z, 0.0, jnp.zeros(())).sum(-1)
         log_posterior = objectives.gaussian(z, mean, 0.5 * log_variance).sum(-1)
@@ -76,11 +77,11 @@ def build(config, stages) -> Method:
         return {"net": net}, {}
 
     def loss(train, state, batch, key):
-        of_views, of_data, of_draws = jax.random.split(key, 3)
-        x = to_channels(views(batch["image"], of_views)[:, 0], model.channels)
-        x = likelihood.data(of_data, x)
+        views_key, data_key, sample_key = jax.random.split(key, 3)
+        x = to_channels(views(batch["image"], views_key)[:, 0], model.channels)
+        x = likelihood.data(data_key, x)
         _, mean, log_variance = posterior(train["net"], x)
-        log_likelihood, log_weights = draw(train["net"], x, mean, log_variance, of_draws, model.samples)
+        log_likelihood, log_weights = sample_posterior(train["net"], x, mean, log_variance, sample_key, model.samples)
         kl = objectives.kl_gaussian(mean, log_variance)
         if model.bound == "iwae":
             bound = objectives.importance_bound(log_weights).mean()
@@ -98,41 +99,41 @@ def build(config, stages) -> Method:
         return {**layers, "code": mean, "pooled": mean}
 
     def reconstruct(params, mutable, images):
-        return images_of(params["net"], encode(params, mutable, images)["code"])
+        return decode_to_images(params["net"], encode(params, mutable, images)["code"])
 
     def log_prob(params, mutable, images, key, count):
-        """The mean of `count` single draws, and the importance bound of the same draws, one after another: they may be thousands."""
-        net, (of_data, of_draws) = params["net"], jax.random.split(key)
-        x = likelihood.data(of_data, to_channels(images, model.channels))
+        """ELBO and importance-weighted bound of the same `count` samples, one at a time, since thousands do not fit in memory."""
+        net, (data_key, sample_key) = params["net"], jax.random.split(key)
+        x = likelihood.data(data_key, to_channels(images, model.channels))
         _, mean, log_variance = posterior(net, x)
 
         def step(carry, key):
             total, log_total = carry
-            log_weight = draw(net, x, mean, log_variance, key, 1)[1][0]
+            log_weight = sample_posterior(net, x, mean, log_variance, key, 1)[1][0]
             return (total + log_weight, jnp.logaddexp(log_total, log_weight)), None
 
         start = jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf)
-        (total, log_total), _ = jax.lax.scan(step, start, jax.random.split(of_draws, count))
+        (total, log_total), _ = jax.lax.scan(step, start, jax.random.split(sample_key, count))
         return {"elbo": total / count, "iwae": log_total - jnp.log(count), "dimensions": jnp.float32(x[0].size)}
 
     def traverse(params, mutable, images, values):
-        """One latent at a time takes each of `values`, the others stay: [N], [V] -> [N, Z', V, h, w, 3], Z' at most 10."""
+        """Set one latent at a time to each of `values`: images [N, ...], [V] -> [N, Z', V, h, w, 3] with Z' = min(Z, 10)."""
         code = encode(params, mutable, images)["code"]
         chosen = jnp.eye(model.latent_size, dtype=bool)[:TRAVERSED, None]  # [Z', 1, Z]
         z = jnp.where(chosen, values[:, None], code[:, None, None])  # [N, Z', V, Z]
-        return images_of(params["net"], z.reshape(-1, model.latent_size)).reshape(*z.shape[:3], *shape[:2], 3)
+        return decode_to_images(params["net"], z.reshape(-1, model.latent_size)).reshape(*z.shape[:3], *shape[:2], 3)
 
-    def latents(key, count):
+    def sample_latents(key, count):
         return {"z": jax.random.normal(key, (count, model.latent_size))}
 
     def prepare(params, mutable, key, truncation=None):
         return params["net"]
 
-    def sample(net, drawn, truncation=None):
-        """The means of p(x | z): no pixel's own noise."""
-        return images_of(net, truncate_latents("normal", drawn["z"], truncation))
+    def sample(net, latents, truncation=None):
+        """Means of p(x | z), without pixel noise."""
+        return decode_to_images(net, truncate_latents("normal", latents["z"], truncation))
 
-    bounded = model.likelihood != "cross_entropy"  # which is no likelihood of gray values
+    bounded = model.likelihood != "cross_entropy"  # cross-entropy is no likelihood of gray values
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
         init=init,
@@ -140,7 +141,7 @@ def build(config, stages) -> Method:
         encode=encode,
         views=views,
         fns=ModelFns(reconstruct=reconstruct, traverse=traverse, log_prob=log_prob if bounded else None),
-        sampler=Sampler(latents, prepare, sample),
+        sampler=Sampler(sample_latents, prepare, sample),
         encoder=("net", "encoder"),
         couples_batch=model.free_bits > 0,
         notes={"likelihood": likelihood.note},

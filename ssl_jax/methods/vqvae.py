@@ -1,11 +1,13 @@
-"""VQ-VAE: an autoencoder whose code is a grid of tokens, the nearest codes to what the encoder says.
+"""VQ-VAE: an autoencoder whose code is a grid of tokens, the indices of the codes nearest to the encoder's vectors.
 
-van den Oord, Vinyals and Kavukcuoglu 2017, "Neural discrete representation learning" (arXiv:1711.00937), equation 3: the decoder learns
-from the reconstruction, the encoder from it too, with the gradient passed straight through the look-up, and from its distance to the
-chosen codes; the codes follow the encoder, by a gradient (equation 3) or as moving averages (appendix A.1). Finite scalar quantization
-(Mentzer et al. 2023, arXiv:2309.15505) and signs (Yu et al. 2023, arXiv:2310.05737) need no codes: `model.quantizer` says which.
+van den Oord, Vinyals and Kavukcuoglu 2017, "Neural discrete representation learning" (arXiv:1711.00937), equation 3.
 
-A codebook may collapse behind a good reconstruction: watch `usage_of_batch` and `perplexity_of_batch` together.
+Decoder and encoder learn from the reconstruction, whose gradient passes straight through the quantization. The encoder also learns
+from its distance to the chosen codes. The codes follow the encoder by a gradient (equation 3) or as moving averages (appendix A.1).
+`model.quantizer` also offers finite scalar quantization (Mentzer et al. 2023, arXiv:2309.15505) and signs (Yu et al. 2023,
+arXiv:2310.05737), which have no codebook to learn.
+
+A good reconstruction can hide a collapsed codebook: watch `usage_of_batch` and `perplexity_of_batch` together.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def build(config, stages) -> Method:
     encoder, decoder: networks (see `models.tokenizers.networks`).
     channels: 1 models grayscale data (the mean of the three channels), 3 colors.
     quantizer: see `objectives.codebooks.build_quantizer`.
-    variance: of the pixels in [0, 1], by which the squared error is divided.
+    variance: of the data's pixels in [0, 1]; it divides the squared error.
     """
     model = config.model
     quantizer = build_quantizer(model.quantizer)
@@ -53,15 +55,15 @@ def build(config, stages) -> Method:
         return {"net": net}, {"codebook": state}
 
     def loss(train, state, batch, key):
-        of_views, of_codes = jax.random.split(key)
-        net, x = train["net"], to_channels(views(batch["image"], of_views)[:, 0], model.channels)
-        quantized = quantizer.train(net["quantizer"], state.mutable["codebook"], encode_image(net, x)["out"], of_codes, state.step)
+        views_key, codes_key = jax.random.split(key)
+        net, x = train["net"], to_channels(views(batch["image"], views_key)[:, 0], model.channels)
+        quantized = quantizer.train(net["quantizer"], state.mutable["codebook"], encode_image(net, x)["out"], codes_key, state.step)
         error = jnp.mean((decode_codes(net, quantized.codes) - x) ** 2)
         logs = {"squared_error": error, "quantizer": quantized.loss, **quantized.logs}
         return error / model.variance + quantized.loss, ({"codebook": quantized.state}, logs)
 
     def encode(params, mutable, images):
-        """'pooled' [B, W]: the mean of the encoder's last maps; 'out': what is quantized."""
+        """The encoder's layers, its vectors before quantization as 'out', and 'pooled' [B, W], the mean of 'features'."""
         layers = encode_image(params["net"], to_channels(images, model.channels))
         return {**layers, "pooled": layers["features"].mean((1, 2), dtype=jnp.float32)}
 

@@ -1,8 +1,8 @@
 """Encoders and decoders of images: perceptrons, strided and pooled convolutions, recurrent networks over rows.
 
-An encoder maps [B, H, W, C] to {'layer1': ..., 'out': float32 [B, outputs]}, a decoder maps a code to float32 [B, H, W, C'] without
-a last nonlinearity: what `out` means (a code, mean and log-variance of one) and what the numbers of a pixel mean (logits, a mean and
-a scale) is the method's. Weights start as Glorot's uniform ones, biases at zero.
+An encoder maps [B, H, W, C] to {'layer1': ..., 'out': float32 [B, outputs]}. A decoder maps a code to float32 [B, H, W, C'] without
+a last nonlinearity. The method decides what 'out' means (a code, or its mean and log-variance) and what the decoder's channels mean
+(logits, or means and scales). Weights start with Glorot's uniform initialization, biases at zero.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ACTIVATIONS = {"linear": lambda x: x, "relu": nn.relu, "sigmoid": nn.sigmoid, "t
 
 
 def to_channels(images: jax.Array, channels: int) -> jax.Array:
-    """uint8 or float in [0, 1], [B, H, W, 3] -> float32 [B, H, W, channels] in [0, 1]: grayscale data come as three equal channels."""
+    """uint8 or float in [0, 1], [B, H, W, 3] -> float32 [B, H, W, channels] in [0, 1]; channels=1 takes the mean."""
     x = images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
     return x.mean(-1, keepdims=True) if channels == 1 else x
 
@@ -38,7 +38,7 @@ def to_color(x: jax.Array) -> jax.Array:
 
 
 class MLPEncoder(nn.Module):
-    """Linear layers over flattened pixels, with `activation` (a key of ACTIVATIONS) after each width and none after the last layer."""
+    """Linear layers over flattened pixels; `activation` (a key of ACTIVATIONS) follows all but the last one."""
 
     outputs: int
     widths: tuple[int, ...] = (512,)
@@ -62,7 +62,7 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """The mirror; `widths` are given from the code outwards."""
+    """Mirror of `MLPEncoder`; `widths` start at the code."""
 
     shape: tuple[int, int, int]
     widths: tuple[int, ...] = (512,)
@@ -85,8 +85,8 @@ class MLPDecoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions of stride 2 with ReLU, then linear layers: the defaults are those of the beta-VAE and its benchmark for 64 pixels
-    (Higgins et al. 2017; Locatello et al. 2019, arXiv:1811.12359)."""
+    """Convolutions of stride 2 with ReLU, then linear layers. The defaults are the beta-VAE's for 64 pixels (Higgins et al. 2017;
+    Locatello et al. 2019, arXiv:1811.12359)."""
 
     outputs: int
     widths: tuple[int, ...] = (32, 32, 64, 64)
@@ -110,9 +110,9 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Linear layers to a small map, then transposed convolutions of stride 2; `widths` are those of the maps, from the code outwards.
+    """Linear layers to a small map, then transposed convolutions of stride 2; the `widths` of the maps start at the code.
 
-    Raises UserError where the sides of `shape` cannot be halved as often as there are widths.
+    Raises UserError if height and width in `shape` are no multiples of 2^len(widths).
     """
 
     shape: tuple[int, int, int]
@@ -144,7 +144,7 @@ class ConvDecoder(nn.Module):
 
 
 class PooledEncoder(nn.Module):
-    """3x3 convolutions with ReLU, each followed by a 2x2 max-pool: Keras's tutorial encoder. The code is the last map, flat."""
+    """3x3 convolutions with ReLU, each followed by a 2x2 max-pool, as in Keras's tutorial. The code is the flattened last map."""
 
     outputs: int
     widths: tuple[int, ...] = (16, 8, 8)
@@ -152,9 +152,9 @@ class PooledEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """[B, H, W, C] -> 'layer1' .. [B, H / 2^i, W / 2^i, widths[i]], rounded up; 'out' [B, outputs], the last of them.
+        """[B, H, W, C] -> 'layer1' .. [B, H / 2^i, W / 2^i, widths[i]], rounded up; 'out' [B, outputs], the flattened last layer.
 
-        Raises UserError where that has another size.
+        Raises UserError if the last layer has not `outputs` values.
         """
         h, out = x.astype(self.dtype), {}
         for i, width in enumerate(self.widths, 1):
@@ -162,17 +162,17 @@ class PooledEncoder(nn.Module):
             h = out[f"layer{i}"] = shard_batch(nn.max_pool(h, (2, 2), (2, 2), padding="SAME"))
         size = math.prod(h.shape[1:])
         if size != self.outputs:
-            raise UserError(f"config.model.code.size={self.outputs}: the last map has {size} values; give that size or other widths")
+            raise UserError(f"config.model.code.size={self.outputs}: the last map has {size} values; set that size or other widths")
         out["out"] = h.reshape(h.shape[0], -1).astype(jnp.float32)
         return out
 
 
 class PooledDecoder(nn.Module):
-    """3x3 convolutions with ReLU, each followed by a doubling (nearest), and one without to the image.
+    """3x3 convolutions with ReLU, each followed by nearest-neighbor upsampling, and a last convolution to the image.
 
-    valid: numbers of the convolutions, counted from 1, that are not padded and so take two pixels away (16 -> 14 -> 28 for MNIST).
+    valid: numbers, from 1, of the convolutions without padding, which remove two pixels (16 -> 14 -> 28 for MNIST).
 
-    Raises UserError where that does not give the size of the images.
+    Raises UserError if the output has not the size of the images.
     """
 
     shape: tuple[int, int, int]
@@ -213,9 +213,9 @@ class RecurrentEncoder(nn.Module):
 
 
 class RecurrentDecoder(nn.Module):
-    """An LSTM that is given the code at every row, and a linear layer from its states to the rows.
+    """An LSTM whose input at every row is the code, and a linear layer from its states to the rows.
 
-    In the Keras tutorial's sketch of it the LSTM's states, in (-1, 1), are the rows; logits need the linear layer.
+    In the Keras tutorial the LSTM's states themselves, in (-1, 1), are the rows; logits need the linear layer.
     """
 
     shape: tuple[int, int, int]
@@ -233,7 +233,7 @@ class RecurrentDecoder(nn.Module):
 
 
 class TiedDecoder(nn.Module):
-    """x = W^T h + c with the weights W of a one-layer encoder: what remains to be learned is c."""
+    """x = W^T h + c with the weights W of a one-layer encoder; only the bias c is learned here."""
 
     shape: tuple[int, int, int]
     dtype: jnp.dtype = jnp.float32
@@ -256,5 +256,5 @@ def build_encoder(spec: Mapping[str, Any], outputs: int, dtype: Any) -> nn.Modul
 
 
 def build_decoder(spec: Mapping[str, Any], shape: Sequence[int], dtype: Any) -> nn.Module:
-    """The decoder of such a dict, to [B, *shape]. Raises UserError for an unknown name or field."""
+    """The decoder of dict(name='conv', field=value, ...) to [B, *shape]. Raises UserError for an unknown name or field."""
     return build(DECODERS, "decoder", spec, shape=tuple(shape), dtype=dtype)

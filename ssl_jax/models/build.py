@@ -1,4 +1,4 @@
-"""From a part of a config to a module, with messages for typing mistakes."""
+"""Build modules from parts of a config, with one-line messages for misspelled names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ssl_jax.errors import UserError
 
 
 def build(kinds: Mapping[str, Callable[..., nn.Module]], part: str, spec: Mapping[str, Any], **given) -> nn.Module:
-    """The module that `spec`, dict(name='resnet', depth=18, ...), describes: `kinds[name]` with the other fields.
+    """The module of `spec`, dict(name='resnet', depth=18, ...): `kinds[name]` with the other fields.
 
     Args:
-        kinds: classes of modules, or functions that make one.
-        part: where the config has it: 'encoder' is config.model.encoder.
-        given: fields that are not the config's to set; a kind without one of them does without.
+        kinds: {name: module class, or function that returns a module}.
+        part: place of `spec` in the config: 'encoder' is config.model.encoder.
+        given: fields that the config may not set; kinds without such a field ignore it.
 
     Raises:
-        UserError: an unknown name or field, with the nearest valid ones; a field that is missing, or a value that the class refuses.
+        UserError: an unknown name or field (names the nearest valid ones), a missing field, or a value that the class rejects.
     """
     fields = dict(spec)
     name = fields.pop("name", None)
@@ -31,14 +31,14 @@ def build(kinds: Mapping[str, Callable[..., nn.Module]], part: str, spec: Mappin
 
 
 def construct(kind: Callable[..., Any], part: str, fields: Mapping[str, Any], **given) -> Any:
-    """`kind(**fields, **given)`, where `fields` are those of a part of the config: 'head' is config.model.head.
+    """`kind(**fields, **given)` with `fields` from a part of the config: 'head' is config.model.head.
 
     Args:
-        kind: a class, or a function; its other mistakes keep their traceback.
-        given: arguments that are not the config's to set; a kind without one of them does without.
+        kind: a class or function; its own exceptions keep their traceback.
+        given: arguments that the config may not set; kinds without such an argument ignore it.
 
     Raises:
-        UserError: a field that `kind` does not have, with the nearest that it has, or one that is missing.
+        UserError: a field that `kind` does not have (names the nearest valid ones), or a missing field.
     """
     parameters = inspect.signature(kind).parameters
     valid = [field for field in parameters if field not in ("name", "parent", *given)]
@@ -52,7 +52,7 @@ def construct(kind: Callable[..., Any], part: str, fields: Mapping[str, Any], **
 
 
 def unknown(where: str, wrong: Any, valid: Iterable[str]) -> str:
-    """One line for a name that does not exist."""
+    """Error message for a name that does not exist: nearest and valid names."""
     close = difflib.get_close_matches(str(wrong), list(valid), n=2)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{where} has no {wrong!r}; {hint}valid: {', '.join(valid) or 'none'}"

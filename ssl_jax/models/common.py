@@ -1,4 +1,4 @@
-"""What every module shares, and the two calls through which the layers above run a module without importing Flax."""
+"""Shared layers, and `create` and `run`, with which methods use modules without importing Flax."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ Tree = Any
 
 BATCH_AXES = ("data", "fsdp")
 
-# The one convolution and the one batch normalization here. Statistics are always float32 and, because the step
-# is one global program, always over the global batch. Decay 0.9 is PyTorch's momentum 0.1; the running variance is the
-# biased one, where PyTorch keeps the unbiased one (it differs by n / (n - 1), n = batch * height * width).
+# All modules use this convolution and this batch normalization. Statistics are float32 and over the global batch, because the step
+# is one global program. Decay 0.9 is PyTorch's momentum 0.1. The running variance is biased; PyTorch's is
+# unbiased (times n / (n - 1) with n = batch * height * width).
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv)
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 def shard_batch(x: jax.Array) -> jax.Array:
-    """Pin axis 0 of `x` [B, ...] to the mesh axes ('data', 'fsdp') of the ambient mesh; identity where there is none, and for
-    batches that do not divide over them (a row of pictures).
+    """Constrain axis 0 of `x` [B, ...] to the axes ('data', 'fsdp') of the ambient mesh.
 
-    With sharded parameters and no such pin, XLA is free to shard the features instead and to all-reduce activations.
-    Also the identity inside `shard_map`, where axes are not the compiler's, and outside of a trace, without compiler.
+    Without the constraint and with sharded parameters, XLA may shard the features instead and all-reduce activations. Identity
+    without a mesh, for batches that these axes do not divide, inside `shard_map` (manual axes), and outside of a trace.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not set(BATCH_AXES) <= set(mesh.auto_axes) or not isinstance(x, jax.core.Tracer):
@@ -48,7 +47,7 @@ _portable = contextvars.ContextVar("portable", default=False)
 
 @contextlib.contextmanager
 def portable():
-    """What is traced inside has no kernels of one platform: for programs that are exported to several."""
+    """Context manager: programs traced inside contain no platform-specific kernels, for export to several platforms."""
     token = _portable.set(True)
     try:
         yield
@@ -57,21 +56,24 @@ def portable():
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool = False) -> jax.Array:
-    """Softmax attention: [B, N, heads, D], [B, M, heads, D] twice -> [B, N, heads, D]; `causal`: place n sees places up to n.
+    """Softmax attention: query [B, N, heads, D], key and value [B, M, heads, D] -> [B, N, heads, D].
 
-    On GPUs it is cuDNN's, which never writes the [N, M] tables to memory, for the types and widths that it has; elsewhere, and where
-    programs are to be `portable`, XLA's.
+    `causal`: position n attends to positions up to n. On GPUs, for the types and widths that cuDNN supports, this is cuDNN's flash
+    attention, which does not write the [N, M] scores to memory; otherwise, and inside `portable`, XLA's.
     """
     half, width = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
     gpu = jax.default_backend() == "gpu" and not _portable.get()
     if not (gpu and half and width <= 128 and width % 8 == 0):
         return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="xla")
-    return even_lengths(functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn"), query, key, value)
+    cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn")
+    return even_lengths(cudnn, query, key, value)
 
 
 def even_lengths(attend: Callable[..., jax.Array], query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`attend` of arrays whose odd lengths (the 197 of a ViT with a class token) have a masked place more: JAX refuses the gradient of
-    cuDNN's attention for odd ones."""
+    """`attend` with odd lengths (such as the 197 tokens of a ViT) padded by one masked position.
+
+    JAX refuses the gradient of cuDNN's attention for odd lengths.
+    """
     batch, n, m = len(query), query.shape[1], key.shape[1]
     if n % 2 == m % 2 == 0:
         return attend(query, key, value)
@@ -81,19 +83,19 @@ def even_lengths(attend: Callable[..., jax.Array], query: jax.Array, key: jax.Ar
 
 
 def create(module: nn.Module, key: jax.Array, *args, train: bool = True, **kwargs) -> tuple[Tree, Tree]:
-    """Make the variables of `module` for inputs like `args`; returns (params, state), state = {collection: tree}.
+    """Initialize `module` for inputs like `args`; returns (params, state), state = {collection: tree}.
 
-    State is what moves without a gradient: 'batch_stats', 'spectral'; {} where a module has none.
+    State holds the variables that change without a gradient: 'batch_stats', 'spectral'; {} if there are none.
     """
     state = dict(module.init(key, *args, train=train, **kwargs))
     return state.pop("params", {}), state
 
 
 def run(module: nn.Module, params: Tree, state: Tree, *args, train: bool, **kwargs) -> tuple[Any, Tree]:
-    """Run `module`; returns (its output, its new state).
+    """Run `module`; returns (output, new state).
 
-    With train=True batches are normalized by their own statistics and all state moves; with train=False it is used and comes
-    back as it was.
+    With train=True batches are normalized by their own statistics and the state is updated; with train=False the state is used and
+    returned unchanged.
     """
     variables = {"params": params, **state}
     if not train:
@@ -103,7 +105,7 @@ def run(module: nn.Module, params: Tree, state: Tree, *args, train: bool, **kwar
 
 
 def init_variables(module: nn.Module, key: jax.Array, x: jax.Array, train: bool = True) -> tuple[Tree, Tree]:
-    """`create` for a module whose only state is batch statistics: (params, batch_stats), the second {} without norms."""
+    """`create` for a module whose only state is batch statistics: (params, batch_stats), with {} if it has none."""
     params, state = create(module, key, x, train=train)
     batch_stats = state.pop("batch_stats", {})
     assert not state, f"unexpected variable collections {sorted(state)}"
@@ -111,6 +113,6 @@ def init_variables(module: nn.Module, key: jax.Array, x: jax.Array, train: bool 
 
 
 def apply(module: nn.Module, params: Tree, batch_stats: Tree, x: jax.Array, train: bool) -> tuple[Any, Tree]:
-    """`run` for a module whose only state is batch statistics: (its output, the new ones)."""
+    """`run` for a module whose only state is batch statistics: (output, new batch_stats)."""
     out, state = run(module, params, {"batch_stats": batch_stats}, x, train=train)
     return out, state["batch_stats"]

@@ -1,4 +1,4 @@
-"""Convolutions whose gradients are fast on a CPU and XLA's own everywhere else, and their transposition without zeros."""
+"""Convolutions with fast gradients on CPUs (elsewhere XLA's own), and transposed convolutions without inserted zeros."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import jax.numpy as jnp
 from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-CHUNK_BYTES = 4 * 2**20  # of unfolded patches: more leaves the cache, less makes matrix products too small
-LARGEST_KERNEL = 7  # of a side; each position is one slice in the compiled program
+CHUNK_BYTES = 4 * 2**20  # of unfolded patches: larger chunks leave the cache, smaller ones make matrix products inefficient
+LARGEST_KERNEL = 7  # side; each position adds one slice to the compiled program
 
 
 def conv(x, kernel, strides, padding, *, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision):
-    """`lax.conv_general_dilated` with a quicker gradient on CPUs, for the field `conv_general_dilated` of Flax's Conv.
+    """`lax.conv_general_dilated` with a faster gradient on CPUs, for the field `conv_general_dilated` of Flax's Conv.
 
-    XLA's CPU backend computes the weight gradient as a convolution with channels for a batch, for which it transposes
-    both operands element by element: two fifths of a ResNet step; and the gradient for x of a stride of 2 on an input
-    three quarters of which are zeros. On one device of the ambient mesh (or without a mesh), 2-D convolutions of x
-    [B, H, W, C] with kernel [h, w, C, F] without dilation and groups get the rules of `_weight_gradient` and
-    `_input_gradient` where they are compiled for a CPU. The rest is left alone: values, accelerators, and several devices
-    (chunks of a batch that is spread over devices would have to be gathered).
+    XLA's CPU backend computes the weight gradient as a convolution over the batch and transposes both operands element by element,
+    which takes two fifths of a ResNet step. For stride 2 it computes the input gradient on an input with three quarters zeros.
 
-    The rules have quick reverse-mode derivatives of any order, but no forward mode: `jax.jvp` raises TypeError.
+    The rules `_weight_gradient` and `_input_gradient` replace these gradients if the program is compiled for a CPU, the ambient
+    mesh has one device (or there is none), and the convolution of x [B, H, W, C] with kernel [h, w, C, F] has no dilation and no
+    groups. Several devices are excluded because chunks of a sharded batch would have to be gathered.
+
+    The rules are reverse-mode differentiable to any order, but have no forward mode: `jax.jvp` raises TypeError.
     """
     layout = lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT) if x.ndim == 4 else None
     simple = (
@@ -53,9 +53,9 @@ def conv(x, kernel, strides, padding, *, lhs_dilation, rhs_dilation, dimension_n
 def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int = 2) -> jax.Array:
     """Transposed convolution with 'SAME' padding: x [B, H, W, C], kernel [h, w, C, F] -> [B, stride H, stride W, F].
 
-    The same map as PyTorch's ConvTranspose2d (kernel 4, stride 2, padding 1) and as the gradient of a convolution, whose kernel is
-    spatially the same way round: pixel p of x adds kernel[i] to pixel stride p + i - (h - stride) // 2 of the output. Computed as one
-    plain convolution whose features are the phases of the stride, which multiplies no zeros and has quick gradients.
+    Equals PyTorch's ConvTranspose2d (kernel 4, stride 2, padding 1) and the gradient of a convolution with the same kernel, not
+    flipped: pixel p of x adds kernel[i] to pixel stride * p + i - (h - stride) // 2 of the output. Computed as one convolution
+    whose features are the phases of the stride, which multiplies no zeros and has fast gradients.
     """
     height, width = x.shape[1:3]
     shape = (x.shape[0], height * stride, width * stride, kernel.shape[-1])
@@ -80,11 +80,11 @@ def _forward(x, kernel, strides, padding, precision):
 
 def _backward(strides, padding, precision, residuals, g):
     x, kernel = residuals
-    of_x = jax.linear_transpose(lambda x: _plain(x, kernel, strides, padding, precision), x)
-    of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding, precision), kernel)
+    default_dx = jax.linear_transpose(lambda x: _plain(x, kernel, strides, padding, precision), x)
+    default_dkernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding, precision), kernel)
     options = dict(strides=strides, padding=padding, precision=precision)
 
-    def quick(x, kernel, g):
+    def on_cpu(x, kernel, g):
         if strides == (1, 1):
             around = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape[:2], padding, strict=True))
             dx = _conv(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around, precision)
@@ -92,7 +92,7 @@ def _backward(strides, padding, precision, residuals, g):
             dx = _input_gradient(g, kernel, x.shape, convolve=_conv, **options)
         return dx, _weight_gradient(x, g, size=kernel.shape[:2], **options)
 
-    return lax.platform_dependent(x, kernel, g, cpu=quick, default=lambda x, kernel, g: (*of_x(g), *of_kernel(g)))
+    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=lambda x, kernel, g: (*default_dx(g), *default_dkernel(g)))
 
 
 _conv.defvjp(_forward, _backward)
@@ -101,11 +101,10 @@ _conv.defvjp(_forward, _backward)
 def _input_gradient(g, kernel, shape, *, strides, padding, precision, convolve):
     """g [B, h, w, F] -> [B, H, W, C] = shape, for strides above 1: one small convolution for every phase of the stride.
 
-    `convolve` is `_conv`, so that what differentiates once more (penalties of gradients, path lengths) has quick rules again, or
-    `_plain`.
+    convolve: `_conv` has fast second derivatives (gradient penalties, path lengths); `_plain` is for several devices.
 
-    Row s m + r of the padded input has met g[m - j] with row s j + r of the kernel, so phase r is a convolution of `g` with every
-    s-th row; all phases are features of one convolution. XLA spreads `g` with zeros instead and multiplies those too.
+    Row s * m + r of the padded input meets g[m - j] with row s * j + r of the kernel. So phase r is a convolution of `g` with every
+    s-th row, and all phases are features of one convolution. XLA inserts zeros into `g` instead and multiplies them.
     """
     (kernel_h, kernel_w, channels, features), (s, t) = kernel.shape, strides
     phases = min(s, kernel_h), min(t, kernel_w)  # the others are zero
@@ -125,8 +124,8 @@ def _input_gradient(g, kernel, shape, *, strides, padding, precision, convolve):
 def _weight_gradient(x, g, *, size, strides, padding, precision):
     """x [B, H, W, C], g [B, h, w, F] -> [*size, C, F]: unfolded patches times `g`, summed over chunks of the batch.
 
-    A whole unfolded batch (9 times `x` for 3x3) is slow for its traffic to memory; a chunk stays in the cache. There are at least
-    two, since XLA does not fuse into a loop: without one it computes what made `x` again inside of a transposition of `x`.
+    A whole unfolded batch (9 times `x` for 3x3) is limited by memory traffic; a chunk stays in the cache. There are at least two
+    chunks, because XLA does not fuse into a loop: without the loop it recomputes the producer of `x` inside a transposition of `x`.
     """
     batch, *_, channels = x.shape
     rows, columns, features = g.shape[1:]

@@ -1,4 +1,4 @@
-"""What sits on top of an encoder."""
+"""Heads on top of an encoder: projection and linear classification."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from ssl_jax.models.common import BatchNorm
 class ProjectionHead(nn.Module):
     """Linear layers with BatchNorm and ReLU between them; the projector or predictor of joint-embedding methods.
 
-    The defaults are SimCLR's head: no linear bias, BatchNorm everywhere, on the output with a scale only and no ReLU.
+    The defaults are SimCLR's head: no linear bias, and BatchNorm after every layer. The output has BatchNorm with a scale only, no
+      ReLU.
 
     Fields:
       widths: of the linear layers; the last is the output's.
       batch_norm: BatchNorm and ReLU after each hidden layer; else ReLU only, and linear layers have biases.
       last_batch_norm: BatchNorm on the output too; it needs `batch_norm`.
-      last_scale: that last BatchNorm has a scale (SimSiam's has none); it never has an offset.
-      bias: linear layers have biases also beside BatchNorm.
-      last_bias: the same for the last layer alone; None means as the others.
+      last_scale: the BatchNorm on the output has a scale (SimSiam's has none); it never has an offset.
+      bias: linear layers have biases although BatchNorm follows.
+      last_bias: `bias` for the last layer; None means as the others.
       kernel_std: kernels start as N(0, kernel_std), 0.01 in SimCLR's code; None is Flax's default (fan-in normal).
       dtype: of the computation; parameters, statistics and the output are float32.
     """

@@ -1,4 +1,4 @@
-"""The encoders by name."""
+"""Encoders by the names in a config."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ENCODERS = {"resnet": ResNet, "revnet": RevNet, "vit": ViT, "mlp": MLP}
 
 
 def build_encoder(spec: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
-    """The encoder that `spec` describes: dict(name='resnet', depth=18, ...), fields as in the class of that name.
+    """The encoder of `spec`, dict(name='resnet', depth=18, ...), with the fields of the class of that name.
 
     `module(images float [B, H, W, 3], train) -> {'pooled': [B, D] float32, intermediate features...}`.
-    Raises UserError that names an unknown encoder or field with the nearest valid ones, or an impossible value.
+    Raises UserError for an unknown encoder or field (names the nearest valid ones), or an impossible value.
     """
     return build(ENCODERS, "encoder", spec, dtype=dtype)

@@ -11,10 +11,10 @@ from ssl_jax.models.common import BatchNorm, shard_batch
 
 
 class MLP(nn.Module):
-    """Flattened pixels to features: Linear, BatchNorm (if asked for) and ReLU per width.
+    """Flattened pixels to features: per width a linear layer, BatchNorm if `batch_norm`, and ReLU.
 
-    Fields: `widths` of the layers, at least one; `batch_norm`; `dtype` of the computation (parameters are float32).
-    Raises UserError without widths.
+    Fields: `widths` of the layers, at least one; `dtype` of the computation (parameters are float32). Raises UserError without
+      widths.
     """
 
     widths: tuple[int, ...] = (512, 512)
@@ -23,12 +23,12 @@ class MLP(nn.Module):
 
     def __post_init__(self):
         if not self.widths or min(self.widths) < 1:
-            raise UserError(f"mlp widths {tuple(self.widths)} make no network; give one or more positive widths")
+            raise UserError(f"mlp widths {tuple(self.widths)} are not valid; give one or more positive widths")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """[B, H, W, C] -> 'layer1' .. [B, widths[i]] after the ReLU, and the last also as 'pooled' in float32."""
+        """[B, H, W, C] -> 'layer1' .. [B, widths[i]] after the ReLU, and 'pooled', the last one in float32."""
         x = images.reshape(images.shape[0], -1).astype(self.dtype)
         out = {}
         for index, width in enumerate(self.widths, start=1):

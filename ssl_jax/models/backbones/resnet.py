@@ -34,7 +34,7 @@ KERNEL_INITS = {
 
 
 def is_bottleneck(depth: int) -> bool:
-    """Whether the blocks of a network of this depth are bottlenecks (four times the channels come out)."""
+    """Whether networks of this depth use bottleneck blocks, whose output has four times the channels."""
     return depth >= 50
 
 
@@ -44,12 +44,11 @@ class ResNet(nn.Module):
     Fields:
       depth: a key of DEPTHS; 10 is for laptops.
       width: multiplies the channels of every layer (64 at the stem); 0.25 gives 16.
-      stem: 'imagenet' is 7x7 stride 2 and a 3x3 max-pool; 'cifar' is one 3x3 stride 1 and no pool; 'stride2' is one 3x3
-        stride 2 and no pool, for thumbnails that are larger than CIFAR's.
-      flavor: 'simclr' projects the shortcut of every first block, also where shapes agree (group 1 of depths <= 34),
+      stem: 'imagenet' is 7x7 stride 2 and a 3x3 max-pool; 'cifar' is 3x3 stride 1 without pool; 'stride2' is 3x3 stride 2
+        without pool, for small images above CIFAR's size.
+      flavor: 'simclr' projects the shortcut of every group's first block, even if shapes agree (group 1 of depths <= 34),
         pads the max-pool 'SAME' (at the end, for even sizes) and initializes with fan-in truncated normals;
-        'torchvision' projects only where shapes differ, pads the pool by 1 on both sides and initializes with fan-out
-        normals.
+        'torchvision' projects only if shapes differ, pads the pool by 1 on both sides and initializes with fan-out normals.
       sk: selective kernels with the ResNet-D stem and shortcut; bottlenecks in SimCLR's flavor only.
       zero_init_residual: the last scale of each block starts at zero, so blocks start as the identity.
       dtype: of the computation; parameters and statistics are float32.
@@ -122,7 +121,7 @@ class ResNet(nn.Module):
 class Block(nn.Module):
     """One residual block: basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1 to four times the channels).
 
-    The shortcut is projected where its shape differs from the output's, or if `always_project`.
+    The shortcut is projected if its shape differs from the output's, or if `always_project`.
     """
 
     channels: int
@@ -161,7 +160,7 @@ class Block(nn.Module):
         return nn.relu(x + shortcut)
 
     def _selective_kernel(self, x, train):
-        """Two 3x3 streams mixed per channel by a softmax that sees the global average of their sum."""
+        """Two 3x3 streams, mixed per channel by a softmax of the global average of their sum."""
         x = nn.relu(self._norm(train, "bn2")(self._conv(2 * self.channels, 3, self.stride, "conv2")(x)))
         streams = jnp.stack(jnp.split(x, 2, axis=-1))  # [2, B, h, w, C]
         context = jnp.mean(streams.sum(0), axis=(1, 2), keepdims=True)
@@ -179,7 +178,7 @@ class Block(nn.Module):
 
 
 def _conv(features, kernel, stride, kernel_init, dtype, name):
-    # Padding is the same on both sides at every stride; 'SAME' would pad the end only when the stride is 2.
+    # Pads both sides equally; at stride 2 'SAME' would pad the end only.
     return Conv(
         features,
         (kernel, kernel),
@@ -197,6 +196,6 @@ def _norm(train, dtype, name, **fields):
 
 
 def _average_pool(x, stride):
-    """2x2 average of the ResNet-D shortcut: at stride 2 padded with a zero at the end, at stride 1 'SAME'."""
-    counted = stride > 1  # a padded zero counts in the mean at stride 2 (odd sizes), and does not at stride 1
+    """2x2 average of the ResNet-D shortcut, padded by one zero at the end."""
+    counted = stride > 1  # as in SimCLR's code: padding counts in the mean at stride 2 (odd sizes), not at stride 1
     return nn.avg_pool(x, (2, 2), (stride, stride), padding=((0, 1), (0, 1)), count_include_pad=counted)

@@ -1,8 +1,8 @@
 """Reversible residual networks (Gomez et al. 2017, arXiv:1707.04585), in the form of Kolesnikov et al. 2019 (arXiv:1901.09005).
 
-The channels are two halves (x1, x2); a unit gives (x2, x1 + F(x2)) and so (x1, x2) = (y2 - F(y1), y1): two of them are one block of
-the first paper. F is the branch of a pre-activation bottleneck at the width of a half. Between groups pixels are averaged and channels
-doubled with zeros, so that nothing beside the pooling loses information.
+The channels form two halves (x1, x2). A unit outputs y = (x2, x1 + F(x2)), so its inverse is (y2 - F(y1), y1); two units are one
+block of the first paper. F is the branch of a pre-activation bottleneck at half the width. Between groups, 2x2 pixels are averaged
+and zeros double the channels, so only the pooling loses information.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class RevNet(nn.Module):
     """Images to feature maps; RevNet-50 with width 4 has 86 M parameters.
 
     Fields:
-      depth: a key of DEPTHS, for the number of units in each group; 50 is the published one. Units are bottlenecks at every depth.
+      depth: a key of DEPTHS, which sets the number of units per group; 50 is published. Units are bottlenecks at every depth.
       width: multiplies the channels of every layer (256 after the stem).
       stem: 'imagenet' is 7x7 stride 2 and a 3x3 max-pool; 'stride2' is one 3x3 stride 2, for thumbnails.
-      remat: on the way back compute the inside of every unit again instead of keeping it: the memory of the units' borders only.
+      remat: recompute the inside of every unit in the backward pass; memory then holds the units' outputs only.
       dtype: of the computation; parameters and statistics are float32.
 
     Raises UserError for impossible fields.
@@ -42,13 +42,15 @@ class RevNet(nn.Module):
             if value not in valid:
                 raise UserError(f"revnet has no {field} {value!r}; choose one of {', '.join(map(str, valid))}")
         if self.width <= 0 or 256 * self.width % 8:
-            raise UserError(f"revnet width {self.width}: a quarter of half of {256 * self.width} channels; choose a multiple of 1/32")
+            raise UserError(f"revnet width {self.width} gives {256 * self.width} channels, no multiple of 8; take a multiple of 1/32")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """[B, H, W, 3] -> 'stem', 'layer1' .. 'layer4' [B, h, w, C] before the pooling of the next group, 'pooled' [B, D] float32,
-        which is normalized and not rectified."""
+        """[B, H, W, 3] -> 'stem', 'layer1' .. 'layer4' [B, h, w, C] before the pooling of the next group, 'pooled' [B, D] float32.
+
+        'pooled' is batch-normalized, without ReLU.
+        """
         channels = round(256 * self.width)
         kernel = 7 if self.stem == "imagenet" else 3
         x = Conv(
@@ -90,13 +92,13 @@ class Branch(nn.Module):
 
 
 def couple(branch, x: jax.Array, *args) -> jax.Array:
-    """A reversible unit: (x1, x2) -> (x2, x1 + branch(x2, *args)), halves of the channels."""
+    """A reversible unit on halves of the channels: (x1, x2) -> (x2, x1 + branch(x2, *args))."""
     x1, x2 = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([x2, x1 + branch(x2, *args)], axis=-1)
 
 
 def double(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H / 2, W / 2, 2 C]: averages of 2x2 pixels, with zeros for half of the channels on both sides."""
+    """[B, H, W, C] -> [B, H / 2, W / 2, 2 C]: means of 2x2 pixels, padded with C / 2 zero channels on both sides."""
     half = x.shape[-1] // 2
     x = nn.avg_pool(x, (2, 2), (2, 2), padding="SAME", count_include_pad=False)
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (half, half)))

@@ -37,14 +37,14 @@ SIZES = {
 }
 POOLS = ("cls", "gap")
 POSITIONS = ("learned", "sincos2d")
-REMATS = {  # what the backward pass keeps of each block
+REMATS = {  # the activations of each block to keep for the backward pass
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Heads and MLP channels are split over 'tensor', the other side of each matrix over 'fsdp'; nothing else is split over 'tensor'.
-# A rule counts dimensions from the last one, so that it holds for blocks that are stacked, too.
+# 'tensor' shards attention heads and MLP channels; 'fsdp' shards the other side of each matrix. Rules count dimensions from the
+# last, so that they also fit stacked blocks.
 TENSOR_RULES = (
     (r"block(s|\d+)/attention/qkv/kernel", ("fsdp", "tensor")),
     (r"block(s|\d+)/attention/qkv/bias", ("tensor",)),
@@ -71,14 +71,13 @@ class ViT(nn.Module):
 
     Fields:
       variant: 'SIZE/PATCH', a key of SIZES and the patch side in pixels.
-      pool: 'cls' prepends a class token and returns it; 'gap' has none and averages the patch tokens.
-      registers: number of extra tokens that are thrown away. With registers, positions are added to patches only.
-      position: 'learned', for the patches of the image that parameters are made with, resized bicubically for others;
-        or 'sincos2d', fixed.
-      remat: a key of REMATS: memory for recomputation.
-      scan: the blocks are one loop: they compile as fast as a single one, and their parameters are 'blocks/...' with a leading axis of
-        depth (`stack`, `unstack`) instead of 'block0/...'. A rule of an optimizer for each array, like LARS's trust, is then one
-        for all blocks. Without `remat` a loop keeps more for the backward pass than separate blocks do.
+      pool: 'cls' prepends a class token and returns it; 'gap' averages the patch tokens.
+      registers: number of extra tokens, which the output drops. With registers, only patches have positions.
+      position: 'learned' for the image size at initialization, with bicubic interpolation for other sizes; or fixed 'sincos2d'.
+      remat: a key of REMATS; trades recomputation for memory.
+      scan: loop over the blocks, which compiles as fast as a single block. Parameters are then 'blocks/...' with a leading axis of
+        depth instead of 'block0/...' (see `stack`, `unstack`), so per-array optimizer rules such as LARS's trust ratio see all
+        blocks as one array. Without `remat` a loop keeps more activations than separate blocks.
       dtype: of the computation; parameters are float32.
 
     Raises UserError for impossible fields and for images that patches do not tile.
@@ -107,10 +106,10 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """[B, H, W, 3] -> features; there is nothing random and no statistics, so `train` changes nothing.
+        """[B, H, W, 3] -> features; `train` has no effect, since there is no dropout and no batch statistics.
 
-        'block0' .. : [B, N, D] outputs of the blocks, N = [class] + registers + patches, in this order;
-        'tokens': [B, N, D] after the final normalization; 'patches': [B, h, w, D], its patch tokens on their grid;
+        'block0', ...: [B, N, D], outputs of the blocks; the N tokens are class token (if any), registers, patches.
+        'tokens': [B, N, D] after the final normalization; 'patches': [B, h, w, D], its patch tokens on their grid.
         'pooled': [B, D] float32.
         """
         size, patch = parse_variant(self.variant)
@@ -138,7 +137,11 @@ class ViT(nn.Module):
             for name, count in prefix
         ]
         positions = self._positions(grid, size.width).astype(self.dtype)
-        x = jnp.concatenate([*tokens, x + positions], axis=1) if self.registers else jnp.concatenate([*tokens, x], axis=1) + positions
+        x = (
+            jnp.concatenate([*tokens, x + positions], axis=1)
+            if self.registers
+            else jnp.concatenate([*tokens, x], axis=1) + positions
+        )
         x = shard_batch(x)
 
         x, outputs = self._blocks(x, size)
@@ -151,7 +154,7 @@ class ViT(nn.Module):
         return out
 
     def _blocks(self, x, size):
-        """[B, N, D] -> (the same, outputs of the blocks: a list, or [depth, B, N, D])."""
+        """[B, N, D] -> (output [B, N, D], outputs of the blocks: a list, or [depth, B, N, D])."""
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat], prevent_cse=not self.scan)
         if not self.scan:
             outputs = []
@@ -168,7 +171,7 @@ class ViT(nn.Module):
         return looped(block(size.heads, size.hidden, self.dtype, name="blocks"), x, None)
 
     def _positions(self, grid, width):
-        """[1, N, D] with a row for the class token if there is one and there are no registers."""
+        """[1, N, D], with a row for the class token if there is one and no registers."""
         prefix = 1 if self.pool == "cls" and not self.registers else 0
         if self.position == "sincos2d":
             return jnp.asarray(np.pad(sincos2d(grid, width), ((prefix, 0), (0, 0)))[None])
@@ -198,9 +201,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. The columns of the joint projection are ordered (head, q|k|v, channel).
+    """Multi-head self-attention.
 
-    So a split of the columns over 'tensor' is a split of the heads, and no token moves between devices.
+    The columns of the joint projection are ordered (head, q|k|v, channel), so that sharding them over 'tensor' shards the heads.
     """
 
     heads: int
@@ -218,7 +221,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with the exact GELU between them."""
+    """Two linear layers with the exact GELU between them."""
 
     hidden: int
     dtype: jnp.dtype
@@ -232,27 +235,27 @@ class Mlp(nn.Module):
 
 
 def unstack(params: dict) -> dict:
-    """Parameters of a ViT with scan=True as those of one without: 'blocks/...' [depth, ...] -> 'block0/...', 'block1/...'."""
+    """Convert parameters of a ViT from scan=True to scan=False: 'blocks/...' [depth, ...] -> 'block0/...', 'block1/...'."""
     rest, blocks = {name: tree for name, tree in params.items() if name != "blocks"}, params["blocks"]
     depth = len(jax.tree.leaves(blocks)[0])
     return rest | {f"block{index}": jax.tree.map(lambda x, index=index: x[index], blocks) for index in range(depth)}
 
 
 def stack(params: dict) -> dict:
-    """The inverse of `unstack`, in NumPy."""
+    """Inverse of `unstack`, in NumPy."""
     names = sorted((name for name in params if re.fullmatch(r"block\d+", name)), key=lambda name: int(name.removeprefix("block")))
     blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *(params[name] for name in names))
     return {name: tree for name, tree in params.items() if name not in names} | {"blocks": blocks}
 
 
 def sincos2d(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed positions [rows * columns, width] float32: (sin column, cos column, sin row, cos row), a quarter each.
+    """Fixed positions [rows * columns, width] float32: (sin column, cos column, sin row, cos row), a quarter of the width each.
 
     Frequency k is 10000^(-k / (width / 4)), as in MAE and MoCo v3; big_vision divides by width / 4 - 1 instead.
-    Raises UserError if 4 does not divide the width.
+    Raises UserError if the width is no multiple of 4.
     """
     if width % 4:
-        raise UserError(f"sincos2d positions need a width that 4 divides, not {width}")
+        raise UserError(f"sincos2d positions need a width that is a multiple of 4, not {width}")
     frequency = 10000.0 ** (-np.arange(width // 4) / (width / 4))
     row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     angles = [position.reshape(-1, 1) * frequency for position in (column, row)]
@@ -270,11 +273,11 @@ def _resize_positions(table, grid):
 
 
 def _patch_init(key, shape, dtype=jnp.float32):
-    """Xavier over the flattened patch: fan-in is its pixels, fan-out the width."""
+    """Xavier for a flattened patch: fan-in is the number of its values, fan-out the width."""
     return _xavier(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
 def _qkv_init(key, shape, dtype=jnp.float32):
-    """Xavier for three square matrices, not for one wide one."""
+    """Xavier for each of the three square matrices, not for the joint one."""
     bound = math.sqrt(6 / (shape[0] + shape[1] // 3))
     return jax.random.uniform(key, shape, dtype, -bound, bound)

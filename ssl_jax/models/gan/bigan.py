@@ -1,9 +1,9 @@
 """Generators, encoders and joint discriminators of BiGAN (Donahue et al. 2017, arXiv:1605.09782, appendix C, and its code).
 
-Encoder and discriminator are a trunk each: three kinds, fully connected, strided convolutions, AlexNet's. In generator and
-discriminator the latent is added before every normalization but the first, by a linear map of its own, one number for each channel.
-Nothing has biases beside those of normalization; the fully connected networks (the "permutation-invariant" ones) normalize without
-scale and offset too. Weights start as N(0, 0.02), the discriminator's last layer at zero: its first scores are exactly zero.
+Encoder and discriminator each have a trunk: fully connected, strided convolutions, or AlexNet's. Generator and discriminator are
+conditioned on the latent: before every normalization but the first, a linear map of the latent is added per channel. Only the
+normalizations have biases; the fully connected ("permutation-invariant") networks normalize without scale and offset. Weights start
+as N(0, 0.02). The discriminator's last layer starts at zero, so its first scores are exactly zero.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _dense(features: int, dtype, name: str, init=_init) -> nn.Dense:
 
 
 def _conditioned(h: jax.Array, z: jax.Array | None, std: float, dtype, name: str) -> jax.Array:
-    """h [B, ..., C] plus a linear map of z [B, Z], whose weights start with deviation `std`."""
+    """h [B, ..., C] plus a linear map of z [B, Z], whose weights start with standard deviation `std`."""
     if z is None:
         return h
     shift = _dense(h.shape[-1], dtype, name, nn.initializers.normal(std))(z)
@@ -42,7 +42,7 @@ def _leaky(h: jax.Array) -> jax.Array:
 
 
 class MLPTrunk(nn.Module):
-    """Linear layers over flattened pixels; the first one has no normalization and does not see z."""
+    """Linear layers over flattened pixels; the first one is neither normalized nor conditioned on z."""
 
     widths: tuple[int, ...] = (1024, 1024)
     dtype: jnp.dtype = jnp.float32
@@ -62,10 +62,10 @@ class MLPTrunk(nn.Module):
 
 
 class ConvTrunk(nn.Module):
-    """Convolutions of stride 2; the first one has no normalization and does not see z.
+    """Convolutions of stride 2; the first one is neither normalized nor conditioned on z.
 
-    condition_std: of the weights for z; the published 0.02 x 25 outdoes what 0.02 gives the image forty times over. A run that is
-      too short to unlearn that takes 0.02.
+    condition_std: standard deviation of the initial weights for z. With the published 0.02 x 25, z dominates the image forty times;
+      use 0.02 for runs too short to correct that.
     """
 
     widths: tuple[int, ...] = (128, 256, 512, 1024)
@@ -88,7 +88,7 @@ class ConvTrunk(nn.Module):
 
 
 class AlexNetTrunk(nn.Module):
-    """conv1 to conv5 of AlexNet with groups, padded pools and no response normalization: the encoder of the ImageNet runs."""
+    """conv1 to conv5 of AlexNet with groups and padded pools, without response normalization: the published ImageNet encoder."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -116,8 +116,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """x [B, ...] -> 'layer1' ... as the trunk gives them, 'pooled' [B, D] (the last, averaged over space), 'latent' [B, latent],
-        these two float32."""
+        """x [B, ...] -> the trunk's 'layer1', ..., and float32 'pooled' [B, D], the last one's spatial mean, and 'latent' [B, Z]."""
         out = self.trunk(x, None, train)
         last = out[-1].astype(jnp.float32)
         return {
@@ -128,19 +127,19 @@ class Encoder(nn.Module):
 
 
 class JointDiscriminator(nn.Module):
-    """D: a trunk that sees x and z, and a linear layer that starts at zero."""
+    """D: a trunk over x, conditioned on z, and a linear layer that starts at zero."""
 
     trunk: nn.Module
 
     @nn.compact
     def __call__(self, x: jax.Array, z: jax.Array, train: bool) -> jax.Array:
-        """x [B, ...], z [B, Z] -> logits [B] float32, positive for "an image and its code"."""
+        """x [B, ...], z [B, Z] -> logits [B] float32, positive for (x, E(x))."""
         h = self.trunk(x, z, train)[-1].astype(jnp.float32)
         return _dense(1, jnp.float32, "score", nn.initializers.zeros)(h.reshape(len(h), -1))[:, 0]
 
 
 class MLPGenerator(nn.Module):
-    """G of the permutation-invariant recipe."""
+    """G of the permutation-invariant networks."""
 
     shape: tuple[int, int, int]
     widths: tuple[int, ...] = (1024, 1024)
@@ -159,11 +158,11 @@ class MLPGenerator(nn.Module):
 
 
 class ConvGenerator(nn.Module):
-    """G: a linear layer to a small map (normalized unit by unit, as DCGAN's was), then transposed convolutions of stride 2.
+    """G: a linear layer to a small map (normalized per unit, as in DCGAN), then transposed convolutions of stride 2.
 
-    condition_std: as in `ConvTrunk`; where z outdoes the map before it, the first pictures have no places.
+    condition_std: see `ConvTrunk`; if z dominates, the first images have no spatial structure.
 
-    Raises UserError where the sides of `shape` cannot be halved as often as there are widths.
+    Raises UserError if height and width in `shape` are no multiples of 2^len(widths).
     """
 
     shape: tuple[int, int, int]
@@ -176,7 +175,7 @@ class ConvGenerator(nn.Module):
         if not self.widths or any(side % 2 ** len(self.widths) for side in self.shape[:2]):
             raise UserError(
                 f"generator of shape {tuple(self.shape)} with widths {tuple(self.widths)}: height and width must be multiples of "
-                f"{2 ** len(self.widths)} (twice for each width); give other widths or another shape"
+                f"{2 ** len(self.widths)}; give other widths or another shape"
             )
         super().__post_init__()
 
@@ -213,10 +212,9 @@ GENERATORS = {"mlp": MLPGenerator, "conv": ConvGenerator}
 
 
 def build_nets(model: Mapping[str, Any], dtype: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """(generator, encoder, discriminator) of a `config.model` with these keys: dict(name='conv', field=value, ...); the generator's
-    `shape` is that of the images that it makes and the discriminator judges.
+    """(generator, encoder, discriminator) of a `config.model` with these keys: dict(name='conv', field=value, ...).
 
-    Raises UserError for an unknown name or field.
+    The generator's `shape` is also that of the discriminator's images. Raises UserError for an unknown name or field.
     """
     generator = build(GENERATORS, "generator", model["generator"], dtype=dtype)
     encoder, discriminator = (build(TRUNKS, part, model[part], dtype=dtype) for part in ("encoder", "discriminator"))

@@ -1,6 +1,7 @@
 """Discriminator and encoder of BigBiGAN (Donahue and Simonyan 2019, arXiv:1907.02544, section 2 and appendix A).
 
-The generator is BigGAN's without labels (`models.gan.biggan`). The published discriminator has H of 29.6 M and J of 36.7 M parameters.
+The generator is BigGAN's without labels (`models.gan.biggan`). The published discriminator has H of 29.6 M and J of 36.7 M
+parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ssl_jax.models.gan.spectral import SpectralDense
 
 
 class ResidualMLP(nn.Module):
-    """H and J: a linear layer, then `layers` - 1 times h + linear(ReLU(h)), and a last ReLU; spectral norms everywhere."""
+    """H and J: a linear layer, `layers` - 1 residual steps h + linear(ReLU(h)), and a ReLU, all spectrally normalized."""
 
     width: int = 2048
     layers: int = 8
@@ -39,7 +40,7 @@ class JointDiscriminator(nn.Module):
     """Scores of images, of latents and of pairs: s_x = a F(x), s_z = b H(z), s_xz = c J(F(x), H(z)).
 
     Fields:
-      size: of the images.
+      size: of the images in pixels.
       channels, multiples, attention: of F, BigGAN's trunk.
       width, layers: of H and J.
       initializer: a key of INITS.
@@ -74,7 +75,7 @@ class JointDiscriminator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """E: a residual or reversible network with batch and no spectral normalization, and an MLP to a normal distribution of codes.
+    """E: a residual or reversible network, and an MLP to a normal distribution of codes; with batch normalization, not spectral.
 
     Fields: `backbone` images -> {'pooled': [B, D], ...}; `latent` size of a code; `widths` of the hidden layers of the MLP.
     """
@@ -85,8 +86,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        """x [B, H, W, 3] -> what the backbone gives, 'crelu' [B, 2 D] (normalized 'pooled' p as (ReLU(p), ReLU(-p)): the published
-        features), 'mean' and 'deviation' [B, latent], all float32."""
+        """x [B, H, W, 3] -> the backbone's features, and 'crelu' [B, 2 D], 'mean' and 'deviation' [B, latent], float32.
+
+        'crelu', the published features, is (ReLU(p), ReLU(-p)) of p = batch-normalized 'pooled'.
+        """
         out = self.backbone(x, train)
         norm = BatchNorm(use_running_average=not train, use_bias=False, use_scale=False, name="crelu")
         unit = norm(out["pooled"])
@@ -100,12 +103,12 @@ class Encoder(nn.Module):
 
 
 def build_discriminator(spec: Mapping, size: int, dtype) -> JointDiscriminator:
-    """The discriminator of `config.model.discriminator`, fields of `JointDiscriminator`. Raises UserError for an unknown one."""
+    """The discriminator of `config.model.discriminator`, fields of `JointDiscriminator`. Raises UserError for an unknown field."""
     return build({"joint": JointDiscriminator}, "discriminator", {"name": "joint", **spec}, size=size, dtype=dtype)
 
 
 def build_bigbigan_encoder(spec: Mapping, latent: int, dtype) -> Encoder:
-    """The encoder of `config.model.encoder`: what `build_encoder` takes, and 'head', the widths of the MLP."""
+    """The encoder of `config.model.encoder`: the fields of `build_encoder`, and 'head', the widths of the MLP."""
     fields = dict(spec)
     widths = tuple(fields.pop("head"))
     return Encoder(build_encoder(fields, dtype), latent, widths)

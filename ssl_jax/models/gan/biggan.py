@@ -1,6 +1,6 @@
 """BigGAN (Brock et al. 2019, arXiv:1809.11096, appendix B) at 32 to 512 pixels.
 
-The table for 32 pixels is that of ajbrock/BigGAN-PyTorch. Gains of the conditional normalizations are 1 + W c.
+The table for 32 pixels is that of ajbrock/BigGAN-PyTorch.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ Features = dict[str, jax.Array]
 
 
 def check(what: str, size: int, table: Mapping, initializer: str, multiples: tuple[int, ...] = ()) -> None:
-    """Raises UserError for a size that neither has a table nor fits the given `multiples`, and an unknown initialization."""
+    """Raises UserError for a size without table, a size that does not fit `multiples`, and an unknown initializer."""
     if not multiples and size not in table:
         raise UserError(f"{what} has no table for images of {size} pixels; choose {', '.join(map(str, table))}")
     if multiples and size % 2 ** (len(multiples) - 1):
-        raise UserError(f"{what} with {len(multiples)} multiples needs a size that is one of {2 ** (len(multiples) - 1)}, not {size}")
+        divisor = 2 ** (len(multiples) - 1)
+        raise UserError(f"{what} with {len(multiples)} multiples needs a size that is a multiple of {divisor}, not {size}")
     if initializer not in INITS:
         raise UserError(f"{what} has no initializer {initializer!r}; choose {' or '.join(INITS)}")
 
 
 class ConditionalNorm(nn.Module):
-    """Batch normalization of x [B, H, W, C] whose gain, 1 + W_g c, and bias, W_b c, are linear in a condition c [B, D]."""
+    """Batch normalization of x [B, H, W, C] with gain 1 + W_g c and bias W_b c for a condition c [B, D]."""
 
     initializer: str
     dtype: jnp.dtype
@@ -63,7 +64,7 @@ class ConditionalNorm(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """Self-attention over pixels (SAGAN, Zhang et al. 2019, arXiv:1805.08318): x + gamma o, the identity at the start.
+    """Self-attention over pixels (SAGAN, Zhang et al. 2019, arXiv:1805.08318): x + gamma o, with gamma = 0 at first.
 
     Keys and values are max-pooled 2 x 2; scores are not divided by the root of their dimension.
     """
@@ -88,15 +89,16 @@ class NonLocal(nn.Module):
 class BigGANGenerator(nn.Module):
     """z [B, Z] and labels int32 [B] (None: unconditional) -> images [B, size, size, 3] float32 in [-1, 1].
 
-    z is cut into equal chunks, one for the first layer and one for each block, which is normalized given (embedded label, chunk).
+    z is split into equal chunks, one for the first layer and one for each block. (embedded label, chunk) conditions the block's
+    norms.
 
     Fields:
       size: of the images.
       channels: "ch" of the paper.
-      multiples: of `channels`, before and after each block; () is the table of this size.
-      classes: 0 is unconditional: every image has the same, learned embedding.
-      embedding: length of the label's vector, shared by all blocks.
-      attention: resolutions after whose block there is a `NonLocal`.
+      multiples: of `channels`, before and after each block; () means the published table for this size.
+      classes: 0 is unconditional: all images share one learned embedding.
+      embedding: size of the label embedding, shared by all blocks.
+      attention: resolutions with a `NonLocal` after the block.
       initializer: a key of INITS.
       dtype: of the computation; parameters, statistics and norms are float32.
     """
@@ -121,8 +123,8 @@ class BigGANGenerator(nn.Module):
         base = self.size >> (len(widths) - 1)
         if z.shape[-1] % len(widths):
             raise UserError(
-                f"biggan generator: config.model.latent.size={z.shape[-1]} is no multiple of {len(widths)}: one chunk for the first "
-                f"layer and one for each block of {self.size} pixels; choose a multiple"
+                f"biggan generator: config.model.latent.size={z.shape[-1]} is no multiple of {len(widths)}, the number of chunks (for "
+                f"the first layer and each block) at {self.size} pixels; choose a multiple"
             )
         first, *chunks = jnp.split(z.astype(self.dtype), len(widths), axis=-1)
         label = jnp.zeros(len(z), jnp.int32) if label is None else label
@@ -139,7 +141,7 @@ class BigGANGenerator(nn.Module):
 
 
 def to_image(x: jax.Array, init: str, dtype, train: bool) -> jax.Array:
-    """The last layers of a generator, in its own scope: an ordinary normalization, ReLU, 3x3 convolution and tanh."""
+    """The last layers of a generator, in its module scope: batch normalization, ReLU, 3x3 convolution, tanh."""
     x = nn.relu(BatchNorm(use_running_average=not train, dtype=dtype, name="norm")(x))
     x = SpectralConv(3, kernel_init=INITS[init], dtype=dtype, name="to_image")(x, train)
     return jnp.tanh(x.astype(jnp.float32))
@@ -159,7 +161,7 @@ class GeneratorBlock(nn.Module):
         h = upsample(nn.relu(norm(name="norm1")(x, condition, train)))
         h = nn.relu(norm(name="norm2")(conv(name="conv1")(h, train), condition, train))
         h = conv(name="conv2")(h, train)
-        return h + upsample(conv(kernel=1, name="shortcut")(x, train))  # commutes with the repetition of pixels
+        return h + upsample(conv(kernel=1, name="shortcut")(x, train))  # a 1x1 convolution commutes with upsampling
 
 
 class BigGANTrunk(nn.Module):
@@ -167,8 +169,8 @@ class BigGANTrunk(nn.Module):
     [B, C] float32, the rectified sum over pixels.
 
     Fields as in `BigGANGenerator`, and
-      project_equal: blocks that halve the resolution at equal channels have a 1x1 convolution in the shortcut too (256 pixels and
-        more; in BigGAN-PyTorch they do, in compare_gan they do not).
+      project_equal: also project the shortcut (1x1) of blocks that halve the resolution at equal channels, at 256 pixels and more.
+        BigGAN-PyTorch does, compare_gan does not.
     """
 
     size: int
@@ -191,8 +193,8 @@ class BigGANTrunk(nn.Module):
         for index, multiple in enumerate(multiples, 1):
             channels, down = self.channels * multiple, index <= halved
             project = x.shape[-1] != channels or (down and self.project_equal)
-            x = DiscriminatorBlock(channels, index == 1, down, project, self.initializer, self.dtype, name=f"block{index}")(x, train)
-            x = shard_batch(x)
+            block = DiscriminatorBlock(channels, index == 1, down, project, self.initializer, self.dtype, name=f"block{index}")
+            x = shard_batch(block(x, train))
             if down and x.shape[1] in self.attention:
                 x = NonLocal(self.initializer, self.dtype, name=f"attention{x.shape[1]}")(x, train)
             features[f"layer{index}"] = x
@@ -200,7 +202,7 @@ class BigGANTrunk(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """[B, H, W, C] -> [B, H, W, channels], or half of H and W. The first block of a network does not rectify its input, the image."""
+    """[B, H, W, C] -> [B, H, W, channels], or half of H and W if `down`. The `first` block has no ReLU on its input, the image."""
 
     channels: int
     first: bool
@@ -220,8 +222,8 @@ class DiscriminatorBlock(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Pooled features [B, C] and labels int32 [B] -> logits [B] float32: a linear score, plus the product with the label's
-    embedding (Miyato and Koyama 2018, arXiv:1802.05637) if there are `classes`."""
+    """Pooled features [B, C] and labels int32 [B] -> logits [B] float32: a linear score plus, if classes > 0, the inner product
+    with the label's embedding (Miyato and Koyama 2018, arXiv:1802.05637)."""
 
     classes: int
     initializer: str

@@ -1,5 +1,5 @@
-"""BigGAN-deep (Brock et al. 2019, arXiv:1809.11096, appendix B): bottleneck blocks, two for each resolution, whose shortcuts
-drop channels in the generator and append projected ones in the discriminator."""
+"""BigGAN-deep (Brock et al. 2019, arXiv:1809.11096, appendix B): bottleneck blocks, two for each resolution. Shortcuts
+drop channels in the generator and append projected channels in the discriminator."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ DISCRIMINATOR = {  # size -> channels of the first convolution and after each pa
 }
 BOTTLENECK = 4
 
-# Of each pair of convolutions the first is split by its output channels, the second by its input channels over 'tensor', and so are the
-# normalizations between them: two sums in a block, one of them of the narrow middle. The other side of each matrix lies over 'fsdp'.
+# 'tensor' shards the output channels of the first convolution of each pair, the input channels of the second, and the normalization
+# between them. A block then has two all-reduces, one on its narrow middle. 'fsdp' shards the other side of each matrix.
 TENSOR_RULES = (
     (r"block\d+_\d/conv[13]/kernel", ("fsdp", "tensor")),
     (r"block\d+_\d/conv[13]/bias", ("tensor",)),
@@ -43,7 +43,7 @@ TENSOR_RULES = (
 class DeepGenerator(nn.Module):
     """z [B, Z] and labels int32 [B] (None: unconditional) -> images [B, size, size, 3] float32 in [-1, 1].
 
-    The first layer and all normalizations are given the whole (z, embedded label). Fields as in `BigGANGenerator`.
+    (z, embedded label) is the input of the first layer and conditions all normalizations. Fields as in `BigGANGenerator`.
     """
 
     size: int
@@ -104,8 +104,8 @@ class DeepGeneratorBlock(nn.Module):
 class DeepDiscriminator(nn.Module):
     """Images [B, size, size, 3] in [-1, 1] and labels int32 [B] -> (logits [B] float32, features).
 
-    Features: 'layer1', 'layer2', ... after each pair of blocks (and attention), 'pooled' [B, C] float32, the rectified sum over pixels.
-    Fields as in `BigGANDiscriminator`.
+    Features: 'layer1', 'layer2', ... after each pair of blocks (and attention), 'pooled' [B, C] float32, the rectified sum over
+    pixels. Fields as in `BigGANDiscriminator`.
     """
 
     size: int
@@ -122,7 +122,8 @@ class DeepDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None = None, *, train: bool) -> tuple[jax.Array, Features]:
         first, *widths = (self.channels * m for m in DISCRIMINATOR[self.size])
-        x = SpectralConv(first, kernel_init=INITS[self.initializer], dtype=self.dtype, name="from_image")(x.astype(self.dtype), train)
+        from_image = SpectralConv(first, kernel_init=INITS[self.initializer], dtype=self.dtype, name="from_image")
+        x = from_image(x.astype(self.dtype), train)
         features = {}
         for pair, width in enumerate(widths, 1):
             for half, down in enumerate((True, False)):

@@ -1,6 +1,6 @@
-"""The generators and discriminators of the first adversarial papers: maxout perceptrons, DCGAN, and the plain network of SNGAN.
+"""Generators and discriminators of the first GAN papers: maxout perceptrons, DCGAN, and SNGAN's network without residual blocks.
 
-Generators map z [B, Z] to images [B, H, W, 3] in [-1, 1]; discriminators map such images to (logits [B], features), features being
+Generators map z [B, Z] to images [B, H, W, 3] in [-1, 1]. Discriminators map such images to (logits [B], features). Features are
 'pooled' [B, D] and the maps 'layerN' [B, h, w, C] before each change of resolution.
 """
 
@@ -27,7 +27,7 @@ def signed_uniform(scale: float) -> nn.initializers.Initializer:
 
 
 class MaxoutMLPGenerator(nn.Module):
-    """Goodfellow et al. 2014 (arXiv:1406.2661), MNIST: two rectified layers, sigmoid pixels (here rescaled to [-1, 1])."""
+    """Goodfellow et al. 2014 (arXiv:1406.2661), MNIST: two ReLU layers, sigmoid pixels (here rescaled to [-1, 1])."""
 
     size: int
     width: int = 1200
@@ -44,7 +44,7 @@ class MaxoutMLPGenerator(nn.Module):
 
 
 class MaxoutMLPDiscriminator(nn.Module):
-    """Its opponent: maxout layers (Goodfellow et al. 2013) with dropout, for which training needs the rng stream 'dropout'."""
+    """Discriminator of the same paper: maxout layers (Goodfellow et al. 2013) with dropout. Training needs the rng 'dropout'."""
 
     width: int = 240
     pieces: int = 5
@@ -83,7 +83,7 @@ class DCGANGenerator(nn.Module):
     """Radford et al. 2016 (arXiv:1511.06434), and with `final_kernel` the generator of Miyato et al. 2018, table 3.
 
     z is projected to size / 2^stages squared; each stage doubles the side and halves the channels, down to `channels`.
-    final_kernel=0: the last stage makes the image (DCGAN). Otherwise it makes `channels` maps and a convolution the image.
+    final_kernel=0: the last stage outputs the image (DCGAN). Otherwise it outputs `channels` maps, and a convolution the image.
     """
 
     size: int
@@ -96,7 +96,7 @@ class DCGANGenerator(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         if self.size % 2**self.stages:
-            raise UserError(f"an image of {self.size} pixels is not {self.stages} times a double; lower config.model.generator.stages")
+            raise UserError(f"{self.size} pixels are no multiple of 2^{self.stages}; lower config.model.generator.stages")
         norm = functools.partial(
             BatchNorm, use_running_average=not train, scale_init=lambda *a: 1 + normal(0.02)(*a), dtype=self.dtype
         )
@@ -152,11 +152,11 @@ class ConvDiscriminator(nn.Module):
 
 
 def dcgan_layers(channels: int, stages: int, kernel: int) -> tuple[tuple[int, int, int], ...]:
-    """DCGAN: every convolution halves the side and doubles the channels."""
+    """DCGAN's (channels, kernel, stride): every convolution halves the side and doubles the channels."""
     return tuple((channels << n, kernel, 2) for n in range(stages))
 
 
 def sndcgan_layers(channels: int, stages: int = 3) -> tuple[tuple[int, int, int], ...]:
-    """Miyato et al. 2018, table 3: a 3x3 convolution, then pairs of a strided 4x4 one that doubles the channels and a 3x3 one."""
+    """Miyato et al. 2018, table 3: a 3x3 convolution, then pairs of a strided 4x4 (doubling the channels) and a 3x3 convolution."""
     pairs = [((channels << n, 4, 2), (channels << n, 3, 1)) for n in range(1, stages + 1)]
     return ((channels, 3, 1), *(layer for pair in pairs for layer in pair))

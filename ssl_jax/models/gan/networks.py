@@ -1,7 +1,7 @@
-"""Generators and discriminators by the names that configs give.
+"""Generators and discriminators by the names in a config.
 
-Generators of `PLAYERS` are called as (z [B, Z], train) -> images [B, size, size, 3] in [-1, 1], discriminators as (images, train) ->
-(logits [B], features); where there are classes, labels [B] stand before `train`. Those of `STYLE_PLAYERS` are StyleGAN's.
+Generators in `NETWORKS` map (z [B, Z], train) to images [B, size, size, 3] in [-1, 1], discriminators (images, train) to (logits
+[B], features). With classes, labels [B] come before `train`. `STYLE_NETWORKS` are StyleGAN's.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ STYLE_NETWORKS = {
 }
 
 
-def build_network(role: str, spec: Mapping, size: int, classes: int, dtype: str, players: Mapping = NETWORKS) -> nn.Module:
-    """The 'generator' or 'discriminator' that `spec` of `config.model`, {'name': ..., field: value}, describes.
+def build_network(role: str, spec: Mapping, size: int, classes: int, dtype: str, networks: Mapping = NETWORKS) -> nn.Module:
+    """The network of `role` 'generator' or 'discriminator' for `spec`, {'name': ..., field: value}.
 
     Raises:
-        UserError: for an unknown name or field, an impossible size, and classes where the network has no place for them.
+        UserError: an unknown name or field, an impossible size, or classes for a network that takes no labels.
     """
-    kind = players[role].get(spec.get("name"))
+    kind = networks[role].get(spec.get("name"))
     if classes and kind is not None and "classes" not in inspect.signature(kind).parameters:
-        able = [name for name, other in players[role].items() if "classes" in inspect.signature(other).parameters]
+        able = [name for name, other in networks[role].items() if "classes" in inspect.signature(other).parameters]
         raise UserError(
             f"config.model.{role}.name={spec['name']!r} takes no labels; choose {' or '.join(able)}, or config.model.conditional=False"
         )
-    return build(players[role], role, spec, size=size, classes=classes, dtype=dtype)
+    return build(networks[role], role, spec, size=size, classes=classes, dtype=dtype)

@@ -1,7 +1,7 @@
 """The residual generator and discriminator of SNGAN (Miyato et al. 2018, arXiv:1802.05957, table 4) for small images.
 
-Two flavors: 'miyato' is the paper's (pfnet-research/sngan_projection); 'compare_gan' is that of google/compare_gan, which SS-GAN uses,
-without its upsampling by inserted zeros: both repeat pixels.
+Two flavors: 'miyato' is the paper's (pfnet-research/sngan_projection). 'compare_gan' is google/compare_gan's, which SS-GAN uses.
+Both upsample by repeating pixels, where compare_gan's code inserts zeros.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ glorot = functools.partial(nn.initializers.variance_scaling, mode="fan_avg", dis
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, 2 H, 2 W, C]: every pixel four times."""
+    """[B, H, W, C] -> [B, 2 H, 2 W, C], nearest neighbor."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
@@ -57,7 +57,7 @@ class SNGANGenerator(nn.Module):
     def __post_init__(self):
         _check("sngan generator", self.flavor)
         if self.size % 2**self.stages:
-            raise UserError(f"sngan generator: images of {self.size} pixels are no multiple of 2^{self.stages}; choose another stages")
+            raise UserError(f"sngan generator: {self.size} pixels are no multiple of 2^{self.stages}; choose other stages")
         super().__post_init__()
 
     @nn.compact
@@ -65,8 +65,9 @@ class SNGANGenerator(nn.Module):
         base = self.size >> self.stages
         x = nn.Dense(base * base * self.channels, kernel_init=glorot(1.0), dtype=self.dtype, name="project")(z.astype(self.dtype))
         x = x.reshape(-1, base, base, self.channels)
+        shortcut_kernel = 3 if self.flavor == "compare_gan" else 1
         for stage in range(self.stages):
-            x = GeneratorBlock(self.channels, 3 if self.flavor == "compare_gan" else 1, self.dtype, name=f"block{stage + 1}")(x, train)
+            x = GeneratorBlock(self.channels, shortcut_kernel, self.dtype, name=f"block{stage + 1}")(x, train)
         x = nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
         return jnp.tanh(Conv(3, (3, 3), kernel_init=glorot(1.0), dtype=self.dtype, name="to_image")(x).astype(jnp.float32))
 
@@ -86,7 +87,7 @@ class GeneratorBlock(nn.Module):
         h = conv((3, 3), kernel_init=glorot(2.0), name="conv1")(h)
         h = conv((3, 3), kernel_init=glorot(2.0), name="conv2")(nn.relu(norm(name="norm2")(h)))
         shortcut = conv((self.shortcut_kernel,) * 2, kernel_init=glorot(1.0), name="shortcut")
-        # A 1x1 convolution and the repetition of pixels commute.
+        # A 1x1 convolution and nearest-neighbor upsampling commute.
         x = upsample(shortcut(x)) if self.shortcut_kernel == 1 else shortcut(upsample(x))
         return shard_batch(x + h)
 
@@ -94,12 +95,13 @@ class GeneratorBlock(nn.Module):
 class SNGANDiscriminator(nn.Module):
     """Images [B, H, W, 3] in [-1, 1] -> (logits [B] float32, features), H and W multiples of 4.
 
-    Features: 'pooled' [B, channels] float32, what the linear head sees; 'layer1' .. 'layer4' [B, h, w, channels], after each block.
+    Features: 'pooled' [B, channels] float32, the input of the linear head; 'layer1' .. 'layer4' [B, h, w, channels], after each
+      block.
 
     Fields:
       norm: 'spectral', or 'none' (with a gradient penalty).
-      flavor: 'miyato' sums over pixels and projects shortcuts (1x1) where shapes differ; 'compare_gan' averages, projects all (3x3),
-        and has a bias in the head.
+      flavor: 'miyato' sums over pixels and projects shortcuts (1x1) where shapes differ; 'compare_gan' averages, projects all
+        (3x3), and has a bias in the head.
     """
 
     channels: int = 128
@@ -138,7 +140,7 @@ class SNGANDiscriminator(nn.Module):
 class DiscriminatorBlock(nn.Module):
     """[B, H, W, C] -> [B, H, W, channels], or half of H and W: two 3x3 convolutions beside a shortcut.
 
-    The first block of a network does not rectify its input, the image. shortcut_kernel=0: no projection.
+    The `first` block has no ReLU on its input, the image. shortcut_kernel=0: no projection.
     """
 
     channels: int
@@ -159,7 +161,7 @@ class DiscriminatorBlock(nn.Module):
         h = conv(x if self.first else nn.relu(x), 3, 2.0, "conv1")
         h = conv(nn.relu(h), 3, 2.0, "conv2")
         h = downsample(h) if self.down else h
-        if self.down and self.shortcut_kernel <= 1:  # a 1x1 convolution and the mean commute
+        if self.down and self.shortcut_kernel <= 1:  # a 1x1 convolution and mean pooling commute
             x = downsample(x)
         if self.shortcut_kernel:
             x = conv(x, self.shortcut_kernel, 1.0, "shortcut")

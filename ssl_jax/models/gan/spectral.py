@@ -1,7 +1,7 @@
 """Spectral normalization (Miyato et al. 2018, arXiv:1802.05957) with its power iteration as explicit state.
 
-The state is the collection 'spectral', apart from batch statistics, which are recomputed and averaged by other rules. It depends on
-kernels and the former state alone, so it is the same on every device and is never averaged over them.
+The state is the collection 'spectral', separate from batch statistics, which are recomputed and averaged by other rules. It depends
+on kernels and previous state only, so it is equal on all devices and needs no averaging.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ssl_jax.models.common import Conv
 
-EPSILON = 1e-12  # under the norms of power iteration, which is float32 whatever the computation is
+EPSILON = 1e-12  # added to the norms in the power iteration, which is always float32
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -22,7 +22,7 @@ def _unit(x: jax.Array) -> jax.Array:
 def power_step(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One iteration on kernel [..., C_out] as a matrix [-1, C_out]: (estimate of its largest singular value, new u [C_out]).
 
-    The vectors carry no gradient, the estimate does: u_left^T W u. It never exceeds the true value.
+    The estimate v^T W u is differentiable with respect to W; the vectors are constants. It never exceeds the true value.
     """
     w = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
     left = _unit(jax.lax.stop_gradient(w) @ u)
@@ -31,10 +31,10 @@ def power_step(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class _Spectral(nn.Module):
-    """Divides the kernel of a layer by its spectral norm; a subclass says which layer.
+    """Divides the kernel of a layer by its spectral norm; subclasses define the layer.
 
-    With train=True each call advances the iteration by one step. With train=False the step is taken and forgotten, so that averaged
-    weights are divided by their own norm; the estimate is then half a step ahead of the last one in training.
+    With train=True each call advances the iteration by one step. With train=False the step is used but not stored, so that moving
+    averages of weights are divided by their own norm; the estimate is then half a step ahead of training.
     """
 
     features: int
@@ -65,7 +65,7 @@ class SpectralDense(_Spectral):
 
 
 class SpectralEmbed(_Spectral):
-    """Integer labels [...] -> rows [..., features] of a table of `classes`, which is normalized as a matrix."""
+    """Integer labels [...] -> rows [..., features] of a table [classes, features], normalized as a matrix."""
 
     classes: int = 1
 
@@ -77,8 +77,8 @@ class SpectralEmbed(_Spectral):
 class SpectralConv(_Spectral):
     """x [B, H, W, C] -> [B, H / stride, W / stride, features], 'SAME' padding.
 
-    The norm is that of the kernel as a [kernel * kernel * C, features] matrix, as published: up to `kernel` times smaller than that of
-    the convolution as an operator.
+    As published, the norm is that of the [kernel * kernel * C, features] matrix: up to `kernel` times smaller than the operator
+    norm of the convolution.
     """
 
     kernel: int = 3

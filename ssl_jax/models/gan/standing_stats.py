@@ -1,4 +1,4 @@
-"""The generator that samples: averaged weights, and batch statistics recomputed with them."""
+"""Moving average of a generator's weights, and batch statistics recomputed for them ("standing statistics")."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ Tree = Any
 
 
 def update_ema(average: Tree, params: Tree, step: jax.Array, decay: float, start: int) -> Tree:
-    """The exponential average of weights after `step`: a copy of them before the step `start`, from which it decays."""
+    """Exponential moving average of weights after `step`; before the step `start` it is a copy of them."""
     return optax.incremental_update(params, average, jnp.where(step < start, 1.0, 1 - decay))
 
 
 def standing_stats(
     module: nn.Module, params: Tree, state: Tree, batch: Callable[[jax.Array], tuple], key: jax.Array, passes: int = 16
 ) -> Tree:
-    """`state` with batch statistics that are the plain averages of those of `passes` batches (Brock et al. 2019).
+    """`state` with batch statistics averaged over `passes` batches (Brock et al. 2019).
 
-    Running averages belong to weights that moved, and to the raw ones where the samples are made by averaged ones.
+    The running averages of training belong to earlier weights, and not to a moving average of the weights.
 
     Args:
-        module: whose batch normalizations are `models.common.BatchNorm`.
-        batch: key -> positional arguments of `module`, drawn as for sampling.
+        module: a module whose batch normalizations are `models.common.BatchNorm`.
+        batch: key -> positional arguments of `module`, sampled as for generation.
 
-    Power iterations go on during the passes and so settle on the weights too. Where there are no batch statistics, `state` comes back.
+    Power iterations continue during the passes, so they converge for these weights too. Returns `state` if it has no batch
+    statistics.
     """
     if "batch_stats" not in state:
         return state
-    empty = jax.tree.map(jnp.zeros_like, state["batch_stats"])  # after one batch: (1 - momentum) times its statistics
+    empty = jax.tree.map(jnp.zeros_like, state["batch_stats"])  # from zeros, one batch gives (1 - momentum) times its statistics
 
     def step(carry, key):
         total, others = carry
-        _, moved = run(module, params, {**others, "batch_stats": empty}, *batch(key), train=True)
-        return (jax.tree.map(jnp.add, total, moved.pop("batch_stats")), moved), None
+        _, new = run(module, params, {**others, "batch_stats": empty}, *batch(key), train=True)
+        return (jax.tree.map(jnp.add, total, new.pop("batch_stats")), new), None
 
     others = {name: tree for name, tree in state.items() if name != "batch_stats"}
     (total, others), _ = jax.lax.scan(step, (empty, others), jax.random.split(key, passes))

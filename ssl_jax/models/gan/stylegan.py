@@ -1,8 +1,8 @@
-"""StyleGAN2 (Karras et al. 2020a, arXiv:1912.04958), with the networks that its adaptive-augmentation paper uses at small sizes
-(Karras et al. 2020b, arXiv:2006.06676). Written from the papers and published facts; no code of the authors' is used.
+"""StyleGAN2 (Karras et al. 2020a, arXiv:1912.04958), with the small-image networks of Karras et al. 2020b (arXiv:2006.06676).
 
-Both players see images [B, R, R, 3] of about [-1, 1], R = 4, 8, 16, ... Channels at resolution r are min(channel_base / r,
-channel_max): 32768 and 512 is configuration F at 1024 pixels, 16384 is E, and the half-width network of 256 pixels.
+Written from the papers and published facts, without the authors' code. Images are [B, R, R, 3] of about [-1, 1], R = 4, 8, 16, ...
+Channels at resolution r are min(channel_base / r, channel_max). channel_base = 32768 and channel_max = 512 is configuration F at
+1024 pixels; channel_base = 16384 is configuration E, and the half-width network at 256 pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from ssl_jax.models.gan.stylegan_layers import (
 )
 
 
-def modulated(x: jax.Array, kernel: jax.Array, style: jax.Array, up: bool = False, demodulate: bool = True) -> jax.Array:
-    """Section 2.2 of the paper: each example has its own kernel, whose input channels are scaled by its style; then each of its output
-    filters gets norm 1 (over space and input channels).
+def modulated_conv(x: jax.Array, kernel: jax.Array, style: jax.Array, up: bool = False, demodulate: bool = True) -> jax.Array:
+    """Modulated convolution (section 2.2 of the paper).
 
-    Scaling the input instead of the kernel, and the output by the norms, is the same with one kernel for the batch.
+    Each example scales the kernel's input channels by its style, then normalizes each output filter over space and input channels.
+
+    This scales input and output instead of the kernel, which is equivalent and needs one kernel for the batch.
 
     Args:
         x: [B, H, W, C].
@@ -54,7 +55,7 @@ def modulated(x: jax.Array, kernel: jax.Array, style: jax.Array, up: bool = Fals
 
 
 class _Modulated(nn.Module):
-    """A kernel and the layer that makes its style of w."""
+    """A modulated convolution, and the linear map from w to its style."""
 
     features: int
     size: int
@@ -69,11 +70,11 @@ class _Modulated(nn.Module):
         style = EqualDense(channels, bias_init=1.0, name="style")(w)
         kernel = self.param("kernel", nn.initializers.normal(1.0), (self.size, self.size, channels, self.features), jnp.float32)
         kernel = kernel * equalized(self.size**2 * channels)
-        return modulated(x.astype(self.dtype), kernel, style, self.up, self.demodulate)
+        return modulated_conv(x.astype(self.dtype), kernel, style, self.up, self.demodulate)
 
 
 class StyledLayer(nn.Module):
-    """Modulated 3x3 convolution, noise of one learned strength (0 at first), bias, leaky ReLU."""
+    """Modulated 3x3 convolution, noise with a learned strength (initially 0), bias, leaky ReLU."""
 
     features: int
     up: bool = False
@@ -91,7 +92,7 @@ class StyledLayer(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Styles to images: a learned constant, two styled layers for each resolution, and a sum of upsampled images (skip generator)."""
+    """Styles to images: a learned constant, two styled layers per resolution, and a sum of upsampled images (skip generator)."""
 
     size: int
     channel_base: int = 32768
@@ -125,9 +126,9 @@ class StyleGAN2(nn.Module):
 
     Fields:
       size: of the images, a power of two from 4 up.
-      features: of w.
-      mapping_layers: 8; 2 in the recipes of small images.
-      classes: 0, or the number of classes of a conditional generator.
+      features: size of w.
+      mapping_layers: 8 by default; 2 in the published settings for small images.
+      classes: number of classes; 0 for an unconditional generator.
       dtype: of the feature maps.
     """
 
@@ -147,11 +148,11 @@ class StyleGAN2(nn.Module):
 
     @property
     def layers(self) -> int:
-        """The number of w that an image takes: 2 log2(size) - 2."""
+        """Number of styles w per image: 2 log2(size) - 2."""
         return 2 * len(levels(self.size))
 
     def map(self, z: jax.Array, label: jax.Array | None = None, *, train: bool) -> jax.Array:
-        """z [N, Z], label int [N] where there are classes -> w [N, D] float32; the same for all layers."""
+        """z [N, Z], and label int [N] with classes -> w [N, D] float32, the same for all layers."""
         return self.mapping(z, label)
 
     def synthesize(self, ws: jax.Array, keys: jax.Array | None = None, *, train: bool) -> jax.Array:
@@ -167,10 +168,10 @@ class StyleGAN2Discriminator(nn.Module):
     """Images to logits.
 
     Fields:
-      residual: blocks with a downsampled shortcut, halved in variance; False is the plain network of the CIFAR recipe.
-      group: examples among which the minibatch deviation is taken (see `minibatch_deviation`).
-      classes: 0, or the number of classes: the logit is then the product of the last features with a mapped label, over sqrt(D).
-      dtype: of the feature maps; everything from 4 pixels on is float32.
+      residual: blocks with a downsampled shortcut and the sum divided by sqrt(2); False is the published CIFAR network.
+      group: number of examples in a group of `minibatch_deviation`.
+      classes: number of classes, or 0; the logit is then the product of the last features with a mapped label, over sqrt(D).
+      dtype: of the feature maps; layers at 4 pixels are float32.
     """
 
     size: int
@@ -188,11 +189,11 @@ class StyleGAN2Discriminator(nn.Module):
     ) -> tuple[jax.Array | None, dict]:
         """[B, R, R, 3] -> (logits [B], {'layer1' (after the first halving) .. [B, h, w, C], 'pooled' [B, C]}).
 
-        'pooled' is the mean of the last layer, the last that does not see the other examples of the batch; it and logits are float32.
-        score=False leaves the logits out (None), and with them all that depends on the other examples.
+        'pooled' is the mean over space of the last layer before the minibatch deviation; it and the logits are float32. score=False
+        leaves out the logits (None), and with them every dependence on other examples of the batch.
         """
         if images.shape[1:3] != (self.size,) * 2:
-            raise UserError(f"the discriminator is made for {self.size} pixels, the images have {images.shape[1:3]}")
+            raise UserError(f"the discriminator is built for {self.size} pixels, the images have {images.shape[1:3]}; resize them")
         width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
         x = shard_batch(leaky_relu(EqualConv(width[self.size], 1, dtype=self.dtype, name="rgb")(images)))
         out = {}
@@ -213,6 +214,6 @@ class StyleGAN2Discriminator(nn.Module):
         x = shard_batch(leaky_relu(EqualDense(width[4], name="dense")(x.reshape(len(x), -1))))
         x = EqualDense(width[4] if self.classes else 1, name="logits")(x)
         if self.classes:
-            wanted = Mapping(width[4], self.mapping_layers, self.classes, name="mapping")(None, label)
-            x = jnp.sum(x * wanted, axis=-1, keepdims=True) / width[4] ** 0.5
+            mapped = Mapping(width[4], self.mapping_layers, self.classes, name="mapping")(None, label)
+            x = jnp.sum(x * mapped, axis=-1, keepdims=True) / width[4] ** 0.5
         return x[:, 0], out

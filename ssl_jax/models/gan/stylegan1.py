@@ -1,8 +1,8 @@
 """StyleGAN (Karras et al. 2019, arXiv:1812.04948) at one fixed resolution.
 
-Progressive growing is left out: it needs one program and fresh Adam moments for each resolution, and StyleGAN2 trains better without.
-So the image heads of the lower resolutions, which the published parameter counts include, do not exist. Written from the paper and
-published facts; no code of the authors' is used. Channels as in `stylegan`; 16384 and 512 is the network of the paper.
+There is no progressive growing: it needs one program and new Adam moments for each resolution, and StyleGAN2 trains better without
+it. So there are no image heads at lower resolutions, which the published parameter counts include. Written from the paper and
+published facts, without the authors' code. Channels as in `stylegan`; 16384 and 512 is the network of the paper.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ssl_jax.models.gan.stylegan_layers import (
 
 
 def instance_norm(x: jax.Array) -> jax.Array:
-    """x [B, H, W, C] with mean 0 and variance 1 over the places of each channel of each example; computed in float32."""
+    """x [B, H, W, C] with mean 0 and variance 1 over the pixels of each channel of each example; computed in float32."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=(1, 2), keepdims=True)
     return (y * jax.lax.rsqrt(jnp.mean(y**2, axis=(1, 2), keepdims=True) + EPSILON)).astype(x.dtype)
 
 
 class AdaptiveLayer(nn.Module):
-    """What follows each convolution: noise with one weight per channel (0 at first), bias, leaky ReLU, and the adaptive instance norm
-    (equation 1 of the paper), whose scale is 1 + s(w)."""
+    """Layers after each convolution: noise with a weight per channel (initially 0), bias, leaky ReLU, and the adaptive instance
+    norm (equation 1 of the paper) with scale 1 + s(w)."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -56,7 +56,7 @@ class AdaptiveLayer(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Styles to images: a constant that starts as ones, then two layers for each resolution."""
+    """Styles to images: a learned constant (initially 1), then two layers per resolution."""
 
     size: int
     channel_base: int = 16384
@@ -94,7 +94,7 @@ class StyleGAN1(StyleGAN2):
 
 
 class StyleGAN1Discriminator(nn.Module):
-    """Images to logits, as the discriminator of StyleGAN2 but without shortcuts, with its blur and 2x2 averages for downsampling.
+    """Images to logits: StyleGAN2's discriminator without shortcuts, downsampling by a blur and 2x2 means.
 
     Fields: those of StyleGAN2Discriminator that apply.
     """
@@ -111,7 +111,7 @@ class StyleGAN1Discriminator(nn.Module):
     ) -> tuple[jax.Array | None, dict]:
         """[B, R, R, 3] -> (logits [B], {'layer1' .. [B, h, w, C], 'pooled' [B, C]}); see StyleGAN2Discriminator."""
         if images.shape[1:3] != (self.size,) * 2:
-            raise UserError(f"the discriminator is made for {self.size} pixels, the images have {images.shape[1:3]}")
+            raise UserError(f"the discriminator is built for {self.size} pixels, the images have {images.shape[1:3]}; resize them")
         width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
 
         def conv(features, size, name, dtype=self.dtype):

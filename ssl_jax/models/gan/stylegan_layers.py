@@ -1,8 +1,8 @@
-"""What StyleGAN 1 and 2 are made of: equalized learning rates, filters, the mapping network, noise, minibatch deviation.
+"""Layers of StyleGAN 1 and 2: equalized learning rates, filters, the mapping network, noise, minibatch deviation.
 
-Sources: Karras et al. 2018 (arXiv:1710.10196, section 4.1: equalized learning rate; section 3: minibatch deviation), Karras et al. 2019
-(arXiv:1812.04948), Karras et al. 2020 (arXiv:1912.04958). Feature maps are [B, H, W, C]; parameters and what is said to be are float32,
-whatever `dtype` is.
+Sources: Karras et al. 2018 (arXiv:1710.10196, section 4.1: equalized learning rate; section 3: minibatch deviation), Karras et al.
+2019 (arXiv:1812.04948), Karras et al. 2020 (arXiv:1912.04958). Feature maps are [B, H, W, C]. Parameters, and results marked
+float32, have that type for any `dtype`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ssl_jax.models.conv import LAYOUT, conv
 
 SMOOTH = (1, 3, 3, 1)  # StyleGAN2's filter for changes of resolution
 BLUR = (1, 2, 1)  # StyleGAN1's
-EPSILON = 1e-8  # under every square root here
+EPSILON = 1e-8  # added under every square root
 ROOT2 = 2**0.5
 
 
@@ -43,9 +43,10 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0)
 
 
 def smooth(x: jax.Array, taps: tuple[int, ...], padding: tuple[int, int], gain: float = 1.0) -> jax.Array:
-    """Each channel filtered with outer(taps, taps) * gain / its sum, zeros around: H -> H + sum(padding) - len(taps) + 1.
+    """Filter each channel with outer(taps, taps), scaled to the sum `gain`, with zero padding.
 
-    As sums of shifted maps: a depthwise convolution is slow on CPUs, and these are fused into what comes next.
+    H and W become H + sum(padding) - len(taps) + 1. Computed as sums of shifted maps, which XLA fuses into the next operation; a
+    depthwise convolution is slow on CPUs.
     """
     weights = [tap * gain**0.5 / sum(taps) for tap in taps]
     for axis in (1, 2):
@@ -57,19 +58,22 @@ def smooth(x: jax.Array, taps: tuple[int, ...], padding: tuple[int, int], gain: 
 
 
 def interleave(phases: jax.Array) -> jax.Array:
-    """[B, H, W, 2, 2, C], the four pixels of every cell -> [B, 2H, 2W, C]."""
+    """Pixel shuffle: [B, H, W, 2, 2, C] -> [B, 2H, 2W, C]."""
     b, h, w, _, _, c = phases.shape
     return phases.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)
 
 
 def nearest(x: jax.Array) -> jax.Array:
-    """Every pixel four times: [B, 2H, 2W, C]."""
+    """Nearest-neighbor upsampling: [B, H, W, C] -> [B, 2H, 2W, C]."""
     b, h, w, c = x.shape
     return interleave(jnp.broadcast_to(x[:, :, :, None, None], (b, h, w, 2, 2, c)))
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """Zeros between pixels, then `SMOOTH`: 1/4 of the neighbor and 3/4 of the nearest pixel, in both directions; [B, 2H, 2W, C]."""
+    """Insert zeros between pixels, then filter with `SMOOTH`: [B, H, W, C] -> [B, 2H, 2W, C].
+
+    In each direction that is 3/4 of the nearest and 1/4 of the next pixel.
+    """
     for axis in (1, 2):
         width = [(0, 0)] * 4
         width[axis] = (1, 1)
@@ -82,17 +86,18 @@ def upsample(x: jax.Array) -> jax.Array:
 
 
 def downsample(x: jax.Array) -> jax.Array:
-    """`SMOOTH`, then every second pixel: [B, H / 2, W / 2, C]."""
+    """Filter with `SMOOTH`, then take every second pixel: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
     return smooth(x, SMOOTH, (1, 1))[:, ::2, ::2]
 
 
-def spread_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Zeros between pixels, then all places that a 3x3 `kernel` reaches, and a row and a column of zeros: [B, 2H + 2, 2W + 2, F].
+def zero_insert_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Insert zeros between pixels, then full convolution with a 3x3 `kernel`, and one more row and column of zeros:
+    [B, 2H + 2, 2W + 2, F].
 
-    The kernel meets those zeros in a fixed pattern for each of the four phases of the output (in each direction k0, k2 or k1), so the
-    four are features of one 2x2 convolution at the lower resolution.
+    Each of the four phases of the output uses a fixed subset of the kernel (in each direction k0 and k2, or k1). So the phases are
+    features of one 2x2 convolution at the lower resolution.
     """
-    order = jnp.array([0, 3, 2, 1])  # (tap, phase): x[m - 1] meets k0 in even places and nothing in odd ones; x[m] meets k2, k1
+    order = jnp.array([0, 3, 2, 1])  # (tap, phase): x[m - 1] meets k0 at even positions, nothing at odd ones; x[m] meets k2, k1
     k = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))[order][:, order]
     *_, c, f = k.shape
     k = k.reshape(2, 2, 2, 2, c, f).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * f)
@@ -101,26 +106,26 @@ def spread_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def upsample_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Zeros between pixels, a 3x3 `kernel`, then `SMOOTH`: [B, 2H, 2W, F]."""
-    return smooth(spread_convolve(x, kernel), SMOOTH, (1, 0), gain=4)
+    """Insert zeros between pixels, convolve with a 3x3 `kernel`, filter with `SMOOTH`: [B, H, W, C] -> [B, 2H, 2W, F]."""
+    return smooth(zero_insert_convolve(x, kernel), SMOOTH, (1, 0), gain=4)
 
 
 def leaky_relu(x: jax.Array, gain: float = ROOT2) -> jax.Array:
-    """Slope 0.2, times `gain`: StyleGAN2's root of 2 keeps the variance of activations; StyleGAN1 has it in the weights."""
+    """Leaky ReLU of slope 0.2, times `gain`. StyleGAN2's sqrt(2) keeps the variance; StyleGAN1 scales the weights instead."""
     return gain * jax.nn.leaky_relu(x, 0.2)
 
 
 def unit_second_moment(x: jax.Array) -> jax.Array:
-    """x [N, D] float32 -> the same directions, of length sqrt(D)."""
+    """x [N, D] float32 -> x scaled to length sqrt(D)."""
     return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + EPSILON)
 
 
 def minibatch_deviation(x: jax.Array, group: int) -> jax.Array:
-    """One more channel [B, H, W, C + 1]: the standard deviation over a group of examples, mean over features and places.
+    """Append a channel, [B, H, W, C + 1]: the standard deviation over a group of examples, averaged over features and pixels.
 
-    Groups are neighbors in the batch (0 .. G-1, G .. 2G-1, ...), within one call and therefore never real with fake, and on one device
-    if the examples of a device are a multiple of G. The published code takes examples B / G apart, for which every device
-    needs those of the others; in a shuffled batch the two are equally distributed. G is the largest divisor of B up to `group`.
+    Groups are neighbors in the batch (0 .. G-1, G .. 2G-1, ...). So they never mix real and fake images, and stay on one device if
+    G divides the examples per device. The published code groups examples B / G apart, which moves data between devices; in a
+    shuffled batch both groupings have the same distribution. G is the largest divisor of B up to `group`.
     """
     size = next(g for g in range(min(group, len(x)), 0, -1) if len(x) % g == 0)
     grouped = x.astype(jnp.float32).reshape(-1, size, *x.shape[1:])
@@ -130,17 +135,19 @@ def minibatch_deviation(x: jax.Array, group: int) -> jax.Array:
 
 
 def noises(keys: jax.Array | None, sizes: Sequence[int]) -> list[jax.Array | None]:
-    """Normal noise [B, r, r, 1] for each r in `sizes`, from one key for each example: an image depends on its own key and on nobody
-    else's. One draw for all layers, because calls of the generator take long to compile. None for None."""
+    """Normal noise [B, r, r, 1] for each r in `sizes`, from one key for each example [B]; Nones without keys.
+
+    One call of the random generator serves all layers, because each call takes long to compile.
+    """
     if keys is None:
         return [None] * len(sizes)
     ends = list(itertools.accumulate(r * r for r in sizes))
-    drawn = jax.vmap(lambda key: jax.random.normal(key, (ends[-1],)))(keys)
-    return [part.reshape(-1, r, r, 1) for part, r in zip(jnp.split(drawn, ends[:-1], axis=1), sizes, strict=True)]
+    noise = jax.vmap(lambda key: jax.random.normal(key, (ends[-1],)))(keys)
+    return [part.reshape(-1, r, r, 1) for part, r in zip(jnp.split(noise, ends[:-1], axis=1), sizes, strict=True)]
 
 
 def equalized(fan_in: int, gain: float = 1.0) -> float:
-    """What a stored kernel ~ N(0, 1) is multiplied with where it is used, so that Adam's steps are alike in every layer."""
+    """Scale of a kernel stored as N(0, 1) at its use, so that Adam's relative steps are equal in all layers."""
     return gain / fan_in**0.5
 
 
@@ -196,8 +203,8 @@ class Mapping(nn.Module):
     """Latents (and labels) to styles: `layers` dense layers with a hundredth of the learning rate, in float32.
 
     Fields:
-      features: of w and of every layer.
-      classes: 0, or the number of classes: their embedding is normalized like z and joins it.
+      features: width of w and of every layer.
+      classes: number of classes, or 0; the label's embedding is normalized like z and concatenated to it.
     """
 
     features: int = 512

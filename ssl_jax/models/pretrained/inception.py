@@ -1,7 +1,7 @@
-"""The Inception network of 2015-12-05, whose features Frechet and kernel inception distances are defined on. Inference only.
+"""The Inception network of 2015-12-05, whose features define Frechet and kernel inception distances. Inference only.
 
-Szegedy et al. 2015 (arXiv:1512.00567) as TensorFlow released it: 1008 outputs, average pools that leave padding out, a maximum where
-the last block should have an average. torchvision's `inception_v3` has other weights and none of these, and other distances with it.
+Szegedy et al. 2015 (arXiv:1512.00567) as TensorFlow released it: 1008 outputs, average pools that exclude padding, and a max-pool
+instead of the average in the last block. torchvision's `inception_v3` differs in these and in its weights, so its distances differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZE = 299  # pixels of a side
 
 
 class Unit(nn.Module):
-    """Convolution, batch normalization, ReLU; on every accelerator with the precision of float32."""
+    """Convolution, batch normalization, ReLU; in float32 precision on every accelerator."""
 
     features: int
     kernel: tuple[int, int] = (1, 1)
@@ -40,7 +40,7 @@ class Unit(nn.Module):
 
 
 def _chain(x, name, *units):
-    """Units one after the other: NAME alone, or NAME_1, NAME_2 and so on."""
+    """Consecutive units, named NAME if there is one, otherwise NAME_1, NAME_2, ..."""
     for i, unit in enumerate(units, 1):
         x = Unit(*unit, name=name if len(units) == 1 else f"{name}_{i}")(x)
     return x
@@ -139,13 +139,13 @@ class Mixed7(nn.Module):
 class InceptionV3(nn.Module):
     """Float images [B, 299, 299, 3] in [-1, 1] -> {'pooled': [B, 2048], 'logits': [B, 1008]}.
 
-    The logits are those of the inception score: without the bias of the last layer, which the original graph left out.
+    The logits, for the inception score, have no bias, as in the original graph.
     """
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         if train:
-            raise ValueError("this network measures; it is not trained")
+            raise ValueError("InceptionV3 has no training mode")
         x = Unit(32, *_STRIDED, name="Conv2d_1a_3x3")(x)
         x = Unit(32, _3X3, 1, "VALID", name="Conv2d_2a_3x3")(x)
         x = _halve(Unit(64, _3X3, name="Conv2d_2b_3x3")(x))
@@ -166,9 +166,9 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runni
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray]) -> Tree:
-    """The variables of `InceptionV3` from the names of pytorch-fid and torch-fidelity ('Mixed_5b.branch1x1.conv.weight', 'fc.weight').
+    """The variables of `InceptionV3` from a state dict of pytorch-fid or torch-fidelity ('Mixed_5b.branch1x1.conv.weight', ...).
 
-    Counters of batches and the bias of 'fc' are left out. Raises UserError for missing, misshapen or unexpected entries.
+    Ignores batch counters and the bias of 'fc'. Raises UserError for missing, misshapen or unexpected entries.
     """
     given = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked") and name != "fc.bias"}
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
@@ -185,7 +185,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Tree:
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
         flat[path] = np.array(value, np.float32, order="C")
         if value.shape != leaf.shape:
-            problems.append(f"{name} has another shape ({list(value.shape)}, not {list(leaf.shape)})")
+            problems.append(f"{name} has shape {list(value.shape)}, not {list(leaf.shape)}")
     problems += [f"{name} is unexpected" for name in given]
     if problems:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Files of `torch.save` that hold a dictionary of tensors, read without PyTorch and without running what is in them."""
+"""Read state dicts that `torch.save` wrote, without PyTorch and without executing the pickle's code."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int":
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """{name: array} of a state dict in either format of `torch.save`.
 
-    Only dictionaries of plain, contiguous tensors are read; the pickle may name nothing else. Raises UserError for any other file.
+    Accepts only dictionaries of plain, contiguous tensors; the pickle may use no other class. Raises UserError for any other file.
     """
     path = Path(path)
     try:
         found = _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path)
         if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
-            raise TypeError("it holds something else")
+            raise TypeError("it has other contents")
         return {str(name): value for name, value in found.items()}
     except (pickle.UnpicklingError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a dictionary of tensors that torch.save wrote ({error}); save model.state_dict()") from error
@@ -44,7 +44,7 @@ def _read_archive(path):
 
 
 def _read_stream(path):
-    """Magic number, version, system, the object, the keys of its storages, then each storage: length (int64) and values."""
+    """The format before PyTorch 1.6: magic number, version, system, object, storage keys, then int64 length and values of each."""
     size, storages = path.stat().st_size, {}
 
     def storage(dtype, key, count):
@@ -58,10 +58,10 @@ def _read_stream(path):
         _version, _system, found, keys = (_Unpickler(file, storage).load() for _ in range(4))
         for key in keys:
             count = int(np.frombuffer(file.read(8), "<i8")[0])
-            into = storages[key]
-            if count != len(into):
-                raise ValueError("a tensor has another length than its header says")
-            into[:] = np.frombuffer(file.read(into.nbytes), into.dtype)
+            values = storages[key]
+            if count != len(values):
+                raise ValueError("the length of a tensor differs from its header")
+            values[:] = np.frombuffer(file.read(values.nbytes), values.dtype)
     return found
 
 
@@ -80,17 +80,17 @@ class _Unpickler(pickle.Unpickler):
         kind = name.removesuffix("Storage")
         if module == "torch" and kind in _DTYPES and name.endswith("Storage"):
             return np.dtype(_DTYPES[kind])
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"it uses {module}.{name}")
 
-    def persistent_load(self, told):
-        kind, dtype, key, _device, count = told[:5]
+    def persistent_load(self, pid):
+        kind, dtype, key, _device, count = pid[:5]
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise pickle.UnpicklingError("unknown kind of storage")
         return self._storage(dtype, key, count)
 
 
 def _tensor(storage, offset, shape, strides, *_):
-    """A view, since the values of a stream come after it."""
+    """A view of `storage`, because the old format stores values after the object."""
     expected = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     if any(a != b and n > 1 for a, b, n in zip(strides, expected, shape, strict=True)):
         raise ValueError("a tensor is not contiguous")

@@ -1,8 +1,9 @@
-"""The network of LPIPS: the convolutions of VGG16 (Simonyan and Zisserman 2015, arXiv:1409.1556) with the channel weights of Zhang et
-al. 2018 (arXiv:1801.03924). Its weights are a file that you bring; there is no other network in its place.
+"""The network of LPIPS: VGG16's convolutions with channel weights. The user provides the weights.
 
-A file is an .npz with 'conv1_1/kernel' [3, 3, 3, 64], 'conv1_1/bias' [64], ..., 'conv5_3/bias', and 'lin1' [64] ... 'lin5' [512], which
-`convert` makes of two files of PyTorch.
+Simonyan and Zisserman 2015 (arXiv:1409.1556); Zhang et al. 2018 (arXiv:1801.03924).
+
+The file is an .npz with 'conv1_1/kernel' [3, 3, 3, 64], 'conv1_1/bias' [64], ..., 'conv5_3/bias', and 'lin1' [64] ... 'lin5' [512].
+`convert` writes it from two PyTorch files.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from ssl_jax.models.common import shard_batch
 from ssl_jax.models.conv import LAYOUT, conv
 from ssl_jax.models.pretrained.torch_file import read_state_dict
 
-STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions; a max-pool before all but the first
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions); a max-pool precedes all but the first
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
-TORCHVISION = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # numbers of the convolutions in its `features`
+TORCHVISION = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # indices of the convolutions in torchvision's `features`
 
 NAMES = [f"conv{stage}_{i}" for stage, (_, convolutions) in enumerate(STAGES, 1) for i in range(1, convolutions + 1)]
 
 
 def features(weights: dict[str, jax.Array], images: jax.Array) -> list[jax.Array]:
-    """[B, H, W, 3] in [0, 1], of at least 16 pixels -> float32 relu1_2, 2_2, 3_3, 4_3, 5_3: [B, H / 2^i, W / 2^i, C]."""
+    """Images [B, H, W, 3] in [0, 1], H, W >= 16 -> float32 relu1_2, 2_2, 3_3, 4_3, 5_3: [B, H / 2^i, W / 2^i, C]."""
     x, out = (2 * images.astype(jnp.float32) - 1 - jnp.array(SHIFT)) / jnp.array(SCALE), []
     for stage, (_, convolutions) in enumerate(STAGES, 1):
         if stage > 1:
@@ -52,7 +53,7 @@ def _convolve(x, kernel):
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """{name: shape} of everything in a file."""
+    """{name: shape} of all arrays in a file."""
     found, before = {}, 3
     for stage, (channels, convolutions) in enumerate(STAGES, 1):
         for i in range(1, convolutions + 1):
@@ -66,22 +67,23 @@ def load(path: str, sha256: str) -> dict[str, np.ndarray]:
     """The weights in `path`, float32.
 
     Raises:
-        UserError: no such file (and how to make it), another checksum (`sha256`, or the beginning of it), or other arrays in it.
+        UserError: the file is missing (the message says how to create it), has a checksum that does not start with `sha256`, or has
+            other arrays.
     """
     if not Path(path).is_file():
         raise UserError(
-            f"config.model.perceptual.path={str(path)!r} is no file; make it once from torchvision's vgg16-397923af.pth and the "
+            f"config.model.perceptual.path={str(path)!r} is no file; create it once from torchvision's vgg16-397923af.pth and the "
             "vgg.pth of LPIPS 0.1, and keep the checksum: python -c \"from ssl_jax.models.pretrained.vgg import convert; "
             "print(convert('vgg16-397923af.pth', 'vgg.pth', 'lpips.npz'))\""
         )
     found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     if not sha256 or not found.startswith(sha256):
-        raise UserError(f"the SHA-256 of {path} is {found}, not {sha256!r}; if you mean this file, set config.model.perceptual.sha256")
+        raise UserError(f"the SHA-256 of {path} is {found}, not {sha256!r}; to use this file, set config.model.perceptual.sha256")
     with np.load(path, allow_pickle=False) as arrays:
         weights = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     wrong = [name for name, shape in shapes().items() if name not in weights or weights[name].shape != shape]
     if wrong or set(weights) != set(shapes()):
-        raise UserError(f"{path} holds no weights of LPIPS: {', '.join(wrong) or 'it has others besides'}; make it with convert")
+        raise UserError(f"{path} holds no weights of LPIPS: {', '.join(wrong) or 'it has extra arrays'}; create it with convert")
     return weights
 
 
@@ -89,7 +91,7 @@ def convert(vgg: str, lin: str, path: str) -> str:
     """Write the .npz `path` from state dicts of torchvision's vgg16 and of LPIPS' linear layers; returns its SHA-256.
 
     Raises:
-        UserError: a file that is no such state dict, or a negative channel weight.
+        UserError: a file is no such state dict, or a channel weight is negative.
     """
     convolutions, linear, weights = read_state_dict(vgg), read_state_dict(lin), {}
     try:
@@ -99,8 +101,8 @@ def convert(vgg: str, lin: str, path: str) -> str:
         for stage in range(len(STAGES)):
             weights[f"lin{stage + 1}"] = linear[f"lin{stage}.model.1.weight"].reshape(-1)
     except KeyError as error:
-        raise UserError(f"{vgg} or {lin} has no {error}; give those of torchvision's vgg16 and of lpips/weights/v0.1") from error
+        raise UserError(f"{vgg} or {lin} has no {error}; give the files of torchvision's vgg16 and of lpips/weights/v0.1") from error
     if any(weights[f"lin{stage}"].min() < 0 for stage in range(1, len(STAGES) + 1)):
-        raise UserError(f"{lin} has negative channel weights, with which a distance could be negative; give those of LPIPS 0.1")
+        raise UserError(f"{lin} has negative channel weights, so distances could be negative; give the file of LPIPS 0.1")
     np.savez(path, **{name: array.astype(np.float32) for name, array in weights.items()})
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The tokenizer that a prior stands on: a finished run whose functions are called with its frozen weights."""
+"""The frozen tokenizer of a prior: functions of an earlier run, called with its weights."""
 
 from __future__ import annotations
 
@@ -12,46 +12,42 @@ from ssl_jax.errors import UserError
 
 
 class FrozenTokenizer(NamedTuple):
-    """`weights` is {'params': ..., 'mutable': ...} everywhere.
+    """Functions of `weights` = {'params': ..., 'mutable': ...}."""
 
-    fns: what the method that made it offers (`engine.method.ModelFns`): `tokens`, `decode` and `codebook`.
-    size: height and width of the images that become tokens.
-    """
-
-    fns: Any
-    size: tuple[int, int]
+    fns: Any  # the tokenizer's `engine.method.ModelFns`, with `tokens`, `decode` and `codebook`
+    size: tuple[int, int]  # height and width in pixels of the images to tokenize
 
     def tokens(self, weights: Any, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] uint8 or in [0, 1] -> int32 [B, T] in raster order."""
         tokens = self.fns.tokens(weights["params"], weights["mutable"], images)
         return tokens.reshape(tokens.shape[0], math.prod(tokens.shape[1:]))
 
-    def pictures(self, weights: Any, tokens: jax.Array) -> jax.Array:
+    def decode(self, weights: Any, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> float32 [B, h, w, 3] in [0, 1]."""
         return self.fns.decode(weights["params"], weights["mutable"], tokens.reshape(tokens.shape[0], *self.grid(weights)))
 
     def grid(self, weights: Any) -> tuple[int, int]:
-        """Rows and columns of tokens; nothing is computed."""
+        """Rows and columns of tokens, by `jax.eval_shape`."""
         images = jax.ShapeDtypeStruct((1, *self.size, 3), jnp.float32)
         return jax.eval_shape(self.fns.tokens, weights["params"], weights["mutable"], images).shape[1:]
 
     def shape(self, weights: Any) -> tuple[int, int]:
-        """(size of the codebook, number of tokens of an image); nothing is computed."""
+        """(codebook size, tokens per image), by `jax.eval_shape`."""
         codes = jax.eval_shape(self.fns.codebook, weights["params"], weights["mutable"]).shape[0]
         return codes, math.prod(self.grid(weights))
 
 
 def open_tokenizer(fns: Any, size: tuple[int, int], trained: tuple[int, int]) -> FrozenTokenizer:
-    """`size`: of the images to come; `trained`: of those that it was made with, pixels both.
+    """Check and wrap a tokenizer for images of `size` (height, width), which was trained on images of size `trained`.
 
-    Raises UserError unless the functions are those of a tokenizer, and the sizes are the same.
+    Raises UserError if `fns` lack a function of a tokenizer, or if the sizes differ.
     """
     missing = [name for name in ("codebook", "decode", "tokens") if getattr(fns, name) is None]
     if missing:
-        raise UserError(f"config.stages.tokenizer: its method gives no {missing[0]}; give a run of configs/vit_vqgan.py")
+        raise UserError(f"config.stages.tokenizer: its method has no function {missing[0]!r}; give a run of configs/vit_vqgan.py")
     if size != trained:
         raise UserError(
-            f"config.stages.tokenizer was trained on images of {trained[0]} x {trained[1]} pixels, another size than the {size[0]} x "
-            f"{size[1]} of these views; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
+            f"config.stages.tokenizer was trained on images of {trained[0]} x {trained[1]} pixels, but these views have "
+            f"{size[0]} x {size[1]}; set config.data.ops, eval_ops and config.views as in its run, or give another tokenizer"
         )
     return FrozenTokenizer(fns, size)

@@ -1,4 +1,4 @@
-"""Encoders and decoders of tokens, and the discriminators of their reconstructions, by the names that a config gives."""
+"""Encoders, decoders and discriminators of tokenizers, by the names in a config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_jax.models.tokenizers.vqvae import ResidualDecoder, ResidualEncoder
 ENCODERS = {"residual": ResidualEncoder, "vqgan": VQGANEncoder, "vit": ViTEncoder}
 DECODERS = {"residual": ResidualDecoder, "vqgan": VQGANDecoder, "vit": ViTDecoder}
 DISCRIMINATORS = {
-    "stylegan2": functools.partial(StyleGAN2Discriminator, group=1),  # no minibatch deviation, where nothing else is said
+    "stylegan2": functools.partial(StyleGAN2Discriminator, group=1),  # by default without minibatch deviation
     "patch": PatchDiscriminator,
 }
 
@@ -28,10 +28,10 @@ def build_encoder(spec: Mapping[str, Any], dim: int, dtype: str) -> nn.Module:
 
 
 def build_decoder(spec: Mapping[str, Any], channels: int, dtype: str) -> nn.Module:
-    """The decoder of such a dict to images of `channels`. Raises UserError for an unknown name or field."""
+    """The decoder of dict(name='vit', field=value, ...) to `channels` channels. Raises UserError for an unknown name or field."""
     return build(DECODERS, "decoder", spec, channels=channels, dtype=dtype)
 
 
 def build_discriminator(spec: Mapping[str, Any], size: int, dtype: str) -> nn.Module:
-    """Both kinds map [B, size, size, 3] of about [-1, 1] to (logits [B] or [B, h, w], features)."""
+    """A discriminator from images [B, size, size, 3] of about [-1, 1] to (logits [B] or [B, h, w], features)."""
     return build(DISCRIMINATORS, "discriminator", spec, size=size, resolution=size, dtype=dtype)

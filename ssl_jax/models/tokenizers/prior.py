@@ -1,7 +1,8 @@
-"""Transformers over the tokens of a picture: a causal one that is sampled token by token, and a bidirectional one that fills in masks.
+"""Transformers over image tokens: a causal one that samples token by token, and a bidirectional one that fills in masks.
 
-Sources: Yu et al. 2022, ViT-VQGAN (arXiv:2110.04627), section 4 and table 2 (causal; the published counts of parameters are those of
-three square matrices in an attention, this block has the usual four); Chang et al. 2022, MaskGIT (arXiv:2202.04200) for the other.
+Sources: Yu et al. 2022, ViT-VQGAN (arXiv:2110.04627), section 4 and table 2, for the causal model; its published parameter counts
+imply three square matrices per attention, and this block has the usual four. Chang et al. 2022, MaskGIT (arXiv:2202.04200), for the
+bidirectional one.
 
 The blocks are one `scan`: their parameters have a leading axis of depth, and a deep model compiles as fast as a shallow one.
 """
@@ -18,7 +19,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.vit import REMATS
 from ssl_jax.models.common import attention, shard_batch
 
-# Heads, channels of the MLP and codes of the head are split over 'tensor', the other side of each matrix over 'fsdp'.
+# 'tensor' shards attention heads, MLP channels and the output head's codes; 'fsdp' shards the other side of each matrix.
 TENSOR_RULES = (
     (r"blocks/attention/qkv/kernel", ("fsdp", "tensor")),
     (r"blocks/attention/qkv/bias", ("tensor",)),
@@ -35,38 +36,38 @@ _f32 = dict(preferred_element_type=jnp.float32)
 
 
 class Cache(NamedTuple):
-    """Keys and values of all blocks at the places that have been seen; zeros elsewhere."""
+    """Attention keys and values of all blocks at the positions so far; zeros elsewhere."""
 
     key: jax.Array  # [depth, B, heads, length, width / heads]
     value: jax.Array
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeros with probability `rate`, the rest divided by 1 - rate; `x` where there is no key."""
+    """Zeros with probability `rate`, the rest divided by 1 - rate; the identity if `key` is None."""
     if key is None:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
-def means(x: jax.Array, causal: bool) -> jax.Array:
-    """Features of pictures, [B, N, D] -> float32 [B, D]: the mean over places of what the layers behind `x` read (iGPT, Chen et al.
-    2020, section 2.4). In a causal model that is `x` normalized; scale and shift, which no linear probe sees, are left out.
+def mean_features(x: jax.Array, causal: bool) -> jax.Array:
+    """Features of images, [B, N, D] -> float32 [B, D]: the mean over positions of the next layer's input (iGPT, Chen et al. 2020,
+    section 2.4). In a causal model that input is `x` normalized, here without scale and shift, which do not affect a linear probe.
     """
     x = x.astype(jnp.float32)
     return (jax.nn.standardize(x, epsilon=1e-6) if causal else x).mean(1)
 
 
 def by_layer(features: jax.Array, probe_block: int) -> dict[str, jax.Array]:
-    """[1 + depth, B, D] of a prior -> {layer: [B, D]}: of its input and of each block; 'pooled' are those of `probe_block`."""
+    """Features [1 + depth, B, D] of a prior -> {'embedding', 'block0', ...: [B, D]}; 'pooled' is block `probe_block`."""
     names = ("embedding", *(f"block{i}" for i in range(len(features) - 1)))
     return {"pooled": features[1 + probe_block], **dict(zip(names, features, strict=True))}
 
 
-def continued(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, index: jax.Array) -> jax.Array:
-    """Causal attention of N new places, which begin at `index`, to what the cache holds before and to themselves.
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, index: jax.Array) -> jax.Array:
+    """Causal attention of N new positions, from `index` on, to the cached positions before them and to themselves.
 
-    q, k, v: [B, N, H, D]; past: one block's [B, H, T, D]; index: int scalar. Returns [B, N, H, D]. The cache is read where it lies:
-    joined with the new keys and values it would be copied for each token.
+    q, k, v: [B, N, H, D]; past: cache of one block, [B, H, T, D]; index: int scalar. Returns [B, N, H, D]. New and cached keys stay
+    separate, because concatenation would copy the cache for each token.
     """
     length, new = past.key.shape[2], q.shape[1]
     before = jnp.einsum("bnhd,bhtd->bhnt", q, past.key, **_f32)
@@ -80,7 +81,7 @@ def continued(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, index: jax.
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the columns of the joint projection are ordered (head, q|k|v, channel), as in `models.backbones.vit`."""
+    """Multi-head self-attention. The columns of the joint projection are ordered (head, q|k|v, channel), as in `vit`."""
 
     heads: int
     causal: bool
@@ -89,19 +90,19 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key: jax.Array | None, past: Cache | None, index: jax.Array | None):
-        """[B, N, D] -> (the same, the keys and values of these places as a Cache of [B, H, N, D / H])."""
+        """[B, N, D] -> (output [B, N, D], keys and values of these positions, a Cache of [B, H, N, D / H])."""
         batch, length, width = x.shape
         qkv = nn.Dense(3 * width, kernel_init=_normal, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, length, self.heads, 3, width // self.heads)
         q, k, v = (qkv[..., i, :] for i in range(3))
-        x = attention(q, k, v, self.causal) if past is None else continued(q, k, v, past, index)
+        x = attention(q, k, v, self.causal) if past is None else cached_attention(q, k, v, past, index)
         x = dropout(x.reshape(batch, length, width), self.dropout, key)
         x = nn.Dense(width, kernel_init=_normal, dtype=self.dtype, name="proj")(x)
         return x, Cache(*(shard_batch(y.swapaxes(1, 2)) for y in (k, v)))
 
 
 class Mlp(nn.Module):
-    """Two layers with the exact GELU, and dropout, between them."""
+    """Two linear layers with the exact GELU and dropout between them."""
 
     hidden: int
     dropout: float
@@ -118,7 +119,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with its residual. Causal: x + f(norm(x)); otherwise norm(x + f(x)), as in BERT.
 
-    Dropout is on the outputs of the attention, of the activation and of both branches.
+    Dropout follows the attention, the activation, and both branches.
     """
 
     heads: int
@@ -129,34 +130,34 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key: jax.Array | None, past: Cache | None, index: jax.Array | None):
-        """[B, N, D] -> (the same, its `means` [B, D], or with `past` what has to be added to the cache)."""
+        """[B, N, D] -> (output [B, N, D], its `mean_features` [B, D], or with `past` the new entries of the cache)."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
         norms = [nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}") for i in (1, 2)]
         attention = Attention(self.heads, self.causal, self.dropout, self.dtype, name="attention")
         mlp = Mlp(self.hidden, self.dropout, self.dtype, name="mlp")
 
-        y, seen = attention(norms[0](x) if self.causal else x, keys[0], past, index)
+        y, cached = attention(norms[0](x) if self.causal else x, keys[0], past, index)
         x = x + dropout(y, self.dropout, keys[1])
         x = x if self.causal else norms[0](x)
         y = mlp(norms[1](x) if self.causal else x, keys[2])
         x = x + dropout(y, self.dropout, keys[3])
         x = shard_batch(x if self.causal else norms[1](x))
-        return x, means(x, self.causal) if past is None else seen
+        return x, mean_features(x, self.causal) if past is None else cached
 
 
 class Trunk(nn.Module):
-    """What both models are made of.
+    """Layers of both models.
 
     Fields:
       codes, length: size of the codebook and number of tokens.
-      classes: that a picture may be of; one for all where there are none.
-      null: one more class, that stands for not being told which.
-      depth, width, heads, hidden: of the blocks; `hidden` of the MLP.
+      classes: number of classes; 1 for an unconditional model.
+      null: add a null class, for "class unknown".
+      depth, width, heads, hidden: of the blocks; `hidden` is the width of the MLP.
       dropout: probability, in training.
       remat: a key of `models.backbones.vit.REMATS`: memory for recomputation.
       dtype: of the activations; parameters, softmax, normalization statistics and logits are float32.
 
-    Raises UserError for heads that do not divide the width, a dropout outside [0, 1) and an unknown remat.
+    Raises UserError if `heads` does not divide `width`, for a dropout outside [0, 1), and for an unknown remat.
     """
 
     codes: int
@@ -180,20 +181,20 @@ class Trunk(nn.Module):
             raise UserError(f"config.model.transformer.remat={self.remat!r} is unknown; choose one of {', '.join(REMATS)}")
         super().__post_init__()
 
-    def make(self, causal: bool, codes: int, places: int) -> None:
-        """The modules; called from `setup`."""
+    def create_layers(self, causal: bool, codes: int, positions: int) -> None:
+        """Create the submodules; called from `setup`."""
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat], prevent_cse=False)
         scanned = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, 0, nn.broadcast), length=self.depth
         )
         self.tokens = nn.Embed(codes, self.width, embedding_init=_normal, dtype=self.dtype)
         self.labels = nn.Embed(self.classes + self.null, self.width, embedding_init=_normal, dtype=self.dtype)
-        self.position = self.param("position", _normal, (places, self.width))
+        self.position = self.param("position", _normal, (positions, self.width))
         self.blocks = scanned(self.heads, self.hidden, causal, self.dropout, self.dtype)
         self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
 
     def start(self, label: jax.Array | None, count: int) -> jax.Array:
-        """[B] -> [B, 1, D], the embedding of a class. None: that of the null class, or, without one, the mean over all classes."""
+        """Labels [B] -> class embeddings [B, 1, D]; for None that of the null class or, without one, the mean over all classes."""
         if label is not None:
             return self.labels(label)[:, None]
         table = self.labels.embedding.astype(self.dtype)
@@ -201,41 +202,41 @@ class Trunk(nn.Module):
         return jnp.broadcast_to(row, (count, 1, self.width))
 
     def keys(self, key: jax.Array | None, train: bool) -> jax.Array | None:
-        """One key for each block; None where nothing is dropped."""
+        """One key for each block; None without dropout."""
         return jax.random.split(key, self.depth) if train and self.dropout else None
 
 
 class CausalPrior(Trunk):
     """p(tokens | class) as a product over the tokens in raster order.
 
-    Input i is the class for i = 0 and token i - 1 after it, and has position i; output i is the distribution of token i. So there are
-    as many positions as tokens, and the last token is never an input. Logits are 0 at initialization.
+    The input at position 0 is the class, at position i > 0 token i - 1; the output at position i is the distribution of token i.
+    The last token is never an input. Logits are 0 at initialization.
     """
 
     def setup(self):
-        self.make(True, self.codes, self.length)
-        # Operands of type `dtype`, their products summed up, and logits kept, in float32.
+        self.create_layers(True, self.codes, self.length)
+        # Operands have type `dtype`; accumulation and logits are float32.
         self.head = nn.Dense(self.codes, kernel_init=nn.initializers.zeros, dtype=self.dtype, dot_general=_dot_f32)
 
     def __call__(self, tokens: jax.Array, label: jax.Array | None = None, key: jax.Array | None = None, *, train: bool):
-        """int32 [B, length], [B] or None -> (logits float32 [B, length, codes], features [1 + depth, B, D]).
+        """Tokens int32 [B, length], labels [B] or None -> (logits float32 [B, length, codes], features [1 + depth, B, D]).
 
-        features: `means` of the input and of each block. key: for dropout, where `train`.
+        Features are `mean_features` of the embedded input and of each block. `key` is for dropout, if `train`.
         """
         x = self.embed(jnp.concatenate([self.start(label, tokens.shape[0]), self.tokens(tokens[:, :-1])], 1), 0)
-        first = means(x, True)[None]
+        first = mean_features(x, True)[None]
         x, features = self.blocks(x, self.keys(key, train), None, None)
         return self.head(self.norm(x)).astype(jnp.float32), jnp.concatenate([first, features])
 
     def prefill(self, prefix: jax.Array, label: jax.Array | None = None, *, train: bool = False) -> tuple[jax.Array, Cache]:
-        """int32 [B, n], n >= 0 -> (logits [B, codes] of token n, cache of n + 1 places)."""
+        """Tokens int32 [B, n], n >= 0 -> (logits [B, codes] of token n, cache with n + 1 positions)."""
         count = prefix.shape[0]
         shape = (self.depth, count, self.heads, self.length, self.width // self.heads)
         cache = Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
         return self.extend(jnp.concatenate([self.start(label, count), self.tokens(prefix)], 1), jnp.int32(0), cache)
 
     def decode(self, token: jax.Array, index: jax.Array, cache: Cache, *, train: bool = False) -> tuple[jax.Array, Cache]:
-        """int32 [B], token number `index` - 1 -> (logits [B, codes] of token `index`, the cache with one place more)."""
+        """Token `index` - 1, int32 [B] -> (logits [B, codes] of token `index`, cache with one more position)."""
         return self.extend(self.tokens(token)[:, None], index, cache)
 
     def extend(self, x, index, cache):
@@ -249,24 +250,25 @@ class CausalPrior(Trunk):
 
 
 class MaskedPrior(Trunk):
-    """The distribution of every token given those that are not masked and the class, which is place 0. `codes` is the id of a mask.
+    """The distribution of every token, given the unmasked tokens and the class at position 0. The mask's id is `codes`.
 
-    Output weights are those of the input's codes, behind a layer of its own (BERT's head). The mask has no output: no sample holds one.
+    The output weights are the input embeddings of the codes, after one more layer (BERT's head). The mask has no logit, so it is
+    never sampled.
     """
 
     def setup(self):
-        self.make(False, self.codes + 1, self.length + 1)
+        self.create_layers(False, self.codes + 1, self.length + 1)
         self.transform = nn.Dense(self.width, kernel_init=_normal, dtype=self.dtype)
         self.transform_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.codes,))
 
     def __call__(self, tokens: jax.Array, label: jax.Array | None = None, key: jax.Array | None = None, *, train: bool):
-        """int32 [B, length] up to `codes`, [B] or None -> (logits float32 [B, length, codes], features as above [1 + depth, B, D])."""
-        dropped = jax.random.fold_in(key, self.depth) if train and self.dropout else None
+        """Tokens int32 [B, length] up to `codes`, labels [B] or None -> (logits, features) like `CausalPrior`."""
+        input_key = jax.random.fold_in(key, self.depth) if train and self.dropout else None
         x = jnp.concatenate([self.start(label, tokens.shape[0]), self.tokens(tokens)], 1)
         x = self.norm(x + self.position.astype(self.dtype))
-        first = means(x, False)[None]
-        x, features = self.blocks(shard_batch(dropout(x, self.dropout, dropped)), self.keys(key, train), None, None)
+        first = mean_features(x, False)[None]
+        x, features = self.blocks(shard_batch(dropout(x, self.dropout, input_key)), self.keys(key, train), None, None)
         x = self.transform_norm(nn.gelu(self.transform(x[:, 1:]), approximate=False))
         table = self.tokens.embedding[: self.codes].astype(self.dtype)
         return jnp.einsum("bnd,kd->bnk", x, table, **_f32) + self.bias, jnp.concatenate([first, features])

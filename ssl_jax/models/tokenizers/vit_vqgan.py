@@ -1,7 +1,7 @@
 """The Transformer tokenizer of ViT-VQGAN (Yu et al. 2022, arXiv:2110.04627, section 3.1 and table 2).
 
-Patches to tokens and back, by blocks of `vit` around a learned position for each place of the grid. Behind the blocks of encoder and
-decoder is a layer with tanh in its middle. The interface of both is that of `vqvae`.
+Encoder and decoder are Transformer blocks of `vit` with a learned embedding for each position of the grid. A hidden layer with tanh
+follows the blocks. Both have the interface in `vqvae`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ssl_jax.models.common import shard_batch
 xavier = nn.initializers.xavier_uniform()
 
 SIZES = {
-    "patches": Size(64, 0, 1, 256),  # no block: a code tells of its own patch, as the colors of a palette do
+    "patches": Size(64, 0, 1, 256),  # no blocks: each code depends on its own patch only, like a palette
     "mu": Size(32, 1, 2, 64),  # for tests
     "tiny": Size(128, 2, 4, 512),  # for minutes on a CPU
     "mini": Size(192, 4, 3, 768),  # for images of 32 pixels
@@ -36,7 +36,7 @@ def _check(size: str, remat: str) -> Size:
 
 
 class Trunk(nn.Module):
-    """Positions, blocks, a final normalization."""
+    """Position embeddings, blocks and a final normalization."""
 
     size: str
     remat: str
@@ -44,7 +44,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """[B, h, w, D] -> (the same shape, outputs of the blocks)."""
+        """[B, h, w, D] -> (output, [output of each block]), all [B, h, w, D]."""
         size, shape = SIZES[self.size], x.shape
         positions = self.param("positions", nn.initializers.normal(0.02), shape[1:], jnp.float32)
         x = shard_batch((x + positions.astype(self.dtype)).reshape(shape[0], -1, size.width))
@@ -58,13 +58,13 @@ class Trunk(nn.Module):
 
 
 class ViTEncoder(nn.Module):
-    """Images to vectors.
+    """Images to vectors (interface: see `vqvae`).
 
     Fields:
       dim: of the codes.
       size: key of SIZES. patch: its side in pixels.
-      norm: LayerNorm without scale before the codes: keeps the vectors that will be given norm 1 away from zero.
-      remat: key of `vit.REMATS`: memory for recomputation.
+      norm: LayerNorm without scale on the output; it keeps vectors that the quantizer normalizes away from zero.
+      remat: key of `vit.REMATS`: trades recomputation for memory.
     """
 
     dim: int
@@ -78,7 +78,7 @@ class ViTEncoder(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         size = _check(self.size, self.remat)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise UserError(f"patches of {self.patch} pixels do not tile images of {x.shape[1]} x {x.shape[2]}; change one of the two")
+            raise UserError(f"patches of {self.patch} pixels do not tile images of {x.shape[1]} x {x.shape[2]}; change one")
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
         x = x.reshape(x.shape[0], rows, self.patch, columns, self.patch, -1).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(x.shape[0], rows, columns, -1).astype(self.dtype)
@@ -93,7 +93,7 @@ class ViTEncoder(nn.Module):
 
 
 class ViTDecoder(nn.Module):
-    """The mirror; no activation on its pixels. Fields as in the encoder."""
+    """Mirror of the encoder, with its fields; no activation on the pixels."""
 
     channels: int
     size: str = "small"

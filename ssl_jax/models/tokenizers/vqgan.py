@@ -1,7 +1,7 @@
 """The convolutional tokenizer of VQGAN and its discriminator (Esser, Rombach and Ommer 2021, arXiv:2012.09841, tables 7 and 8).
 
-Group normalization and swish before every convolution, attention over all places at chosen sizes of the map. The interface of encoder
-and decoder is that of `vqvae`.
+Group normalization and swish precede the convolutions; maps of chosen sizes have self-attention. Encoder and decoder have the
+interface in `vqvae`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ normal = nn.initializers.normal
 
 
 def swish_norm(x: jax.Array, dtype: jnp.dtype, name: str) -> jax.Array:
-    """Group normalization in 32 groups (one channel each where there are fewer), then swish."""
+    """Group normalization in 32 groups (one per channel if there are fewer channels), then swish."""
     return nn.swish(nn.GroupNorm(min(32, x.shape[-1]), epsilon=1e-6, dtype=dtype, name=name)(x))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions; the shortcut is a 1x1 one where the number of maps changes."""
+    """Two 3x3 convolutions; the shortcut is a 1x1 convolution if the number of channels changes."""
 
     features: int
     dtype: jnp.dtype
@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(norm(x)) over all places, with one head."""
+    """x + attention(norm(x)) over all positions, with one head."""
 
     dtype: jnp.dtype
 
@@ -48,7 +48,7 @@ class AttentionBlock(nn.Module):
         """[B, h, w, C] -> the same shape."""
         channels = x.shape[-1]
         y = nn.GroupNorm(min(32, channels), epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        y = y.reshape(y.shape[0], -1, 1, channels)  # [B, places, heads, C]
+        y = y.reshape(y.shape[0], -1, 1, channels)  # [B, positions, heads, C]
         query, key, value = (nn.Dense(channels, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
         y = attention(query, key, value).reshape(x.shape)
         return shard_batch(x + nn.Dense(channels, dtype=self.dtype, name="proj")(y))
@@ -65,14 +65,14 @@ class _Middle(nn.Module):
 
 
 class VQGANEncoder(nn.Module):
-    """Levels of residual blocks, each but the last halved by a strided convolution.
+    """Levels of residual blocks; a strided convolution halves the maps between levels.
 
     Fields:
       dim: of the codes.
-      width: maps of the first level; `multiples` of it in the levels.
-      blocks: of a level.
-      attention: sides of the maps after whose blocks there is attention; there always is in the middle.
-      features: maps before they are projected to codes.
+      width, multiples: level i has width * multiples[i] channels.
+      blocks: residual blocks per level.
+      attention: sides of maps with attention after each block; the middle always has attention.
+      features: channels before the projection to codes.
     """
 
     dim: int
@@ -102,7 +102,7 @@ class VQGANEncoder(nn.Module):
 
 
 class VQGANDecoder(nn.Module):
-    """The mirror: a block more in each level, doubling by nearest neighbors and a convolution. Fields as in the encoder."""
+    """Mirror of the encoder, with its fields: one more block per level, and nearest-neighbor upsampling between levels."""
 
     channels: int
     width: int = 128
@@ -132,7 +132,7 @@ class VQGANDecoder(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Scores of overlapping patches (Isola et al. 2017, arXiv:1611.07004): 4x4 convolutions, batch normalization, leaky ReLU.
 
-    Fields: `width` of the first convolution, doubled to at most eight times that; `layers` that halve the sides (3: 70 x 70 patches).
+    Fields: `width` of the first convolution, doubled per layer up to 8 width; `layers` that halve the sides (3: 70 x 70 patches).
     """
 
     width: int = 64

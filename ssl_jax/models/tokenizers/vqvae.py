@@ -1,8 +1,8 @@
-"""The convolutional networks of the VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937, section 4.1), in the sizes of Sonnet's example.
+"""The convolutional networks of the VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937, section 4.1), with Sonnet's sizes.
 
 Encoders and decoders of tokens, here and in `vqgan` and `vit_vqgan`, have one interface. An encoder maps images [B, H, W, C] to
-{'layer1': ..., 'features': [B, h, w, W], 'out': float32 [B, h, w, dim]}: 'out' is what is quantized, a projection of 'features'. A
-decoder maps codes [B, h, w, dim] to float32 [B, H, W, channels]; the parameters of its last linear layer are called 'head'.
+{'layer1': ..., 'features': [B, h, w, W], 'out': float32 [B, h, w, dim]}: 'out', a projection of 'features', is quantized. A decoder
+maps codes [B, h, w, dim] to float32 [B, H, W, channels]; the parameters of its last linear layer are named 'head'.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class ResidualStack(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """Convolutions 4x4 of stride 2, the last of `width` maps and each before it of half as many; one 3x3; residual blocks.
+    """4x4 convolutions of stride 2, doubling the channels up to `width`; a 3x3 convolution; residual blocks.
 
-    Fields: `stages`, how often the sides are halved; `blocks` and `block_width` of the stack; `dim`, of the codes.
+    Fields: `stages`, number of strided convolutions; `blocks` and `block_width` of the stack; `dim` of the codes.
     """
 
     dim: int
@@ -59,7 +59,7 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualDecoder(nn.Module):
-    """The mirror, with transposed convolutions; the last of them makes the image."""
+    """Mirror of the encoder with transposed convolutions; the last one outputs the image."""
 
     channels: int
     width: int = 128
