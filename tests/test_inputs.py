@@ -26,6 +26,7 @@ from ssl_jax.experiment import build as build_module
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.contexts import model_context
 from ssl_jax.experiment.training import save_views
 
 MANY = 6  # padded number of boxes per image
@@ -334,7 +335,7 @@ def test_vocabulary_is_built_once_and_read_on_resume(stub, tmp_path):
 
 def test_evaluations_read_features_by_name(stub):
     experiment = build_experiment(stub("detection"), jax.devices()[:2])
-    opened = context(experiment, experiment.run.abstract)
+    opened = model_context(experiment, experiment.run.abstract)
     *_, last = opened.batches("test", ("image", "mask", "boxes", "boxes_valid"))
     assert set(last) == {"image", "mask", "boxes", "boxes_valid", "_valid", "_index"}
     assert last["_valid"].sum() == 96 % 40 and not last["mask"][~last["_valid"]].any()

@@ -90,7 +90,7 @@ def accumulate(phase: Phase, train: dict, state: State, batch: Batch, key: jax.A
     return losses, mutable, metrics, grads
 
 
-def update_groups(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
+def run_phase(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
     """Differentiate the loss of `phase` and update the groups that it trains."""
     train = {group: state.params[group] for group in trained(phase)}
     if options.accumulate == 1:
@@ -111,13 +111,11 @@ def update_groups(phase: Phase, state: State, batch: Batch, key: jax.Array, opti
     return new, {f"{phase.name}/{name}": jnp.asarray(x, jnp.float32) for name, x in {**metrics, **norms}.items()}
 
 
-def run_phase(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
-    """One sub-step of `phase`. Where `phase.when` is false, the state is unchanged and the metrics are NaN."""
-    if phase.when is None:
-        return update_groups(phase, state, batch, key, options)
+def run_conditional_phase(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
+    """`run_phase` where `phase.when` is true. Elsewhere the state is unchanged and the metrics are NaN."""
 
     def run(state):
-        return update_groups(phase, state, batch, key, options)
+        return run_phase(phase, state, batch, key, options)
 
     def idle(state):
         return state, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(run, state)[1])
@@ -159,10 +157,11 @@ def make_step(
         step_key, metrics = jax.random.fold_in(root, state.step), {}
         for i, phase in enumerate(method.phases):
             phase_key = jax.random.fold_in(step_key, i)
-            if phase.repeat == 1:
-                state, outputs = run_phase(phase, state, batch, jax.random.fold_in(phase_key, 0), options)
-            else:
+            if phase.repeat > 1:
                 state, outputs = run_sub_steps(phase, state, batch, phase_key, options)
+            else:
+                run = run_phase if phase.when is None else run_conditional_phase
+                state, outputs = run(phase, state, batch, jax.random.fold_in(phase_key, 0), options)
             metrics |= outputs
         state = state._replace(mutable=method.after(state))
         return state._replace(step=state.step + 1), metrics
@@ -173,9 +172,11 @@ def make_step(
 def run_sub_steps(phase: Phase, state: State, batch: Batch, key: jax.Array, options: StepOptions) -> tuple[State, Metrics]:
     """`phase.repeat` sub-steps, each on its own part of the batch."""
 
+    run = run_phase if phase.when is None else run_conditional_phase
+
     def sub_step(state, numbered_part):
         r, part = numbered_part
-        return run_phase(phase, state, part, jax.random.fold_in(key, r), options)
+        return run(phase, state, part, jax.random.fold_in(key, r), options)
 
     state, outputs = scan_parts(sub_step, state, batch, phase.repeat, options.unroll)
     return state, {name: jnp.sum(x) if name.endswith("/skipped") else x[-1] for name, x in outputs.items()}

@@ -128,7 +128,7 @@ def decode_in_parallel(
     counts: tuple[int, ...],
     keys: jax.Array,
     choice_temperature: float,
-    config: SamplingConfig = AS_IT_IS,
+    config: SamplingConfig = DEFAULT_SAMPLING,
 ) -> jax.Array:
     """Tokens int32 [B, T] with the same number of masks in each row -> [steps, B, T], the tokens after each step.
 

@@ -63,7 +63,7 @@ def build(config, stages) -> Method:
     def sample_posterior(net, x, mean, log_variance, key, k):
         """For k samples from q(z | x): (log p(x | z) [k, B], log p(x, z) / q(z | x) [k, B])."""
         x, mean, log_variance = (jnp.repeat(values, k, 0) for values in (x, mean, log_variance))  # samples of an image are adjacent
-        z = objectives.draw_gaussian(key, mean, log_variance)
+        z = objectives.sample_gaussian(key, mean, log_variance)
         log_likelihood = per_image(likelihood.log_prob(x, decode(net, z)))
         log_prior = objectives.gaussian(z, 0.0, jnp.zeros(())).sum(-1)
         log_posterior = objectives.gaussian(z, mean, 0.5 * log_variance).sum(-1)
