@@ -56,7 +56,7 @@ SUPPORT = {  # beside FEATURES
     "vq_prior": {"sample_class_accuracy", "linear_by_layer", "generation", "token_likelihood"},
     "vqvae": {"codebook", "denoising", "linear_by_layer", "reconstruction"},
 }
-QUICK = ("gan", "simclr", "vae", "vq_prior", "vqvae")
+SLOW = ("bigbigan", "biggan", "maskgit", "stylegan", "vit_vqgan")  # minutes each
 
 
 # --- every kind of every method
@@ -86,8 +86,13 @@ def load_tiny(name):
     return config
 
 
-def every_method(quick):
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in sorted(SUPPORT)])
+def every_method(quick, slow=()):
+    """All methods: those in `quick` in every run, those in `slow` by hand, the others in `make test-all`."""
+
+    def marks(name):
+        return () if name in quick else pytest.mark.slow if name in slow else pytest.mark.full
+
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in sorted(SUPPORT)])
 
 
 @every_method(set(SUPPORT) - {"maskgit", "vq_prior"})  # whose stage is slow
@@ -104,7 +109,7 @@ def test_method_supports_the_evaluations_whose_functions_it_has(name):
     assert offered == FEATURES | SUPPORT[name]
 
 
-@every_method(QUICK)
+@every_method({"gan"}, SLOW)
 def test_every_supported_kind_is_measured_with_its_baselines(name):
     experiment = build_experiment(load_tiny(name))
     spec = {kind: {"kind": kind, **SMALLEST[kind]} for kind in sorted(FEATURES | SUPPORT[name])}
@@ -260,6 +265,7 @@ def test_evaluation_that_the_method_does_not_support_is_named(run, capsys):
     assert "kind='generation' needs a method that gives samples, and this does not" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_resumed_finished_run_measures_a_new_evaluation(run, capsys):
     """Only the new evaluation runs, with baselines from the seed of the run."""
     flags = [f"--config={ROOT}/configs/simclr.py:smoke", f"--workdir={run}", *TINY, "--config.best_metric="]

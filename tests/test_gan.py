@@ -180,6 +180,7 @@ def test_generator_ema_starts_late_and_decays(initialized):
     np.testing.assert_allclose(mutable["ema"]["Dense_0"]["kernel"], decay**10, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_phases_update_only_their_state_and_log_health(initialized):
     from ssl_jax.engine.method import State
 

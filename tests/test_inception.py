@@ -45,6 +45,7 @@ def pictures(seed, batch, height, width):
     return np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
 
 
+@pytest.mark.full
 def test_inception_features_and_logits_equal_torch_fidelity(reference, monkeypatch):
     network, path = reference
     torch = require_torch()

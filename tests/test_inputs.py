@@ -26,7 +26,7 @@ from ssl_jax.experiment import build as build_module
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.experiment.build import build_experiment
-from ssl_jax.experiment.contexts import model_context
+from ssl_jax.experiment.contexts import encode_views_of, model_context
 from ssl_jax.experiment.training import save_views
 
 MANY = 6  # padded number of boxes per image
@@ -381,7 +381,7 @@ def test_groups_of_views_are_saved_and_encoded(stub, tmp_path):
     picture = Image.open(tmp_path / "pictures" / "views.png")
     assert picture.width % (8 * (24 + 2) + 2) == 0 and picture.height % (5 * (24 + 2) + 2) == 0  # a column per image
     images, key = experiment.batches[0]["image"], jax.random.key(0)
-    pooled = jax.jit(build_module._encode_views(method))(None, None, images, key)
+    pooled = jax.jit(encode_views_of(method))(None, None, images, key)
     np.testing.assert_allclose(pooled[:, 3], mean(jax.jit(views)(images, key)["local"][:, 1]), atol=1e-5)
     assert pooled.shape == (16, 5, 3)
 

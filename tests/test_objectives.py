@@ -109,6 +109,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", ["chunked", "ring"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_chunked_and_ring_similarities_equal_dense_in_values_and_gradients(name, way, monkeypatch):

@@ -53,6 +53,7 @@ def test_the_config_of_an_old_run_is_that_of_the_same_recipe_today(runs):
     assert translate(translate(before)) == translate(before)
 
 
+@pytest.mark.full
 def test_an_old_run_is_evaluated_exported_reported_and_goes_on(runs, tmp_path, capsys):
     """To the numbers that the earlier version came to, on other devices."""
     workdir = runs / "simclr"

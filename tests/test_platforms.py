@@ -55,6 +55,7 @@ def test_cudnn_attention_is_used_where_supported(monkeypatch, backend, dtype, wi
     assert asked == [chosen, "xla"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (4, 7), (6, 6)])
 def test_padding_odd_lengths_for_cudnn_does_not_change_attention(n, m, causal):

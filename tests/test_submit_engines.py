@@ -240,6 +240,7 @@ def test_tpu_vm_job_runs_and_is_canceled(tmp_path, capsys, host):
     assert (there / "saved").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("codes", "message"),
     [("[1, 0]", "finished"), ("[2, 0]", "failed with exit code 2"), ("[1, 1]", "failed with exit code 1")],

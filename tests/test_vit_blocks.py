@@ -26,6 +26,7 @@ def images(batch, size):
     return jax.random.uniform(jax.random.key(0), (batch, size, size, 3))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scanned_blocks_equal_unrolled_blocks(remat, monkeypatch):
     """Equal features, gradients and names as unrolled blocks, and one loop body in the program."""

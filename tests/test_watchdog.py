@@ -159,6 +159,7 @@ def test_pause_may_begin_or_end_at_any_instruction_of_the_check(timed, caplog):
     assert "has taken" not in caplog.text
 
 
+@pytest.mark.full
 def test_compiling_and_short_pauses_are_not_stuck(tmp_path, caplog):
     with watchdog.Watchdog(tmp_path, least=0.2) as dog:
         dog.beat(0)
@@ -171,6 +172,7 @@ def test_compiling_and_short_pauses_are_not_stuck(tmp_path, caplog):
     assert "has taken" not in caplog.text
 
 
+@pytest.mark.full
 def test_hanging_pause_warns_unless_earlier_pauses_were_as_long(tmp_path, caplog):
     with watchdog.Watchdog(tmp_path, least=0.2, pause=1.0) as dog:
         dog.beat(0)
