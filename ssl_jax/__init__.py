@@ -1,6 +1,8 @@
 """Large-scale visual representation pretraining in JAX: all methods share one train step."""
 
-__version__ = "0.1.0"
+from ssl_jax.version import VERSION as __version__
+
+__all__ = ["__version__", "load"]
 
 
 def load(path):

@@ -1,8 +1,12 @@
 """The structure of the code: stack depth from the command line to a loss, and imports of the command line."""
 
+import graphlib
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
+import grimp
 import pytest
 
 import launch
@@ -43,3 +47,17 @@ def test_tests_and_benchmarks_run_verbs_by_launch_main(folder):
     """They run verbs as a user does, and import other layers directly."""
     others = [path for path in (ROOT / folder).glob("*.py") if path.name != Path(__file__).name]
     assert [path.name for path in others if "ssl_jax.cli" in path.read_text()] == []
+
+
+def test_no_module_imports_itself_through_others():
+    graph = grimp.build_graph("ssl_jax")
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    order = graphlib.TopologicalSorter(imports)
+    order.prepare()  # raises CycleError with the circle
+
+
+def test_closed_output_ends_a_verb_without_a_traceback():
+    command = f"{sys.executable} launch.py configs | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""

@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
-import ssl_jax
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 from ssl_jax.export.source import Source, normalization, plain
+from ssl_jax.version import VERSION
 
 CARD, SCHEMA = "card.json", 1
 REQUIRED = ("schema", "format", "method", "config", "input", "files")
@@ -53,7 +53,7 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
         "protocols": about["protocols"],
         "data": {name: source.config.data.get(name) for name in ("name", "train_split", "test_split")},
         "license": None,
-        "versions": {"ssl_jax": ssl_jax.__version__, **about["versions"]},
+        "versions": {"ssl_jax": VERSION, **about["versions"]},
         "config": plain(source.config),
     }  # fmt: skip
 

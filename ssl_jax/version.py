@@ -1,0 +1,3 @@
+"""The version of the package, which cards of exports record."""
+
+VERSION = "0.1.0"
