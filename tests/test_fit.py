@@ -181,4 +181,4 @@ def test_fit_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["rehearse", *arguments, *big["flags"]]) == 1
     printed = capsys.readouterr()
     assert "error: this does not fit; add --fit to search for what fits" in printed.err
-    assert "the largest results in the trace" in printed.out
+    assert "the largest arrays in the trace" in printed.out

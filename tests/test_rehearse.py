@@ -118,7 +118,7 @@ def test_gpu_memory_is_limited_to_the_share_of_jax(rehearsed, monkeypatch, tmp_p
     assert (report["chip_bytes"], report["usable_bytes"], report["needed_bytes"]) == (int(1.2 * total), int(0.9 * total), total)
     assert report["exhausted"]["limit"] == report["usable_bytes"]
     assert "XLA_CLIENT_MEM_FRACTION=0.95, here and for `train`, gives it more" in printed.err
-    assert re.search(r"of it JAX takes \(XLA_CLIENT_MEM_FRACTION\) +[0-9.]+ MiB", printed.out)
+    assert re.search(r"JAX takes of it \(XLA_CLIENT_MEM_FRACTION\) +[0-9.]+ MiB", printed.out)
     assert set(report["busy_seconds"]) == {"compute", "memory"}
     assert report["prediction"]["bound"]["step_seconds"] == max(report["busy_seconds"].values()) > 0
     assert report["prediction"]["expected"] == [] and "at 76 %" not in printed.out
