@@ -225,6 +225,7 @@ def entries(workdir):
     return json.loads(pathlib.Path(workdir, "evaluations.json").read_text())
 
 
+@pytest.mark.full
 def test_evaluate_measures_missing_baselines_of_a_new_evaluation(run, capsys):
     assert main(["evaluate", f"--workdir={run}", "--eval=knn,k=3", "--eval=knn,k=3,layer=projection,label=late"]) == 0
     table = capsys.readouterr().out
@@ -286,6 +287,7 @@ def test_resumed_finished_run_measures_a_new_evaluation(run, capsys):
     assert "shape/rankme" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_evaluations_that_need_labels_are_left_out_without_labels(tmp_path, caplog):
     for i in range(80):
         pixels = np.random.default_rng(i).integers(0, 256, (48, 48, 3), np.uint8)
