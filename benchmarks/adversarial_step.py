@@ -18,6 +18,8 @@ import argparse
 import functools
 import json
 import os
+import pathlib
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +27,8 @@ import jax
 import numpy as np
 import torch
 import torch_gans
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.experiment.config import load

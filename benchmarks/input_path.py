@@ -18,11 +18,15 @@ antialiased resize in dB, and milliseconds. `--png` writes the crops of both pat
 import argparse
 import io
 import json
+import pathlib
+import sys
 import time
 
 import cv2
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from ssl_jax.data import geometry
 from ssl_jax.data.decode import Picture

@@ -22,12 +22,16 @@ import argparse
 import functools
 import json
 import os
+import pathlib
+import sys
 import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from ssl_jax.models.common import create, run
 from ssl_jax.models.tokenizers.prior import CausalPrior

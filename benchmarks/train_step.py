@@ -27,7 +27,9 @@ import functools
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,8 @@ import numpy as np
 import step_timing
 import torch
 import torch_vision
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.experiment.config import load
