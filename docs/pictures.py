@@ -37,7 +37,7 @@ CURVES = {
 }
 # {picture: (file of a run, rows, columns, pixels of a cell)}: the upper left part of a grid
 GRIDS = {
-    "simclr_views": ("simclr/pictures/views.png", 8, 2, 32),
+    "simclr_views": ("simclr/pictures/views.png", 2, 8, 32),
     "gan_samples": ("gan/samples/grid.png", 6, 8, 32),
     "biggan_samples": ("biggan/samples/grid.png", 6, 8, 32),
     "vqvae_reconstruction": ("vqvae_l2/samples/reconstruction.png", 4, 10, 28),
@@ -132,7 +132,8 @@ def banner(runs: Path, path: Path) -> None:
     for ax, (name, title, rows, columns, stride) in zip(axes, BANNER, strict=True):
         file, _, _, size = GRIDS[name]
         images = cells(runs / file, size)
-        if images.shape[1] < columns:  # pairs of a narrow grid lie side by side
+        if images.shape[0] < rows:  # a column per picture: its views go side by side
+            images = images.swapaxes(0, 1)
             images = images[: rows * columns // images.shape[1]].reshape(rows, columns, *images.shape[2:])
         ax.imshow(grid(images[:rows, ::stride][:, :columns], 3))
         ax.set_title(title, fontsize=10)

@@ -217,7 +217,7 @@ def main(check: bool) -> int:
         old = path.read_text()
         try:
             new = render(old)
-        except Exception as error:
+        except Exception as error:  # of any kind: it goes on, with the page that it happened in
             error.add_note(f"in {path.relative_to(ROOT)}")
             raise
         if new != old:
