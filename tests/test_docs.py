@@ -56,6 +56,22 @@ def test_links_and_pictures_exist(path):
         assert not anchor or anchor in slugs(file), f"{name(path)}: {link}"
 
 
+def sentences(text):
+    """The number of words of each sentence of a page, without tables, code and headings."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    blocks = (" ".join(block.split()) for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#]|\d+\.) )", text))
+    prose = (block for block in blocks if not block.startswith(("|", "#", "!")))
+    return [len(s.split()) for block in prose for s in re.split(r"(?<=[.!?:;])[\s*]+", block) if s]
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if p.name not in ("CHANGELOG.md", "log.md")], ids=name)
+def test_sentences_are_short(path):
+    """A part of a sentence up to a full stop, colon or semicolon has 9 words on average over all pages."""
+    lengths = sentences(path.read_text()) or [0]
+    assert np.mean(lengths) <= 14 and max(lengths) <= 40
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
