@@ -41,7 +41,11 @@ class Case(NamedTuple):
 CASES = {
     "simclr_resnet50": Case(
         "simclr.py:imagenet",
-        ("--config.views=((),())", "--config.optim.net={'name':'sgd','lr':0.01,'weight_decay':1e-4}"),
+        (
+            "--config.views=((),())",
+            "--config.model.head.widths=(2048,128)",
+            "--config.optim.net={'name':'sgd','lr':0.01,'weight_decay':1e-4}",
+        ),
         256,
         224,
     ),
@@ -67,7 +71,7 @@ CASES = {
         64,
         256,
     ),
-    "simclr_resnet50_augmented": Case("simclr.py:imagenet", (), 256, 224),
+    "simclr_resnet50_augmented": Case("simclr.py:imagenet", ("--config.model.head.widths=(2048,128)",), 256, 224),
 }
 
 

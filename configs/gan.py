@@ -98,8 +98,9 @@ def cifar10_small_dcgan(config):
 
 
 def cifar10(config):
-    """Adam 2e-4, betas .5 and .999."""
+    """Adam 2e-4, betas .5 and .999, no mirrored images. Changed: the generator is averaged."""
     cifar10_images(config)
+    config.views = ((),)
     sndcgan(config, channels=64)
     config.total = "200_000 steps"
     config.evaluate_every, config.checkpoint_every = "10_000 steps", "2000 steps"
@@ -107,29 +108,42 @@ def cifar10(config):
 
 
 def cifar10_dcgan(config):
+    """Mirrored images, Adam 2e-4, betas .5 and .999.
+
+    Changed: StudioGAN's discriminator has two convolutions where this one, of the paper, has one, and sums over pixels; the
+    generator is averaged.
+    """
     cifar10(config)
+    config.views = ((("flip", dict(p=0.5)),),)
     config.batch_size = 128
     dcgan(config, channels=64, steps=2)
 
 
 def cifar10_wgan_gp(config):
-    """Five discriminator steps, Adam 2e-4 to 0, betas 0 and .9."""
+    """Five critic steps of 64 images, Adam 2e-4 to 0, betas 0 and .9, no mirrored images.
+
+    The quoted run is mimicry's: a generator of 256 channels, whose step makes 64 images. Gulrajani's code has 128 channels and 128
+    images. The critic is Gulrajani's, which averages over pixels. Changed: the generator is averaged.
+    """
     cifar10(config)
     config.batch_size = 5 * 64
     config.total = "100_000 steps"
     config.evals.generation.update(dict(examples=50_000, split="train"))
     networks(
         config,
-        dict(name="sngan", channels=128),
-        dict(name="sngan", channels=128, norm="none"),
-        game="wasserstein", steps=5, fakes=2, penalty=("gradient_penalty", 10.0),
+        dict(name="sngan", channels=256),
+        dict(name="sngan", channels=128, norm="none", flavor="gulrajani"),
+        game="wasserstein", steps=5, penalty=("gradient_penalty", 10.0),
     )  # fmt: skip
     rate = {**adam(b1=0.0, b2=0.9), "schedule": "linear"}
     config.optim = dict(generator=rate, discriminator=rate)
 
 
 def cifar10_sngan(config):
-    """Five discriminator steps of 64, 128 samples for the generator, Adam 2e-4 to 0, betas 0 and .9."""
+    """Five discriminator steps of 64, 128 samples for the generator, Adam 2e-4 to 0, betas 0 and .9, no mirrored images.
+
+    Changed: the generator is averaged. Mimicry's generator takes steps of 64 samples.
+    """
     cifar10_wgan_gp(config)
     networks(config, dict(name="sngan", channels=256), dict(name="sngan", channels=128), game="hinge", steps=5, fakes=2)
 
@@ -156,8 +170,10 @@ def folder(config):
 
 
 def lsun_dcgan(config):
-    """Adam 2e-4, beta1 .5, L2 1e-5."""
+    """Adam 2e-4, beta1 .5, L2 1e-5; the central square of each image, not mirrored. Changed: the generator is averaged."""
     folder(config)
+    config.data.ops = config.data.eval_ops
+    config.views = ((),)
     config.batch_size = 128
     dcgan(config, channels=128, stages=4, kernel=5, latent=("uniform", 100))
     config.optim = dict(generator=adam(weight_decay=1e-5), discriminator=adam(weight_decay=1e-5))
@@ -184,10 +200,10 @@ VARIANTS = (
             expected="FID 25.27 (10,000 samples against 10,000 images; without normalization 33.23)",
             source="compare_gan (2018)"),
     Variant("cifar10_dcgan", cifar10_dcgan, "DCGAN of 32 px, batch 64, two discriminator steps, 200,000 steps",
-            hardware="1 accelerator", expected="FID 48.29", source="PyTorch-StudioGAN"),
+            hardware="1 accelerator", expected="FID 48.29, with a deeper discriminator", source="PyTorch-StudioGAN"),
     Variant("cifar10_wgan_gp", cifar10_wgan_gp,
-            "Gulrajani et al. 2017: residual networks, gradient penalty 10, 100,000 steps",
-            hardware="1 accelerator", expected="FID 22.29", source="mimicry"),
+            "WGAN-GP as in mimicry: residual networks of 256 and 128 channels, gradient penalty 10, 100,000 steps",
+            hardware="1 accelerator", expected="FID 22.29 (50,000 samples)", source="mimicry"),
     Variant("cifar10_sngan", cifar10_sngan, "Miyato et al. 2018: residual networks, hinge, 100,000 steps",
             hardware="1 accelerator", expected="FID 21.7, 16.77", source="Miyato et al. 2018; mimicry"),
     Variant("mnist_mlp", mnist_mlp, "Goodfellow et al. 2014: maxout perceptrons with dropout, SGD, uniform noise",

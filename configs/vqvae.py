@@ -62,11 +62,11 @@ def cifar10_small(config):
 
 
 def cifar10(config):
-    """Codes are moving averages of their vectors."""
+    """Codes are moving averages of their vectors; at the start they have variance 1/64, as in Sonnet."""
     cifar10_small(config)
     config.batch_size, config.total = 32, "10_000 steps"
     config.views = ((),)
-    config.model.quantizer = averages(64, debias=True, init="uniform")
+    config.model.quantizer = averages(64, debias=True, init="fan_in")
     networks(config, width=128, blocks=2, block_width=32)
     config.optim = dict(net=adam(3e-4))
 

@@ -13,6 +13,7 @@ Each op takes flip=P: it mirrors with that probability.
     random_resized_crops(size, crops=2, ...)  -> [crops, size, size, 3]   one decode, many crops
     random_resized_crop(size, ...)            -> [size, size, 3]
     resize_crop(resize, crop)                 -> [crop, crop, 3]          short side, then center: evaluation
+    resize_random_crop(resize, crop)          -> [crop, crop, 3]          short side, then anywhere (BiGAN, VQGAN)
 
 The literature uses three crop distributions, which differ in their mean area:
   torchvision  area uniform, aspect log-uniform, ten tries, else the largest center crop (MoCo, SimSiam, MAE, DINO, ...)
@@ -178,6 +179,15 @@ def resize_crop(
     return [Window(None, size, part, _mirrored(rng, 1, flip)[0], interpolation)]
 
 
+def resize_random_crop(
+    height: int, width: int, rng: np.random.Generator, *, resize: int, crop: int, interpolation: str = "bicubic", flip: float = 0.0
+) -> list[Window]:
+    """Resize the short side to `resize`, then crop a random square: [crop, crop, 3]. Sizes round as in `resize_crop`."""
+    (window,) = resize_crop(height, width, rng, resize=resize, crop=crop, interpolation=interpolation)
+    top, left = (int(u * (side - crop + 1)) for u, side in zip(rng.random(2).tolist(), window.size, strict=True))
+    return [window._replace(part=(top, left, crop, crop), mirror=_mirrored(rng, 1, flip)[0])]
+
+
 def _mirrored(rng, count, flip) -> list[bool]:
     return (rng.random(count) < flip).tolist() if flip else [False] * count  # without flips the generator stays untouched
 
@@ -194,6 +204,7 @@ OPS = {
     "random_resized_crops": Op(random_resized_crops, lambda size, crops=2, **_: (crops, size, size, 3), lambda **_: True),
     "random_resized_crop": Op(random_resized_crop, lambda size, **_: (size, size, 3), lambda **_: True),
     "resize_crop": Op(resize_crop, lambda crop, **_: (crop, crop, 3), lambda flip=0.0, **_: flip > 0),
+    "resize_random_crop": Op(resize_random_crop, lambda crop, **_: (crop, crop, 3), lambda **_: True),
 }
 
 
@@ -215,7 +226,7 @@ def check_host_ops(ops: Recipe) -> None:
         for argument, parameter in parameters.items():
             if parameter.default is parameter.empty and argument not in arguments:
                 raise UserError(f"host op {name}: argument '{argument}' is missing; valid: {', '.join(parameters)}")
-        if name == "resize_crop" and arguments["crop"] > arguments["resize"]:
+        if name in ("resize_crop", "resize_random_crop") and arguments["crop"] > arguments["resize"]:
             raise UserError(f"host op {name}: crop={arguments['crop']} > resize={arguments['resize']}; swap them")
 
 

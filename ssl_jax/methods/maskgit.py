@@ -33,6 +33,7 @@ def build(config, stages) -> Method:
       rest.
     conditional: the model is given the class of each image.
     schedule: a key of SCHEDULES, for training and sampling.
+    least_masked: optional, the least share of tokens that training masks, 0 by default (always at least one token).
     smoothing: of the targets.
     probe_block: index from 0 of the block whose output, without masks, is 'pooled'.
     sampling: steps; choice_temperature, of the noise on the confidence; temperature, top_k, top_p of the tokens.
@@ -61,7 +62,7 @@ def build(config, stages) -> Method:
         views_key, masks_key, dropout_key = jax.random.split(key, 3)
         prior, label = net(state.frozen["tokenizer"]), batch["label"] if classes else None
         tokens = tokenizer.tokens(state.frozen["tokenizer"], views(batch["image"], views_key)[:, 0])
-        mask = random_masks(masks_key, tokens.shape, model.schedule)
+        mask = random_masks(masks_key, tokens.shape, model.schedule, model.get("least_masked", 0.0))
         (logits, _), _ = run(prior, train["net"], {}, jnp.where(mask, prior.codes, tokens), label, dropout_key, train=True)
         logs = {
             "bits_per_masked_token": masked_mean(token_nll(logits, tokens), mask) / math.log(2),
@@ -154,11 +155,13 @@ def decode_in_parallel(
 
 
 def check_model(model, classes: int | None, data: str) -> None:
-    """Raises UserError for missing classes, an unknown schedule, impossible sampling steps, or a block that does not exist."""
+    """Raises UserError for missing classes, an unknown schedule, an impossible share or number of steps, or a missing block."""
     if model.conditional and not classes:
         raise UserError(f"config.model.conditional needs labels, and {data!r} has none; set it to False")
     if model.schedule not in SCHEDULES:
         raise UserError(f"config.model.schedule={model.schedule!r} is unknown; choose {', '.join(SCHEDULES)}")
+    if not 0 <= model.get("least_masked", 0.0) <= 1:
+        raise UserError(f"config.model.least_masked={model.least_masked} must be from 0 to 1")
     if model.sampling.steps < 1 or model.sampling.choice_temperature < 0:
         raise UserError("config.model.sampling: steps must be 1 or more, choice_temperature 0 or more")
     if not 0 <= model.probe_block < model.transformer.depth:

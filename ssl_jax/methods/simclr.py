@@ -21,7 +21,7 @@ from ssl_jax.objectives.contrastive import loss_of_views
 
 def build(config, stages) -> Method:
     """`config.model`: encoder (see `build_encoder`), head (fields of ProjectionHead), loss, temperature and similarities (see
-    `objectives.contrastive`; the paper's loss is 'nt_xent'), mean and std of the input.
+    `objectives.contrastive`; the paper's loss is 'nt_xent', the official code's 'nt_xent_sum'), mean and std of the input.
     """
     model = config.model
     objective = loss_of_views(model.loss, model.temperature, model.similarities)

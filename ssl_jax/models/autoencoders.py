@@ -62,11 +62,12 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """Mirror of `MLPEncoder`; `widths` start at the code."""
+    """Mirror of `MLPEncoder`; `widths` start at the code. The biases of the image start at `image_bias`."""
 
     shape: tuple[int, int, int]
     widths: tuple[int, ...] = (512,)
     activation: str = "relu"
+    image_bias: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
@@ -80,7 +81,8 @@ class MLPDecoder(nn.Module):
         h = z.reshape(z.shape[0], -1)
         for i, width in enumerate(self.widths, 1):
             h = shard_batch(ACTIVATIONS[self.activation](Dense(width, dtype=self.dtype, name=f"linear{i}")(h)))
-        x = Dense(math.prod(self.shape), dtype=self.dtype, name="image")(h)
+        bias = nn.initializers.constant(self.image_bias)
+        x = Dense(math.prod(self.shape), bias_init=bias, dtype=self.dtype, name="image")(h)
         return x.astype(jnp.float32).reshape(-1, *self.shape)
 
 

@@ -46,14 +46,14 @@ LEARNED = dict(
     commitment=0.25, entropy=0.0, temperature=0.01, revive=0.0, init="normal",
 )  # fmt: skip
 DEFAULTS = {
-    "learned": LEARNED,
+    "learned": dict(LEARNED, codebook_weight=1.0),  # apart, since runs of earlier versions do not have it
     "fsq": dict(levels=(8, 5, 5, 5)),
     "lfq": dict(bits=10, commitment=0.25, entropy=0.1, temperature=0.01),
 }
 CHOICES = {
     "straight_through": tuple(q.STRAIGHT_THROUGH),
     "codebook_update": ("gradient", "average"),
-    "init": ("normal", "uniform", "k_means"),
+    "init": ("normal", "uniform", "fan_in", "k_means"),
 }
 
 
@@ -66,9 +66,11 @@ def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
       codebook_update: 'gradient' of the codebook loss, or 'average': moving averages of the assigned vectors with `decay`; `debias`
         removes the bias toward the initial codes.
       commitment: weight beta of the commitment loss.
+      codebook_weight: of the codebook loss, with 'gradient'. VQGAN's code has 0.25 here and 1 for the commitment.
       entropy, temperature: weight of the entropy loss and temperature of its softmax; 0: no entropy loss.
       revive: a code whose moving count of vectors per batch falls below this value restarts at a vector of the batch; 0: never.
-      init: 'normal' N(0, 1), 'uniform' in [-1/K, 1/K], or 'k_means' of the vectors of the first step.
+      init: 'normal' N(0, 1), 'uniform' in [-1/K, 1/K], 'fan_in', uniform of variance 1/D as in Sonnet, or 'k_means' of the vectors
+        of the first step.
     fsq: finite scalar quantization with `levels` per dimension. lfq: the signs of `bits` dimensions.
 
     Raises UserError for an unknown name, option or choice.
@@ -94,8 +96,9 @@ def _measures(tokens, size):
 
 
 def _learned(
-    size, dim, normalize, straight_through, codebook_update, decay, debias, commitment, entropy, temperature, revive, init
-) -> Quantizer:
+    size, dim, normalize, straight_through, codebook_update, decay, debias, commitment, entropy, temperature, revive, init,
+    codebook_weight,
+) -> Quantizer:  # fmt: skip
     if straight_through == "normalized" and not normalize:
         raise UserError("config.model.quantizer.straight_through='normalized' is for unit codes; set normalize=True")
     average = codebook_update == "average"
@@ -108,8 +111,9 @@ def _learned(
         return state["codebook"] if average else params["codebook"] + (state["offset"] if offsets else 0.0)
 
     def initialize(key):
-        if init == "uniform":
-            codes = jax.random.uniform(key, (size, dim), minval=-1 / size, maxval=1 / size)
+        if init in ("uniform", "fan_in"):
+            bound = 1 / size if init == "uniform" else math.sqrt(3 / dim)
+            codes = jax.random.uniform(key, (size, dim), minval=-bound, maxval=bound)
         else:
             codes = jax.random.normal(key, (size, dim))
         if average:
@@ -143,7 +147,7 @@ def _learned(
         code = q.rows(codebook, tokens)
         loss = commitment * q.commitment_loss(target, code)
         if not average:
-            loss += q.codebook_loss(target, code)
+            loss += codebook_weight * q.codebook_loss(target, code)
         logs = {**_measures(tokens, size), "distance_to_code": q.commitment_loss(target, code)}
         norms = jnp.linalg.norm(jax.lax.stop_gradient(z), axis=-1)
         logs |= {"norm_mean": norms.mean(), "norm_min": norms.min()}

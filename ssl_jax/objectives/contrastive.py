@@ -86,14 +86,26 @@ def _moco(z, temperature, way):
     return (first + second) / 2, metrics
 
 
-LOSSES = {"nt_xent": nt_xent, "moco": _moco, "clip": lambda z, temperature, way: clip(z[:, 0], z[:, 1], 1 / temperature, way)}
+def _nt_xent_sum(z, temperature, way):
+    """Twice `nt_xent`: the official code adds the means over first and over second views."""
+    loss, metrics = nt_xent(z, temperature, way)
+    return 2 * loss, metrics
+
+
+LOSSES = {
+    "nt_xent": nt_xent,
+    "nt_xent_sum": _nt_xent_sum,
+    "moco": _moco,
+    "clip": lambda z, temperature, way: clip(z[:, 0], z[:, 1], 1 / temperature, way),
+}
 
 
 def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
     """The loss of projections [N, 2, D] of two views, which returns (loss, {'accuracy'}) as `nt_xent` does.
 
-    'nt_xent' compares all views. 'clip' compares first views only with second views. 'moco' is 'clip' without a gradient of the
-    keys. Raises UserError for an unknown loss or way.
+    'nt_xent' compares all views; 'nt_xent_sum' is twice that, which matters to LARS: it adapts the rate of weights to their
+    gradients, but not that of BatchNorm's scales and offsets. 'clip' compares first views only with second views. 'moco' is 'clip'
+    without a gradient of the keys. Raises UserError for an unknown loss or way.
     """
     if name not in LOSSES:
         raise UserError(f"config.model.loss={name!r} is unknown; choose {', '.join(LOSSES)}")

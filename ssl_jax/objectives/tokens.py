@@ -51,10 +51,13 @@ def lowest(scores: jax.Array, count: jax.Array | int) -> jax.Array:
     return rank < jnp.broadcast_to(jnp.asarray(count), scores.shape[:1])[:, None]
 
 
-def random_masks(key: jax.Array, shape: tuple[int, int], schedule: str) -> jax.Array:
-    """Random masks, bool [B, T]: a share SCHEDULES[schedule](r) of each sequence, r uniform on [0, 1), at least one token."""
+def random_masks(key: jax.Array, shape: tuple[int, int], schedule: str, least: float = 0.0) -> jax.Array:
+    """Random masks, bool [B, T]: a share SCHEDULES[schedule](r) of each sequence, r uniform on [0, 1), at least one token.
+
+    Shares below `least` are raised to it.
+    """
     ratio_key, position_key = jax.random.split(key)
-    ratio = SCHEDULES[schedule](jax.random.uniform(ratio_key, shape[:1]))
+    ratio = jnp.maximum(SCHEDULES[schedule](jax.random.uniform(ratio_key, shape[:1])), least)
     count = jnp.clip(jnp.round(ratio * shape[1]), 1, shape[1]).astype(jnp.int32)
     return lowest(jax.random.uniform(position_key, shape), count)
 

@@ -1,7 +1,8 @@
 """The residual generator and discriminator of SNGAN (Miyato et al. 2018, arXiv:1802.05957, table 4) for small images.
 
-Two flavors: 'miyato' is the paper's (pfnet-research/sngan_projection). 'compare_gan' is google/compare_gan's, which SS-GAN uses.
-Both upsample by repeating pixels, where compare_gan's code inserts zeros.
+Flavors: 'miyato' is the paper's (pfnet-research/sngan_projection). 'gulrajani' is the critic of WGAN-GP (Gulrajani et al. 2017,
+arXiv:1704.00028), which averages over pixels. 'compare_gan' is google/compare_gan's, which SS-GAN uses. Generators upsample by
+repeating pixels, where compare_gan's code inserts zeros.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.common import BatchNorm, Conv, shard_batch
 from ssl_jax.models.gan.spectral import SpectralConv, SpectralDense
 
-FLAVORS = ("miyato", "compare_gan")
+GENERATORS = ("miyato", "compare_gan")
+DISCRIMINATORS = ("miyato", "gulrajani", "compare_gan")
 NORMS = ("spectral", "none")
 glorot = functools.partial(nn.initializers.variance_scaling, mode="fan_avg", distribution="uniform")
 
@@ -33,9 +35,9 @@ def downsample(x: jax.Array) -> jax.Array:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
-def _check(what: str, flavor: str) -> None:
-    if flavor not in FLAVORS:
-        raise UserError(f"{what} has no flavor {flavor!r}; choose {' or '.join(FLAVORS)}")
+def _check(what: str, flavor: str, flavors: tuple[str, ...]) -> None:
+    if flavor not in flavors:
+        raise UserError(f"{what} has no flavor {flavor!r}; choose {' or '.join(flavors)}")
 
 
 class SNGANGenerator(nn.Module):
@@ -55,7 +57,7 @@ class SNGANGenerator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        _check("sngan generator", self.flavor)
+        _check("sngan generator", self.flavor, GENERATORS)
         if self.size % 2**self.stages:
             raise UserError(f"sngan generator: {self.size} pixels are no multiple of 2^{self.stages}; choose other stages")
         super().__post_init__()
@@ -100,8 +102,8 @@ class SNGANDiscriminator(nn.Module):
 
     Fields:
       norm: 'spectral', or 'none' (with a gradient penalty).
-      flavor: 'miyato' sums over pixels and projects shortcuts (1x1) where shapes differ; 'compare_gan' averages, projects all
-        (3x3), and has a bias in the head.
+      flavor: 'miyato' sums over pixels and projects shortcuts (1x1) where shapes differ; 'gulrajani' does so too, but averages
+        over pixels and has a bias in the head; 'compare_gan' averages, has that bias, and projects all shortcuts (3x3).
     """
 
     channels: int = 128
@@ -110,28 +112,28 @@ class SNGANDiscriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        _check("sngan discriminator", self.flavor)
+        _check("sngan discriminator", self.flavor, DISCRIMINATORS)
         if self.norm not in NORMS:
             raise UserError(f"sngan discriminator has no norm {self.norm!r}; choose {' or '.join(NORMS)}")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        paper, x, features = self.flavor == "miyato", x.astype(self.dtype), {}
+        sums, project_all, x, features = self.flavor == "miyato", self.flavor == "compare_gan", x.astype(self.dtype), {}
         for index in range(4):
             x = DiscriminatorBlock(
                 self.channels,
                 first=index == 0,
                 down=index < 2,
-                shortcut_kernel=(1 if index < 2 else 0) if paper else 3,
+                shortcut_kernel=3 if project_all else 1 if index < 2 else 0,
                 norm=self.norm,
                 dtype=self.dtype,
                 name=f"block{index + 1}",
             )(x, train)
             features[f"layer{index + 1}"] = x
         x = nn.relu(x).astype(jnp.float32)
-        features["pooled"] = x.sum((1, 2)) if paper else x.mean((1, 2))
-        head = dict(use_bias=not paper, kernel_init=glorot(1.0), name="head")
+        features["pooled"] = x.sum((1, 2)) if sums else x.mean((1, 2))
+        head = dict(use_bias=not sums, kernel_init=glorot(1.0), name="head")
         pooled = features["pooled"]
         logits = SpectralDense(1, **head)(pooled, train) if self.norm == "spectral" else nn.Dense(1, **head)(pooled)
         return logits[:, 0], features

@@ -2,7 +2,7 @@
 
 Sources: Yu et al. 2022, ViT-VQGAN (arXiv:2110.04627), section 4 and table 2, for the causal model; its published parameter counts
 imply three square matrices per attention, and this block has the usual four. Chang et al. 2022, MaskGIT (arXiv:2202.04200), for the
-bidirectional one.
+bidirectional one; `Trunk.flavor` 'maskgit' has the details of its code, google-research/maskgit.
 
 The blocks are one `scan`: their parameters have a leading axis of depth, and a deep model compiles as fast as a shallow one.
 """
@@ -31,7 +31,21 @@ TENSOR_RULES = (
     (r"head/bias", ("tensor",)),
 )
 
-_normal = nn.initializers.normal(0.02)
+
+
+class Flavor(NamedTuple):
+    """Details in which published transformers differ."""
+
+    epsilon: float  # of the layer normalizations
+    tanh: bool  # GELU by its tanh approximation
+    init: nn.initializers.Initializer
+    drop_weights: bool  # dropout of the attention weights, instead of the attention's output and the MLP's activations
+
+
+FLAVORS = {
+    "vim": Flavor(1e-6, False, nn.initializers.normal(0.02), False),
+    "maskgit": Flavor(1e-12, True, nn.initializers.truncated_normal(0.02), True),
+}
 _f32 = dict(preferred_element_type=jnp.float32)
 
 
@@ -80,61 +94,82 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, inde
     return out.astype(v.dtype)
 
 
+def attention_with_dropout(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, rate: float, key: jax.Array) -> jax.Array:
+    """`attention`, [B, N, H, D] each, with dropout of its weights, which are [B, H, N, N] in memory."""
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, **_f32) * q.shape[-1] ** -0.5
+    if causal:
+        scores = jnp.where(jnp.tri(q.shape[1], dtype=bool), scores, -jnp.inf)
+    weights = dropout(jax.nn.softmax(scores).astype(v.dtype), rate, key)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v, **_f32).astype(v.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention. The columns of the joint projection are ordered (head, q|k|v, channel), as in `vit`."""
 
     heads: int
     causal: bool
     dropout: float
+    flavor: str
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, key: jax.Array | None, past: Cache | None, index: jax.Array | None):
         """[B, N, D] -> (output [B, N, D], keys and values of these positions, a Cache of [B, H, N, D / H])."""
         batch, length, width = x.shape
-        qkv = nn.Dense(3 * width, kernel_init=_normal, dtype=self.dtype, name="qkv")(x)
+        flavor = FLAVORS[self.flavor]
+        qkv = nn.Dense(3 * width, kernel_init=flavor.init, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, length, self.heads, 3, width // self.heads)
         q, k, v = (qkv[..., i, :] for i in range(3))
-        x = attention(q, k, v, self.causal) if past is None else cached_attention(q, k, v, past, index)
-        x = dropout(x.reshape(batch, length, width), self.dropout, key)
-        x = nn.Dense(width, kernel_init=_normal, dtype=self.dtype, name="proj")(x)
+        if past is not None:
+            x = cached_attention(q, k, v, past, index)
+        elif flavor.drop_weights and key is not None:
+            x = attention_with_dropout(q, k, v, self.causal, self.dropout, key)
+        else:
+            x = attention(q, k, v, self.causal)
+        x = x.reshape(batch, length, width)
+        x = x if flavor.drop_weights else dropout(x, self.dropout, key)
+        x = nn.Dense(width, kernel_init=flavor.init, dtype=self.dtype, name="proj")(x)
         return x, Cache(*(shard_batch(y.swapaxes(1, 2)) for y in (k, v)))
 
 
 class Mlp(nn.Module):
-    """Two linear layers with the exact GELU and dropout between them."""
+    """Two linear layers with a GELU between them, and in flavor 'vim' dropout after it."""
 
     hidden: int
     dropout: float
+    flavor: str
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
-        y = nn.Dense(self.hidden, kernel_init=_normal, dtype=self.dtype, name="fc1")(x)
-        y = dropout(nn.gelu(y, approximate=False), self.dropout, key)
-        return nn.Dense(x.shape[-1], kernel_init=_normal, dtype=self.dtype, name="fc2")(y)
+        flavor = FLAVORS[self.flavor]
+        y = nn.Dense(self.hidden, kernel_init=flavor.init, dtype=self.dtype, name="fc1")(x)
+        y = nn.gelu(y, approximate=flavor.tanh)
+        y = y if flavor.drop_weights else dropout(y, self.dropout, key)
+        return nn.Dense(x.shape[-1], kernel_init=flavor.init, dtype=self.dtype, name="fc2")(y)
 
 
 class Block(nn.Module):
     """Attention and MLP, each with its residual. Causal: x + f(norm(x)); otherwise norm(x + f(x)), as in BERT.
 
-    Dropout follows the attention, the activation, and both branches.
+    Dropout follows both branches, and by `flavor` the attention and the activation, or the attention's weights.
     """
 
     heads: int
     hidden: int
     causal: bool
     dropout: float
+    flavor: str
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, key: jax.Array | None, past: Cache | None, index: jax.Array | None):
         """[B, N, D] -> (output [B, N, D], its `mean_features` [B, D], or with `past` the new entries of the cache)."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        norms = [nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}") for i in (1, 2)]
-        attention = Attention(self.heads, self.causal, self.dropout, self.dtype, name="attention")
-        mlp = Mlp(self.hidden, self.dropout, self.dtype, name="mlp")
+        norms = [nn.LayerNorm(epsilon=FLAVORS[self.flavor].epsilon, dtype=self.dtype, name=f"norm{i}") for i in (1, 2)]
+        attention = Attention(self.heads, self.causal, self.dropout, self.flavor, self.dtype, name="attention")
+        mlp = Mlp(self.hidden, self.dropout, self.flavor, self.dtype, name="mlp")
 
         y, cached = attention(norms[0](x) if self.causal else x, keys[0], past, index)
         x = x + dropout(y, self.dropout, keys[1])
@@ -154,10 +189,11 @@ class Trunk(nn.Module):
       null: add a null class, for "class unknown".
       depth, width, heads, hidden: of the blocks; `hidden` is the width of the MLP.
       dropout: probability, in training.
+      flavor: a key of FLAVORS, the details of a published model.
       remat: a key of `models.backbones.vit.REMATS`: memory for recomputation.
       dtype: of the activations; parameters, softmax, normalization statistics and logits are float32.
 
-    Raises UserError if `heads` does not divide `width`, for a dropout outside [0, 1), and for an unknown remat.
+    Raises UserError if `heads` does not divide `width`, for a dropout outside [0, 1), and for an unknown flavor or remat.
     """
 
     codes: int
@@ -169,6 +205,7 @@ class Trunk(nn.Module):
     heads: int = 16
     hidden: int = 6144
     dropout: float = 0.1
+    flavor: str = "vim"
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
@@ -177,21 +214,24 @@ class Trunk(nn.Module):
             raise UserError(f"config.model.transformer: heads={self.heads} do not divide width={self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"config.model.transformer.dropout={self.dropout} must be at least 0 and below 1")
+        if self.flavor not in FLAVORS:
+            raise UserError(f"config.model.transformer.flavor={self.flavor!r} is unknown; choose one of {', '.join(FLAVORS)}")
         if self.remat not in REMATS:
             raise UserError(f"config.model.transformer.remat={self.remat!r} is unknown; choose one of {', '.join(REMATS)}")
         super().__post_init__()
 
     def create_layers(self, causal: bool, codes: int, positions: int) -> None:
         """Create the submodules; called from `setup`."""
+        flavor = FLAVORS[self.flavor]
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat], prevent_cse=False)
         scanned = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, 0, nn.broadcast), length=self.depth
         )
-        self.tokens = nn.Embed(codes, self.width, embedding_init=_normal, dtype=self.dtype)
-        self.labels = nn.Embed(self.classes + self.null, self.width, embedding_init=_normal, dtype=self.dtype)
-        self.position = self.param("position", _normal, (positions, self.width))
-        self.blocks = scanned(self.heads, self.hidden, causal, self.dropout, self.dtype)
-        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.tokens = nn.Embed(codes, self.width, embedding_init=flavor.init, dtype=self.dtype)
+        self.labels = nn.Embed(self.classes + self.null, self.width, embedding_init=flavor.init, dtype=self.dtype)
+        self.position = self.param("position", flavor.init, (positions, self.width))
+        self.blocks = scanned(self.heads, self.hidden, causal, self.dropout, self.flavor, self.dtype)
+        self.norm = nn.LayerNorm(epsilon=flavor.epsilon, dtype=self.dtype)
 
     def start(self, label: jax.Array | None, count: int) -> jax.Array:
         """Labels [B] -> class embeddings [B, 1, D]; for None that of the null class or, without one, the mean over all classes."""
@@ -258,8 +298,9 @@ class MaskedPrior(Trunk):
 
     def setup(self):
         self.create_layers(False, self.codes + 1, self.length + 1)
-        self.transform = nn.Dense(self.width, kernel_init=_normal, dtype=self.dtype)
-        self.transform_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        flavor = FLAVORS[self.flavor]
+        self.transform = nn.Dense(self.width, kernel_init=flavor.init, dtype=self.dtype)
+        self.transform_norm = nn.LayerNorm(epsilon=flavor.epsilon, dtype=self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.codes,))
 
     def __call__(self, tokens: jax.Array, label: jax.Array | None = None, key: jax.Array | None = None, *, train: bool):
@@ -269,7 +310,7 @@ class MaskedPrior(Trunk):
         x = self.norm(x + self.position.astype(self.dtype))
         first = mean_features(x, False)[None]
         x, features = self.blocks(shard_batch(dropout(x, self.dropout, input_key)), self.keys(key, train), None, None)
-        x = self.transform_norm(nn.gelu(self.transform(x[:, 1:]), approximate=False))
+        x = self.transform_norm(nn.gelu(self.transform(x[:, 1:]), approximate=FLAVORS[self.flavor].tanh))
         table = self.tokens.embedding[: self.codes].astype(self.dtype)
         return jnp.einsum("bnd,kd->bnk", x, table, **_f32) + self.bias, jnp.concatenate([first, features])
 
