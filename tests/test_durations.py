@@ -64,6 +64,12 @@ def test_float_rounding_does_not_lose_a_step(epochs):
         assert to_steps(f"{epochs} epochs", "config.total", 1, 100, up=up) == expected
 
 
+def test_every_hundredth_of_an_epoch_of_100_steps_is_that_many_steps():
+    for n in range(1, 100):
+        for text in (f".{n:02d} epochs", f"{n / 100} epochs", f"{n}e-2 epochs"):
+            assert [to_steps(text, "config.total", 1, 100, up=up) for up in (False, True)] == [n, n], text
+
+
 def test_repeating_decimal_is_a_whole_number_of_steps():
     for up in (False, True):
         assert to_steps(f"{1 / 3} epochs", "config.total", 1, 9, up=up) == 3  # not 2 or 4 for its last digit

@@ -48,6 +48,16 @@ def test_discretized_logistic_equals_cdf_differences_with_finite_gradients():
     assert np.isfinite(grads).all()
 
 
+def test_values_between_levels_count_as_the_nearest_level():
+    x = np.array([0.0019, 0.0021, 0.5, 100.4 / 255, 100.6 / 255, 0.9985])
+    nearest = np.round(x * 255) / 255
+    for mean in (0.0, 0.4, 1.0):
+        found, expected = (likelihood.discretized_logistic(jnp.asarray(a, jnp.float32), mean, -4.0) for a in (x, nearest))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    drawn = likelihood.LIKELIHOODS["gaussian"].data(jax.random.key(0), jnp.asarray(x, jnp.float32)) * 256
+    np.testing.assert_array_equal(np.floor(drawn), np.round(x * 255))
+
+
 def test_uniform_pixels_cost_8_bits():
     bits = likelihood.bits_per_dimension(10 * 3 * -np.log(256), 30)
     np.testing.assert_allclose(bits, 8, rtol=1e-12)

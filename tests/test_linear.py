@@ -9,6 +9,7 @@ from ssl_jax.engine.sharding import put_global
 from ssl_jax.evals.kinds import linear
 from ssl_jax.evals.lib import linear_probe
 from ssl_jax.evals.lib.features import Features, flat_mesh, hits, moments
+from ssl_jax.experiment.evaluations import comparable
 
 
 def standardized(bank, *others):
@@ -50,6 +51,28 @@ def test_lbfgs_equals_scikit_learn_on_badly_scaled_features():
     log_probability = np.log(reference.fit(bank.x.astype(np.float64), bank.y).predict_proba(bank.x))
     logits = linear_probe.predict(fitted.probe, bank.x)[:, 0]
     np.testing.assert_allclose(jax.nn.log_softmax(logits), log_probability, rtol=2e-3, atol=2e-3)
+
+
+def test_lbfgs_ends_by_the_gradient_also_at_small_penalties(monkeypatch):
+    """Their optima are flat: the loss hardly decreases long before them. Without the eigenbasis, as for raw pixels."""
+    sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
+    monkeypatch.setattr(linear_probe, "LARGEST_BASIS", 1)
+    bank, query, l2 = blobs(403), blobs(101, seed=1), 1e-5
+    fitted = linear_probe.fit(bank, "lbfgs", l2=(l2,))
+    assert (fitted.fits, fitted.unconverged) == (2, 0)
+    x, q = standardized(bank, query)
+    reference = sklearn_linear.LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, solver="newton-cholesky").fit(x, bank.y)
+    logits = linear_probe.predict(fitted.probe, query.x)[:, 0]
+    np.testing.assert_allclose(jax.nn.softmax(logits), reference.predict_proba(q), atol=1e-2)
+
+
+def test_the_protocol_says_where_lbfgs_did_not_converge(caplog):
+    context = fake_context({"train": blobs(403), "test": blobs(101, seed=1)})
+    few, enough = (linear.evaluate(context, solver="lbfgs", l2=(1e-5,), iterations=n).protocol for n in (5, 1000))
+    assert few == enough + " (2 of 2 fits not converged)"
+    assert "2 of 2 fits (l2=1e-05, l2=1e-05) did not converge in 5 iterations" in caplog.text
+    assert len(caplog.records) == 1
+    assert comparable({"protocols": {"p": few}}, {"protocols": {"p": enough}}, "p/top1")  # or a start would measure baselines for ever
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -83,6 +83,15 @@ def test_schedules_warm_up_hold_and_decay(kind, values):
         assert float(rate(step)) == pytest.approx(value, abs=1e-6)
 
 
+def test_milestones_that_fall_on_one_step_all_count():
+    """Two milestones inside the warm-up, and two that round to one step of a short run."""
+    rate = optim.schedule("step", 1.0, 100, 30, milestones=(0.1, 0.2, 0.5, 0.501), factor=0.5)
+    for step, value in {15: 0.5, 30: 0.25, 49: 0.25, 50: 0.0625, 99: 0.0625}.items():
+        assert float(rate(step)) == pytest.approx(value, rel=1e-6)
+    with pytest.raises(UserError, match="milestone 30 is no fraction of the run; give numbers from 0 to 1"):
+        optim.schedule("step", 1.0, 100, milestones=(30, 60))
+
+
 def test_learning_rate_follows_the_step_not_the_number_of_updates():
     """With a count of updates, the rate of a discriminator with five updates per step would run ahead."""
     optimizer, _ = optim.make_optimizer("d", dict(name="adam", lr=1.0, schedule="linear"), {"w": jnp.ones(2)}, 10, 1, 10)

@@ -320,10 +320,32 @@ def test_fsq_is_a_bijection_on_its_levels(levels):
     np.testing.assert_array_equal(q.fsq_codes(tokens, levels), out)
     assert len(np.unique(tokens)) > 0.95 * size  # tanh reaches all levels
     slope = jax.grad(lambda z: q.fsq(z, levels).sum())(jnp.zeros((1, len(levels))))
-    half = np.array([(n - 1) * 1.001 / 2 for n in levels])
+    half = np.array([(n - 1) * 0.999 / 2 for n in levels])
     offset = np.array([0.5 * (n % 2 == 0) for n in levels])
-    expected = half * (1 - (offset / half) ** 2) / np.array([n // 2 for n in levels])  # of the bounded value: rounding has gradient one
+    # of the bounded value: rounding has gradient one
+    expected = half * (1 - np.tanh(np.tan(offset / half)) ** 2) / np.array([n // 2 for n in levels])
     np.testing.assert_allclose(slope[0], expected, rtol=1e-4)
+
+
+def test_fsq_is_the_published_formula_and_reaches_all_levels():
+    """Mentzer et al. 2023, appendix A.1, in float64."""
+    levels = np.array([3, 4, 5, 8, 255, 1000])
+    half = (levels - 1) * (1 - 1e-3) / 2
+    offset = np.where(levels % 2 == 1, 0.0, 0.5)
+    z = np.linspace(-9, 9, 4001)[:, None].repeat(len(levels), 1)
+    bounded = np.tanh(z + np.tan(offset / half)) * half - offset
+    clear = np.abs(bounded % 1 - 0.5) > 1e-3  # rounding does not depend on float32
+    codes = np.asarray(q.fsq(jnp.asarray(z, jnp.float32), tuple(levels))) * (levels // 2)
+    np.testing.assert_allclose(np.where(clear, codes, 0), np.where(clear, np.round(bounded), 0), atol=1e-4)
+    np.testing.assert_allclose([codes.min(0), codes.max(0)], [-(levels // 2), levels - 1 - levels // 2], atol=1e-4)
+
+
+def test_lfq_of_24_bits_has_exact_tokens():
+    codes = np.ones((1, 24), np.float32)
+    tokens = q.lfq_tokens(codes)
+    assert int(np.float32(tokens)[0]) == int(tokens[0]) == 2**24 - 1
+    np.testing.assert_array_equal(q.lfq_codes(tokens, 24), codes)
+    build_quantizer(dict(name="lfq", bits=24))
 
 
 def test_lfq_is_a_bijection_with_the_gradient_of_its_input():
@@ -354,6 +376,16 @@ def test_invalid_quantizer_options_raise_user_errors():
         (dict(name="fsq", size=3), "quantizer.size is no option of 'fsq'; options: levels"),
         (dict(name="learned", straight_through="d"), "straight_through='d' is unknown; choose plain, normalized, rotation"),
         (dict(name="learned", straight_through="normalized"), "is for unit codes; set normalize=True"),
+        (dict(name="fsq", levels=(8, 1)), r"levels=\(8, 1\): give 3 to 1000 levels for each dimension; for codes of two levels, use"),
+        (dict(name="fsq", levels=(2, 8)), "give 3 to 1000 levels"),
+        (dict(name="fsq", levels=()), "give 3 to 1000 levels"),
+        (dict(name="fsq", levels=(1001,)), "give 3 to 1000 levels"),
+        (dict(name="fsq", levels=(8,) * 9), "134,217,728 codes are more than 16,777,216"),
+        (dict(name="lfq", bits=25), "bits=25: 33,554,432 codes are more than 16,777,216, the most that evaluations can count"),
+        (dict(name="lfq", bits=0), "bits=0 must be a whole number of at least 1"),
+        (dict(name="learned", size=0), "size=0 must be a whole number of at least 1"),
+        (dict(name="lfq", bits=8.5), "bits=8.5 must be a whole number"),
+        (dict(name="fsq", levels=8), "levels=8: give 3 to 1000 levels"),
     ):
         with pytest.raises(UserError, match=message):
             build_quantizer(spec)

@@ -169,7 +169,7 @@ def test_selected_samples_of_a_run_are_those_of_its_sampler_latents():
         images.append(np.round(np.asarray(sample(None, latents, None)) * 255)[: len(part)].astype(np.uint8))
     images = np.concatenate(images)
     x = images.astype(np.float64).mean((1, 2))
-    probe = next(value for value in opened.model.cache.values() if isinstance(value, linear_probe.Probe))
+    probe = next(value for value in opened.model.cache.values() if isinstance(value, linear_probe.Fit)).probe
     logits = ((x - probe.mean) / probe.std) @ probe.kernel[:, 0] + probe.bias[0]
     own = logits[np.arange(len(candidates)), candidates]
     logits[np.arange(len(candidates)), candidates] = -np.inf

@@ -162,6 +162,7 @@ def _kernels(tree):
     return [x.reshape(-1, x.shape[-1]).astype(jnp.float32) for x in jax.tree.leaves(tree) if x.ndim > 1]
 
 
+@jax.default_matmul_precision("highest")
 def _norm(w: jax.Array, iterations: int) -> jax.Array:
     u = jnp.ones(w.shape[-1], jnp.float32) / jnp.sqrt(w.shape[-1])
 

@@ -6,6 +6,7 @@ Learning-rate multipliers (0 freezes) and the weight-decay mask are (regex, numb
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -27,11 +28,11 @@ def schedule(
     """step -> learning rate: linear warm-up from 0 over `warmup` steps, `peak` until the fraction `hold` of `total`, then `kind`:
 
     'cosine', 'linear', 'exponential'  decays to `end` x peak at `total`
-    'step'      multiplied by `factor` at each fraction of `total` in `milestones`
+    'step'      multiplied by `factor` at each fraction of `total` in `milestones`; those before its begin count at its begin
     'constant'  stays at `peak`
 
     Raises:
-        UserError: an unknown kind, or 'exponential' without `end` > 0.
+        UserError: an unknown kind, 'exponential' without `end` > 0, or a milestone outside [0, 1].
     """
     begin = max(warmup, round(hold * total))
     left = max(1, total - begin)
@@ -45,7 +46,11 @@ def schedule(
         tail = optax.exponential_decay(peak, left, end, end_value=end * peak)
     elif kind == "step":
         # optax.join_schedules counts the steps of the tail from `begin`.
-        tail = optax.piecewise_constant_schedule(peak, {max(0, round(m * total) - begin): factor for m in milestones})
+        outside = [milestone for milestone in milestones if not 0 <= milestone <= 1]
+        if outside:
+            raise UserError(f"config.optim: milestone {outside[0]} is no fraction of the run; give numbers from 0 to 1")
+        steps = Counter(max(0, round(m * total) - begin) for m in milestones)  # several may fall on one step
+        tail = optax.piecewise_constant_schedule(peak, {step: factor**count for step, count in steps.items()})
     elif kind == "constant":
         tail = optax.constant_schedule(peak)
     else:

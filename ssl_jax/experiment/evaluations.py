@@ -23,8 +23,9 @@ from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 
 log = logging.getLogger(__name__)
-# Parts of a protocol that depend on the features and not on the evaluation: hyperparameters chosen on validation, width, views.
-FEATURE_PARTS = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$| \[[^\]]*\]$")
+# Parts of a protocol that depend on the features and not on the evaluation: hyperparameters chosen on validation, width, views,
+# fits that did not converge.
+FEATURE_PARTS = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$| \[[^\]]*\]$| \(\d+ of \d+ fits not converged\)")
 
 
 def comparable(entry: Mapping, other: Mapping, metric: str) -> bool:

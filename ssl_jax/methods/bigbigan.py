@@ -140,9 +140,10 @@ def code_metrics(mean: jax.Array, deviation: jax.Array, code: jax.Array) -> dict
     centered = code - code.mean(0)
     unit = centered / (jnp.linalg.norm(centered, axis=0) + 1e-12)
     size = code.shape[1]
+    correlations = jnp.matmul(unit.T, unit, precision="highest")
     return {
         "mean_squared": jnp.mean(mean**2),
         "mean_variance": jnp.var(mean, 0).mean(),
         "deviation": jnp.mean(deviation),
-        "correlation": jnp.sum(jnp.abs(unit.T @ unit) * (1 - jnp.eye(size))) / max(1, size * (size - 1)),
+        "correlation": jnp.sum(jnp.abs(correlations) * (1 - jnp.eye(size))) / max(1, size * (size - 1)),
     }

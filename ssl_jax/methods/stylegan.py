@@ -206,7 +206,9 @@ def generator_functions(generator, model, classes: int) -> Generator:
 
 
 def style_sampler(net: Generator, net_float32: Generator, truncation_layers: int) -> Sampler:
-    """The sampler of the generator's moving average. Path lengths compare nearly equal images, so `between` computes in float32."""
+    """The sampler of the generator's moving average. Path lengths compare nearly equal images, so `between` computes in float32,
+    with products in full precision on every accelerator.
+    """
 
     def prepare(params, mutable, key, truncation=None):
         return {"params": mutable["ema"], "w_average": mutable["w_average"]}
@@ -222,6 +224,7 @@ def style_sampler(net: Generator, net_float32: Generator, truncation_layers: int
             ws = truncate_styles(ws, prepared["w_average"], truncation, truncation_layers)
         return jnp.clip((net.synthesize(prepared["params"], ws, fine["noise"]) + 1) / 2, 0, 1)
 
+    @jax.default_matmul_precision("highest")
     def between_w(prepared, start, end, place):
         """Images at `place` on the line from w(start) to w(end), with the classes of `start`."""
         end = {**end, "label": start["label"]} if "label" in start else end

@@ -266,7 +266,7 @@ def build_perceptual(spec, stages) -> Perceptual | None:
 
         def lpips(frozen, x, y):
             weights = frozen["perceptual"]
-            return feature_distance(vgg.features(weights, x), vgg.features(weights, y), vgg.lins(weights))
+            return feature_distance(*(vgg.features(weights, images, precision=None) for images in (x, y)), vgg.lins(weights))
 
         read = functools.partial(vgg.load, spec.path, spec.sha256)
         return Perceptual(lpips, read, "vgg_lpips (a network trained on ImageNet's labels)")

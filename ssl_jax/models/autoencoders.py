@@ -57,7 +57,7 @@ class MLPEncoder(nn.Module):
         for i, width in enumerate(self.widths, 1):
             h = shard_batch(ACTIVATIONS[self.activation](Dense(width, dtype=self.dtype, name=f"linear{i}")(h)))
             out[f"layer{i}"] = h
-        out["out"] = Dense(self.outputs, name="code")(h.astype(jnp.float32))
+        out["out"] = Dense(self.outputs, precision="highest", name="code")(h.astype(jnp.float32))
         return out
 
 
@@ -107,7 +107,7 @@ class ConvEncoder(nn.Module):
         for i, width in enumerate(self.hidden, 1):
             h = shard_batch(nn.relu(Dense(width, dtype=self.dtype, name=f"linear{i}")(h)))
             out[f"layer{len(self.widths) + i}"] = h
-        out["out"] = Dense(self.outputs, name="code")(h.astype(jnp.float32))
+        out["out"] = Dense(self.outputs, precision="highest", name="code")(h.astype(jnp.float32))
         return out
 
 

@@ -83,4 +83,4 @@ class LinearHead(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (x.shape[-1], self.classes), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.classes,), jnp.float32)
-        return x.astype(jnp.float32) @ kernel + bias
+        return jnp.matmul(x.astype(jnp.float32), kernel, precision="highest") + bias

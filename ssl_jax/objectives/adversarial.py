@@ -114,7 +114,8 @@ def orthogonality(kernel: jax.Array) -> jax.Array:
     """Orthogonal regularization |W^T W - diag(W^T W)|_F^2 of a kernel [..., C_in, C_out].
 
     Brock et al. 2019 (arXiv:1809.11096), equation 3. It makes filters (columns) orthogonal and does not change their norms.
-    Multiply by beta (1e-4). A widely used port adds half of this gradient.
+    Multiply by beta (1e-4). A widely used port adds half of this gradient. The products have the default precision of the
+    accelerator: they are large, and the gradient is weighted by beta.
     """
     w = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
     if w.shape[0] < w.shape[1]:  # |W^T W| = |W W^T|: use the smaller matrix

@@ -44,7 +44,7 @@ def sparsity(code: jax.Array) -> jax.Array:
 
 def contraction_of_sigmoid(code: jax.Array, kernel: jax.Array) -> jax.Array:
     """|dh / dx|_F^2 of one layer h = sigmoid(x W + b): code h [B, Z], kernel W [D, Z] -> [B] (Rifai et al. 2011, equation 7)."""
-    return (code * (1 - code)) ** 2 @ jnp.sum(kernel**2, 0)
+    return jnp.matmul((code * (1 - code)) ** 2, jnp.sum(kernel**2, 0), precision="highest")
 
 
 def contraction(encode: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """Restricted Boltzmann machines with visible units v in [0, 1] and binary or normal hidden units h.
 
 A machine is {'kernel': W [V, H], 'hidden_bias': c [H], 'visible_bias': b [V]} with p(v_i = 1 | h) = sigmoid(b + W h)_i and, given
-m = c + v W, either p(h_j = 1 | v) = sigmoid(m)_j or h_j ~ N(m_j, 1). Everything is float32.
+m = c + v W, either p(h_j = 1 | v) = sigmoid(m)_j or h_j ~ N(m_j, 1). Everything is float32, with
+products in full precision on every accelerator.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import jax.numpy as jnp
 Machine = Mapping[str, jax.Array]
 
 
+@jax.default_matmul_precision("highest")
 def hidden(machine: Machine, v: jax.Array, normal: bool = False) -> jax.Array:
     """Means of the hidden units given v [B, V] -> [B, H]; for binary units, the probabilities."""
     m = machine["hidden_bias"] + v @ machine["kernel"]
     return m if normal else jax.nn.sigmoid(m)
 
 
+@jax.default_matmul_precision("highest")
 def visible(machine: Machine, h: jax.Array) -> jax.Array:
     """Probabilities of the visible units given h [B, H] -> [B, V]."""
     return jax.nn.sigmoid(machine["visible_bias"] + h @ machine["kernel"].T)
 
 
+@jax.default_matmul_precision("highest")
 def free_energy(machine: Machine, v: jax.Array, normal: bool = False) -> jax.Array:
     """-log of the sum (integral) of exp(-energy) over hidden states, up to a constant: [B, V] -> [B].
 

@@ -73,7 +73,7 @@ def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
         of the first step.
     fsq: finite scalar quantization with `levels` per dimension. lfq: the signs of `bits` dimensions.
 
-    Raises UserError for an unknown name, option or choice.
+    Raises UserError for an unknown name, option or choice, for levels that fsq cannot use, and for more than 2^24 codes.
     """
     options = dict(spec)
     name = options.pop("name", None)
@@ -87,7 +87,29 @@ def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
     for option, valid in CHOICES.items():
         if options.get(option, valid[0]) not in valid:
             raise UserError(f"config.model.quantizer.{option}={options[option]!r} is unknown; choose {', '.join(valid)}")
+    check_size(name, options)
     return {"learned": _learned, "fsq": _fsq, "lfq": _lfq}[name](**options)
+
+
+MOST_CODES = 2**24  # evaluations read tokens as float32, which holds whole numbers up to this one; counts of codes fill the memory
+
+
+def check_size(name: str, options: Mapping[str, Any]) -> None:
+    """Raises UserError for levels of fsq outside 3 to 1000, no dimension or code, or more than 2^24 codes."""
+    key = {"learned": "size", "fsq": "levels", "lfq": "bits"}[name]
+    value = options[key]
+    given = f"config.model.quantizer.{key}={value!r}"
+    if name == "fsq":
+        levels = value if isinstance(value, tuple | list) else ()
+        if not levels or not all(isinstance(level, int) and 3 <= level <= 1000 for level in levels):
+            raise UserError(f"{given}: give 3 to 1000 levels for each dimension; for codes of two levels, use name='lfq'")
+        size = math.prod(value)
+    else:
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{given} must be a whole number of at least 1")
+        size = 2**value if name == "lfq" else value
+    if size > MOST_CODES:
+        raise UserError(f"{given}: {size:,} codes are more than {MOST_CODES:,}, the most that evaluations can count; give fewer")
 
 
 def _measures(tokens, size):

@@ -28,15 +28,24 @@ def gaussian(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
     return -0.5 * (((x - mean) * jnp.exp(-log_std)) ** 2 + math.log(2 * math.pi)) - log_std
 
 
+def to_level(x: jax.Array) -> jax.Array:
+    """The nearest of the levels {0, 1/255, ..., 1} to x in [0, 1]; a level with a rounding error stays as it is."""
+    scaled = (LEVELS - 1) * x
+    nearest = jnp.round(scaled)
+    return jnp.where(jnp.abs(scaled - nearest) < 1e-3, x, nearest / (LEVELS - 1))
+
+
 def discretized_logistic(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
     """Log-probability of level x in {0, 1/255, ..., 1}: the mass of a logistic distribution between the edges of the level.
 
     Level i reaches from (i - 1/2) / 255 to (i + 1/2) / 255. The first and the last level include the tails, so the levels sum
-    to one (Kingma et al. 2016, arXiv:1606.04934; Salimans et al. 2017, arXiv:1701.05517). mean and scale are in units of x.
+    to one (Kingma et al. 2016, arXiv:1606.04934; Salimans et al. 2017, arXiv:1701.05517). mean and scale are in units of x. A value
+    between levels, as of a resized image, counts as the nearest one: its own interval would be no level, and x < 1/510 a whole tail.
 
     With s the sigmoid and a > b the scaled edges, log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)). This form has no
     cancellation and needs no clipping.
     """
+    x = to_level(x)
     precision, half = jnp.exp(-log_scale), 0.5 / (LEVELS - 1)
     above, below = (precision * (x + edge - mean) for edge in (half, -half))
     up, down = jax.nn.log_sigmoid(above), jax.nn.log_sigmoid(-below)
@@ -82,8 +91,8 @@ def _binarized(key, x):
 
 
 def _dequantized(key, x):
-    """(level + uniform noise) / 256 in [0, 1). Its density times 256^-D bounds the probability of the levels from below."""
-    return ((LEVELS - 1) * x + jax.random.uniform(key, x.shape)) / LEVELS
+    """(nearest level + uniform noise) / 256 in [0, 1). Its density times 256^-D bounds the probability of the levels from below."""
+    return ((LEVELS - 1) * to_level(x) + jax.random.uniform(key, x.shape)) / LEVELS
 
 
 def _gaussian(x, out):

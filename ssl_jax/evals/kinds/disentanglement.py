@@ -13,6 +13,13 @@ from ssl_jax.evals.evaluator import CODE, SEED, Evaluator, Option
 from ssl_jax.evals.lib import factors as measures
 
 
+def check(*, factors: Sequence[str], ordered: Sequence[str], **_) -> None:
+    """Raises UserError for an ordered factor that is not measured."""
+    others = [name for name in ordered if name not in factors]
+    if others:
+        raise UserError(f"ordered={others[0]!r} is not in factors; choose from {', '.join(factors)}")
+
+
 def prepare(context: Context, *, factors: Sequence[str], **_) -> None:
     """Raises UserError for factors that the data do not have or that are not numeric."""
     first = next(iter(context.batches("train", ("image", *factors))))
@@ -29,13 +36,15 @@ def evaluate(
     *,
     layer: str = "code",
     factors: Sequence[str] = ("label", "pose"),
+    ordered: Sequence[str] = (),
     model: Literal["lasso", "trees"] = "lasso",
     examples: int = 10000,
     seed: int = 0,
 ) -> Result:
     """Fitted on the first `examples` training images, tested on the first `examples` / 2 test images. MIG uses training images.
 
-    Definitions are in `ssl_jax.evals.lib.factors`. Each entry of a vector is one factor.
+    Definitions are in `ssl_jax.evals.lib.factors`. Each entry of a vector is one factor. Whole numbers are names of classes, and
+    other numbers are ordered; `ordered` names features of whole numbers that are ordered, too, such as a size.
 
     mig, disentanglement, completeness, informativeness, factorvae: scores of the code in `layer` for the features `factors`.
     <metric>_shuffled: the same score with the factors of other examples: the value of a code without information.
@@ -51,15 +60,19 @@ def evaluate(
     for suffix, shuffled in (("", False), ("_shuffled", True)):
         generator = np.random.default_rng(seed)
         order = {split: generator.permutation(len(x)) if shuffled else np.arange(len(x)) for split, x in code.items()}
-        found = [measures.factor(*(targets[split][name][order[split]] for split in ("train", "test"))) for name in names]
+        found = [
+            measures.factor(*(targets[split][name][order[split]] for split in ("train", "test")), _is_ordered(name, ordered))
+            for name in names
+        ]
         scores = {"mig": measures.mutual_information_gap(code["train"], [factor.train for factor in found])}
         scores |= measures.dci(code["train"], code["test"], found, model == "trees", seed)
         scores["factorvae"] = measures.factorvae(code["train"], code["test"], found, seed)
         metrics |= {name + suffix: value for name, value in scores.items()}
     bins = [f"{factor.count} bins" if factor.ordered else str(factor.count) for factor in found]
     used = ", ".join(f"{name} ({count})" for name, count in zip(names, bins, strict=True))
+    by_class = "" if model == "trees" or all(factor.ordered for factor in found) else ", of L1 logistic regression for classes"
     protocol = (
-        f"disentanglement layer={layer} D={code['train'].shape[1]} factors {used}; importance of {model} seed={seed}"
+        f"disentanglement layer={layer} D={code['train'].shape[1]} factors {used}; importance of {model}{by_class} seed={seed}"
         f" train={context.name('train', len(code['train']))} test={context.name('test', len(code['test']))}"
     )
     return Result({name: float(value) for name, value in metrics.items()}, protocol)
@@ -70,14 +83,21 @@ EVALUATOR = Evaluator(
     {
         "layer": CODE,
         "factors": Option("features of the data that are numbers or vectors of numbers"),
-        "model": Option("regressor whose feature importance is used; trees take minutes"),
+        "ordered": Option("those of the factors whose whole numbers are ordered; other whole numbers are names of classes"),
+        "model": Option("model whose feature importance is used: sparse linear models, or trees, which take minutes"),
         "examples": Option("number of training images, the first ones; half as many test images", least=2),
         "seed": SEED,
     },
     needs=("model",),
     data=("factors",),
+    check=check,
     prepare=prepare,
 )
+
+
+def _is_ordered(name: str, ordered: Sequence[str]) -> bool | None:
+    """Whether the factor `name` ('pose[0]') is of a feature in `ordered`; None leaves it to its type."""
+    return True if name.partition("[")[0] in ordered else None
 
 
 def values(context: Context, split: Split, names: Sequence[str], count: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ssl_jax.evals.context import Context, Result
 from ssl_jax.evals.evaluator import LAYER, SEED, Evaluator, Option
 from ssl_jax.evals.lib.features import hits
-from ssl_jax.evals.lib.linear_probe import Solver, fit, predict, solver_options
+from ssl_jax.evals.lib.linear_probe import CONVERGED, Solver, convergence, fit, predict, solver_options
 
 SOLVER_OPTIONS = ("learning_rates", "weight_decays", "epochs", "batch_size", "l2", "iterations")
 
@@ -59,13 +59,13 @@ def evaluate(
     chosen = " ".join(f"{name}={value:g}" for name, value in zip(names, fitted.setting, strict=True))
     extent = {
         "sgd": "nesterov .9 cosine zero-init epochs={epochs} batch={batch_size} lr x batch/256",
-        "lbfgs": "logistic regression at most {iterations} iterations",
+        "lbfgs": f"logistic regression to gradient {CONVERGED:g}",
         "ridge": "least squares on -1, 1",
     }[solver].format(**options)
     protocol = (
         f"linear probe {solver} ({extent}) {chosen} chosen of {len(fitted.grid)} on {validation:.0%} of train,"
         f" refitted on all, {'standardized' if standardize else 'unscaled'} frozen features without augmentation"
-        f" seed={seed} layer={layer} train={context.name('train')} test={context.name('test')}"
+        f" seed={seed} layer={layer} train={context.name('train')} test={context.name('test')}{convergence(fitted)}"
     )
     return Result(metrics, protocol)
 
@@ -83,7 +83,7 @@ EVALUATOR = Evaluator(
         "epochs": Option("passes over the training images (sgd)"),
         "batch_size": Option("images per step (sgd)"),
         "l2": Option("candidate l2 penalties (lbfgs, ridge)"),
-        "iterations": Option("largest number of iterations (lbfgs)"),
+        "iterations": Option("largest number of iterations (lbfgs); the protocol says where they were too few"),
     },
     data=("label",),
     check=check,

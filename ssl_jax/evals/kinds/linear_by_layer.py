@@ -54,10 +54,11 @@ def evaluate(
     best_layer: position of that layer among the matching layers, from 1; an embedding counts as a layer.
     """
     widths = matching_layers(context, layers)
-    held_out, metrics = {}, {}
+    held_out, metrics, fits = {}, {}, []
     for group in groups(widths):
         for name, bank, query in _features(context, {name: widths[name] for name in group}):
             fitted = linear_probe.fit(bank, solver, seed=seed, mesh=context.mesh)
+            fits.append(fitted._replace(probe=None))  # kernels of all layers would fill the memory
             scores = linear_probe.predict(fitted.probe, query.x, context.mesh)[:, 0]
             metrics[f"{name}_top1"] = float(100 * hits(scores, query.y, 1).mean())
             held_out[name] = fitted.validation.max()
@@ -66,7 +67,7 @@ def evaluate(
     protocol = (
         f"depth: linear probe {solver} of {len(widths)} layers, standardized frozen features without augmentation seed={seed},"
         f" the best one chosen on 10% of train; train={context.name('train', len(bank.y))}"
-        f" test={context.name('test', len(query.y))}"
+        f" test={context.name('test', len(query.y))}{linear_probe.convergence(*fits)}"
     )
     return Result(metrics, protocol)
 

@@ -47,14 +47,15 @@ def evaluate(
     first = next(batches)
     fake = extract(joined(network, ["pooled"]), sample_batches(first, batches, context), "joined", context.mesh)
     size = first.shape[1:3]
-    probe, train_labels = classifier(context, network, size)
+    fitted, train_labels = classifier(context, network, size)
     test = real_features(context, network, "test", size)
     metrics = {}
     for name, x, y in (("accuracy", fake.x, labels), ("accuracy_real", test.x, test.y)):
-        metrics[name] = 100 * hits(linear_probe.predict(probe, x, context.mesh)[:, 0], y, 1).mean()
+        metrics[name] = 100 * hits(linear_probe.predict(fitted.probe, x, context.mesh)[:, 0], y, 1).mean()
     metrics["chance"] = 100 / len(np.unique(train_labels))
     protocol = (
-        f"classified by a linear probe lbfgs on extractor={network.name} weights={network.sha256[:8] or 'none'}"
+        f"classified by a linear probe lbfgs{linear_probe.convergence(fitted)} on extractor={network.name}"
+        f" weights={network.sha256[:8] or 'none'}"
         f" resize={network.resize} pixels={size[0]}x{size[1]} of {context.name('train', len(train_labels))},"
         f" fake={len(labels)} seed={seed}{selected}"
         f" real={context.name('test', len(test.y))} generator=settled"

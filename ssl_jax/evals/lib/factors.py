@@ -10,12 +10,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
+from scipy.special import log_softmax
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import Lasso
 
 BINS = 20  # bins of equal width per code dimension
 VALUES = 10  # bins of equal frequency per continuous factor
 LASSO_ALPHA = 0.002  # for inputs and targets of deviation 1; a smaller one lets chance correlations look important
+CLASSES_L1 = 0.01  # the same beside a mean cross-entropy
 VOTES, TEST_VOTES, EXAMPLES = 10000, 5000, 64  # of the FactorVAE score: votes to fit, votes to test, examples per vote
 PRUNED = 0.05  # dimensions with less than this share of the largest deviation do not vote
 
@@ -26,13 +29,16 @@ class Factor(NamedTuple):
     train: np.ndarray  # [N] int
     test: np.ndarray  # [M] int
     count: int
-    ordered: bool  # False: a categorical factor
+    ordered: bool  # True: numbers, predicted by a regression; False: names of classes, predicted by a classifier
 
 
-def factor(train: np.ndarray, test: np.ndarray) -> Factor:
-    """Integers are categories. Floats are ordered; with more than 10 values they are binned at quantiles of `train`."""
+def factor(train: np.ndarray, test: np.ndarray, ordered: bool | None = None) -> Factor:
+    """The factor of values [N] and [M]; None: floats are ordered, and whole numbers are names of classes.
+
+    Ordered factors with more than 10 values are binned at quantiles of `train`.
+    """
     values = np.unique(train)
-    ordered = train.dtype.kind == "f"
+    ordered = train.dtype.kind == "f" if ordered is None else ordered
     if not ordered:
         values = np.union1d(values, test)
         return Factor(np.searchsorted(values, train), np.searchsorted(values, test), len(values), False)
@@ -73,14 +79,19 @@ def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
 def dci(train: np.ndarray, test: np.ndarray, factors: list[Factor], trees: bool, seed: int) -> dict[str, float]:
     """{'disentanglement', 'completeness', 'informativeness'} of codes train [N, D] and test [M, D], standardized by `train`.
 
-    Importance is that of gradient-boosted trees (`trees`; takes minutes), or the absolute weight of lasso regressions. An
-    ordered factor has one lasso, which predicts its index. A categorical factor has one lasso per value: the largest prediction
-    wins, and the weights are averaged. informativeness: share of test examples whose value is predicted, mean over factors.
+    Importance is that of gradient-boosted trees (`trees`; takes minutes), or the absolute weights of sparse linear models. An
+    ordered factor has a lasso, which predicts its index. A factor of classes has a logistic regression over all classes with an L1
+    penalty; its weights are scaled to the sum 1 - cross-entropy / entropy, so that they compare with those of a lasso.
+    informativeness: share of test examples whose value is predicted, mean over factors.
+
+    One lasso per class would be wrong: that of a class in the middle of an axis finds no line, and weights of chance remain.
     """
     mean, std = train.mean(0), train.std(0)
     train, test = ((x - mean) / np.where(std > 0, std, 1) for x in (train, test))
-    fit = _boosted if trees else _lasso
-    fitted = [fit(train, test, factor, seed) for factor in factors]
+    if trees:
+        fitted = [_boosted(train, test, factor, seed) for factor in factors]
+    else:
+        fitted = [(_lasso if factor.ordered else _logistic)(train, test, factor) for factor in factors]
     importance = np.stack([weights for weights, _ in fitted], 1)
     accuracies = [np.mean(guess == factor.test) for factor, (_, guess) in zip(factors, fitted, strict=True)]
     return {
@@ -105,16 +116,41 @@ def _boosted(train, test, factor, seed):
     return model.feature_importances_, model.predict(test)
 
 
-def _lasso(train, test, factor, seed):
-    targets = factor.train[:, None] if factor.ordered else factor.train[:, None] == np.arange(factor.count)
-    weights, predicted = np.zeros(train.shape[1]), []
-    for target in targets.astype(np.float64).T:
-        mean, std = target.mean(), target.std() or 1.0
-        model = Lasso(LASSO_ALPHA, precompute=True, max_iter=10000).fit(train, (target - mean) / std)
-        weights += np.abs(model.coef_) / targets.shape[1]
-        predicted.append(model.predict(test) * std + mean)
-    guess = np.clip(np.round(predicted[0]), 0, factor.count - 1) if factor.ordered else np.argmax(predicted, 0)
-    return weights, guess
+def _lasso(train, test, factor):
+    target = factor.train.astype(np.float64)
+    mean, std = target.mean(), target.std() or 1.0
+    model = Lasso(LASSO_ALPHA, precompute=True, max_iter=10000).fit(train, (target - mean) / std)
+    return np.abs(model.coef_), np.clip(np.round(model.predict(test) * std + mean), 0, factor.count - 1)
+
+
+def _logistic(train, test, factor):
+    """Weights are differences of two parts >= 0, so that L-BFGS-B finds exact zeros."""
+    (count, dim), classes, rows = train.shape, factor.count, np.arange(len(train))
+    one_hot = factor.train[:, None] == np.arange(classes)
+
+    def unpack(flat):
+        up, down = flat[:-classes].reshape(2, dim, classes)
+        return up - down, flat[-classes:]
+
+    def objective(flat):
+        weights, bias = unpack(flat)
+        log_p = log_softmax(train @ weights + bias, axis=1)
+        error = (np.exp(log_p) - one_hot) / count
+        slope = train.T @ error
+        value = -log_p[rows, factor.train].mean() + CLASSES_L1 * flat[:-classes].sum()
+        return value, np.concatenate([(CLASSES_L1 + slope).ravel(), (CLASSES_L1 - slope).ravel(), error.sum(0)])
+
+    size = 2 * dim * classes
+    bounds = [(0, None)] * size + [(None, None)] * classes
+    options = {"maxiter": 1000, "maxfun": 2000, "gtol": 1e-5}
+    start = np.zeros(size + classes)
+    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    weights, bias = unpack(found.x)
+    importance, frequency = np.abs(weights).sum(1), one_hot.mean(0)
+    entropy = -np.sum(frequency * np.log(np.where(frequency > 0, frequency, 1)))
+    cross_entropy = -log_softmax(train @ weights + bias, axis=1)[rows, factor.train].mean()
+    scale = (1 - cross_entropy / entropy) / importance.sum() if importance.any() else 0.0
+    return scale * importance, np.argmax(test @ weights + bias, 1)
 
 
 # --- FactorVAE score

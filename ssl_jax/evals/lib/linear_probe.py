@@ -6,6 +6,7 @@ sgd    cross-entropy, Nesterov momentum .9, cosine to 0, zero init (SimCLR's pro
        learning rates x weight decays; any bank size, streamed through the device in chunks.
 lbfgs  L2-regularized multinomial logistic regression (Kornblith et al. 2019, section 3): mean cross-entropy
        + l2/2 |W|^2, so that l2 is 1/(C n) of scikit-learn. The bank stays on the devices, split over them.
+       It ends when the gradient is small, or after `iterations`; the protocol says so where one of the fits did not converge.
 ridge  least squares on targets -1, 1, closed form: mean squared error + l2 |W|^2, so that l2 is alpha/n of
        scikit-learn.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -31,6 +33,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.context import require_labels
 from ssl_jax.evals.lib.features import Features, chunks, flat_mesh, hits, moments, padded
 
+log = logging.getLogger(__name__)
 Solver = Literal["sgd", "lbfgs", "ridge"]
 L2 = tuple(10.0**exponent for exponent in range(-6, 2))
 DEFAULTS = {
@@ -40,13 +43,14 @@ DEFAULTS = {
         "epochs": 30,
         "batch_size": 1024,
     },
-    "lbfgs": {"l2": L2, "iterations": 100},
+    "lbfgs": {"l2": L2, "iterations": 1000},
     "ridge": {"l2": L2},
 }
 CHUNK_BYTES = 256 * 2**20  # bytes of features at a time, over all devices
 RESIDENT_BYTES = 8 * 2**30  # most bytes of features per device for lbfgs
 LARGEST_BASIS = 2048  # most dimensions for which lbfgs works in the eigenbasis
-TOLERANCE = 1e-5  # largest gradient entry of a converged lbfgs, scaled to curvature one
+TOLERANCE = 1e-5  # largest gradient entry at which lbfgs ends, scaled to curvature one
+CONVERGED = 1e-4  # the same of a fit that counts as converged: the rounding of few float32 losses may hide the last factor of ten
 HIGHEST = jax.lax.Precision.HIGHEST  # the default precision on accelerators is bfloat16 or TF32
 rows_first, replicated = PartitionSpec("shard"), PartitionSpec()
 
@@ -67,6 +71,8 @@ class Fit(NamedTuple):
     setting: tuple[float, ...]  # (learning rate, weight decay), or (l2,)
     validation: np.ndarray  # [settings] held-out accuracy in percent
     grid: tuple[tuple[float, ...], ...]  # [settings]
+    fits: int = 0  # fits of lbfgs: one per setting, and the refit
+    unconverged: int = 0  # how many of them ended at the largest number of iterations
 
 
 def fit(
@@ -96,7 +102,8 @@ def fit(
     if solver == "lbfgs":
         options["eigenbasis"] = _eigenbasis(bank, scale, mesh)
     train = {"sgd": _train_sgd, "lbfgs": _train_lbfgs, "ridge": _train_ridge}[solver]
-    probe = Probe(*train(bank, np.sort(order[held_out:]), scale, grid, mesh, **options), *scale)
+    kernel, bias, *gradients = train(bank, np.sort(order[held_out:]), scale, grid, mesh, **options)
+    probe = Probe(kernel, bias, *scale)
     rows = np.sort(order[:held_out])
     correct = np.zeros(len(grid))
     for start, stop in chunks(len(rows), 65536):
@@ -104,8 +111,22 @@ def fit(
         scores = predict(probe, bank.x[part], mesh)
         correct += [hits(scores[:, head], bank.y[part], 1).sum() for head in range(len(grid))]
     setting = grid[int(correct.argmax())]
-    refitted = Probe(*train(bank, np.arange(len(bank.y)), scale, (setting,), mesh, **options), *scale)
-    return Fit(refitted, setting, 100 * correct / held_out, grid)
+    kernel, bias, *last = train(bank, np.arange(len(bank.y)), scale, (setting,), mesh, **options)
+    gradients = np.concatenate([*gradients, *last, ()])
+    unconverged = [f"l2={(*grid, setting)[i][0]:g}" for i in np.flatnonzero(gradients > CONVERGED)]
+    if unconverged:
+        log.warning(
+            "linear probe lbfgs: %d of %d fits (%s) did not converge in %d iterations, with a gradient of up to %.1g instead of %g;"
+            " raise the option iterations, or give larger l2", len(unconverged), len(gradients), ", ".join(unconverged),
+            options["iterations"], max(gradients), CONVERGED,
+        )  # fmt: skip
+    return Fit(Probe(kernel, bias, *scale), setting, 100 * correct / held_out, grid, len(gradients), len(unconverged))
+
+
+def convergence(*fits: Fit) -> str:
+    """The part of a protocol about fits that did not converge; '' if all did."""
+    unconverged = sum(each.unconverged for each in fits)
+    return f" ({unconverged} of {sum(each.fits for each in fits)} fits not converged)" if unconverged else ""
 
 
 def predict(probe: Probe, x: np.ndarray, mesh: Mesh | None = None) -> np.ndarray:
@@ -183,7 +204,8 @@ def _sgd_steps(carry, x, y, constants):
 
 
 def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
-    """L-BFGS on the host, with loss and gradient on the devices, for one l2 after the other. Returns kernel, bias.
+    """L-BFGS on the host, with loss and gradient on the devices, for one l2 after the other. Returns kernel, bias, and the
+    largest entry of each final gradient.
 
     It works in the eigenbasis of the feature covariance, with each direction scaled to a curvature of about one. The optimum is
     the same, and it takes about ten iterations instead of hundreds. An estimate of the covariance is enough.
@@ -200,7 +222,7 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
     weight = put_global(padded(np.full(len(rows), 1 / len(rows), np.float32), size), split)
     x = _rotate(x, *replicate_tree((center, *scale), mesh), None if basis is None else replicate_tree(basis, mesh))
     kernels, biases = np.zeros((dim, len(grid), classes)), np.zeros((len(grid), classes))
-    kernel, bias = np.zeros((dim, classes)), np.zeros(classes)
+    kernel, bias, gradients = np.zeros((dim, classes)), np.zeros(classes), np.zeros(len(grid))
     for head in np.argsort([-value for (value,) in grid]):  # the strongest first: each one starts at the previous optimum
         (l2,) = grid[head]
         direction = 1 / np.sqrt(curvature + l2 + 1e-6 * curvature.max())[:, None]
@@ -215,12 +237,14 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
             return value, np.concatenate([((grads[0] + l2 * kernel) * direction).ravel(), grads[1]])
 
         start = np.concatenate([(kernel / direction).ravel(), bias])
-        options = {"maxiter": iterations, "gtol": TOLERANCE, "ftol": 1e-9}
-        flat = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+        # Small penalties have flat optima: ending by the decrease of the loss (ftol) would be too early.
+        options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxls": 10, "gtol": TOLERANCE, "ftol": 1e-12}
+        found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+        flat, gradients[head] = found.x, np.abs(found.jac).max()
         kernel, bias = flat[:-classes].reshape(dim, classes) * direction, flat[-classes:]
         kernels[:, head] = kernel if basis is None else basis @ kernel
         biases[head] = bias - center @ kernels[:, head]
-    return kernels, biases
+    return kernels, biases, gradients
 
 
 def _eigenbasis(bank, scale, mesh):

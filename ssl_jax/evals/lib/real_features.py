@@ -69,14 +69,14 @@ def real_features(context: Context, network: Extractor, split: Split, size: tupl
     return cache[key]
 
 
-def classifier(context: Context, network: Extractor, size: tuple[int, int]) -> tuple[linear_probe.Probe, np.ndarray]:
+def classifier(context: Context, network: Extractor, size: tuple[int, int]) -> tuple[linear_probe.Fit, np.ndarray]:
     """(a linear probe of the `real_features` of the train split, its labels [N]); cached for the run."""
     train = real_features(context, network, "train", size)
     cache, key = context.model.cache, ("classifier", network.name, network.sha256, network.resize, size)
     if key not in cache:
         bank = Features(train.x, train.y)
         require_labels(bank, "an evaluation of conditional samples")
-        cache[key] = linear_probe.fit(bank, "lbfgs", mesh=context.mesh).probe
+        cache[key] = linear_probe.fit(bank, "lbfgs", mesh=context.mesh)
     return cache[key], train.y
 
 

@@ -47,10 +47,10 @@ def select_samples(
 
     batches = sample()
     first = next(batches)
-    probe, train_labels = classifier(context, network, first.shape[1:3])
+    fitted, train_labels = classifier(context, network, first.shape[1:3])
     if not np.isin(candidates, train_labels).all():
         raise UserError(f"acceptance={acceptance:g}: the train split has no image of some classes; use more of it, or acceptance=1")
-    probe = linear_probe.replicate_tree(probe, context.mesh or flat_mesh(None))
+    probe = linear_probe.replicate_tree(fitted.probe, context.mesh or flat_mesh(None))
 
     def score(images, labels):
         return {"score": log_odds(probe, network.encode(images)["pooled"], labels)[:, None]}
@@ -59,6 +59,7 @@ def select_samples(
     kept = rank_in_class(candidates, -scores) < np.bincount(labels)[candidates]
     real = context.name("train", len(train_labels))
     protocol = f" acceptance={acceptance:g} of each class by a linear probe lbfgs on extractor={network.name} of {real}"
+    protocol += linear_probe.convergence(fitted)
     return regroup(sample(), kept, len(first)), candidates[kept], protocol
 
 

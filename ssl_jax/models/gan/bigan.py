@@ -26,7 +26,8 @@ _init = nn.initializers.normal(STD)
 
 
 def _dense(features: int, dtype, name: str, init=_init) -> nn.Dense:
-    return nn.Dense(features, use_bias=False, kernel_init=init, dtype=dtype, name=name)
+    """float32 layers also multiply in float32; for lower types the precision has no meaning."""
+    return nn.Dense(features, use_bias=False, kernel_init=init, dtype=dtype, precision="highest", name=name)
 
 
 def _conditioned(h: jax.Array, z: jax.Array | None, std: float, dtype, name: str) -> jax.Array:

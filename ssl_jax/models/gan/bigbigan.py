@@ -95,9 +95,9 @@ class Encoder(nn.Module):
         unit = norm(out["pooled"])
         h = out["pooled"]
         for i, width in enumerate(self.widths, 1):
-            h = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal(), name=f"linear{i}")(h)
+            h = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal(), precision="highest", name=f"linear{i}")(h)
             h = nn.relu(BatchNorm(use_running_average=not train, name=f"bn{i}")(h))
-        mean, raw = jnp.split(nn.Dense(2 * self.latent, name="code")(h), 2, axis=-1)
+        mean, raw = jnp.split(nn.Dense(2 * self.latent, precision="highest", name="code")(h), 2, axis=-1)
         crelu = jnp.concatenate([nn.relu(unit), nn.relu(-unit)], axis=-1)
         return {**out, "crelu": crelu, "mean": mean, "deviation": nn.softplus(raw)}
 

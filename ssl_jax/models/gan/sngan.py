@@ -135,7 +135,10 @@ class SNGANDiscriminator(nn.Module):
         features["pooled"] = x.sum((1, 2)) if sums else x.mean((1, 2))
         head = dict(use_bias=not sums, kernel_init=glorot(1.0), name="head")
         pooled = features["pooled"]
-        logits = SpectralDense(1, **head)(pooled, train) if self.norm == "spectral" else nn.Dense(1, **head)(pooled)
+        if self.norm == "spectral":
+            logits = SpectralDense(1, **head)(pooled, train)
+        else:
+            logits = nn.Dense(1, precision="highest", **head)(pooled)
         return logits[:, 0], features
 
 

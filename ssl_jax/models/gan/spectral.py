@@ -12,15 +12,18 @@ import jax.numpy as jnp
 
 from ssl_jax.models.common import Conv
 
-EPSILON = 1e-12  # added to the norms in the power iteration, which is always float32
+EPSILON = 1e-12  # added to the norms in the power iteration
 
 
 def _unit(x: jax.Array) -> jax.Array:
     return x / (jnp.linalg.norm(x) + EPSILON)
 
 
+@jax.default_matmul_precision("highest")
 def power_step(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One iteration on kernel [..., C_out] as a matrix [-1, C_out]: (estimate of its largest singular value, new u [C_out]).
+
+    All products are float32 in full precision on every accelerator, for any type of the network.
 
     The estimate v^T W u is differentiable with respect to W; the vectors are constants. It never exceeds the true value.
     """
@@ -61,7 +64,8 @@ class SpectralDense(_Spectral):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return self._with_bias(x.astype(self.dtype) @ self._normalized((x.shape[-1], self.features), train))
+        kernel = self._normalized((x.shape[-1], self.features), train)
+        return self._with_bias(jnp.matmul(x.astype(self.dtype), kernel, precision="highest"))
 
 
 class SpectralEmbed(_Spectral):

@@ -49,7 +49,8 @@ def modulated_conv(x: jax.Array, kernel: jax.Array, style: jax.Array, up: bool =
     shared = kernel.astype(x.dtype)
     out = upsample_convolve(out, shared) if up else convolve(out, shared, padding=len(kernel) // 2)
     if demodulate:
-        norm = jax.lax.rsqrt(style**2 @ jnp.sum(kernel**2, axis=(0, 1)) + EPSILON)
+        squares = jnp.matmul(style**2, jnp.sum(kernel**2, axis=(0, 1)), precision="highest")
+        norm = jax.lax.rsqrt(squares + EPSILON)
         out = out * norm.astype(x.dtype)[:, None, None, :]
     return out
 
@@ -210,7 +211,7 @@ class StyleGAN2Discriminator(nn.Module):
         if not score:
             return None, out
         x = shard_batch(minibatch_deviation(x, self.group))
-        x = shard_batch(leaky_relu(EqualConv(width[4], name="last")(x)))
+        x = shard_batch(leaky_relu(EqualConv(width[4], precision="highest", name="last")(x)))
         x = shard_batch(leaky_relu(EqualDense(width[4], name="dense")(x.reshape(len(x), -1))))
         x = EqualDense(width[4] if self.classes else 1, name="logits")(x)
         if self.classes:

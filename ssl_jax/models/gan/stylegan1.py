@@ -7,6 +7,8 @@ published facts, without the authors' code. Channels as in `stylegan`; 16384 and
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -114,14 +116,13 @@ class StyleGAN1Discriminator(nn.Module):
             raise UserError(f"the discriminator is built for {self.size} pixels, the images have {images.shape[1:3]}; resize them")
         width = {r: min(self.channel_base // r, self.channel_max) for r in levels(self.size)}
 
-        def conv(features, size, name, dtype=self.dtype):
-            return EqualConv(features, size, gain=ROOT2, dtype=dtype, name=name)
+        conv = functools.partial(EqualConv, gain=ROOT2, dtype=self.dtype)
 
-        x = leaky_relu(conv(width[self.size], 1, "rgb")(images), gain=1)
+        x = leaky_relu(conv(width[self.size], 1, name="rgb")(images), gain=1)
         out = {}
         for number, r in enumerate(reversed(levels(self.size)[1:]), start=1):
-            x = smooth(leaky_relu(conv(width[r], 3, f"block{r}")(x), gain=1), BLUR, (1, 1))
-            x = nn.avg_pool(conv(width[r // 2], 3, f"block{r}_down")(x), (2, 2), (2, 2))
+            x = smooth(leaky_relu(conv(width[r], name=f"block{r}")(x), gain=1), BLUR, (1, 1))
+            x = nn.avg_pool(conv(width[r // 2], name=f"block{r}_down")(x), (2, 2), (2, 2))
             x = shard_batch(leaky_relu(x, gain=1))
             out[f"layer{number}"] = x
         x = x.astype(jnp.float32)
@@ -129,6 +130,6 @@ class StyleGAN1Discriminator(nn.Module):
         if not score:
             return None, out
         x = minibatch_deviation(x, self.group)
-        x = leaky_relu(conv(width[4], 3, "last", jnp.float32)(x), gain=1)
+        x = leaky_relu(EqualConv(width[4], gain=ROOT2, precision="highest", name="last")(x), gain=1)
         x = leaky_relu(EqualDense(width[4], gain=ROOT2, name="dense")(x.reshape(len(x), -1)), gain=1)
         return EqualDense(1, name="logits")(x)[:, 0], out

@@ -2,7 +2,7 @@
 
 Sources: Karras et al. 2018 (arXiv:1710.10196, section 4.1: equalized learning rate; section 3: minibatch deviation), Karras et al.
 2019 (arXiv:1812.04948), Karras et al. 2020 (arXiv:1912.04958). Feature maps are [B, H, W, C]. Parameters, and results marked
-float32, have that type for any `dtype`.
+float32, have that type for any `dtype`; their products are float32 in full precision on every accelerator.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ def levels(resolution: int) -> list[int]:
     return [4 * 2**i for i in range(resolution.bit_length() - 2)]
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
-    """x [B, H, W, C] with kernel [k, k, C, F], padded by `padding` < k on every side."""
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, precision: str | None = None) -> jax.Array:
+    """x [B, H, W, C] with kernel [k, k, C, F], padded by `padding` < k on every side; `precision` as in `jax.lax`."""
     return conv(
         x, kernel, (stride, stride), ((padding, padding),) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1),
-        dimension_numbers=jax.lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT), feature_group_count=1, precision=None,
+        dimension_numbers=jax.lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT), feature_group_count=1,
+        precision=precision,
     )  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def equalized(fan_in: int, gain: float = 1.0) -> float:
 
 
 class EqualDense(nn.Module):
-    """x [..., C] -> [..., features] with equalized learning rate.
+    """x [..., C] -> [..., features] with equalized learning rate, in float32.
 
     The kernel is stored as N(0, 1 / lr_multiplier^2) and used times `gain * lr_multiplier / sqrt(C)`, the bias times lr_multiplier.
     """
@@ -161,7 +162,6 @@ class EqualDense(nn.Module):
     gain: float = 1.0
     lr_multiplier: float = 1.0
     bias_init: float = 0.0
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -169,11 +169,14 @@ class EqualDense(nn.Module):
         kernel = self.param("kernel", normal, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.constant(self.bias_init / self.lr_multiplier), (self.features,), jnp.float32)
         kernel = kernel * (equalized(x.shape[-1], self.gain) * self.lr_multiplier)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + (bias * self.lr_multiplier).astype(self.dtype)
+        return jnp.matmul(x.astype(jnp.float32), kernel, precision="highest") + bias * self.lr_multiplier
 
 
 class EqualConv(nn.Module):
-    """x [B, H, W, C] -> [B, H, W, features] with equalized learning rate; `down` halves H and W after `SMOOTH`."""
+    """x [B, H, W, C] -> [B, H, W, features] with equalized learning rate; `down` halves H and W after `SMOOTH`.
+
+    precision: that of the products; "highest" for layers that are float32 in every network.
+    """
 
     features: int
     size: int = 3
@@ -181,6 +184,7 @@ class EqualConv(nn.Module):
     gain: float = 1.0
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -189,11 +193,11 @@ class EqualConv(nn.Module):
         kernel = (kernel * equalized(self.size**2 * x.shape[-1], self.gain)).astype(self.dtype)
         x, pad = x.astype(self.dtype), self.size // 2
         if not self.down:
-            x = convolve(x, kernel, padding=pad)
+            x = convolve(x, kernel, padding=pad, precision=self.precision)
         elif self.size == 1:
-            x = convolve(downsample(x), kernel)
+            x = convolve(downsample(x), kernel, precision=self.precision)
         else:
-            x = convolve(smooth(x, SMOOTH, (1 + pad, 1 + pad)), kernel, stride=2)
+            x = convolve(smooth(x, SMOOTH, (1 + pad, 1 + pad)), kernel, stride=2, precision=self.precision)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return x

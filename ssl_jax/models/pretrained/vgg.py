@@ -27,14 +27,18 @@ TORCHVISION = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # indices of the
 NAMES = [f"conv{stage}_{i}" for stage, (_, convolutions) in enumerate(STAGES, 1) for i in range(1, convolutions + 1)]
 
 
-def features(weights: dict[str, jax.Array], images: jax.Array) -> list[jax.Array]:
-    """Images [B, H, W, 3] in [0, 1], H, W >= 16 -> float32 relu1_2, 2_2, 3_3, 4_3, 5_3: [B, H / 2^i, W / 2^i, C]."""
+def features(weights: dict[str, jax.Array], images: jax.Array, precision: str | None = "highest") -> list[jax.Array]:
+    """Images [B, H, W, 3] in [0, 1], H, W >= 16 -> float32 relu1_2, 2_2, 3_3, 4_3, 5_3: [B, H / 2^i, W / 2^i, C].
+
+    Products are float32 in full precision on every accelerator, which differences of nearly equal images need. precision=None is
+    the default of the accelerator, several times faster and enough for a training loss.
+    """
     x, out = (2 * images.astype(jnp.float32) - 1 - jnp.array(SHIFT)) / jnp.array(SCALE), []
     for stage, (_, convolutions) in enumerate(STAGES, 1):
         if stage > 1:
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         for i in range(1, convolutions + 1):
-            x = _convolve(x, weights[f"conv{stage}_{i}/kernel"]) + weights[f"conv{stage}_{i}/bias"]
+            x = _convolve(x, weights[f"conv{stage}_{i}/kernel"], precision) + weights[f"conv{stage}_{i}/bias"]
             x = shard_batch(jnp.maximum(x, 0))
         out.append(x)
     return out
@@ -45,10 +49,11 @@ def lins(weights: dict[str, jax.Array]) -> list[jax.Array]:
     return [weights[f"lin{stage}"] for stage in range(1, len(STAGES) + 1)]
 
 
-def _convolve(x, kernel):
+def _convolve(x, kernel, precision):
     return conv(
         x, kernel, (1, 1), "SAME", lhs_dilation=(1, 1), rhs_dilation=(1, 1),
-        dimension_numbers=jax.lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT), feature_group_count=1, precision=None,
+        dimension_numbers=jax.lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT), feature_group_count=1,
+        precision=precision,
     )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class ViTEncoder(nn.Module):
         out = {f"layer{i}": block for i, block in enumerate(blocks, 1)}
         x = jnp.tanh(nn.Dense(size.hidden, kernel_init=xavier, dtype=self.dtype, name="tanh")(x))
         out["features"] = shard_batch(nn.Dense(size.width, kernel_init=xavier, dtype=self.dtype, name="features")(x))
-        z = nn.Dense(self.dim, kernel_init=xavier, name="to_code")(out["features"].astype(jnp.float32))
+        z = nn.Dense(self.dim, kernel_init=xavier, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
         out["out"] = nn.LayerNorm(epsilon=1e-6, use_scale=False, name="norm")(z) if self.norm else z
         return out
 

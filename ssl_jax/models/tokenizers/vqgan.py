@@ -97,7 +97,7 @@ class VQGANEncoder(nn.Module):
                 x = Conv(x.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name=f"level{level}_down")(x)
         x = swish_norm(_Middle(self.dtype, name="middle")(x), self.dtype, "norm")
         out["features"] = shard_batch(Conv(self.features, (3, 3), dtype=self.dtype, name="features")(x))
-        out["out"] = nn.Dense(self.dim, name="to_code")(out["features"].astype(jnp.float32))
+        out["out"] = nn.Dense(self.dim, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
         return out
 
 

@@ -54,7 +54,7 @@ class ResidualEncoder(nn.Module):
             x = out[f"layer{i}"] = shard_batch(nn.relu(x))
         x = Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(x)
         out["features"] = ResidualStack(self.block_width, self.blocks, self.dtype, name="stack")(x)
-        out["out"] = nn.Dense(self.dim, name="to_code")(out["features"].astype(jnp.float32))
+        out["out"] = nn.Dense(self.dim, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
         return out
 
 
