@@ -80,7 +80,7 @@ def test_doubled_and_surrounding_folders(tmp_path):
 
 def test_split_that_is_not_there_has_a_remedy_that_works(tmp_path, caplog):
     root = make(tmp_path / "a", ["labeled/cat/*3", "labeled/dog/*3", "unlabeled/*9"])
-    with pytest.raises(UserError, match=r"no split 'train'; it has all, labeled, unlabeled: --config.data.train_split=NAME"):
+    with pytest.raises(UserError, match=r"no split 'train'; it has all, unlabeled, labeled: --config.data.train_split=NAME"):
         open_source(root, "train")
     assert open_source(root, "unlabeled").num_classes is None
     assert open_source(root, "labeled").label_names == ("cat", "dog")
@@ -102,7 +102,7 @@ def test_unlabeled_split_beside_labeled_ones(tmp_path, caplog):
     root = make(tmp_path, ["train/cat/*6", "train/dog/*6", "test/*5", "unlabeled/part0/*7"])
     train, line = understood(caplog, root, "train")
     assert train.label_names == ("cat", "dog")
-    assert "test 5 (no classes), train 12, unlabeled 7 (no classes); 2 classes: cat, dog" in line
+    assert "train 12, test 5 (no classes), unlabeled 7 (no classes); 2 classes: cat, dog" in line
     for split, count in (("test", 5), ("unlabeled", 7)):
         source = open_source(root, split)
         assert (len(source), source.num_classes, tuple(source.features)) == (count, None, ("image",))

@@ -220,7 +220,8 @@ def _divide(tree: Tree, asked: str) -> list[Part]:
         classes = {each: each[len(start) + 1 :].split("/")[0] or None for each in below}
         if split is not None:
             parts.append(Part(folder, split, dict.fromkeys(classes) if split == "unlabeled" else classes))
-    return parts
+    order = [*SPLIT_WORDS]
+    return sorted(parts, key=lambda part: (order.index(part.split) if part.split in order else -1, part.folder))
 
 
 def _are_splits(names: list[str]) -> bool:

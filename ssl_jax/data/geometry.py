@@ -56,10 +56,16 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bi
     return resize_area(pixels, (0, 0, *pixels.shape[:2]), (height, width), interpolation)
 
 
-def resize_area(pixels: np.ndarray, area: Area, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
-    """As `resize` of the `area` of uint8 [H, W, 3], whose bounds need not be whole pixels. Reads no pixel outside of the area."""
+def resize_area(
+    pixels: np.ndarray, area: Area, size: tuple[int, int], interpolation: str = "bicubic", around: int = 0
+) -> np.ndarray:
+    """As `resize` of the `area` of uint8 [H, W, 3], whose bounds need not be whole pixels.
+
+    Interpolation reads `around` pixels on each side of the area, where there are any. With 0 an area of whole pixels is cut out,
+    then resized.
+    """
     flag = INTERPOLATIONS[interpolation]
-    rows, columns = _grid(area[0], area[2], size[0]), _grid(area[1], area[3], size[1])
+    rows, columns = _grid(area[0], area[2], size[0], around), _grid(area[1], area[3], size[1], around)
     source = pixels[rows.start : rows.stop, columns.start : columns.stop]
     if rows.size * columns.size > LARGEST * max(source.shape[0] * source.shape[1], size[0] * size[1]):
         # A thin area: one axis shrinks by far and the other grows. So the first one goes first.
@@ -86,22 +92,24 @@ class _Grid(NamedTuple):
     blocks: int
 
 
-def _grid(start: float, extent: float, target: int) -> _Grid:
+def _grid(start: float, extent: float, target: int, around: int) -> _Grid:
     """OpenCV's grid begins at a whole pixel. So it begins before the area, where a whole number of its steps lead to the start."""
     blocks = 1 if extent <= NEARLY * target else math.ceil(extent / target - 1e-9)
     scale = target * blocks / extent
-    first, last = math.floor(start), math.ceil(start + extent - 1e-9)
+    first, last = max(0, math.floor(start) - around), math.ceil(start + extent - 1e-9) + around
+    if first == start:
+        return _Grid(first, last, scale, 0, target * blocks, blocks)
 
     def begin(at):
         steps = (start - at) * scale
         # The end of the grid is rounded, and must not be short of the area.
-        skip = min(round(steps), round((last - at) * scale) - target * blocks)
+        skip = min(round(steps), round((last - around - at) * scale) - target * blocks)
         return abs(steps - skip), -at, skip
 
     error, _, skip = begin(0)
     if start <= extent and error < 1e-6:  # a centered crop of the whole image
         return _Grid(0, last, scale, skip, target * blocks, blocks)
-    _, at, skip = min(map(begin, range(first, max(-1, first - PHASES), -1))) if first < start else begin(first)
+    _, at, skip = min(map(begin, range(first, max(-1, first - PHASES), -1)))
     return _Grid(-at, last, scale, skip, target * blocks, blocks)
 
 
@@ -328,7 +336,8 @@ def crop_image(picture: Picture, windows: Sequence[Window]) -> np.ndarray:
             top, left, height, width = picture.stored(_source_area(window, *size))
             area = top / factor, left / factor, height / factor, width / factor
             shape = window.part[:1:-1] if picture.transposed else window.part[2:]
-            cropped = picture.upright(guarded(resize_area, pixels, area, shape, window.interpolation))
+            around = 2 if window.box is None else 0  # bicubic interpolation reaches as far
+            cropped = picture.upright(guarded(resize_area, pixels, area, shape, window.interpolation, around))
             out[i] = cropped[:, ::-1] if window.mirror else cropped
     return out
 
