@@ -2,21 +2,27 @@
 
 import io
 import logging
+import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from pictures import encode, photo
 from PIL import Image
 
+from ssl_jax.data import pipeline
+from ssl_jax.data.decode import CorruptImage, Picture
 from ssl_jax.data.pipeline import EvalBatches, TrainBatches, eval_batches, iterate
 from ssl_jax.data.reader import element_spec
 from ssl_jax.data.sources import open_source
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.experiment.data_record import record_data
 
 CROPS = [("random_resized_crops", {"size": 16})]
 
@@ -53,15 +59,18 @@ def test_folder_skips_files_that_are_not_images(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         source = open_source(str(root), "all")
     assert source.paths == ["a/000.png", "a/002.png", "a/004.png", "a/deep/photo.jpeg", "b/001.png", "b/003.png",
-                            "b/005.png", "b/inside.png"]  # fmt: skip
+                            "b/005.png", "b/inside.png", "b/text.png"]  # fmt: skip
+    with pytest.raises(CorruptImage, match="not an image"):  # files of a usual name are not opened before
+        Picture(source[8]["image"])
     assert (source.label_names, source.num_classes) == (("a", "b"), 2)
     assert [int(source[i]["label"]) for i in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert source.rejected == {"a/zero.jpg": "empty file", "b/notes.txt": "not an image", "b/text.png": "not an image",
+    assert source.rejected == {"a/zero.jpg": "empty file", "b/notes.txt": "not an image",
                                "b/away.png": "link out of the folder", "loop": "link to a folder"}  # fmt: skip
-    assert [record.args[1] for record in caplog.records] == [5]  # files left out, in one warning
+    assert [record.args[1] for record in caplog.records] == [4]  # files left out, in one warning
     reopened = open_source(str(root), "all")
     assert reopened.fingerprint == source.fingerprint
-    (root / "a" / "000.png").write_bytes(encode(photo(25, 32), "PNG"))
+    (tmp_path / "new.png").write_bytes(encode(photo(25, 32), "PNG"))
+    (tmp_path / "new.png").replace(root / "a" / "000.png")
     assert open_source(str(root), "all").fingerprint != source.fingerprint
 
 
@@ -87,8 +96,9 @@ def test_folder_splits(tmp_path):
     assert test.paths == [f"val/b/{i:03d}.png" for i in range(3)]
     assert test.label_names == ("a", "b")
     assert {int(test[i]["label"]) for i in range(3)} == {1}
+    assert open_source(root, "validation").paths == test.paths
     with pytest.raises(UserError, match="it has all, train, val"):
-        open_source(root, "validation")
+        open_source(root, "unlabeled")
 
     photos = images_folder(tmp_path / "three", 9, classes=("car", "dog", "train"))  # a class named train, as in COCO
     assert open_source(photos, "all").label_names == ("car", "dog", "train")
@@ -160,6 +170,82 @@ def tfds_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds")
     Dots(data_dir=root, file_format="array_record").download_and_prepare()
     return root
+
+
+def change(tfds_dir, tmp_path, name, change):
+    """A copy of the dataset whose file `name` is `change(text)`."""
+    root = tmp_path / "copy"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(tfds_dir / "dots" / "1.2.0", root)
+    (root / name).write_text(change((root / name).read_text()))
+    return str(root)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("text", [lambda _: "", lambda text: text[: len(text) // 2], lambda _: "[1]", lambda _: "[" * 100_000,
+                                  lambda _: "null", lambda _: "{}", lambda _: '{"featuresDict": 3, "splits": 4}'])  # fmt: skip
+def test_cut_tfds_files_are_one_line(tfds_dir, tmp_path, name, text):
+    with pytest.raises(UserError, match=r"is not a readable TFDS dataset \(.*\); prepare it again") as caught:
+        open_source(change(tfds_dir, tmp_path, name, text), "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["99999999999", "-7", "1.5", "4000000", "x"])
+def test_absurd_shapes_are_one_line(tfds_dir, tmp_path, size):
+    root = change(tfds_dir, tmp_path, "features.json", lambda text: text.replace('"12"', f'"{size}"').replace('"10"', f'"{size}"'))
+    with pytest.raises(UserError, match=r"features.json: '(image|mask)' has the shape .*; prepare it again"):
+        open_source(root, "train")
+
+
+def test_data_choose_no_code(tfds_dir, tmp_path, monkeypatch):
+    lines = (f"open({str(tmp_path / 'ran')!r}, 'w')", "import tensorflow_datasets as tfds", "class Image(tfds.features.Image): pass")
+    (tmp_path / "evil.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    features = "tensorflow_datasets.core.features."
+    for own, other in ((features + "image_feature.Image", "evil.Image"), ("text_feature.Text", "text_feature.Evil")):
+        root = change(tfds_dir, tmp_path, "features.json", lambda text, own=own, other=other: text.replace(own, other))
+        with pytest.raises(UserError, match=r"names the class '.*[Ee]vil.*', and data must not choose code"):
+            open_source(root, "train")
+    legacy = '{"type": "evil.Image", "content": {"shape": [8, 8, 3]}}'
+    with pytest.raises(UserError, match="data must not choose code"):
+        open_source(change(tfds_dir, tmp_path, "features.json", lambda _: legacy), "train")
+    name = re.compile('"moduleName": "[^"]*"')
+    root = change(tfds_dir, tmp_path, "dataset_info.json", lambda text: name.sub('"moduleName": "evil"', text))
+    assert '"moduleName": "evil"' in (tmp_path / "copy" / "dataset_info.json").read_text()
+    assert len(open_source(root, "train")) == 40
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("split", ["train[:0]", "train[5:5]", "test[9:]", "train[:0]+test[:0]"])
+def test_empty_range_is_not_a_damaged_shard(tfds_dir, split):
+    with pytest.raises(UserError, match=r"split '.*' is empty; it has test, train"):
+        open_source(str(tfds_dir / "dots"), split)
+
+
+@pytest.mark.parametrize("name", ["http://example.com/data", "https://example.com/data.zip", "gs://bucket/data", "s3://bucket/data"])
+def test_urls_are_one_line(tmp_path, name):
+    with pytest.raises(UserError, match=f"config.data.name='{name}' is a URL, and data are read from files; mount the bucket"):
+        open_source(name, "train")
+    with pytest.raises(UserError, match=f"config.data.data_dir='{name}' is a URL"):
+        open_source("cifar10", "train", name)
+
+
+def test_shards_that_vanish_are_a_fault_of_the_machine(tfds_dir, tmp_path, monkeypatch):
+    root = change(tfds_dir, tmp_path, "features.json", lambda text: text)
+    source = open_source(root, "train")
+    monkeypatch.setattr(source, "_records", [])  # what reading a lost file raises differs between versions of ArrayRecord
+    for shard in (tmp_path / "copy").glob("*.array_record*"):
+        shard.unlink()
+    with pytest.raises(MachineFault, match=r"array_record.* cannot be read"):
+        source[3]
+    with pytest.raises(UserError, match=r"shard .* is missing; prepare the data again"):
+        open_source(root, "train")
+
+
+def test_splits_classes_and_counts_are_said(tfds_dir, caplog):
+    with caplog.at_level("INFO", "ssl_jax.data"):
+        open_source(str(tfds_dir / "dots"), "train[:8]")
+    assert "splits test 9, train 40; 2 classes" in caplog.text
 
 
 def test_tfds_source_by_name_path_and_split(tfds_dir, monkeypatch):
@@ -329,7 +415,7 @@ def test_unreadable_record_is_replaced_by_the_next_readable_one(tmp_path):
         path.write_bytes(path.read_bytes()[:50])
     source = open_source(str(root), "all")
     for ops in ([], CROPS):
-        with pytest.raises(UserError, match=r"10 images in a row cannot be read \(first: number \d, .*truncated"):
+        with pytest.raises(UserError, match=r"10 images in a row cannot be read \(first: example \d \(a/00\d\.png\), .*truncated"):
             next(iterate(TrainBatches(source, ops, 5, seed=0), 0, 1))
 
 
@@ -362,7 +448,7 @@ def test_element_spec_and_images_of_mixed_sizes(photos, folder):
     source = open_source(photos, "all")
     assert element_spec(source, CROPS) == {"image": ((2, 16, 16, 3), np.uint8)}
     with pytest.raises(
-        UserError, match=r"example \d+ has shape \(\d+, \d+, 3\), others \(40, 90, 3\); give config.data.ops"
+        UserError, match=r"example \d+ \(\d+\.jpg\) has shape \(\d+, \d+, 3\), others \(40, 90, 3\); give config.data.ops"
     ):
         list(iterate(TrainBatches(source, [], 4, seed=0), 0, 3))
 
@@ -407,3 +493,58 @@ def test_cifar10_batches():
     np.testing.assert_array_equal(np.bincount(labels), np.bincount([source[i]["label"] for i in range(1000)]))
     pixels = Image.open(io.BytesIO(source[batches.order[2 * 250]]["image"]))
     np.testing.assert_array_equal(batches[2]["image"][0], np.array(pixels))
+
+
+# ------------------------------------------------------------------------------------------------- worker processes
+
+
+@pytest.mark.full
+def test_killed_worker_is_a_fault_of_the_machine(photos):
+    batches = TrainBatches(open_source(photos, "all"), CROPS, 4, seed=0)
+    before = {child.pid for child in multiprocessing.active_children()}
+    stream = iterate(batches, 0, 10_000, workers=1)
+    next(stream)
+    for child in multiprocessing.active_children():
+        if child.pid not in before:
+            child.kill()
+    with pytest.raises(MachineFault, match="a data worker was ended by SIGKILL, as when memory runs out; choose fewer") as caught:
+        list(stream)
+    assert "\n" not in str(caught.value)
+
+
+def test_room_in_shared_memory(photos, monkeypatch):
+    batches, free = TrainBatches(open_source(photos, "all"), CROPS, 4, seed=0), 4 * 2 * 16 * 16 * 3 * (2 * 3 + 2)
+    for blocks, lacks in ((free, False), (free - 1, True)):
+        monkeypatch.setattr(pipeline.os, "statvfs", lambda _, blocks=blocks: types.SimpleNamespace(f_bavail=blocks, f_frsize=1))
+        assert pipeline._lacks_shared_memory(batches, workers=2, prefetch=2) == lacks
+
+
+@pytest.mark.full
+def test_small_shared_memory_is_not_used(photos, monkeypatch, caplog):
+    batches = TrainBatches(open_source(photos, "all"), CROPS, 4, seed=0)
+    plain = list(iterate(batches, 0, 3))
+    monkeypatch.setattr("ssl_jax.data.pipeline.os.statvfs", lambda _: types.SimpleNamespace(f_bavail=1, f_frsize=4096))
+    before = set(os.listdir("/dev/shm"))
+    stream = iterate(batches, 0, 3, workers=1)
+    with caplog.at_level("WARNING"):
+        piped = [next(stream)]
+    made = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}  # of Python's shared memory
+    equal(plain, piped + list(stream))
+    assert not made
+    assert "/dev/shm has 0 MB free, and batches of 1 workers need 0 MB there, so they go through pipes" in caplog.text
+    assert "docker run --shm-size" in caplog.text
+
+
+def test_changed_data_are_refused_on_resume(tmp_path):
+    source = open_source(images_folder(tmp_path / "images", 6), "all")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    record_data(workdir, source)
+    record_data(workdir, open_source(str(tmp_path / "images"), "all"))
+    (tmp_path / "new.png").write_bytes(encode(photo(24, 33), "PNG"))
+    (tmp_path / "new.png").replace(tmp_path / "images" / "a" / "000.png")
+    with pytest.raises(UserError, match=r"have changed since .*: 6 examples then, 6 now.*remove .*/data.json to go on") as caught:
+        record_data(workdir, open_source(str(tmp_path / "images"), "all"))
+    assert "\n" not in str(caught.value)
+    (workdir / "data.json").unlink()
+    record_data(workdir, open_source(str(tmp_path / "images"), "all"))

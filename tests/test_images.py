@@ -123,7 +123,8 @@ def test_scaled_jpeg_decode_equals_block_means():
     pixels = photo(201, 303)
     picture = Picture(encode(pixels, quality=95))
     for shrink, factor in ((1.9, 1), (2.0, 2), (7.5, 4), (100, 8)):
-        small, used = picture.pixels_and_factor(shrink)
+        with picture.decoded(shrink) as (small, used):
+            pass
         height, width = -(-201 // factor), -(-303 // factor)
         assert (used, small.shape) == (factor, (height, width, 3))
         padded = np.pad(pixels, ((0, height * factor - 201), (0, width * factor - 303), (0, 0)), "edge")

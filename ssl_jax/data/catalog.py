@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ssl_jax.data.features import Feature, after_host_ops, rename_features
 from ssl_jax.data.geometry import check_host_ops, output_shape
 from ssl_jax.data.reader import describe
-from ssl_jax.data.sources import Source, open_source
+from ssl_jax.data.source import Source
+from ssl_jax.data.sources import open_source
 from ssl_jax.data.vocabulary import Vocabulary, build_vocabulary
 from ssl_jax.errors import UserError
 
@@ -63,7 +64,7 @@ CATALOG = {
 
 def open_data(data, split: str) -> Source:
     """Open a split of `config.data`; features have their names in a batch."""
-    return open_source(data.name, split, data.data_dir, *_feature_options(data))
+    return open_source(data.name, split, data.data_dir, *_feature_options(data), data.get("follow_links", False))
 
 
 def read_facts(data, source: Source, vocabulary: Mapping[str, Vocabulary]) -> DatasetFacts:
@@ -109,7 +110,7 @@ def facts(data) -> DatasetFacts:
 
 
 def _feature_options(data) -> tuple[dict, dict]:
-    return dict(data.get("features", {})), dict(data.get("kinds", {}))  # configs of older runs have neither
+    return dict(data.get("features", {})), dict(data.get("kinds", {}))  # configs of older runs lack these
 
 
 def _facts_from_files(data) -> DatasetFacts:

@@ -32,15 +32,18 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ssl_jax.data.decode import Picture
+from ssl_jax.data.decode import Picture, guarded
 from ssl_jax.errors import UserError
 
 cv2.setNumThreads(0)  # many images run at once; threads within one image would compete for the cores
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 NEARLY = 1.2  # shrinking by less than this factor needs no averaging
+LARGEST = 8  # intermediate pixels per pixel of the source or the result
+PHASES = 8  # source pixels before an area where its grid may begin
 Recipe = Sequence[tuple[str, Mapping]]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+Area = tuple[float, float, float, float]  # the same, not in whole pixels
 
 
 def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:
@@ -51,13 +54,64 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: str = "bi
     (benchmarks/input_path.py). An axis that shrinks by less than `NEARLY` is only interpolated: the error is no larger
     than the difference between Pillow's bilinear and bicubic.
     """
+    return resize_area(pixels, (0, 0, *pixels.shape[:2]), (height, width), interpolation)
+
+
+def resize_area(
+    pixels: np.ndarray, area: Area, size: tuple[int, int], interpolation: str = "bicubic", around: int = 0
+) -> np.ndarray:
+    """As `resize` of the `area` of uint8 [H, W, 3], whose bounds need not be whole pixels.
+
+    Interpolation reads `around` pixels on each side of the area, where there are any. With 0 an area of whole pixels is cut out,
+    then resized.
+    """
     flag = INTERPOLATIONS[interpolation]
-    rows = 1 if pixels.shape[0] <= NEARLY * height else math.ceil(pixels.shape[0] / height)
-    columns = 1 if pixels.shape[1] <= NEARLY * width else math.ceil(pixels.shape[1] / width)
-    if rows == columns == 1:
-        return cv2.resize(pixels, (width, height), interpolation=flag)
-    pixels = cv2.resize(pixels, (width * columns, height * rows), interpolation=flag)
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    rows, columns = _grid(area[0], area[2], size[0], around), _grid(area[1], area[3], size[1], around)
+    source = pixels[rows.start : rows.stop, columns.start : columns.stop]
+    if rows.size * columns.size > LARGEST * max(source.shape[0] * source.shape[1], size[0] * size[1]):
+        # A thin area: one axis shrinks by far and the other grows. So the first one goes first.
+        if rows.blocks > columns.blocks:
+            source = resize_area(source, (area[0] - rows.start, 0, area[2], source.shape[1]), (size[0], source.shape[1]), interpolation)
+            return resize_area(source, (0, area[1] - columns.start, size[0], area[3]), size, interpolation)
+        source = resize_area(source, (0, area[1] - columns.start, source.shape[0], area[3]), (source.shape[0], size[1]), interpolation)
+        return resize_area(source, (area[0] - rows.start, 0, area[2], size[1]), size, interpolation)
+    # With the two scales OpenCV keeps them as they are; with a size it would stretch the source to fit.
+    pixels = cv2.resize(source, None, fx=columns.scale, fy=rows.scale, interpolation=flag)
+    pixels = pixels[rows.skip : rows.skip + rows.size, columns.skip : columns.skip + columns.size]
+    return pixels if rows.blocks == columns.blocks == 1 else cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
+
+
+class _Grid(NamedTuple):
+    """How one axis of an area is interpolated: source pixels [start, stop), times `scale`, without the first `skip`, are `size`
+    pixels, which are averaged in `blocks`."""
+
+    start: int
+    stop: int
+    scale: float
+    skip: int
+    size: int
+    blocks: int
+
+
+def _grid(start: float, extent: float, target: int, around: int) -> _Grid:
+    """OpenCV's grid begins at a whole pixel. So it begins before the area, where a whole number of its steps lead to the start."""
+    blocks = 1 if extent <= NEARLY * target else math.ceil(extent / target - 1e-9)
+    scale = target * blocks / extent
+    first, last = max(0, math.floor(start) - around), math.ceil(start + extent - 1e-9) + around
+    if first == start:
+        return _Grid(first, last, scale, 0, target * blocks, blocks)
+
+    def begin(at):
+        steps = (start - at) * scale
+        # The end of the grid is rounded, and must not be short of the area.
+        skip = min(round(steps), round((last - around - at) * scale) - target * blocks)
+        return abs(steps - skip), -at, skip
+
+    error, _, skip = begin(0)
+    if start <= extent and error < 1e-6:  # a centered crop of the whole image
+        return _Grid(0, last, scale, skip, target * blocks, blocks)
+    _, at, skip = min(map(begin, range(first, max(-1, first - PHASES), -1)))
+    return _Grid(-at, last, scale, skip, target * blocks, blocks)
 
 
 def torchvision_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
@@ -284,21 +338,18 @@ def without_crop_axis(ops: Recipe, values: np.ndarray) -> np.ndarray:
 
 
 def crop_image(picture: Picture, windows: Sequence[Window]) -> np.ndarray:
-    """uint8 [windows, h, w, 3]."""
-    shrink = 1e9
-    for box, (h, w), *_ in windows:
-        _, _, height, width = box or (0, 0, picture.height, picture.width)
-        shrink = min(shrink, height / h, width / w)
-    pixels, factor = picture.pixels_and_factor(max(1.0, shrink))
+    """uint8 [windows, h, w, 3]. Raises CorruptImage."""
+    size = picture.height, picture.width
+    shrink = min(min(_source_area(each, *size)[2] / each.part[2], _source_area(each, *size)[3] / each.part[3]) for each in windows)
     out = np.empty((len(windows), *windows[0].part[2:], 3), np.uint8)
-    for i, (box, size, (top, left, h, w), mirror, interpolation) in enumerate(windows):
-        source = pixels
-        if box is not None:
-            rows = slice(round(box[0] / factor), round((box[0] + box[2]) / factor))
-            columns = slice(round(box[1] / factor), round((box[1] + box[3]) / factor))
-            source = pixels[rows, columns]
-        resized = resize(source, *size, interpolation)[top : top + h, left : left + w]
-        out[i] = resized[:, ::-1] if mirror else resized
+    with picture.decoded(max(1.0, shrink)) as (pixels, factor):
+        for i, window in enumerate(windows):
+            top, left, height, width = picture.stored(_source_area(window, *size))
+            area = top / factor, left / factor, height / factor, width / factor
+            shape = window.part[:1:-1] if picture.transposed else window.part[2:]
+            around = 2 if window.box is None else 0  # bicubic interpolation reaches as far
+            cropped = picture.upright(guarded(resize_area, pixels, area, shape, window.interpolation, around))
+            out[i] = cropped[:, ::-1] if window.mirror else cropped
     return out
 
 
@@ -347,7 +398,7 @@ def crop_boxes(
     return np.where(inside[..., None], np.stack(cropped), 0).astype(np.float32), inside
 
 
-def _source_area(window: Window, height: int, width: int) -> tuple[float, float, float, float]:
+def _source_area(window: Window, height: int, width: int) -> Area:
     """(top, left, height, width) of the area that a window shows, in pixels of the image, not rounded."""
     top, left, h, w = window.box or (0, 0, height, width)
     rows, columns = h / window.size[0], w / window.size[1]

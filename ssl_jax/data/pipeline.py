@@ -13,22 +13,26 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain.python as grain
 import numpy as np
 from absl import flags
+from grain.experimental import WithOptionsIterDataset
 
 from ssl_jax.data.decode import CorruptImage
 from ssl_jax.data.geometry import Recipe
 from ssl_jax.data.reader import DEFAULT, Inputs, Reader
-from ssl_jax.data.sources import Source
+from ssl_jax.data.source import Source
 from ssl_jax.data.vocabulary import Vocabulary
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 
 log = logging.getLogger("ssl_jax.data")
 
+SHARED_MEMORY = "/dev/shm"  # where Grain's workers put batches
 ROWS, INDEX, SKIPPED = "_valid", "_index", "_skipped"  # entries of a batch beside features, whose names never begin with _
 
 
@@ -196,6 +200,9 @@ def iterate(
       prefetch: finished batches to keep ready, per worker if there are any. Each takes memory of a whole batch.
 
     Unreadable records are collected in `batches.skipped`, and each is logged once.
+
+    Raises:
+      MachineFault: a worker was killed, or the disk of the data fails.
     """
     threads = min(os.cpu_count() or 1, 16) if threads is None else threads
     dataset = grain.MapDataset.range(start, stop).map(batches.__getitem__)
@@ -203,14 +210,52 @@ def iterate(
         if not flags.FLAGS.is_parsed():  # outside absl.app; Grain passes the flags to its workers
             flags.FLAGS(sys.argv[:1])
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        if _lacks_shared_memory(batches, workers, prefetch):
+            dataset = WithOptionsIterDataset(dataset, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize))
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
         dataset = dataset.mp_prefetch(options)
     else:
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + prefetch)
         dataset = dataset.to_iter_dataset(options)
-    for batch in dataset:
+    iterator = iter(dataset)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if workers and (killed := re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))):
+                raise _killed(int(killed[1])) from error
+            raise
         for index, reason in batch.pop(SKIPPED):
             if index not in batches.skipped:
                 batches.skipped[index] = reason
-                log.warning("data '%s': example %d is left out: %s", batches.source.name, index, reason)
+                log.warning("data '%s': %s is left out: %s", batches.source.name, batches.source.called(index), reason)
         yield batch
+
+
+def _lacks_shared_memory(batches: _Batches, workers: int, prefetch: int) -> bool:
+    """Whether the batches of all workers do not fit in shared memory. A worker that fills it is killed."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return False
+    each = len(batches.rows) * sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in batches.spec.values())
+    needed = each * (workers * (prefetch + 1) + 2)  # buffered and being made, and those that the device copies
+    status = os.statvfs(SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    if needed <= free:
+        return False
+    log.warning(
+        "%s has %d MB free, and batches of %d workers need %d MB there, so they go through pipes, which is slower; give the "
+        "container more (docker run --shm-size=%dm), or choose fewer --config.data.workers (0 needs none)",
+        SHARED_MEMORY, free >> 20, workers, needed >> 20, 2 * needed >> 20,
+    )  # fmt: skip
+    return True
+
+
+def _killed(number: int) -> MachineFault:
+    likely = {signal.SIGKILL: ", as when memory runs out", signal.SIGBUS: f", as when {SHARED_MEMORY} is full"}
+    name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
+    return MachineFault(
+        f"a data worker was ended by {name}{likely.get(number, '')}; choose fewer --config.data.workers if it happens again, and "
+        "run the same command again"
+    )

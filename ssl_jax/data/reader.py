@@ -19,7 +19,7 @@ from ssl_jax.data.geometry import (
     sample_windows,
     without_crop_axis,
 )
-from ssl_jax.data.sources import Source
+from ssl_jax.data.source import Source
 from ssl_jax.data.vocabulary import Tokenizer, Vocabulary
 from ssl_jax.errors import UserError
 
@@ -130,7 +130,7 @@ class Reader:
     def _all_unreadable(self, index):
         count = min(len(self.source), MAX_WALK)
         return UserError(
-            f"data '{self.source.name}': {count} images in a row cannot be read (first: number {index}, "
+            f"data '{self.source.name}': {count} images in a row cannot be read (first: {self.source.called(index)}, "
             f"{self.unreadable[index]}); check the files, or prepare the dataset again"
         )
 
@@ -150,7 +150,7 @@ class Reader:
             return Picture(value) if len(feature.shape) == 3 else np.asarray(value)
         if feature.kind == "mask":
             return mask_pixels(value) if isinstance(value, bytes) else _to_device_dtype(value)
-        where = f"data '{self.source.name}', example {index}"
+        where = f"data '{self.source.name}', {self.source.called(index)}"
         if name in self.tokenizers:
             tokens = self.tokenizers[name]
             if len(feature.shape) == 1:
@@ -172,7 +172,7 @@ class Reader:
                     else "leave it out of the inputs"
                 )
                 raise UserError(
-                    f"data '{self.source.name}': '{key}' of example {index} has shape {value.shape}, others "
+                    f"data '{self.source.name}': '{key}' of {self.source.called(index)} has shape {value.shape}, others "
                     f"{spec[key][0]}; {remedy}"
                 )
 
@@ -212,8 +212,8 @@ class Reader:
             if kind in ("image", "mask"):
                 if _size(value) != size:
                     raise UserError(
-                        f"data '{self.source.name}': '{name}' of example {index} has {_size(value)} pixels and '{self.frame}' "
-                        f"{size}; config.data.ops crop both alike, so make the sizes equal or leave one out"
+                        f"data '{self.source.name}': '{name}' of {self.source.called(index)} has {_size(value)} pixels and "
+                        f"'{self.frame}' {size}; config.data.ops crop both alike, so make the sizes equal or leave one out"
                     )
                 out[name] = self._crop_map(kind, value, windows)
             elif kind in ("boxes", "points"):

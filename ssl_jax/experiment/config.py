@@ -180,8 +180,8 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{name}.")
-        elif key not in old and b == {}:
-            continue  # a table that earlier versions did not have
+        elif key not in old and not b:
+            continue  # a table or an option that earlier versions did not have, and that is off
         elif a != b and not _same_duration(name, a, b):
             lines.append(f"{name}: {a} -> {b}")
     return lines

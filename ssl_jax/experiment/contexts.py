@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ssl_jax.data.catalog import open_data
 from ssl_jax.data.pipeline import eval_batches
 from ssl_jax.data.reader import DEFAULT
+from ssl_jax.data.sources import is_path
 from ssl_jax.data.vocabulary import Vocabulary
 from ssl_jax.engine import sharding
 from ssl_jax.engine.method import Method, State, inference_state
@@ -75,7 +76,9 @@ def open_eval(config, split: str, mesh=None, inputs=DEFAULT, vocabulary: Mapping
 
 def split_names(config) -> dict[str, str]:
     """{'train': 'scenes:train+resize_crop-32-32', 'test': ...}: data and preprocessing, as protocols name them."""
-    ops = [f"+{name}-{'-'.join(map(str, arguments.values()))}".replace(" ", "") for name, arguments in config.data.eval_ops]
+    # Pictures of many sizes may have an EXIF orientation, which earlier versions did not apply.
+    ops = ["+upright"] * bool(config.data.eval_ops or is_path(config.data.name))
+    ops += [f"+{name}-{'-'.join(map(str, arguments.values()))}".replace(" ", "") for name, arguments in config.data.eval_ops]
     ops += [f"+{name}={feature}" for name, feature in sorted(config.data.get("features", {}).items())]
     splits = {"train": config.data.train_split, "test": config.data.test_split}
     return {split: f"{config.data.name}:{name}{''.join(ops)}" for split, name in splits.items()}

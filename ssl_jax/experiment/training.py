@@ -32,6 +32,7 @@ from ssl_jax.experiment import distributed, launch_environment
 from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, initial_state, unmeasurable
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context, open_eval
+from ssl_jax.experiment.data_record import record_data
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import save_neighbors
 from ssl_jax.experiment.progress import Progress
@@ -68,6 +69,7 @@ def run_training(
         experiment = build_experiment(config, workdir=workdir)
         distributed.check_same_config(configs.plain(experiment.config))
         record_config(workdir, configs.plain(experiment.config))
+        record_data(workdir, experiment.batches.source)
         write_json(workdir / "provenance.json", provenance())
         record_start(workdir, began)
         restarted = launch_environment.launched_process(os.environ) is not None or saved_code != 0
