@@ -12,7 +12,7 @@ from submitting import GKE, ROOT, SCHEMA, TPU, dry, error, submit, wait
 from xla_flags import flags
 
 from launch import main
-from ssl_jax.launchers import detached, jobs, tpu_slices
+from ssl_jax.launchers import detached, jobs, supervise, tpu_slices
 
 
 @pytest.fixture(autouse=True)
@@ -303,7 +303,7 @@ def local_script(tmp_path, monkeypatch):
     def put(text):
         path = tmp_path / "script.py"
         path.write_text(text)
-        monkeypatch.setattr(detached, "LAUNCHER", path)
+        monkeypatch.setattr(supervise, "LAUNCHER", path)
         return tmp_path / "a"
 
     return put

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.where import as_called, program
 
 VERBS = {
     "train": "train a config in a workdir, or resume it",
@@ -56,9 +57,9 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for `argv`. Only the verb in `argv` is imported and has its flags."""
     asked = next((argument for argument in argv if not argument.startswith("-")), None)
     top = Parser(
-        prog="python launch.py",
+        prog=program(),
         description="ssl_jax: visual representation pretraining in JAX. Every method runs under the same verbs.",
-        epilog="example: python launch.py train --config=configs/simclr.py --workdir=runs/simclr --config.seed=1",
+        epilog=as_called("example: python launch.py train --config=configs/simclr.py --workdir=runs/simclr --config.seed=1"),
         allow_abbrev=False,
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -66,7 +67,7 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=summary, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
         if verb == asked:
             module = verb_module(verb)
-            sub.description = module.__doc__
+            sub.description = as_called(module.__doc__)
             module.add_arguments(sub)
     return top
 
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
         return verb_module(args.verb).main(args, overrides)
     except (UserError, MachineFault) as error:
         _abort(error)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_called(str(error))}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -6,12 +6,11 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 from ssl_jax.errors import UserError
 from ssl_jax.launchers import jobs
-from ssl_jax.launchers.supervise import LAUNCHER
+from ssl_jax.launchers.supervise import launch_command
 
 # The shell ignores the SIGTERM that is meant for the training, and writes the exit code of the training to a file.
 SCRIPT = 'trap : TERM; "$@"; echo $? > "$0"'
@@ -33,7 +32,7 @@ def command(request: jobs.JobRequest) -> list[str]:
         raise UserError(f"--processes={request.options.processes} must be at least 1")
     flags = [f"--processes={request.options.processes}", f"--max_restarts={request.max_restarts}"]
     exit_file = str(request.workdir / "job.exit")
-    return ["sh", "-c", SCRIPT, exit_file, sys.executable, str(LAUNCHER), *request.arguments(), *flags]
+    return ["sh", "-c", SCRIPT, exit_file, *launch_command(), *request.arguments(), *flags]
 
 
 def describe(request: jobs.JobRequest) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssl_jax.errors import UserError
 from ssl_jax.launchers import jobs
-from ssl_jax.launchers.supervise import LAUNCHER
+from ssl_jax.launchers.supervise import launch_command
 
 PASSES_ON = True  # unknown arguments are options of sbatch
 OURS = {"array", "error", "job-name", "open-mode", "output", "ntasks", "nodes"}
@@ -178,7 +178,7 @@ def _gpus(given: dict, nodes: int) -> float:
 
 
 def _task(request: jobs.JobRequest) -> list[str]:
-    return [sys.executable, str(LAUNCHER), *request.arguments()]
+    return [*launch_command(), *request.arguments()]
 
 
 def _folder(workdir: Path) -> Path:
