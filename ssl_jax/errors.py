@@ -1,6 +1,9 @@
-"""The two exceptions whose messages are written for users."""
+"""The two exceptions whose messages are written for users, and the text that may stand in a message."""
 
+import unicodedata
 from pathlib import Path
+
+ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, invisible marks, lone surrogates, separators of lines
 
 
 class UserError(Exception):
@@ -26,3 +29,15 @@ def not_written(path: Path, error: OSError) -> MachineFault:
     """The MachineFault to raise if the file `path` of a run cannot be written."""
     remedy = "free space or repair the directory and run the same command again"
     return MachineFault(f"{path} cannot be written ({error.strerror}); {remedy}")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with control characters, marks that reorder text, and lone surrogates as escapes like \\x1b; those in `keep` stay.
+
+    Names of files and values of configs could otherwise write lines of a log, or commands to a terminal.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ESCAPED and c not in keep else c for c in text
+    )

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.engine.records import OneLine
+from ssl_jax.errors import MachineFault, UserError, printable
 from ssl_jax.where import as_called, program
 
 VERBS = {
@@ -81,7 +82,9 @@ def main(argv: list[str]) -> int:
     """Run a verb and return the exit code. Bad input and faults of the machine are one line on stderr."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("NPROC", "16")  # fake devices deadlock with fewer threads than devices
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(OneLine("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and tracebacks of what it raises anyway
@@ -90,7 +93,7 @@ def main(argv: list[str]) -> int:
         return verb_module(args.verb).main(args, overrides)
     except (UserError, MachineFault) as error:
         _abort(error)
-        print(f"error: {as_called(str(error))}", file=sys.stderr)
+        print(f"error: {printable(as_called(str(error)))}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -117,9 +120,11 @@ def add_workdir(sub: argparse.ArgumentParser) -> None:
 
 
 def _directory(text: str) -> Path:
-    """Raises UserError for a URL, which as a path would be a directory 'gs:' here."""
+    """Raises UserError for a URL, which as a path would be a directory 'gs:' here, and for control characters."""
     if "://" in text:
         raise UserError(f"--workdir={text} is no directory; mount the bucket on every host (as by gcsfuse) and give its path")
+    if printable(text) != text:
+        raise UserError(f"--workdir={printable(text)} has a control character in its name; choose another directory")
     return Path(text)
 
 

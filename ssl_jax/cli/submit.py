@@ -65,6 +65,7 @@ def main(args, rest) -> int:
     before = jobs.earlier(args.workdir)
     number = before["number"] + 1 if before else 1
     request = jobs.JobRequest(args.config, flags, args.workdir, args.max_restarts, number, options, left)
+    jobs.check_words(request)
     sent = engine.describe(request)
     if args.dry_run:
         print(sent)
