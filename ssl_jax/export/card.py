@@ -14,6 +14,7 @@ from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 from ssl_jax.export.source import Source, normalization, plain
+from ssl_jax.models.pretrained.weights_file import refused
 from ssl_jax.version import VERSION
 
 CARD, SCHEMA = "card.json", 1
@@ -101,7 +102,7 @@ def open_card(folder: Path) -> dict[str, Any]:
 
 def sha256(path: Path) -> str:
     """Hexadecimal digest of a file."""
-    with open(path, "rb") as file:
+    with refused(path, "no readable file"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
