@@ -89,6 +89,8 @@ def _encode_inception(weights, mode, images):
 def _exported(folder: Path, mesh) -> Extractor:
     encoder = ssl_jax.load(folder)
     card = encoder.card
+    if "pooled" not in card["features"]:
+        raise UserError(f"extractor {str(folder)!r} has no feature 'pooled'; export an encoder that has one")
     height, width = card["input"]["height"], card["input"]["width"]
 
     def encode(images):

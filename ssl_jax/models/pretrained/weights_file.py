@@ -26,7 +26,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if path.suffix == ".safetensors":
         with refused(path, "no safetensors file"):
-            return _numbers(load_file(path))
+            return load_file(path)
     if path.suffix == ".npz":
         with refused(path, "no .npz file of arrays"):
             with zipfile.ZipFile(path) as archive:
