@@ -387,7 +387,7 @@ TAMPERED = {  # name: (program, its features in the card, message; '': it is rig
     "huge array inside": (large(HUGE, False), [3], "is refused as too large"),
     "endless loop": (loop(1000), [3], "has a loop of unknown rounds"),
     "long loop": (steps(10**9), [3], "has a loop of 1,000,000,000 rounds"),
-    "memory": (lambda w, x: {"pooled": jnp.sort(jnp.sin(x.max() * jnp.arange(2e6)))[None, ::700_000] + x[:, :1, 0, 0]}, [3], "GiB for 1"),
+    "memory": (lambda w, x: {"pooled": jnp.sort(jnp.sin(x.max() * jnp.arange(2e6)))[None, ::700_000] + x[:, :1, 0, 0]}, [3], "for 1 "),
 }
 
 

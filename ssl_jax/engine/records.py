@@ -16,6 +16,7 @@ from ssl_jax.errors import MachineFault, UserError, printable
 NEAR = 5  # logged lines on either side whose median gives the seconds of a step
 SPAN = "of the time from the first start to the last logged step"  # the denominator of goodput, for reports
 LARGE = 1e300  # greater numbers are damage: sums and axes of charts overflow
+DEEPEST = 60  # levels of a JSON file of ours; stages in stages have some twenty
 MOST = 1 << 28  # bytes of a JSON file of ours; the largest, a vocabulary, has a few MB
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # the path itself is wrong, not the machine
 REST = "starting, compiling, evaluating, saving, repeated steps and not running"  # the remaining time, for reports
@@ -104,7 +105,7 @@ def read_json(path: Path, kind: type, needs: Mapping[str, type | tuple] | None =
         value = json.loads(_bytes(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({_why(path, error)}); {remedy}") from None
-    problem = mistyped(value, kind)
+    problem = mistyped(value, kind) or ("it is nested too deeply" if _depth(value) > DEEPEST else "")
     for i, item in enumerate(value if isinstance(value, list) and needs else []):
         problem = problem or _problem(item, needs, f"entry {i} ")
     if isinstance(value, dict) and needs:
@@ -112,6 +113,15 @@ def read_json(path: Path, kind: type, needs: Mapping[str, type | tuple] | None =
     if problem:
         raise UserError(f"{path} is damaged ({problem}); {remedy}")
     return value
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and dicts in `value`, without recursion."""
+    level, at = 0, [value]
+    while at and level <= DEEPEST:
+        at = [child for each in at if isinstance(each, dict | list) for child in (each.values() if isinstance(each, dict) else each)]
+        level += 1
+    return level
 
 
 def mistyped(value: Any, kind: type) -> str:
