@@ -106,7 +106,7 @@ class Checkpoints:
         }
         try:
             self._manager = _Manager(self.directory, options=options, item_handlers=self._handlers)
-        except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:  # Orbax reads this file of every checkpoint
+        except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:  # read for every step
             raise UserError(
                 f"{self.directory} cannot be opened ({_first_line(error)}); a checkpoint there has a damaged _CHECKPOINT_METADATA: "
                 "move it away"
