@@ -6,7 +6,14 @@ from pathlib import Path
 ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, invisible marks, lone surrogates, separators of lines
 
 
-class UserError(Exception):
+class _OneLine(Exception):
+    """Whose message is one line, whatever names and values of the user stand in it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UserError(_OneLine):
     """Bad input. The message is one line that names the cause and the remedy.
 
     The command line prints it without a traceback and exits with status 2, after which no launcher restarts the run. Any other
@@ -16,7 +23,7 @@ class UserError(Exception):
     code = 2
 
 
-class MachineFault(Exception):
+class MachineFault(_OneLine):
     """A disk, network or host failed, and a restart may help. The message is one line, too.
 
     The command line exits with status 74 (EX_IOERR of sysexits.h), after which launchers restart the run.
