@@ -315,13 +315,16 @@ def test_damaged_files_and_invalid_cards_are_refused(workdir, tmp_path):
         ({"schema": 2}, "has schema 2 and this ssl_jax reads 1"),
         ({"files": {}, "format": "pickle"}, "is of format 'pickle'; this ssl_jax reads safetensors, orbax, stablehlo"),
         ({"files": {"../orbax/card.json": {"sha256": ""}}}, "has no '../orbax/card.json'"),
-        ({"files": []}, "has no 'list of files'"),
+        ({"files": []}, "has a list as 'files'"),
+        ({"input": {}}, "images of None x None"),
+        ({"input": {**card["input"], "height": 10**9}}, "images of 1000000000 x 16"),
+        ({"features": {"pooled": [3]}}, r"feature 'pooled' has shape \[3\]"),
     ):
         (folder / "card.json").write_text(json.dumps({**card, **change}))
         with pytest.raises(UserError, match=message):
             ssl_jax.load(folder)
     (folder / "card.json").write_text("{")
-    with pytest.raises(UserError, match=r"card\.json cannot be read"):
+    with pytest.raises(UserError, match=r"card\.json is damaged \(no JSON"):
         ssl_jax.load(folder)
 
 
@@ -341,8 +344,109 @@ def test_stablehlo_with_native_calls_or_unreadable_is_refused(workdir, tmp_path)
 
     (folder / "encode.stablehlo").write_bytes(b"nonsense")
     cards.seal(folder, {k: v for k, v in card.items() if k != "files"})
-    with pytest.raises(UserError, match=f"written by jax {jax.__version__} and cannot be read by jax"):
+    with pytest.raises(UserError, match=r"encode\.stablehlo is damaged or no StableHLO program"):
         ssl_jax.load(folder)
+    cards.seal(folder, {**{k: v for k, v in card.items() if k != "files"}, "stablehlo": {"jax": "0.0.1"}})
+    with pytest.raises(UserError, match=f"written by jax 0.0.1 and cannot be read by jax {jax.__version__}"):
+        ssl_jax.load(folder)
+
+
+def loop(rounds):
+    def run(weights, x):
+        start = jnp.zeros((x.shape[0], 3)) + x.min()
+        return {"pooled": jax.lax.while_loop(lambda i: i.max() < rounds, lambda i: jnp.sin(i), start)}
+
+    return run
+
+
+def steps(count):
+    def run(weights, x):
+        return {"pooled": jax.lax.scan(lambda y, _: (y * 0.5 + 1, None), jnp.zeros((x.shape[0], 3)), None, count)[0]}
+
+    return run
+
+
+def large(sides, give):
+    def run(weights, x):
+        middle = jnp.ones((x.shape[0], *sides), jnp.float32) * x.max()
+        return {"pooled": middle if give else middle.sum(-1)[:, :3]}
+
+    return run
+
+
+HUGE = (100_000, 100_000)
+TAMPERED = {  # name: (program, its features in the card, message; '': it is right)
+    "right": (lambda w, x: {"pooled": jnp.zeros((x.shape[0], 3))}, [3], ""),
+    "scan": (steps(12), [3], ""),
+    "wrong shape": (lambda w, x: {"pooled": jnp.zeros((x.shape[0], 4))}, [3], "it gives the features"),
+    "other name": (lambda w, x: {"other": jnp.zeros((x.shape[0], 3))}, [3], "it gives the features"),
+    "no outputs": (lambda w, x: {}, [3], "it gives the features none"),
+    "one output": (lambda w, x: jnp.zeros((x.shape[0], 3)), [3], "it gives the features none"),
+    "huge result": (large(HUGE, True), [3], "is refused as too large"),
+    "huge result in the card, too": (large(HUGE, True), HUGE, "is refused as too large"),
+    "huge array inside": (large(HUGE, False), [3], "is refused as too large"),
+    "endless loop": (loop(1000), [3], "has a loop of unknown rounds"),
+    "long loop": (steps(10**9), [3], "has a loop of 1,000,000,000 rounds"),
+    "memory": (lambda w, x: {"pooled": jnp.sort(jnp.sin(x.max() * jnp.arange(2e6)))[None, ::700_000] + x[:, :1, 0, 0]}, [3], "for 1 "),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_tampered_program_is_refused_before_it_runs(workdir, tmp_path, name, monkeypatch):
+    program, shape, message = TAMPERED[name]
+    folder = copy(workdir, "stablehlo", tmp_path)
+    if name == "memory":
+        monkeypatch.setattr("ssl_jax.export.program.MEMORY", -1_000_000)
+        monkeypatch.setattr("ssl_jax.export.program.LARGEST", 8_000_000)
+    write_program(folder, program, {"pooled": ["b", *shape]})
+    if not message:
+        assert ssl_jax.load(folder)(images())["pooled"].shape == (3, 3)
+        return
+    with pytest.raises(UserError, match=message):
+        ssl_jax.load(folder)(images(1))
+
+
+def write_program(folder, function, features, batch="b", side=SIZE, dtype=np.uint8, weights=()):
+    size = jax.export.symbolic_shape(batch)[0] if isinstance(batch, str) else batch
+    given = {name: jax.ShapeDtypeStruct((2,), np.float32) for name in weights}
+    exported = jax.export.export(jax.jit(function))(given, jax.ShapeDtypeStruct((size, side, side, 3), dtype))
+    (folder / "encode.stablehlo").write_bytes(exported.serialize())
+    card = json.loads((folder / "card.json").read_text())
+    cards.seal(folder, {**{k: v for k, v in card.items() if k != "files"}, "features": features})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 1}, r"it takes uint8 \[1, 16, 16, 3\], not uint8 \[b, 16, 16, 3\]"),
+        ({"side": 17}, r"it takes uint8 \[b, 17, 17, 3\], not"),
+        ({"dtype": np.float32}, r"it takes float32"),
+        ({"weights": ("nothing",)}, "weight 'nothing' is missing or has another shape"),
+    ],
+)
+def test_a_program_of_other_arguments_than_the_card_is_refused(workdir, tmp_path, change, message):
+    folder = copy(workdir, "stablehlo", tmp_path)
+    write_program(folder, TAMPERED["right"][0], {"pooled": ["b", 3]}, **change)
+    with pytest.raises(UserError, match=message):
+        ssl_jax.load(folder)
+
+
+@pytest.mark.parametrize("change", [{}, {"model": 3}, {"model": {"encoder": {"name": "resnet", "depth": "x"}}}])
+def test_a_card_with_another_config_than_its_files_is_refused(workdir, tmp_path, change):
+    for form in ("safetensors", "orbax"):
+        folder = copy(workdir, form, tmp_path)
+        card = json.loads((folder / "card.json").read_text())
+        config = {**card["config"], **change} if change else {}
+        (folder / "card.json").write_text(json.dumps({**card, "config": config}))
+        with pytest.raises(UserError):
+            ssl_jax.load(folder)
+
+
+def test_parameters_that_inflate_are_refused(tmp_path):
+    with export.formats.ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", {"params": {"a": jnp.zeros((40_000_000,))}, "mutable": {}})
+    with pytest.raises(UserError, match="would inflate to 160,000,000"):
+        export.formats.read_orbax(tmp_path, {"config": configs.plain(smoke_config())})
 
 
 def test_export_command_errors_and_export_of_an_earlier_step(workdir, tmp_path, capsys):

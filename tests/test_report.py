@@ -240,7 +240,7 @@ def test_report_of_an_unfinished_run_with_damaged_files(tmp_path):
     assert "Unfinished: step 2 of 20." in page.text
     assert "is not measured after training yet (31.25" in page.text
     assert "2 of 3 entries are not understood" in page.text
-    assert "provenance.json cannot be read" in page.text
+    assert "provenance.json is damaged (no JSON" in page.text
     assert "pictures/views.png is not a complete PNG" in page.text
     assert "<circle" in source  # the only logged loss
     assert "nan" not in re.sub(r"base64,[^\"]*", "", source).lower().replace("provenance", "")

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import subprocess
 
 import jsonschema
 import pytest
@@ -12,7 +13,8 @@ from submitting import GKE, ROOT, SCHEMA, TPU, dry, error, submit, wait
 from xla_flags import flags
 
 from launch import main
-from ssl_jax.launchers import detached, jobs, tpu_slices
+from ssl_jax.errors import UserError
+from ssl_jax.launchers import detached, jobs, supervise, tpu_slices
 
 
 @pytest.fixture(autouse=True)
@@ -303,7 +305,7 @@ def local_script(tmp_path, monkeypatch):
     def put(text):
         path = tmp_path / "script.py"
         path.write_text(text)
-        monkeypatch.setattr(detached, "LAUNCHER", path)
+        monkeypatch.setattr(supervise, "LAUNCHER", path)
         return tmp_path / "a"
 
     return put
@@ -340,7 +342,100 @@ def test_status_of_a_killed_local_job_and_of_one_on_another_host(local_script, c
 def test_later_process_with_the_same_id_is_not_the_job(tmp_path):
     job = {"id": os.getpid(), "host": os.uname().nodename, "born": "1"}
     assert not detached.state(job, tmp_path).alive
-    assert detached.state({**job, "born": detached._born(os.getpid())}, tmp_path).alive
+    assert not detached.state({**job, "born": detached._born(os.getpid())}, tmp_path).alive  # another command
+
+
+def test_cancel_ends_only_the_process_that_was_started(local_script, tmp_path, capsys):
+    """job.json may be changed by hand, or be that of another workdir."""
+    run = local_script("import time\ntime.sleep(60)")
+    assert submit(run, "--to=local") == 0
+    job = json.loads((run / "job.json").read_text())
+    victim = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    try:
+        for where, changed in [(run, {"id": victim.pid, "born": detached._born(victim.pid)}), (other, {})]:
+            (where / "job.json").write_text(json.dumps({**job, **changed}))
+            assert main(["cancel", f"--workdir={where}"]) == 0
+            assert "had ended before" in capsys.readouterr().out
+            with pytest.raises(UserError, match=r"is not the job of --workdir"):
+                detached.cancel({**job, **changed}, where)
+        assert victim.poll() is None
+        (run / "job.json").write_text(json.dumps(job))
+        assert main(["cancel", f"--workdir={run}"]) == 0
+        assert "stopped by SIGTERM" in wait(run, capsys, "stopped")
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+SHELL = "a\ntouch /tmp/pwned"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--to=slurm", f"--partition={SHELL}"), r"argument --partition=a\ntouch /tmp/pwned has a control character"),
+        (("--to=slurm", "--a\ntouch /tmp/pwned=1"), "control character"),
+        (("--to=slurm", "--a;b=1"), "is not understood"),
+        (("--to=local", f"--config.data.data_dir={SHELL}"), "control character"),
+        ((*GKE, f"--image={SHELL}"), "control character"),
+        ((*GKE, "--namespace=--all"), "--namespace=--all is no name"),
+        ((*TPU, "--vm=--quiet"), "--vm=--quiet is no name"),
+        ((*TPU, "--zone=a;b"), "--zone=a;b is no name"),
+        ((*TPU, "--topology=v5e:2x4\n"), "control character"),
+    ],
+)
+def test_no_argument_becomes_shell_or_an_option(capsys, programs, flags, message):
+    folder = programs("sbatch")
+    assert submit("runs/never", *flags) == 2
+    assert message in error(capsys)
+    assert not pathlib.Path("runs/never").exists() and not [path for path in folder.iterdir() if path.suffix == ".calls"]
+
+
+@pytest.mark.parametrize("flags", [("--to=slurm",), ("--to=local",), GKE, TPU])
+def test_a_workdir_with_control_characters_is_refused(capsys, no_programs, flags):
+    assert submit(f"runs/{SHELL}", *flags) == 2
+    assert r"--workdir=runs/a\ntouch /tmp/pwned has a control character" in error(capsys)
+
+
+@pytest.mark.parametrize("flags", [("--to=slurm",), ("--to=local",), TPU])
+def test_metacharacters_in_names_are_quoted(tmp_path, capsys, no_programs, flags):
+    """The text is run as it would be, with programs that do nothing in place of those that it calls."""
+    name = "$(touch pwned) `touch pwned`; touch pwned; 'a"
+    more = (f"--comment={name}",) if "slurm" in flags[0] else ()
+    sent = dry(capsys, tmp_path / name, *flags, *more, f"--config.data.data_dir={name}")
+    remote = "gcloud() { eval \"$(printf '%s' \"${@: -1}\" | sed -n 's/^--command=/: /p')\"; }"  # as ssh does on the other side
+    quiet = f"setsid() {{ :; }}; srun() {{ :; }}; scontrol() {{ :; }}; {remote}\n"
+    done = subprocess.run(["/bin/bash", "-c", quiet + sent], capture_output=True, text=True, cwd=tmp_path)
+    assert not list(tmp_path.rglob("pwned")), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields"),
+    [
+        ("slurm", {"id": "1; touch a"}), ("slurm", {"id": "../../etc/passwd"}), ("slurm", {"id": 7}), ("slurm", {}),
+        ("gke", {"id": "--all", "namespace": "default"}), ("gke", {"id": "a"}), ("gke", {"id": "a", "namespace": None}),
+        ("tpu-vm", {"id": "a$(b)", "zone": "c"}), ("tpu-vm", {"id": "a", "zone": "--d"}),
+        ("local", {"id": -1}), ("local", {"id": 0, "host": "a", "born": "1"}), ("local", {"id": 1, "host": "a", "born": "1"}),
+        ("local", {"id": "7", "host": "a", "born": "1"}), ("local", {"id": True, "host": "a", "born": "1"}),
+        ("local", {"id": 7, "host": "a"}),
+        ("pbs", {"id": "1"}), (["slurm"], {"id": "1"}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["status", "cancel", "logs"])
+def test_a_changed_job_json_is_refused(tmp_path, capsys, programs, verb, engine, fields):
+    folders = [programs(name) for name in ("scontrol", "scancel", "kubectl", "gcloud")]
+    (tmp_path / "job.json").write_text(json.dumps({"engine": engine, "number": 1, **fields}))
+    assert main([verb, f"--workdir={tmp_path}"]) == 2
+    assert "job.json is damaged" in error(capsys)
+    assert not [path for path in folders[0].iterdir() if path.suffix == ".calls"]
+
+
+def test_logs_show_control_characters_as_escapes(tmp_path, capsys):
+    (tmp_path / "log").write_text("a\x1b]0;title\x07\tb\u202e\n")
+    jobs.tail(tmp_path / "log", 1, False, lambda: False)
+    assert capsys.readouterr().out == "a\\x1b]0;title\\x07\tb\\u202e\n"
 
 
 def test_logs_follow_until_the_job_ends(tmp_path, capsys):

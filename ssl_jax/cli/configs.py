@@ -22,8 +22,9 @@ from rich.text import Text
 
 from ssl_jax.cli.main import refuse_rest
 from ssl_jax.errors import UserError
+from ssl_jax.where import RECIPES, as_called, find_config
 
-FOLDER = Path("configs")
+FOLDERS = (Path("configs"), RECIPES / "configs")
 COLUMNS = ("variant", "about", "hardware", "time", "expected", "source")
 
 
@@ -42,12 +43,9 @@ def main(args, overrides) -> int:
 
 
 def show_configs(console: Console) -> None:
-    """Print every file of configs/ with its variants. Raises UserError if there is none."""
-    files = _files()
-    if not files:
-        raise UserError(f"there is no {FOLDER}/*.py here; run this where {FOLDER}/ is")
+    """Print every file of configs/ with its variants: those of the current directory, else those of this package."""
     rows = []
-    for path in files:
+    for path in _files():
         module = _import(path)
         if hasattr(module, "VARIANTS"):
             rows.append((path.stem, _idea(module), ", ".join(_shown(variant.name) for variant in module.VARIANTS)))
@@ -56,7 +54,7 @@ def show_configs(console: Console) -> None:
     else:
         for name, idea, variants in rows:
             print(f"{name}: {idea}\n    {variants}")
-    print("more about one: launch.py configs NAME; train it: launch.py train --config=configs/NAME.py:VARIANT --workdir=DIR")
+    print(as_called("more about one: launch.py configs NAME; train it: launch.py train --config=configs/NAME.py:VARIANT --workdir=DIR"))
 
 
 def show_variants(method: str, console: Console) -> None:
@@ -86,12 +84,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def _files() -> Sequence[Path]:
-    return [path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("__init__", "common")]
+    found = ([path for path in sorted(folder.glob("*.py")) if path.stem not in ("__init__", "common")] for folder in FOLDERS)
+    return next(filter(None, found), [])
 
 
 def _find(method: str) -> Path:
     name = method.partition(":")[0]
-    for path in (Path(name), FOLDER / f"{name}.py"):
+    for path in (find_config(name), *(folder / f"{name}.py" for folder in FOLDERS)):
         if path.is_file():
             return path
     near = difflib.get_close_matches(name, [path.stem for path in _files()], 1)
@@ -102,11 +101,12 @@ def _find(method: str) -> Path:
 def _import(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("ssl_jax_config", path)
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent.parent))  # configs import configs.common
+    before = list(sys.path)
+    sys.path[:] = [str(path.resolve().parent.parent), *before, str(RECIPES)]  # configs import configs.common
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.pop(0)
+        sys.path[:] = before
     return module
 
 

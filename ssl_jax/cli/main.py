@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.engine.records import OneLine
+from ssl_jax.errors import MachineFault, UserError, printable
+from ssl_jax.where import as_called, program
 
 VERBS = {
     "train": "train a config in a workdir, or resume it",
@@ -56,9 +58,9 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for `argv`. Only the verb in `argv` is imported and has its flags."""
     asked = next((argument for argument in argv if not argument.startswith("-")), None)
     top = Parser(
-        prog="python launch.py",
+        prog=program(),
         description="ssl_jax: visual representation pretraining in JAX. Every method runs under the same verbs.",
-        epilog="example: python launch.py train --config=configs/simclr.py --workdir=runs/simclr --config.seed=1",
+        epilog=as_called("example: python launch.py train --config=configs/simclr.py --workdir=runs/simclr --config.seed=1"),
         allow_abbrev=False,
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -66,7 +68,7 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=summary, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
         if verb == asked:
             module = verb_module(verb)
-            sub.description = module.__doc__
+            sub.description = as_called(module.__doc__)
             module.add_arguments(sub)
     return top
 
@@ -80,7 +82,9 @@ def main(argv: list[str]) -> int:
     """Run a verb and return the exit code. Bad input and faults of the machine are one line on stderr."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("NPROC", "16")  # fake devices deadlock with fewer threads than devices
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(OneLine("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and tracebacks of what it raises anyway
@@ -89,7 +93,7 @@ def main(argv: list[str]) -> int:
         return verb_module(args.verb).main(args, overrides)
     except (UserError, MachineFault) as error:
         _abort(error)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(as_called(str(error)))}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -116,9 +120,11 @@ def add_workdir(sub: argparse.ArgumentParser) -> None:
 
 
 def _directory(text: str) -> Path:
-    """Raises UserError for a URL, which as a path would be a directory 'gs:' here."""
+    """Raises UserError for a URL, which as a path would be a directory 'gs:' here, and for control characters."""
     if "://" in text:
         raise UserError(f"--workdir={text} is no directory; mount the bucket on every host (as by gcsfuse) and give its path")
+    if printable(text) != text:
+        raise UserError(f"--workdir={printable(text)} has a control character in its name; choose another directory")
     return Path(text)
 
 

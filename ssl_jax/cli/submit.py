@@ -21,6 +21,7 @@ import argparse
 from ssl_jax.cli.main import Parser, add_workdir
 from ssl_jax.errors import UserError
 from ssl_jax.launchers import jobs
+from ssl_jax.where import as_called, program
 
 
 def add_arguments(sub) -> None:
@@ -39,7 +40,7 @@ def add_arguments(sub) -> None:
 
 def parser(name: str) -> argparse.ArgumentParser:
     """The parser of the flags that only this engine has."""
-    found = Parser(prog=f"launch.py submit --to={name}", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    found = Parser(prog=f"{program()} submit --to={name}", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
     jobs.engine(name).add_arguments(found.add_argument_group(f"with --to={name}"))
     return found
 
@@ -64,6 +65,7 @@ def main(args, rest) -> int:
     before = jobs.earlier(args.workdir)
     number = before["number"] + 1 if before else 1
     request = jobs.JobRequest(args.config, flags, args.workdir, args.max_restarts, number, options, left)
+    jobs.check_words(request)
     sent = engine.describe(request)
     if args.dry_run:
         print(sent)
@@ -82,5 +84,6 @@ def main(args, rest) -> int:
             f"--workdir={args.workdir} cannot be written ({error.strerror}); choose another directory"
         ) from None
     job = jobs.record(request, args.to, sent, engine.submit(request))
-    print(f"{args.to} job {job['id']} submitted; `python launch.py status --workdir={args.workdir}` prints its state")
+    remedy = as_called(f"`python launch.py status --workdir={args.workdir}` prints its state")
+    print(f"{args.to} job {job['id']} submitted; {remedy}")
     return 0

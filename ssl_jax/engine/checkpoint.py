@@ -104,7 +104,13 @@ class Checkpoints:
             "config": ocp.JsonCheckpointHandler(),
             "checksums": ocp.JsonCheckpointHandler(),
         }
-        self._manager = _Manager(self.directory, options=options, item_handlers=self._handlers)
+        try:
+            self._manager = _Manager(self.directory, options=options, item_handlers=self._handlers)
+        except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:  # read for every step
+            raise UserError(
+                f"{self.directory} cannot be opened ({_first_line(error)}); a checkpoint there has a damaged _CHECKPOINT_METADATA: "
+                "move it away"
+            ) from error
 
     def steps(self) -> list[int]:
         """Saved steps, oldest first, as this process lists them."""

@@ -1,15 +1,24 @@
-"""Reads metrics.jsonl and starts.jsonl of a workdir. It imports no JAX, so that reports and launchers start quickly."""
+"""Reads the JSON files of a workdir, whatever they hold, and formats its log. It imports no JAX, so launchers start quickly."""
 
 from __future__ import annotations
 
 import bisect
+import errno
 import json
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from ssl_jax.errors import MachineFault, UserError, printable
 
 NEAR = 5  # logged lines on either side whose median gives the seconds of a step
 SPAN = "of the time from the first start to the last logged step"  # the denominator of goodput, for reports
+LARGE = 1e300  # greater numbers are damage: sums and axes of charts overflow
+DEEPEST = 60  # levels of a JSON file of ours; stages in stages have some twenty
+MOST = 1 << 28  # bytes of a JSON file of ours; the largest, a vocabulary, has a few MB
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # the path itself is wrong, not the machine
 REST = "starting, compiling, evaluating, saving, repeated steps and not running"  # the remaining time, for reports
 
 
@@ -30,7 +39,7 @@ def goodput(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, 
     by_start: dict[int, list[tuple[int, float]]] = {}  # {start: [(steps that a line covers, seconds per step)]}
     before, end = 0, 0.0
     for line in lines:
-        if began and began[0] <= line.get("time/clock", 0.0) and "time/seconds_per_step" in line:
+        if began and {"time/clock", "time/seconds_per_step"} <= line.keys() and began[0] <= line["time/clock"]:
             end = line["time/clock"]
             by_start.setdefault(bisect.bisect(began, end), []).append((line["step"] - before, line["time/seconds_per_step"]))
         before = line["step"]
@@ -43,21 +52,145 @@ def goodput(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, 
 
 
 def read_starts(workdir: Path | str) -> list[dict]:
-    """The starts of a run, as `metrics.record_start` wrote them."""
-    return _read(Path(workdir) / "starts.jsonl")
+    """The starts of a run, as `metrics.record_start` wrote them, without lines that are damaged."""
+    return read_lines(Path(workdir) / "starts.jsonl")[0]
 
 
 def read_metrics(workdir: Path | str) -> list[dict]:
-    """The logged steps of a run, without a line that a crash cut off."""
-    return _read(Path(workdir) / "metrics.jsonl")
+    """The logged steps of a run, without lines that are damaged; each has an int 'step' >= 0, and finite floats."""
+    return [line for line in read_lines(Path(workdir) / "metrics.jsonl")[0] if _is_step(line.get("step"))]
 
 
-def _read(path: Path) -> list[dict]:
-    lines = []
-    if path.exists():
-        for line in path.read_text().splitlines():
+def read_lines(path: Path) -> tuple[list[dict[str, float]], int]:
+    """(the objects of a file with one per line, each with its finite numbers only; how many lines are damaged).
+
+    A crash cuts off the last line. A disk may damage any other, which says nothing about the lines after it.
+
+    Raises:
+        MachineFault: the file cannot be read.
+    """
+    lines, damaged = [], 0
+    if path.is_file():
+        for line in _bytes(path).decode("utf-8", "replace").split("\n"):
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # only the last line of a killed process can be incomplete
-    return lines
+                value = json.loads(line) if line.strip() else None
+            except (ValueError, RecursionError):
+                value = 0
+            if isinstance(value, dict):
+                lines.append(finite(value))
+            damaged += value is not None and not isinstance(value, dict)
+    return lines, damaged
+
+
+def finite(values: Any) -> dict[str, float]:
+    """The items of a mapping that are finite numbers."""
+    items = values.items() if isinstance(values, Mapping) else ()
+    return {k: v for k, v in items if isinstance(v, int | float) and not isinstance(v, bool) and -LARGE < v < LARGE}
+
+
+def read_json(path: Path, kind: type, needs: Mapping[str, type | tuple] | None = None, remedy: str = "restore it from a backup") -> Any:
+    """The value of a JSON file of ours, a `kind` (dict or list).
+
+    Args:
+        needs: {key: type} that a dict must have, or every dict of a list.
+        remedy: what the message tells the user to do.
+
+    Raises:
+        UserError: there is no such file, or it is no JSON, of another type or lacks a key.
+        MachineFault: the file cannot be read.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file; {remedy}")
+    try:
+        value = json.loads(_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({_why(path, error)}); {remedy}") from None
+    problem = mistyped(value, kind) or ("it is nested too deeply" if _depth(value) > DEEPEST else "")
+    for i, item in enumerate(value if isinstance(value, list) and needs else []):
+        problem = problem or _problem(item, needs, f"entry {i} ")
+    if isinstance(value, dict) and needs:
+        problem = problem or _problem(value, needs, "it ")
+    if problem:
+        raise UserError(f"{path} is damaged ({problem}); {remedy}")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and dicts in `value`, without recursion."""
+    level, at = 0, [value]
+    while at and level <= DEEPEST:
+        at = [child for each in at if isinstance(each, dict | list) for child in (each.values() if isinstance(each, dict) else each)]
+        level += 1
+    return level
+
+
+def mistyped(value: Any, kind: type) -> str:
+    """'it holds a list where a dict should be', or ''."""
+    return "" if isinstance(value, kind) else f"it holds {_a(value)} where {_NAMES[kind]} should be"
+
+
+def _problem(value: Any, needs: Mapping[str, type | tuple], what: str) -> str:
+    if not isinstance(value, dict):
+        return f"{what}is {_a(value)} where {_NAMES[dict]} should be"
+    for key, kind in needs.items():
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if key not in value and type(None) not in kinds:
+            return f"{what}has no {key!r}"
+        if not isinstance(value.get(key), kinds) or (isinstance(value.get(key), bool) and bool not in kinds):
+            return f"{what}has {_a(value.get(key))} as {key!r}"
+    return ""
+
+
+def _a(value: Any) -> str:
+    return _NAMES.get(type(value), f"a {type(value).__name__}")
+
+
+_NAMES = {
+    dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null",
+}  # fmt: skip
+
+
+def _why(path: Path, error: Exception) -> str:
+    if path.stat().st_size == 0:
+        return "it is empty"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else f"no JSON: {error}"
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if (size := path.stat().st_size) > MOST:
+            raise UserError(f"{path} has {size / 2**20:,.0f} MiB, which no such file of ssl_jax has; restore it from a backup")
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in NO_FILE:
+            raise UserError(f"{path} cannot be read ({error.strerror}); restore it from a backup") from None
+        raise MachineFault(f"{path} cannot be read ({error.strerror}); repair its disk or its permissions") from error
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def read_evaluations(workdir: Path | str) -> list[dict]:
+    """The entries of evaluations.json; [] where there is none. Raises UserError if it is damaged, MachineFault if it cannot be read."""
+    path = Path(workdir) / "evaluations.json"
+    if not path.exists():
+        return []
+    needs = {"subject": str, "step": int, "metrics": dict, "protocols": (dict, type(None)), "evals": (dict, type(None))}
+    remedy = "move it away, and evaluate again"
+    entries = read_json(path, list, needs, remedy)
+    for i, entry in enumerate(entries):
+        entry["protocols"] = entry.get("protocols") or {}
+        if entry.get("evals", {}) is None:
+            del entry["evals"]
+        numbers = all(isinstance(value, int | float) for value in entry["metrics"].values())
+        if not numbers or not all(isinstance(text, str) for text in entry["protocols"].values()):
+            raise UserError(f"{path} is damaged (entry {i} has {'protocols' if numbers else 'metrics'} of a wrong type); {remedy}")
+    return entries
+
+
+class OneLine(logging.Formatter):
+    """A record is one line: control characters of names and values are escaped. A traceback still follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))

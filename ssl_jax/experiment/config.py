@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from ssl_jax.engine import durations
 from ssl_jax.engine.renamed_keys import refuse_old_names, refuse_override, translate
 from ssl_jax.errors import UserError
+from ssl_jax.where import RECIPES, find_config
 
 # Keys that may differ when a run resumes in its workdir. They say where and how often, never what is trained. Another
 # eval_batch_size, for another number of devices, evaluates a generator on other samples, as another seed would. `workdir` is
@@ -38,19 +39,22 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
         UserError: no such file or variant, no `get_config`, an unknown or renamed key, or a value of the wrong type.
     """
     path, _, variant = path_and_variant.partition(":")
+    path = str(find_config(path))
     if not Path(path).is_file():
-        near = difflib.get_close_matches(path, [str(p) for p in Path("configs").glob("*.py")], 1)
+        recipes = [f"configs/{file.name}" for folder in (Path(), RECIPES) for file in sorted((folder / "configs").glob("*.py"))]
+        near = difflib.get_close_matches(path, recipes, 1)
         raise UserError(f"--config={path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
     spec = importlib.util.spec_from_file_location("ssl_jax_config", path)
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(Path(path).resolve().parent.parent))  # configs import configs.common
+    before = list(sys.path)
+    sys.path[:] = [str(Path(path).resolve().parent.parent), *before, str(RECIPES)]  # configs import configs.common
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise UserError(f"--config={path} defines no function get_config; give a file like those in configs/")
         config = module.get_config(variant)  # what the file's own code raises keeps its traceback
     finally:
-        sys.path.pop(0)
+        sys.path[:] = before
     refuse_old_names(config)
     config.lock()
     return apply_overrides(config, overrides)

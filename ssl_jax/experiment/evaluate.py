@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 from ssl_jax.engine.method import State
+from ssl_jax.engine.records import read_evaluations
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
@@ -45,6 +46,7 @@ def evaluate(
         UserError: there is no such run, checkpoint or evaluation, or an override is wrong.
     """
     trained = read_config(workdir)
+    read_evaluations(workdir)  # damaged ones are refused before anything is built
     config = configs.apply_overrides(trained.copy_and_resolve_references(), overrides)
     asked, subjects = parse_evals(wanted, config.evals), parse_subjects(subject_names)
     with config.unlocked():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import re
 import time
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from ssl_jax.engine.checkpoint import gather, write_json
 from ssl_jax.engine.pictures import save_picture
+from ssl_jax.engine.records import read_evaluations
 from ssl_jax.engine.renamed_keys import protocol
 from ssl_jax.errors import not_written
 from ssl_jax.evals import run as evals
@@ -81,9 +81,9 @@ class Evaluations:
             self._change(lambda entries: [entry for entry in entries if entry["step"] <= upto_step])
 
     def _read(self) -> list[dict]:
-        entries = json.loads(self.path.read_text()) if self.path.exists() else []
+        entries = read_evaluations(self.path.parent)
         for entry in entries:
-            entry["protocols"] = {label: protocol(text) for label, text in entry.get("protocols", {}).items()}
+            entry["protocols"] = {label: protocol(text) for label, text in entry["protocols"].items()}
         return entries
 
     def _change(self, change: Callable[[list[dict]], list[dict]]) -> None:

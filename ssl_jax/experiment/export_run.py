@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from ssl_jax.engine.checkpoint import Checkpoints
+from ssl_jax.engine.records import read_evaluations, read_json
 from ssl_jax.errors import UserError
 from ssl_jax.experiment.config import resolve
 from ssl_jax.experiment.distributed import start_jax
@@ -77,13 +77,12 @@ def read_checkpoint(workdir: Path, total: int, step: int | None) -> tuple[int, d
 
 def scores(workdir: Path, step: int) -> dict:
     """{'metrics', 'protocols'} of the run at `step`; both empty where it was not evaluated then."""
-    path = workdir / "evaluations.json"
-    entries = json.loads(path.read_text()) if path.exists() else []
-    found = [entry for entry in entries if (entry["subject"], entry["step"]) == ("trained", step)]
+    found = [entry for entry in read_evaluations(workdir) if (entry["subject"], entry["step"]) == ("trained", step)]
     return {name: {k: v for entry in found for k, v in entry[name].items()} for name in ("metrics", "protocols")}
 
 
 def versions(workdir: Path) -> dict:
     """The provenance of the training and of this export."""
     path = workdir / "provenance.json"
-    return {"training": json.loads(path.read_text()) if path.exists() else None, "export": provenance()}
+    training = read_json(path, dict, remedy="move it away, and export again") if path.exists() else None
+    return {"training": training, "export": provenance()}

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from safetensors.numpy import load_file
 
 import ssl_jax
 from ssl_jax.engine.sharding import put_global, to_host
@@ -20,7 +19,7 @@ from ssl_jax.evals.lib.resize import Resize, resize, to_size
 from ssl_jax.export.card import CARD, sha256
 from ssl_jax.models.common import run
 from ssl_jax.models.pretrained import inception
-from ssl_jax.models.pretrained.torch_file import read_state_dict
+from ssl_jax.models.pretrained.weights_file import read_arrays
 from ssl_jax.objectives.perceptual import CHANNELS, random_features, random_kernels
 
 PUBLISHED = "6726825d"  # SHA-256 of pt_inception-2015-12-05-6726825d.pth begins with this
@@ -75,18 +74,9 @@ def _inception(path: Path, expected: str, mode: Resize, mesh) -> Extractor:
             f"inception:{path}@{digest[:8]}"
         )
     published = digest.startswith(PUBLISHED)
-    weights = _put(inception.from_torch(_read(path)), mesh)
+    weights = _put(inception.from_torch(read_arrays(path)), mesh)
     name = INCEPTION if published else "inception-v3"
     return Extractor(name, 2048, functools.partial(_encode_inception, weights, mode), 1008, digest, mode)
-
-
-def _read(path: Path):
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    return read_state_dict(path)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -99,6 +89,8 @@ def _encode_inception(weights, mode, images):
 def _exported(folder: Path, mesh) -> Extractor:
     encoder = ssl_jax.load(folder)
     card = encoder.card
+    if "pooled" not in card["features"]:
+        raise UserError(f"extractor {str(folder)!r} has no feature 'pooled'; export an encoder that has one")
     height, width = card["input"]["height"], card["input"]["width"]
 
     def encode(images):

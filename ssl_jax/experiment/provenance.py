@@ -5,19 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from pathlib import Path
 
 import jax
+
+from ssl_jax.where import CHECKOUT, IN_CHECKOUT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 def provenance() -> dict:
     """Versions, commit and devices as JSON types, for the workdir and the model card."""
-    root = Path(__file__).resolve().parents[2]
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() if IN_CHECKOUT else ""
     except OSError:  # git is not installed
         commit = ""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}

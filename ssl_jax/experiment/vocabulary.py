@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from ssl_jax.data.vocabulary import Vocabulary, build_vocabulary, from_json, to_json
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.method import Method
+from ssl_jax.engine.records import read_json
 from ssl_jax.errors import UserError
 
 
@@ -21,8 +21,12 @@ def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary
     sizes, path = dict(config.data.get("vocabulary", {})), workdir and workdir / "vocabulary.json"
     if not sizes:
         return {}
-    if path and path.is_file():
-        found = from_json(json.loads(path.read_text()))
+    if path and path.exists():
+        remedy = "restore it from a backup, or start again in another --workdir"
+        values = read_json(path, dict, remedy=remedy)
+        if wrong := [name for name, each in values.items() if not _is_vocabulary(each)]:
+            raise UserError(f"{path} is damaged ({wrong[0]!r} is no vocabulary); {remedy}")
+        found = from_json(values)
     else:
         found = build_vocabulary(train, list(sizes))
         if path:
@@ -34,6 +38,11 @@ def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary
                 f"config.data.vocabulary.{name}={size}, but {path or 'the train split'} has {there}; leave the number out"
             )
     return found
+
+
+def _is_vocabulary(each) -> bool:
+    tokens, longest = (each.get("tokens"), each.get("longest")) if isinstance(each, dict) else (None, None)
+    return isinstance(tokens, list) and all(isinstance(token, str) for token in tokens) and type(longest) is int and longest >= 0
 
 
 def check_lengths(method: Method, vocabulary: Mapping[str, Vocabulary]) -> None:

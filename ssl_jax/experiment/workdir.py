@@ -16,12 +16,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.engine.records import OneLine, read_json
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment.config import differences, from_plain
 
 PATIENCE = 100.0  # seconds that a restarted job waits for the lock; NFS keeps the locks of a dead host for 90
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)
+# What a config.json holds. The fields of a model or an optimizer are checked by what they build.
+TYPES = {
+    **dict.fromkeys(("batch_size", "seed", "accumulate", "log_every_steps", "keep_checkpoints", "eval_batch_size"), int),
+    **dict.fromkeys(("method", "dtype", "xla", "on_nonfinite", "total", "evaluate_every", "checkpoint_every", "best_metric"), str),
+    **dict.fromkeys(("data", "model", "optim", "mesh", "stages", "warm_start", "evals", "references"), dict),
+    **dict.fromkeys(("data.name", "data.data_dir", "data.train_split", "data.test_split"), str),
+    **dict.fromkeys(("data.ops", "data.eval_ops", "data.image_shape", "sharding", "baselines"), list),
+    **dict.fromkeys(("data.features", "data.kinds", "data.vocabulary", "data.specs"), dict),
+    **dict.fromkeys(("data.workers", "data.num_classes", "data.examples"), int),
+}
 LAG = 5.0  # seconds until a file that one host has created is visible on all
 
 log = logging.getLogger(__name__)
@@ -45,7 +56,7 @@ def lock_workdir(workdir: Path, patience: float = 0.0):
             raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
         raise MachineFault(f"--workdir={workdir} cannot be written ({error.strerror}); repair its disk, and start again") from None
     _lock(lock, workdir, patience)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ssl_jax").addHandler(handler)
     return lock
 
@@ -107,7 +118,7 @@ def record_config(workdir: Path, config: dict) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        before = translate(json.loads(path.read_text()))
+        before = _read(path)
         changed = differences(before, config)
         if changed:
             steps = {f"stages.{name}.step": stage.get("step") for name, stage in before.get("stages", {}).items()}
@@ -125,4 +136,22 @@ def read_config(workdir: Path):
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"--workdir={workdir} holds no run (no config.json); give the directory of one")
-    return from_plain(json.loads(path.read_text()))
+    return from_plain(_read(path))
+
+
+def _read(path: Path) -> dict:
+    """The values of a config.json, with the keys of this version. Raises UserError unless it is the config of a run."""
+    remedy = "restore it from a backup, or from log.txt's command in another --workdir"
+    values = read_json(path, dict, {"method": str, "data": dict, "model": dict, "optim": dict, "batch_size": int, "seed": int}, remedy)
+    try:
+        values = translate(values)
+        from_plain(values)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({str(error) or type(error).__name__}); {remedy}") from None
+    for name, kinds in TYPES.items():
+        at = values
+        for part in name.split("."):
+            at = at.get(part) if isinstance(at, dict) else at
+        if at is not None and (not isinstance(at, kinds) or (isinstance(at, bool) and kinds is int)):
+            raise UserError(f"{path} is damaged ({name} is {json.dumps(at)[:40]}); {remedy}")
+    return values

@@ -11,13 +11,18 @@ from typing import Any
 import jax
 
 from ssl_jax.engine.checkpoint import write_json
+from ssl_jax.engine.records import read_json
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 from ssl_jax.export.source import Source, normalization, plain
+from ssl_jax.models.pretrained.weights_file import refused
 from ssl_jax.version import VERSION
 
 CARD, SCHEMA = "card.json", 1
-REQUIRED = ("schema", "format", "method", "config", "input", "files")
+LONGEST = 1 << 15  # pixels of a side of an image
+REMEDY = "export again"
+REQUIRED = {"schema": int, "format": str, "method": str, "config": dict, "input": dict, "features": dict, "step": int, "files": dict,
+            "encoder": (dict, type(None)), "stablehlo": (dict, type(None))}  # fmt: skip
 
 
 def make_card(form: str, source: Source, features: Mapping[str, jax.Array], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,22 +79,18 @@ def open_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     if not path.is_file():
         raise UserError(f"{folder} holds no export (no {CARD}); give the folder that `launch.py export` wrote")
-    try:
-        card = json.loads(path.read_text())
-        missing = [name for name in REQUIRED if name not in card]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); export again") from None
-    if missing or not isinstance(card["files"], dict):
-        raise UserError(f"{path} has no {missing[0] if missing else 'list of files'!r}; export again")
+    card = read_json(path, dict, REQUIRED, REMEDY)
     if card["schema"] != SCHEMA:
         raise UserError(
             f"{path} has schema {card['schema']!r} and this ssl_jax reads {SCHEMA}; use the version that wrote it"
         )
+    if problem := _problem(card):
+        raise UserError(f"{path} is damaged ({problem}); {REMEDY}")
     present = _files(folder)  # names in the card are only compared with these, so they cannot point outside the folder
     for name, expected in card["files"].items():
         if name not in present:
             raise UserError(f"{folder} has no {name!r}, which its card lists; copy the whole folder or export again")
-        if sha256(present[name]) != expected.get("sha256"):
+        if sha256(present[name]) != expected["sha256"]:
             raise UserError(f"{present[name]} is damaged: its SHA-256 differs from the card; copy or export it again")
     extra = sorted(set(present) - set(card["files"]))
     if extra:
@@ -99,9 +100,25 @@ def open_card(folder: Path) -> dict[str, Any]:
     return {**card, "config": translate(card["config"])}
 
 
+def _problem(card: Mapping) -> str:
+    """What is wrong with the entries of a card, or ''."""
+    sides = [card["input"].get(side) for side in ("height", "width")]
+    if not all(type(side) is int and 0 < side <= LONGEST for side in sides):
+        return f"images of {sides[0]} x {sides[1]}"
+    free = card["input"].get("free")
+    if not isinstance(free, list) or not all(isinstance(name, str) for name in free):
+        return "input has no list 'free'"
+    for name, shape in card["features"].items():
+        rest = shape[1:] if isinstance(shape, list) and shape[:1] == ["b"] else [0]
+        if not all(type(side) is int and side > 0 for side in rest):
+            return f"feature {name!r} has shape {shape}"
+    odd = [name for name, file in card["files"].items() if not isinstance(file, dict) or not isinstance(file.get("sha256"), str)]
+    return f"file {odd[0]!r} has no SHA-256" if odd else ""
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal digest of a file."""
-    with open(path, "rb") as file:
+    with refused(path, "no readable file"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

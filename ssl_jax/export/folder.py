@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.export.card import CARD, make_card, open_card, seal
 from ssl_jax.export.formats import FORMATS, Functions
 from ssl_jax.export.source import TOLERANCES, Source, difference, plain
@@ -107,7 +107,14 @@ def load(path: str | Path) -> Encoder:
     card = open_card(folder)
     if card["format"] not in FORMATS:
         raise UserError(f"{folder} is of format {card['format']!r}; this ssl_jax reads {', '.join(FORMATS)}")
-    return Encoder(card, FORMATS[card["format"]][1](folder, card))
+    try:
+        functions = FORMATS[card["format"]][1](folder, card)
+    except (UserError, MachineFault):
+        raise
+    except Exception as error:  # the card says what is built, and Orbax and Flax raise types of their own
+        cause = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"{folder}: the card and the files do not fit ({type(error).__name__}: {cause}); export again") from error
+    return Encoder(card, functions)
 
 
 def check_images(images: Any, expected: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import re
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from jax import export as jax_export
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from ssl_jax.engine.renamed_keys import MODULES, rename
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
+from ssl_jax.export.program import bounded, check_calls, check_signature, read_program, signature
 from ssl_jax.export.source import Source, encoder_function, find_encoder, normalization
 from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
 from ssl_jax.models.common import portable
+from ssl_jax.models.pretrained.weights_file import read_arrays
 
 # 'encode': images -> features. Tokenizers also have 'tokens': images -> tokens, and 'decode': tokens -> images.
 Functions = Mapping[str, Callable]
@@ -31,8 +33,7 @@ Functions = Mapping[str, Callable]
 WEIGHTS, PROGRAM, PARAMS = "weights.safetensors", "{}.stablehlo", "params"
 EXPORTED = ("encode", "tokens", "decode")
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Custom calls run native code by name; an untrusted program could name a dangerous one.
-HARMLESS_CALLS = re.compile(r"shape_assertion|Sharding|stablehlo\.\w+")
+INFLATED = 1000  # largest size of the arrays by that of their compressed files
 
 
 class NoTorchLayout(UserError):
@@ -60,7 +61,7 @@ def exported_functions(method) -> dict[str, Callable]:
 def read_safetensors(folder: Path, card: Mapping) -> Functions:
     """The encoder of the card's config with the file's weights, for any image size that it accepts."""
     config = ml_collections.ConfigDict(card["config"])
-    variables = jax.device_put(from_torch(config.model.encoder, load_file(folder / WEIGHTS)))
+    variables = jax.device_put(from_torch(config.model.encoder, read_arrays(folder / WEIGHTS)))
     return {"encode": functools.partial(encoder_function(config), *variables)}
 
 
@@ -78,6 +79,10 @@ def read_orbax(folder: Path, card: Mapping) -> Functions:
     with ocp.StandardCheckpointer() as checkpointer:
         path = (folder / PARAMS).absolute()
         tree = checkpointer.metadata(path).item_metadata.tree
+        needed = sum(m.dtype.itemsize * math.prod(m.shape) for m in jax.tree.leaves(tree))
+        stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if needed > INFLATED * stored:
+            raise UserError(f"{path} has {stored:,} bytes and would inflate to {needed:,}, which is refused; export again")
         target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
         weights = rename(checkpointer.restore(path, target), MODULES)
     bind = functools.partial
@@ -136,47 +141,24 @@ def _program(function: Callable, tree, example: jax.ShapeDtypeStruct) -> tuple[j
     kept = export(weights, batch=1).module_kept_var_idx  # found at batch 1, since a program with a free batch keeps all arguments
     used = [in_order[i] for i in kept if i < len(in_order)]
     exported = export(used, *jax_export.symbolic_shape("b"), PLATFORMS)
-    _check_calls(exported)
+    check_calls(exported.mlir_module())
     return exported, {name: weights[name] for name in used}
 
 
 def read_stablehlo(folder: Path, card: Mapping) -> Functions:
     """The programs with their weights bound; no model code runs."""
-    weights = jax.device_put(load_file(folder / WEIGHTS), jax.local_devices()[0])
+    weights = jax.device_put(read_arrays(folder / WEIGHTS), jax.local_devices()[0])
     functions = {}
     for name in EXPORTED:
         path = folder / PROGRAM.format(name)
         if path.is_file():
-            exported = _read_program(path, card)
-            (given, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-            functions[name] = functools.partial(jax.jit(exported.call), {name: weights[name] for name in given})
+            exported = read_program(path, card)
+            if "features" in card:  # absent while an export is written
+                check_signature(name, path, exported, card, weights)
+            functions[name] = bounded(path, exported, {name: weights[name] for name in signature(exported)[0]})
+    if "encode" not in functions:
+        raise UserError(f"{folder} has no {PROGRAM.format('encode')}; copy the whole folder or export again")
     return functions
-
-
-def _read_program(path: Path, card: Mapping) -> jax_export.Exported:
-    try:
-        exported = jax_export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # flatbuffers and MLIR raise various types; all mean that the file is not readable
-        written = card.get("stablehlo", {}).get("jax", "of another version")
-        raise UserError(
-            f"{path} was written by jax {written} and cannot be read by jax {jax.__version__} "
-            f"({type(error).__name__}); install that version, or load the orbax or safetensors form"
-        ) from error
-    _check_calls(exported)
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if platform not in exported.platforms:
-        raise UserError(f"{path.parent} runs on {', '.join(exported.platforms)}, not on {platform}; load another form")
-    return exported
-
-
-def _check_calls(exported: jax_export.Exported) -> None:
-    """Raises UserError if the program calls native code other than HARMLESS_CALLS."""
-    targets = re.findall(r"custom_call\b(?: @\"?([^\s(\"]+))?", exported.mlir_module())
-    odd = sorted({target for target in targets if not HARMLESS_CALLS.fullmatch(target)})
-    if odd:
-        raise UserError(
-            f"the StableHLO program calls native code ({', '.join(odd)}), which is refused; use --format=orbax"
-        )
 
 
 FORMATS: dict[str, tuple[Callable, Callable]] = {

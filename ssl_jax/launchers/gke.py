@@ -18,6 +18,7 @@ from ssl_jax.launchers import jobs, tpu_slices
 
 GRACE = 120  # seconds between SIGTERM and SIGKILL
 CONTAINER, JOB = "train", "slice"
+FIELDS = {"id": jobs.NAME, "namespace": jobs.NAME}
 
 
 def add_arguments(group) -> None:
@@ -42,6 +43,7 @@ def manifest(request: jobs.JobRequest) -> dict:
         UserError: an unknown topology, an impossible number of slices, or a workdir outside the mount.
     """
     options = request.options
+    jobs.check_name("--namespace", options.namespace)
     where = tpu_slices.parse(options.topology)
     if options.slices < 1:
         raise UserError(f"--slices={options.slices} must be at least 1")

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ssl_jax.errors import UserError
+from ssl_jax.engine.records import read_json
+from ssl_jax.errors import UserError, printable
 
 ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "detached"}
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # of a job, a namespace, a TPU or a zone, as clouds have them
 SAVED = 75  # exit code of a training that saved after SIGTERM: not done, to be restarted
 
 
@@ -47,9 +49,20 @@ def engine(name: str) -> ModuleType:
 
 
 def earlier(workdir: Path) -> dict | None:
-    """The last submission from `workdir`; None where there is none."""
+    """The last submission from `workdir`; None where there is none. Raises UserError if its record is damaged."""
     path = workdir / "job.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.exists():
+        return None
+    remedy = "restore it, or move it away if no job of this workdir runs"
+    job = read_json(path, dict, {"engine": str, "number": int}, remedy)
+    if job["engine"] not in ENGINES:
+        raise UserError(f"{path} is damaged (it has engine {job['engine']!r}); {remedy}")
+    for key, wanted in engine(job["engine"]).FIELDS.items():
+        value = job.get(key)
+        right = wanted.fullmatch(value) if isinstance(value, str) and wanted else type(value) is int and not wanted and value > 1
+        if not right:  # programs of the engine get these as arguments
+            raise UserError(f"{path} is damaged (it has {key} {json.dumps(value)[:60]}); {remedy}")
+    return job
 
 
 def read(workdir: Path) -> tuple[dict, ModuleType]:
@@ -78,6 +91,22 @@ def slug(workdir: Path) -> str:
     """The last part of the path as a DNS label with room for a suffix, which every engine accepts as a name."""
     name = re.sub(r"[^a-z0-9]+", "-", workdir.resolve().name.lower()).strip("-")[:36].strip("-")
     return name if name[:1].isalpha() else f"run-{name}".strip("-")
+
+
+def check_words(request: JobRequest) -> None:
+    """Raises UserError for control characters: a new line in an argument would be a line of a script. `--setup` is shell anyway."""
+    options = {name: value for name, value in vars(request.options).items() if isinstance(value, str) and name != "setup"}
+    words = {"config": request.config, "workdir": str(request.workdir), **options}
+    for text in [f"--{name}={value}" for name, value in words.items()] + [*request.flags, *request.rest]:
+        if printable(text) != text:
+            raise UserError(f"argument {printable(text)} has a control character; leave it out")
+
+
+def check_name(flag: str, value: str) -> str:
+    """`value`. Raises UserError unless it is a name that gcloud and kubectl accept, and no option of theirs."""
+    if not NAME.fullmatch(value):
+        raise UserError(f"{flag}={value} is no name; give lowercase letters, digits and '-', as in my-name-1")
+    return value
 
 
 def need(program: str, why: str) -> None:
@@ -116,10 +145,15 @@ def tail(path: Path, lines: int, follow: bool, alive: Callable[[], bool]) -> Non
         raise UserError(f"there is no {path} yet; `launch.py status --workdir=...` prints whether the job has started")
     with path.open(errors="replace") as file:
         text = file.read().splitlines(keepends=True)
-        print("".join(text[-lines:] if lines else []), end="", flush=True)
+        _show("".join(text[-lines:] if lines else []))
         while follow:
             last = not alive()  # before reading, so that nothing is missed
-            print(file.read(), end="", flush=True)
+            _show(file.read())
             if last:
                 return
             time.sleep(1.0)
+
+
+def _show(text: str) -> None:
+    """Print lines of a log, which may hold any names; a terminal must not take them for commands."""
+    print(printable(text, keep="\n\t"), end="", flush=True)

@@ -8,17 +8,19 @@ KillWait (or GraceTime) seconds to save. `scancel` also sends SIGTERM first, and
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 from ssl_jax.errors import UserError
 from ssl_jax.launchers import jobs
-from ssl_jax.launchers.supervise import LAUNCHER
+from ssl_jax.launchers.supervise import launch_command
 
 PASSES_ON = True  # unknown arguments are options of sbatch
 OURS = {"array", "error", "job-name", "open-mode", "output", "ntasks", "nodes"}
 WARNING = 120  # seconds between SIGTERM and the time limit
+FIELDS = {"id": re.compile(r"\d+(_\d+)?")}
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 # After srun. Exit code 2 is bad input, which a restart does not repair.
 TEARDOWN = """code=$?
@@ -111,6 +113,8 @@ def _executor(request: jobs.JobRequest):
         raise UserError(
             f"--nodes={options.nodes} and --processes_per_node={options.processes_per_node} must be at least 1"
         )
+    if "%" in str(request.workdir.absolute()):
+        raise UserError(f"--workdir={request.workdir}: Slurm replaces '%' in names of logs; choose a directory without it")
     given = _options(request.rest)
     _check_gpus(given, options.nodes, options.processes_per_node)
     # Since Slurm 22.05 srun no longer takes it from sbatch.
@@ -137,7 +141,7 @@ def _options(rest) -> dict:
     for argument in rest:
         name, equals, value = argument.removeprefix("--").partition("=")
         name = name.replace("_", "-")
-        if not argument.startswith("--") or not name:
+        if not argument.startswith("--") or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
             raise UserError(f"argument {argument!r} is not understood; options of sbatch look like --partition=a100")
         if name in OURS or name.startswith("ntasks"):
             raise UserError(f"--{name} is set by submit; see --nodes, --processes_per_node and --workdir")
@@ -178,7 +182,7 @@ def _gpus(given: dict, nodes: int) -> float:
 
 
 def _task(request: jobs.JobRequest) -> list[str]:
-    return [sys.executable, str(LAUNCHER), *request.arguments()]
+    return [*launch_command(), *request.arguments()]
 
 
 def _folder(workdir: Path) -> Path:

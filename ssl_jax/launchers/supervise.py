@@ -15,13 +15,18 @@ from pathlib import Path
 
 from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSES
+from ssl_jax.where import LAUNCHER
 
 log = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds for the other processes to end by themselves once one has failed
 LAST = 300.0  # the same once one has ended well: process 0 writes the report after the others have ended
 KILL = 5.0  # seconds between SIGTERM and SIGKILL
-LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
+
+
+def launch_command() -> list[str]:
+    """The program and the first arguments of `launch.py`, or where there is none (installed as a package), of `python -m ssl_jax`."""
+    return [sys.executable, *([str(LAUNCHER)] if LAUNCHER.is_file() else ["-P", "-m", "ssl_jax"])]  # -P: not the ssl_jax/ of a checkout
 
 
 def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts: int, saved_code: int = 0) -> int:
@@ -94,7 +99,7 @@ def _start(arguments, processes, workdir, files) -> list[subprocess.Popen]:
         output = None if i == 0 else files.enter_context((folder / f"{i}.txt").open("a"))
         running.append(
             subprocess.Popen(
-                [sys.executable, str(LAUNCHER), *arguments], env=environment, stdout=output, stderr=output, start_new_session=True
+                [*launch_command(), *arguments], env=environment, stdout=output, stderr=output, start_new_session=True
             )
         )
     return running

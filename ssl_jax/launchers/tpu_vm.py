@@ -16,6 +16,7 @@ from ssl_jax.launchers import jobs, tpu_slices
 
 CODE = ("launch.py", "ssl_jax", "configs", "requirements.txt")
 FOLDER = "ssl_jax_job"  # in the home directory of each host: the code, train.log, train.pid, and train.code after the end
+FIELDS = {"id": jobs.NAME, "zone": jobs.NAME}
 PYTHON = "venv/bin/python"  # in FOLDER
 # Some hosts have Python 3.10, so uv installs another. No pipe into sh: it would hide a failure of curl.
 SETUP = (
@@ -55,6 +56,8 @@ def commands(request: jobs.JobRequest) -> list[list[str]]:
         UserError: --spot without --topology, an unknown topology, or a config outside of configs/.
     """
     options = request.options
+    jobs.check_name("--vm", options.vm)
+    jobs.check_name("--zone", options.zone)
     if options.spot and not options.topology:
         raise UserError("--spot is for a TPU that is created; give --topology, too")
     config = PurePosixPath(request.config.partition(":")[0])

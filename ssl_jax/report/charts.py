@@ -78,7 +78,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` multiples of 1, 2, 2.5 or 5 times a power of ten in [low, high]; two around it where there are none inside."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999), 10 * power)
     inside = [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     return inside if len(inside) > 1 else [math.floor(low / step) * step, (math.floor(low / step) + 1) * step]
 

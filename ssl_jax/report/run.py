@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import math
+import io
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_jax.engine.durations import to_steps
-from ssl_jax.engine.records import read_metrics, read_starts
-from ssl_jax.engine.renamed_keys import translate
-from ssl_jax.errors import UserError
+from PIL import Image
 
+from ssl_jax.engine.durations import to_steps
+from ssl_jax.engine.records import LARGE, finite, read_json, read_lines
+from ssl_jax.engine.renamed_keys import translate
+from ssl_jax.errors import MachineFault, UserError
+
+PIXELS = 1 << 26  # of a picture; the largest of ours have some millions
+# What the disk and Pillow raise on a damaged picture.
+BAD_PICTURE = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, ArithmeticError, MemoryError, struct.error,
+               zlib.error, Image.DecompressionBombError)  # fmt: skip
 LOGGED = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) (.*)")
 EXPECTED = {
     "views": "the run has not started, or its method has no augmented views",
@@ -53,7 +60,7 @@ class RunRecord(NamedTuple):
     def count(self, name: str) -> int | None:
         """A setting that is a positive integer."""
         value = self.setting(name)
-        return value if type(value) is int and value > 0 else None
+        return value if type(value) is int and 0 < value < LARGE else None
 
     @property
     def title(self) -> str:
@@ -69,7 +76,7 @@ class RunRecord(NamedTuple):
         """Steps of the whole run; None where the config does not say."""
         try:
             return to_steps(self.setting("total"), "config.total", self.count("batch_size"), self.count("data.examples"))
-        except (UserError, TypeError):  # no config, or a damaged one
+        except (UserError, TypeError, ValueError, OverflowError):  # no config, or a damaged one
             return None
 
     @property
@@ -109,44 +116,56 @@ class RunRecord(NamedTuple):
 def read_run(workdir: Path) -> RunRecord:
     """Read everything that a report shows."""
     missing: list[str] = []
-    config = translate(_load(workdir / "config.json", dict, missing))
+    config = _config(workdir, missing)
     provenance = _load(workdir / "provenance.json", dict, missing)
     records = _load(workdir / "evaluations.json", list, missing)
     entries = [entry for entry in map(_entry, records) if entry is not None]
     if len(entries) < len(records):
         missing.append(f"evaluations.json: {len(records) - len(entries)} of {len(records)} entries are not understood")
-    lines = [line for line in map(finite, read_metrics(workdir)) if "step" in line]
+    lines = [line for line in _lines(workdir / "metrics.jsonl", missing) if isinstance(line.get("step"), int) and line["step"] >= 0]
     if not lines:
         missing.append("metrics.jsonl has no line: no step has been logged")
     pictures = _pictures(workdir / "pictures", missing)
     entries.sort(key=lambda entry: entry.step)
-    starts = [finite(start) for start in read_starts(workdir)]
-    return RunRecord(workdir, config, provenance, lines, starts, entries, pictures, _warnings(workdir / "log.txt"), missing)
+    starts = _lines(workdir / "starts.jsonl", missing)
+    return RunRecord(workdir, config, provenance, lines, starts, entries, pictures, _warnings(workdir / "log.txt", missing), missing)
 
 
-def finite(values: Any) -> dict[str, float]:
-    """The items of a mapping that are finite numbers."""
-    items = values.items() if isinstance(values, Mapping) else ()
-    return {k: v for k, v in items if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)}
+def _config(workdir: Path, missing: list[str]) -> dict:
+    config = _load(workdir / "config.json", dict, missing)
+    try:
+        return translate(config)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        missing.append(f"config.json is damaged: {error}")
+        return {}
 
 
 def _load(path: Path, kind: type, missing: list[str]):
-    if not path.is_file():
+    if not path.exists():
         missing.append(f"{path.name} does not exist")
         return kind()
     try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        missing.append(f"{path.name} cannot be read: {error}")
+        return read_json(path, kind)
+    except (UserError, MachineFault) as error:
+        missing.append(str(error).removeprefix(f"{path.parent}/").partition("; ")[0])
         return kind()
-    if not isinstance(value, kind):
-        missing.append(f"{path.name} holds a {type(value).__name__} where a {kind.__name__} should be")
-        return kind()
-    return value
+
+
+def _lines(path: Path, missing: list[str]) -> list[dict[str, float]]:
+    try:
+        lines, damaged = read_lines(path)
+    except (UserError, MachineFault) as error:
+        missing.append(str(error).removeprefix(f"{path.parent}/").partition("; ")[0])
+        return []
+    if path.exists() and not path.is_file():
+        missing.append(f"{path.name} is no file")
+    if damaged:
+        missing.append(f"{path.name}: {damaged:,} of {damaged + len(lines):,} lines are damaged")
+    return lines
 
 
 def _entry(record: Any) -> ReportEntry | None:
-    if not isinstance(record, Mapping) or type(record.get("step")) is not int:
+    if not isinstance(record, Mapping) or type(record.get("step")) is not int or not 0 <= record["step"] < LARGE:
         return None
     if not isinstance(record.get("metrics"), Mapping):
         return None
@@ -158,20 +177,30 @@ def _entry(record: Any) -> ReportEntry | None:
 def _pictures(folder: Path, missing: list[str]) -> dict[str, bytes]:
     pictures = {}
     for path in sorted(folder.glob("**/*.png")):
-        content, name = path.read_bytes(), path.relative_to(folder).with_suffix("").as_posix()
-        if content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82"):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        try:
+            content = path.read_bytes()
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+                if picture.width * picture.height > PIXELS:
+                    raise ValueError(f"{picture.width} x {picture.height} pixels")
+                picture.load()
+            if not content.endswith(b"IEND\xaeB`\x82"):
+                raise EOFError("its end is missing")
             pictures[name] = content
-        else:
-            missing.append(f"pictures/{name}.png is not a complete PNG")
+        except BAD_PICTURE as error:
+            missing.append(f"pictures/{name}.png is not a complete PNG ({type(error).__name__})")
     missing += [f"pictures/{name}.png does not exist: {why}" for name, why in EXPECTED.items() if name not in pictures]
     return pictures
 
 
-def _warnings(path: Path) -> dict[str, int]:
+def _warnings(path: Path, missing: list[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
-    if path.is_file():
-        with open(path, encoding="utf-8", errors="replace") as log:
-            for match in filter(None, map(LOGGED.match, log)):
-                line = " ".join(match.groups())
-                counts[line] = counts.get(line, 0) + 1
+    try:
+        if path.is_file():
+            with open(path, encoding="utf-8", errors="replace") as log:
+                for match in filter(None, map(LOGGED.match, log)):
+                    line = " ".join(match.groups())
+                    counts[line] = counts.get(line, 0) + 1
+    except OSError as error:
+        missing.append(f"{path.name} cannot be read ({error.strerror})")
     return counts

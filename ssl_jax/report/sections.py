@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ssl_jax.engine.records import REST, SPAN, goodput
+from ssl_jax.errors import printable
 from ssl_jax.experiment.evaluations import FEATURE_PARTS, comparable
 from ssl_jax.report.charts import PERCENT, chart, number
 from ssl_jax.report.run import EXPECTED, ReportEntry, RunRecord
@@ -49,7 +50,7 @@ CAPTIONS = {
 
 
 def text(value: Any) -> str:
-    return escape(str(value))
+    return escape(printable(str(value), keep="\n\t"))
 
 
 def header(run: RunRecord) -> str:
@@ -83,8 +84,8 @@ def _facts(run: RunRecord) -> dict[str, str]:
         shown = {k: v for k, v in encoder.items() if k != "name" and isinstance(v, int | float | str) and not isinstance(v, bool)}
         details = [f"{k} {v}" for k, v in shown.items()]
         facts["Encoder"] = " ".join([str(encoder["name"]), *details])
-    facts["Machine"] = run.provenance.get("devices", "unknown")
-    facts["Computed in"] = run.setting("dtype", "unknown")
+    facts["Machine"] = str(run.provenance.get("devices", "unknown"))
+    facts["Computed in"] = str(run.setting("dtype", "unknown"))
     speeds = [line["time/images_per_second"] for line in run.lines if "time/images_per_second" in line]
     if speeds:
         facts["Images per second"] = f"{statistics.median(speeds):,.0f} (median)"
@@ -288,9 +289,9 @@ def _film(run: RunRecord, members: list[str]) -> str:
         picture.thumbnail((FRAME, FRAME))
         small = io.BytesIO()
         picture.save(small, "PNG", optimize=True)
-        data, step = base64.b64encode(small.getvalue()).decode(), int(re.search(r"\d+$", name)[0])
-        image = f'<img alt="step {step}" src="data:image/png;base64,{data}">'
-        frames.append(f"<figure>{image}<figcaption>step {step:,}</figcaption></figure>")
+        data, step = base64.b64encode(small.getvalue()).decode(), re.search(r"\d+$", name)
+        label = text(f"step {int(step[0]):,}" if step and len(step[0]) < 20 else name)
+        frames.append(f'<figure><img alt="{label}" src="data:image/png;base64,{data}"><figcaption>{label}</figcaption></figure>')
     return f'<div class="film scroll">{"".join(frames)}</div>'
 
 

@@ -35,7 +35,8 @@ def write_report(workdir: Path) -> Path:
     ]
     path, temporary = workdir / "report.html", workdir / "report.html.tmp"
     try:
-        temporary.write_text(PAGE.substitute(title=sections.text(run.title), body="\n".join(body)), encoding="utf-8")
+        page = PAGE.substitute(title=sections.text(run.title), body="\n".join(body))
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)
     except OSError as error:
         raise not_written(path, error) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_jax.errors import UserError
+from ssl_jax.models.pretrained.weights_file import check_archive, refused
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the format before PyTorch 1.6
 _DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2", "Byte": "u1", "Bool": "?"}
@@ -23,18 +23,21 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Accepts only dictionaries of plain, contiguous tensors; the pickle may use no other class. Raises UserError for any other file.
     """
     path = Path(path)
-    try:
+    with refused(path, "not a dictionary of tensors that torch.save wrote", "save model.state_dict()"):
         found = _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path)
         if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
             raise TypeError("it has other contents")
-        return {str(name): value for name, value in found.items()}
-    except (pickle.UnpicklingError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a dictionary of tensors that torch.save wrote ({error}); save model.state_dict()") from error
+        if not all(isinstance(name, str) for name in found):
+            raise TypeError("a name is no text")
+        return dict(found)
 
 
 def _read_archive(path):
     with zipfile.ZipFile(path) as archive:
-        pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        check_archive(archive, path)
+        pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        if pickled is None:
+            raise ValueError("it has no data.pkl")
         folder = pickled.removesuffix("data.pkl")
 
         def storage(dtype, key, count):
@@ -45,12 +48,16 @@ def _read_archive(path):
 
 def _read_stream(path):
     """The format before PyTorch 1.6: magic number, version, system, object, storage keys, then int64 length and values of each."""
-    size, storages = path.stat().st_size, {}
+    left, storages = path.stat().st_size, {}
 
     def storage(dtype, key, count):
-        if count * dtype.itemsize > size:
-            raise ValueError("a tensor is larger than the file")
-        return storages.setdefault(key, np.empty(count, dtype))
+        nonlocal left
+        if key not in storages:
+            left -= count * dtype.itemsize
+            if count < 0 or left < 0:
+                raise ValueError("the tensors are larger than the file")
+            storages[key] = np.empty(count, dtype)
+        return storages[key]
 
     with open(path, "rb") as file:
         if _Unpickler(file, storage).load() != _MAGIC:
@@ -84,13 +91,15 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         kind, dtype, key, _device, count = pid[:5]
-        if kind != "storage" or not isinstance(dtype, np.dtype):
+        if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str) or type(count) is not int:
             raise pickle.UnpicklingError("unknown kind of storage")
         return self._storage(dtype, key, count)
 
 
 def _tensor(storage, offset, shape, strides, *_):
     """A view of `storage`, because the old format stores values after the object."""
+    if len(shape) > 32 or not isinstance(storage, np.ndarray):
+        raise ValueError("a tensor has no shape")
     expected = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     if any(a != b and n > 1 for a, b, n in zip(strides, expected, shape, strict=True)):
         raise ValueError("a tensor is not contiguous")

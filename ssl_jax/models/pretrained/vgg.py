@@ -9,6 +9,7 @@ The file is an .npz with 'conv1_1/kernel' [3, 3, 3, 64], 'conv1_1/bias' [64], ..
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.common import shard_batch
 from ssl_jax.models.conv import LAYOUT, conv
 from ssl_jax.models.pretrained.torch_file import read_state_dict
+from ssl_jax.models.pretrained.weights_file import check_archive, refused
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions); a max-pool precedes all but the first
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
@@ -81,11 +83,14 @@ def load(path: str, sha256: str) -> dict[str, np.ndarray]:
             "vgg.pth of LPIPS 0.1, and keep the checksum: python -c \"from ssl_jax.models.pretrained.vgg import convert; "
             "print(convert('vgg16-397923af.pth', 'vgg.pth', 'lpips.npz'))\""
         )
-    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with refused(Path(path), "no file of weights"), open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if not sha256 or not found.startswith(sha256):
         raise UserError(f"the SHA-256 of {path} is {found}, not {sha256!r}; to use this file, set config.model.perceptual.sha256")
-    with np.load(path, allow_pickle=False) as arrays:
-        weights = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    with refused(Path(path), "no .npz file of arrays", "create it with convert"), zipfile.ZipFile(path) as archive:
+        check_archive(archive, Path(path))
+        with np.load(path, allow_pickle=False) as arrays:
+            weights = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     wrong = [name for name, shape in shapes().items() if name not in weights or weights[name].shape != shape]
     if wrong or set(weights) != set(shapes()):
         raise UserError(f"{path} holds no weights of LPIPS: {', '.join(wrong) or 'it has extra arrays'}; create it with convert")
