@@ -1,5 +1,8 @@
 """The two exceptions whose messages are written for users."""
 
+import errno
+import os
+import re
 from pathlib import Path
 
 
@@ -25,4 +28,38 @@ class MachineFault(Exception):
 def not_written(path: Path, error: OSError) -> MachineFault:
     """The MachineFault to raise if the file `path` of a run cannot be written."""
     remedy = "free space or repair the directory and run the same command again"
-    return MachineFault(f"{path} cannot be written ({error.strerror}); {remedy}")
+    return MachineFault(f"{path} cannot be written ({error.strerror or error}); {remedy}")
+
+
+# Errors of a disk, a mount, a network or a limit of the machine. Missing files are not among them: they are usually a wrong path.
+MACHINE_ERRORS = {
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "ESTALE", "ENODEV", "ENXIO", "EREMOTEIO", "ENOTCONN",
+        "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOLCK", "EMFILE", "ENFILE", "ENOMEM", "EBUSY",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+# Libraries written in C++ and Rust raise other types, with the number in the text: TensorStore as [os_error_code='28'] or
+# [OS error 28: ...], safetensors as (os error 28) or Os { code: 28.
+OS_ERROR = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+)|\(os error (\d+)\)|\bOs \{ code: (\d+)")
+STATUS = re.compile(r"(PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED|UNAUTHENTICATED): ")  # of TensorStore
+NO_BACKEND = "Unable to initialize backend"  # of JAX, where JAX_PLATFORMS names a device that is not there
+
+
+def machine_fault(error: BaseException | None) -> MachineFault | None:
+    """The fault of the machine that `error`, or what caused it, reports; None where there is none."""
+    while error is not None:
+        text = " ".join(str(error).split())
+        number = error.errno if isinstance(error, OSError) else None
+        if found := OS_ERROR.search(text):
+            number = int(next(group for group in found.groups() if group))
+        if number in MACHINE_ERRORS:
+            place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            return MachineFault(f"{place}{os.strerror(number)}; free space or repair the disk, and run the same command again")
+        if isinstance(error, ValueError) and STATUS.match(text):
+            return MachineFault(f"{text[:200]}; repair the disk, and run the same command again")
+        if isinstance(error, RuntimeError) and NO_BACKEND in text:
+            return MachineFault(f"{text[:300]}; see that the machine has this device, or set JAX_PLATFORMS to one that it has")
+        error = error.__cause__
+    return None

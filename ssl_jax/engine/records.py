@@ -44,20 +44,34 @@ def goodput(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, 
 
 def read_starts(workdir: Path | str) -> list[dict]:
     """The starts of a run, as `metrics.record_start` wrote them."""
-    return _read(Path(workdir) / "starts.jsonl")
+    return parse(Path(workdir) / "starts.jsonl", "time/clock")[0]
 
 
 def read_metrics(workdir: Path | str) -> list[dict]:
-    """The logged steps of a run, without a line that a crash cut off."""
-    return _read(Path(workdir) / "metrics.jsonl")
+    """The logged steps of a run, without lines that cannot be read."""
+    return parse(Path(workdir) / "metrics.jsonl", "step")[0]
 
 
-def _read(path: Path) -> list[dict]:
-    lines = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # only the last line of a killed process can be incomplete
-    return lines
+def parse(path: Path, needed: str) -> tuple[list[dict], list[int]]:
+    """(the lines of a file, the numbers of those that cannot be read, from 1). A file that is not there has none.
+
+    A line is a JSON object of numbers with the number `needed`. The last one may have been cut off by a crash; it counts as
+    unreadable only where it ends with a newline.
+    """
+    lines, bad = [], []
+    data = path.read_bytes() if path.exists() else b""
+    *whole, last = data.split(b"\n")
+    for number, text in enumerate([*whole, last], 1):
+        try:
+            line = json.loads(text)
+        except ValueError:  # not JSON, or no UTF-8
+            line = None
+        if isinstance(line, dict) and all(_is_number(value) for value in line.values()) and needed in line:
+            lines.append(line)
+        elif text.strip() and number <= len(whole):
+            bad.append(number)
+    return lines, bad
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
