@@ -81,6 +81,6 @@ def main(args, rest) -> int:
         raise UserError(
             f"--workdir={args.workdir} cannot be written ({error.strerror}); choose another directory"
         ) from None
-    job = jobs.record(request, args.to, sent, engine.submit(request))
+    job = jobs.start(request, args.to, sent)
     print(f"{args.to} job {job['id']} submitted; `python launch.py status --workdir={args.workdir}` prints its state")
     return 0
