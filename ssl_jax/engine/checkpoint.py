@@ -480,8 +480,8 @@ def _check_step(step: int, state: Mapping) -> None:
 
 
 def _restore_args(leaf) -> ocp.RestoreArgs:
-    if leaf is ocp.PLACEHOLDER:
-        return ocp.RestoreArgs()
+    if not isinstance(leaf, jax.Array):  # a placeholder, or an array of the host
+        return ocp.RestoreArgs(restore_type=None if leaf is ocp.PLACEHOLDER else np.ndarray)
     return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax import export as jax_export
 from safetensors.numpy import load_file, save_file
 
+from ssl_jax.engine.orbax_paths import openable
 from ssl_jax.engine.renamed_keys import MODULES, rename
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
@@ -66,8 +67,8 @@ def read_safetensors(folder: Path, card: Mapping) -> Functions:
 
 def write_orbax(folder: Path, source: Source) -> dict[str, Any]:
     """Parameters and statistics of the whole method (heads and teachers too), as in its checkpoints."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / PARAMS).absolute(), {"params": source.params, "mutable": source.mutable})
+    with openable(folder / PARAMS) as path, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {"params": source.params, "mutable": source.mutable})
     return {}
 
 
@@ -75,8 +76,7 @@ def read_orbax(folder: Path, card: Mapping) -> Functions:
     """The method of the card's config with its parameters."""
     method = build_method(ml_collections.ConfigDict(card["config"]))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = (folder / PARAMS).absolute()
+    with openable(folder / PARAMS) as path, ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
         target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
         weights = rename(checkpointer.restore(path, target), MODULES)
@@ -158,6 +158,8 @@ def _read_program(path: Path, card: Mapping) -> jax_export.Exported:
         exported = jax_export.deserialize(bytearray(path.read_bytes()))
     except Exception as error:  # flatbuffers and MLIR raise various types; all mean that the file is not readable
         written = card.get("stablehlo", {}).get("jax", "of another version")
+        if written == jax.__version__:
+            raise UserError(f"{path} is no program that JAX can read ({type(error).__name__}); export again") from error
         raise UserError(
             f"{path} was written by jax {written} and cannot be read by jax {jax.__version__} "
             f"({type(error).__name__}); install that version, or load the orbax or safetensors form"
