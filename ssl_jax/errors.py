@@ -44,7 +44,6 @@ MACHINE_ERRORS = {
 # [OS error 28: ...], safetensors as (os error 28) or Os { code: 28.
 OS_ERROR = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+)|\(os error (\d+)\)|\bOs \{ code: (\d+)")
 STATUS = re.compile(r"(PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED|UNAUTHENTICATED): ")  # of TensorStore
-NO_BACKEND = "Unable to initialize backend"  # of JAX, where JAX_PLATFORMS names a device that is not there
 
 
 def machine_fault(error: BaseException | None) -> MachineFault | None:
@@ -59,7 +58,5 @@ def machine_fault(error: BaseException | None) -> MachineFault | None:
             return MachineFault(f"{place}{os.strerror(number)}; free space or repair the disk, and run the same command again")
         if isinstance(error, ValueError) and STATUS.match(text):
             return MachineFault(f"{text[:200]}; repair the disk, and run the same command again")
-        if isinstance(error, RuntimeError) and NO_BACKEND in text:
-            return MachineFault(f"{text[:300]}; see that the machine has this device, or set JAX_PLATFORMS to one that it has")
         error = error.__cause__
     return None

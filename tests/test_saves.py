@@ -251,7 +251,6 @@ def test_lock_is_on_the_file_at_the_path(tmp_path, monkeypatch):
     "error",
     [
         OSError(errno.ENOSPC, "full"),
-        RuntimeError("Unable to initialize backend 'cuda': no GPU"),
         ValueError("RESOURCE_EXHAUSTED: quota"),
         Exception('I/O error: Os { code: 28, kind: StorageFull, message: "No space left on device" }'),
     ],

@@ -55,6 +55,11 @@ class _Once(logging.Filter):
         return fresh
 
 
+def _no_fault(record: logging.LogRecord) -> bool:
+    """For asyncio, which logs a traceback for each of Orbax's tasks that failed on a full disk, when it is collected."""
+    return not record.exc_info or machine_fault(record.exc_info[1]) is None
+
+
 def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for `argv`. Only the verb in `argv` is imported and has its flags."""
     asked = next((argument for argument in argv if not argument.startswith("-")), None)
@@ -86,6 +91,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
+    logging.getLogger("asyncio").addFilter(_no_fault)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and tracebacks of what it raises anyway
     with interrupts.heard(), _quiet_threads():
         try:
@@ -115,7 +121,8 @@ def main(argv: list[str]) -> int:
 def _end(error: UserError | MachineFault) -> int:
     """Print one line, and return the exit code."""
     _abort(error)
-    print(f"error: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be on the full disk; the exit code remains
+        print(f"error: {error}", file=sys.stderr)
     return error.code
 
 

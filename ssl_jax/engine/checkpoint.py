@@ -144,6 +144,7 @@ class Checkpoints:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             log.error("the checkpoint before step %d could not be saved (%s); trying again with this step", step, _first_line(error))
+            self._remove_unfinished()
         try:
             if not all(gather(self.directory.is_dir())):
                 log.error("%s was deleted during this run; creating it again and saving step %d into it", self.directory, step)
@@ -282,7 +283,14 @@ class Checkpoints:
         if free < needed:
             raise OSError(f"no space left on the disk: {needed:.1f} MiB are needed and {free:.1f} MiB free")
 
+    def _remove_unfinished(self) -> None:
+        """Free the space of a save that failed."""
+        if jax.process_index() == 0:
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+
     def _save_failed(self, error: Exception) -> MachineFault:
+        self._remove_unfinished()
         saved = self.steps()
         return MachineFault(
             f"could not save a checkpoint under {self.directory} ({_first_line(error)}); free space or repair the directory and run "

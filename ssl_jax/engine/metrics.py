@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
+import queue
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,12 +105,24 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        for opened in (self._file, self._board):
-            if opened is not None:
+        for close in (self._file and self._file.close, self._board and self._close_board):
+            if close is not None:
                 try:
-                    opened.close()
+                    close()
                 except OSError as error:  # only a warning, so that it does not hide the reason why the run ended
                     log.warning("%s cannot be closed (%s)", self.path.parent, error.strerror)
+
+    def _close_board(self) -> None:
+        """Close it. Where it cannot be flushed, end its thread and the close at the exit, too, whose errors would be tracebacks."""
+        writer = self._board.file_writer.event_writer
+        try:
+            self._board.close()
+        except OSError:
+            writer._closed, worker = True, writer._worker
+            with contextlib.suppress(queue.Full):
+                writer._event_queue.put_nowait(worker._shutdown_signal)
+            worker.join(1.0)
+            raise
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
