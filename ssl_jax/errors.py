@@ -31,6 +31,18 @@ def not_written(path: Path, error: OSError) -> MachineFault:
     return MachineFault(f"{path} cannot be written ({error.strerror or error}); {remedy}")
 
 
+# Errors of a path that someone has given: a restart does not help.
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def workdir_not_made(workdir: Path, error: OSError) -> UserError | MachineFault:
+    """What to raise if `workdir` cannot be created and written."""
+    failed = f"--workdir={workdir} cannot be written ({error.strerror or error})"
+    if error.errno in BAD_PATH:
+        return UserError(f"{failed}; choose another directory")
+    return MachineFault(f"{failed}; repair its disk, and start again")
+
+
 # Errors of a disk, a mount, a network or a limit of the machine. Missing files are not among them: they are usually a wrong path.
 MACHINE_ERRORS = {
     getattr(errno, name)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 
 from ssl_jax.cli.main import Parser, add_workdir
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, workdir_not_made
 from ssl_jax.launchers import jobs
 
 
@@ -78,9 +78,7 @@ def main(args, rest) -> int:
     try:
         args.workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"--workdir={args.workdir} cannot be written ({error.strerror}); choose another directory"
-        ) from None
+        raise workdir_not_made(args.workdir, error) from None
     job = jobs.start(request, args.to, sent)
     print(f"{args.to} job {job['id']} submitted; `python launch.py status --workdir={args.workdir}` prints its state")
     return 0

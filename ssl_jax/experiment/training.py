@@ -181,8 +181,9 @@ def train(
     with watchdog.paused():
         evaluator.save_neighbors()
         if distributed.is_lead():
+            report = write_report(workdir)  # before the table: stdout may be closed
             evaluator.evaluations.show(config)
-            log.info("report: %s", write_report(workdir))
+            log.info("report: %s", report)
 
 
 class RunEvaluator:

@@ -24,11 +24,10 @@ from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.orbax_paths import check_text
 from ssl_jax.engine.records import read_metrics
 from ssl_jax.engine.renamed_keys import translate
-from ssl_jax.errors import MachineFault, UserError, not_written
+from ssl_jax.errors import MachineFault, UserError, not_written, workdir_not_made
 from ssl_jax.experiment.config import differences, from_plain
 
 PATIENCE = 100.0  # seconds that a restarted job waits for the lock; NFS keeps the locks of a dead host for 90
-BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)
 LOCK = ".lock"
 OF_A_RUN = (  # what `train` writes and a later start reads or goes on with
     "config.json", "vocabulary.json", "provenance.json", "metrics.jsonl", "starts.jsonl", "evaluations.json", "checkpoints",
@@ -115,9 +114,7 @@ def lock_workdir(workdir: Path, patience: float = 0.0) -> WorkdirLock:
         (workdir / LOCK).touch()
         handler = LogFile(workdir / "log.txt")
     except OSError as error:
-        if error.errno in BAD_PATH:
-            raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
-        raise MachineFault(f"--workdir={workdir} cannot be written ({error.strerror}); repair its disk, and start again") from None
+        raise workdir_not_made(workdir, error) from None
     file = _lock(workdir, folder, patience)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ssl_jax").addHandler(handler)
