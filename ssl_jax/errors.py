@@ -1,5 +1,8 @@
 """The two exceptions whose messages are written for users, and the text that may stand in a message."""
 
+import errno
+import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -35,7 +38,7 @@ class MachineFault(_OneLine):
 def not_written(path: Path, error: OSError) -> MachineFault:
     """The MachineFault to raise if the file `path` of a run cannot be written."""
     remedy = "free space or repair the directory and run the same command again"
-    return MachineFault(f"{path} cannot be written ({error.strerror}); {remedy}")
+    return MachineFault(f"{path} cannot be written ({error.strerror or error}); {remedy}")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -48,3 +51,46 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in ESCAPED and c not in keep else c for c in text
     )
+
+
+# Errors of a path that someone has given: a restart does not help.
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def workdir_not_made(workdir: Path, error: OSError) -> UserError | MachineFault:
+    """What to raise if `workdir` cannot be created and written."""
+    failed = f"--workdir={workdir} cannot be written ({error.strerror or error})"
+    if error.errno in BAD_PATH:
+        return UserError(f"{failed}; choose another directory")
+    return MachineFault(f"{failed}; repair its disk, and start again")
+
+
+# Errors of a disk, a mount, a network or a limit of the machine. Missing files are not among them: they are usually a wrong path.
+MACHINE_ERRORS = {
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "ESTALE", "ENODEV", "ENXIO", "EREMOTEIO", "ENOTCONN",
+        "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOLCK", "EMFILE", "ENFILE", "ENOMEM", "EBUSY",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+# Libraries written in C++ and Rust raise other types, with the number in the text: TensorStore as [os_error_code='28'] or
+# [OS error 28: ...], safetensors as (os error 28) or Os { code: 28.
+OS_ERROR = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+)|\(os error (\d+)\)|\bOs \{ code: (\d+)")
+STATUS = re.compile(r"(PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED|UNAUTHENTICATED): ")  # of TensorStore
+
+
+def machine_fault(error: BaseException | None) -> MachineFault | None:
+    """The fault of the machine that `error`, or what caused it, reports; None where there is none."""
+    while error is not None:
+        text = " ".join(str(error).split())
+        number = error.errno if isinstance(error, OSError) else None
+        if found := OS_ERROR.search(text):
+            number = int(next(group for group in found.groups() if group))
+        if number in MACHINE_ERRORS:
+            place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            return MachineFault(f"{place}{os.strerror(number)}; free space or repair the disk, and run the same command again")
+        if isinstance(error, ValueError) and STATUS.match(text):
+            return MachineFault(f"{text[:200]}; repair the disk, and run the same command again")
+        error = error.__cause__
+    return None

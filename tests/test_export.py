@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -10,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from disks import full_disk
 from safetensors.numpy import load_file, save_file
 from torch_reference import require_timm, require_torch, require_torchvision
 
 import ssl_jax
 from launch import main
-from ssl_jax import export
+from ssl_jax import export, files
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.method import Method, State
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import export_run as exporting
 from ssl_jax.export import card as cards
@@ -498,7 +500,7 @@ def test_export_is_replaced_atomically(workdir, tmp_path, monkeypatch):
 
     before = (folder / "card.json").read_text()
     monkeypatch.setitem(export.FORMATS, "safetensors", (writer(fails=True), reader))
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free space or"):
+    with pytest.raises(MachineFault, match=r"cannot be written: No space left on device; free space or"):
         export.write(folder, "safetensors", source, about())
     assert (folder / "card.json").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["safetensors"]
@@ -507,6 +509,33 @@ def test_export_is_replaced_atomically(workdir, tmp_path, monkeypatch):
     card = export.write(folder, "safetensors", source, about())
     assert set(card["files"]) == {"half"} == {path.name for path in folder.iterdir()} - {"card.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["safetensors"]
+
+
+def test_killed_exports_leave_nothing_that_stops_the_next_one(workdir, tmp_path):
+    """In containers every process may have the id 1."""
+    output = tmp_path / "e[1]"
+    folder = copy(workdir, "orbax", output)
+    building = output / f".orbax.writing-{os.getpid()}"
+    shutil.copytree(folder, building)
+    folder.rename(output / f".orbax.old-{os.getpid()}")  # killed between the two renames
+    lock = files.lock(output / ".orbax.lock")
+    with pytest.raises(UserError, match="is being written by another process"):
+        export_run(workdir, "orbax", output=output)
+    assert building.exists()
+    lock.close()
+    export_run(workdir, "orbax", output=output)
+    assert [path.name for path in output.iterdir()] == ["orbax"]
+    here, there = (ssl_jax.load(path)(images())["pooled"] for path in (folder, workdir / "export" / "orbax"))
+    np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_full_disk_is_one_line_for_every_form(workdir, tmp_path, form, capfd):
+    with full_disk(tmp_path / "disk", "64k") as disk:
+        assert main(["export", f"--workdir={workdir}", f"--format={form}", f"--output={disk}"]) == 74
+        assert list(disk.iterdir()) == []
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "cannot be written: No space left on device" in lines[0], lines
 
 
 def test_weights_that_do_not_match_the_config_are_refused(workdir, tmp_path):

@@ -1,16 +1,21 @@
 """Slurm, GKE and Cloud TPU with scripts in place of their programs: what is sent, and how answers are read."""
 
+import errno
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from submitting import GKE, ROOT, TPU, calls, dry, error, submit, wait
 
 from launch import main
+from ssl_jax import files
+from ssl_jax.errors import not_written
+from ssl_jax.launchers import detached
 
 
 @pytest.fixture(autouse=True)
@@ -252,3 +257,79 @@ def test_tpu_vm_restarts_failed_jobs(tmp_path, capsys, host, codes, message):
     )
     assert submit(tmp_path / "a", *TPU, *flags, "--max_restarts=1") == 0
     assert message in wait(tmp_path / "a", capsys, "finished", "failed", "stopped")
+
+
+# ---------------------------------------------------------------------------------------------------- recording
+
+
+SLURM = ("--to=slurm", "--partition=a100")
+ENGINES = {"slurm": SLURM, "gke": GKE, "tpu-vm": TPU, "local": ("--to=local",)}
+
+
+def mount(name, folder):
+    return [f"--mount={folder}"] if name == "gke" else []
+
+
+@pytest.fixture
+def engines(programs, monkeypatch):
+    """Programs of all engines; the folder of their calls."""
+    for name in ("srun", "kubectl", "gcloud", "scancel"):
+        programs(name)
+    started = []
+    shell = types.SimpleNamespace(pid=2**22 + 1)
+    fake = types.SimpleNamespace(Popen=lambda *_, **__: started.append(1) or shell, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(detached, "subprocess", fake)
+    monkeypatch.setattr(detached, "cancel", lambda *_: started.append("canceled"))
+    return programs("sbatch", "echo Submitted batch job 7"), started
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_nothing_is_submitted_where_it_cannot_be_recorded(name, tmp_path, capsys, engines, monkeypatch):
+    folder, started = engines
+    (tmp_path / "run").mkdir()
+
+    def write(path, _):
+        raise not_written(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(files, "write", write)
+    assert submit(tmp_path / "run", *ENGINES[name], *mount(name, tmp_path)) == 74
+    assert "job.pending.json cannot be written (No space left on device)" in error(capsys)
+    assert not started and all(not calls(folder, program) for program in ("sbatch", "kubectl", "gcloud"))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_job_that_can_no_longer_be_recorded_is_canceled(name, tmp_path, capsys, engines, monkeypatch):
+    folder, started = engines
+    put, run = files.put, tmp_path / "run"
+
+    def full(temporary, path):
+        if path.name == "job.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(temporary, path)
+
+    monkeypatch.setattr(files, "put", full)
+    assert submit(run, *ENGINES[name], *mount(name, tmp_path)) == 74
+    assert "was started and is canceled again, since" in error(capsys)
+    canceled = {"slurm": ("scancel", "7"), "gke": ("kubectl", "delete jobset run-1"), "tpu-vm": ("gcloud", "kill -TERM")}
+    if name in canceled:
+        program, words = canceled[name]
+        assert words in calls(folder, program)[-1]
+    else:
+        assert started == [1, "canceled"]
+    assert not (run / "job.json").exists() and not (run / "job.pending.json").exists()
+
+
+def test_submission_that_was_interrupted_is_named(tmp_path, capsys, engines, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detached, "submit", interrupted)
+        assert submit(tmp_path, "--to=local") == 130
+    capsys.readouterr()
+    for arguments in (("status",), ("submit", "--to=local", "--config=configs/simclr.py:smoke")):
+        assert main([arguments[0], f"--workdir={tmp_path}", *arguments[1:]]) == 2
+        assert "did not come to its end" in error(capsys)
+    (tmp_path / "job.pending.json").unlink()
+    assert submit(tmp_path, "--to=local") == 0
+    assert json.loads((tmp_path / "job.json").read_text())["engine"] == "local"

@@ -1,22 +1,25 @@
 """The verbs, their flags and exit codes.
 
-Exit codes: 0 done (or saved after SIGTERM), 2 bad input, 74 a fault of the machine, 130 saved after SIGINT.
+Exit codes: 0 done (or saved after SIGTERM), 2 bad input, 74 a fault of the machine, 130 saved after SIGINT, 129 after SIGHUP.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from ssl_jax.cli import interrupts
 from ssl_jax.engine.records import OneLine
-from ssl_jax.errors import MachineFault, UserError, printable
+from ssl_jax.errors import MachineFault, UserError, machine_fault, printable
 from ssl_jax.where import as_called, program
 
 VERBS = {
@@ -54,6 +57,11 @@ class _Once(logging.Filter):
         return fresh
 
 
+def _no_fault(record: logging.LogRecord) -> bool:
+    """For asyncio, which logs a traceback for each of Orbax's tasks that failed on a full disk, when it is collected."""
+    return not record.exc_info or machine_fault(record.exc_info[1]) is None
+
+
 def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for `argv`. Only the verb in `argv` is imported and has its flags."""
     asked = next((argument for argument in argv if not argument.startswith("-")), None)
@@ -87,23 +95,67 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
+    logging.getLogger("asyncio").addFilter(_no_fault)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and tracebacks of what it raises anyway
-    try:
-        args, overrides = parser(argv).parse_known_args(argv)
-        return verb_module(args.verb).main(args, overrides)
-    except (UserError, MachineFault) as error:
-        _abort(error)
+    with interrupts.heard(), _quiet_threads():
+        try:
+            args, overrides = parser(argv).parse_known_args(argv)
+            code = verb_module(args.verb).main(args, overrides)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk or an ended reader is noticed here rather than at the exit
+            return code
+        except (UserError, MachineFault) as error:
+            return _end(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+        except BrokenPipeError:  # whoever read the output, such as `head`, has ended
+            _drop_output()
+            return 128 + signal.SIGPIPE
+        except Exception as error:  # one of several processes ends here; a single process keeps its traceback
+            fault = machine_fault(error)
+            if fault is not None:
+                if isinstance(error, OSError):
+                    _drop_output()  # it may be stdout that cannot be written
+                return _end(fault)
+            _abort(error)
+            raise
+
+
+def _end(error: UserError | MachineFault) -> int:
+    """Print one line, and return the exit code."""
+    _abort(error)
+    with contextlib.suppress(OSError):  # stderr may be on the full disk; the exit code remains
         print(f"error: {printable(as_called(str(error)))}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read the output, such as `head`, has ended
+    return error.code
+
+
+def _drop_output() -> None:
+    """Send what is left for stdout nowhere, or Python would try to write it at its end."""
+    try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except Exception as error:  # one of several processes ends here; a single process keeps its traceback
-        _abort(error)
-        raise
+    except (AttributeError, OSError, ValueError):  # closed, or not a file
+        sys.stdout = None
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """In place of tracebacks of threads that write files: a disk that is full fails in all of them, and the verb reports it once."""
+    in_thread, unraisable = threading.excepthook, sys.unraisablehook
+
+    def of_thread(failure) -> None:
+        if failure.exc_value is None or machine_fault(failure.exc_value) is None:
+            in_thread(failure)
+
+    def of_callback(failure) -> None:  # TensorStore still calls an event loop that Orbax has closed after the first failure
+        if str(failure.exc_value) != "Event loop is closed":
+            unraisable(failure)
+
+    threading.excepthook, sys.unraisablehook = of_thread, of_callback
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = in_thread, unraisable
 
 
 def _abort(error: BaseException) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 
 from ssl_jax.cli.main import Parser, add_workdir
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, workdir_not_made
 from ssl_jax.launchers import jobs
 from ssl_jax.where import as_called, program
 
@@ -80,10 +80,8 @@ def main(args, rest) -> int:
     try:
         args.workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"--workdir={args.workdir} cannot be written ({error.strerror}); choose another directory"
-        ) from None
-    job = jobs.record(request, args.to, sent, engine.submit(request))
+        raise workdir_not_made(args.workdir, error) from None
+    job = jobs.start(request, args.to, sent)
     remedy = as_called(f"`python launch.py status --workdir={args.workdir}` prints its state")
     print(f"{args.to} job {job['id']} submitted; {remedy}")
     return 0

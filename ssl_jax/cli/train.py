@@ -5,8 +5,11 @@
 
 The same command on the same workdir resumes from the last intact checkpoint, to the same numbers as an uninterrupted run. SIGTERM
 saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came after the last
-checkpoint. The workdir holds config.json, vocabulary.json (of texts), metrics.jsonl, log.txt, checkpoints/, pictures/,
-evaluations.json, report.html.
+checkpoint. The workdir holds config.json, vocabulary.json (of texts), metrics.jsonl, log.txt, checkpoints/, checkpoints.json (the
+newest step that was saved), pictures/, evaluations.json, report.html.
+
+A workdir whose checkpoints are not there any more is refused, since going on would erase its metrics. --start_over moves what it
+holds into WORKDIR/before-N and begins at step 0.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ def add_arguments(sub) -> None:
     add_workdir(sub)
     sub.add_argument("--processes", type=int, help="number of processes on this machine (on GPUs, one for each)")
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
+    sub.add_argument("--start_over", action="store_true", help="begin at step 0; earlier files of the run move to WORKDIR/before-N")
     sub.add_argument("--max_restarts", type=int, default=0, help="how often all processes are restarted when one fails")
     sub.add_argument(
         "--saved_code", type=int, default=0,
@@ -39,8 +43,9 @@ def main(args, overrides) -> int:
             raise UserError(f"--max_restarts={args.max_restarts}: {launcher} started these processes and has to restart them")
         flags = [f"--config={args.config}", f"--workdir={args.workdir}", f"--profile={args.profile}"]
         command = ["train", *flags, *overrides]
-        return supervise.supervise(command, processes, args.workdir, args.max_restarts, args.saved_code)
+        first = ["--start_over"] if args.start_over else []
+        return supervise.supervise(command, processes, args.workdir, args.max_restarts, args.saved_code, first)
     from ssl_jax.experiment import training  # imports JAX, which --help and `supervise` avoid
     from ssl_jax.report.write import write_report
 
-    return training.run_training(args.config, overrides, args.workdir, write_report, args.profile, args.saved_code)
+    return training.run_training(args.config, overrides, args.workdir, write_report, args.profile, args.saved_code, args.start_over)

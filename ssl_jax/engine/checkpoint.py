@@ -12,49 +12,26 @@ import math
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from ssl_jax import files
+from ssl_jax.engine.checksums import Corrupt, checksums, nonfinite, verify, verify_named
 from ssl_jax.engine.method import State
+from ssl_jax.engine.orbax_paths import openable
 from ssl_jax.engine.renamed_keys import MODULES, old_names_in, rename
 from ssl_jax.engine.sharding import leaf_names
-from ssl_jax.errors import MachineFault, UserError, not_written
+from ssl_jax.errors import MachineFault, UserError, machine_fault, not_written
 
 log = logging.getLogger(__name__)
 STALE = 70  # seconds after which every host sees a directory as it is: NFS caches listings for up to a minute
-# Faults of a device, of memory or of a disk: the checkpoint itself may be intact. (A missing file means that it is not.)
-MACHINE_ERRORS = (jax.errors.JaxRuntimeError, MemoryError, OSError)
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-    """uint32 sum over elements of bits x odd weight of the index: any single flipped bit changes it.
-
-    Integer sums are exact in any order, so the value does not depend on the sharding.
-    """
-    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, width)
-    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
-    for d in reversed(range(x.ndim)):
-        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(stride % 2**32)
-        stride *= x.shape[d]
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
-
-
-_checksum_tree = jax.jit(lambda tree: jax.tree.map(_checksum, tree))
-
-
-def checksums(tree) -> dict[str, int]:
-    """{leaf name: checksum} of a tree of arrays, computed on their devices."""
-    values = jax.device_get(jax.tree.leaves(_checksum_tree(tree)))
-    return {name: int(value) for name, value in zip(leaf_names(tree), values, strict=True)}
+PART = 2**28  # bytes that are read back at a time after the first save
 
 
 def saved_part(state: State) -> dict:
@@ -74,13 +51,17 @@ class Checkpoints:
 
     The best checkpoint has the largest value, or the smallest if the name starts with '-'. A checkpoint without the metric is the
     worst. Each holds the state, the resolved config, and a checksum per leaf. The position in the data follows from the step.
+    `<directory>.json` says which one is the newest, so that a directory that is not mounted is no run without checkpoints.
 
     Raises:
-        UserError: `read_only`, and the directory does not exist.
+        UserError: `read_only`, and the directory does not exist; it is no directory, or its name is no text.
+        MachineFault: its disk fails.
     """
 
     def __init__(self, directory: Path | str, keep: int = 2, best_metric: str = "", read_only: bool = False):
         self.directory = Path(directory).absolute()
+        self.record = Path(f"{self.directory}.json")
+        self._checked = False  # whether a save of this process has been read back
         preserve, score = [policies.LatestN(keep)], None
         if best_metric:
             name, sign = best_metric.removeprefix("-"), -1 if best_metric.startswith("-") else 1
@@ -90,6 +71,9 @@ class Checkpoints:
                 return -math.inf if math.isnan(value) else value
 
             preserve.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
+        if os.path.lexists(self.directory) and not self.directory.is_dir():
+            what = "a link to what is not there; mount its disk" if self.directory.is_symlink() else "no directory; move it away"
+            raise UserError(f"{self.directory} is {what}, or choose another --workdir")
         if read_only and not self.directory.is_dir():
             raise UserError(f"no checkpoints in {self.directory}; give the --workdir of a run that has saved one")
         options = ocp.CheckpointManagerOptions(
@@ -104,8 +88,14 @@ class Checkpoints:
             "config": ocp.JsonCheckpointHandler(),
             "checksums": ocp.JsonCheckpointHandler(),
         }
+        self._opened = contextlib.ExitStack()
         try:
-            self._manager = _Manager(self.directory, options=options, item_handlers=self._handlers)
+            if not read_only:
+                self.directory.parent.mkdir(parents=True, exist_ok=True)
+            opened = self._opened.enter_context(openable(self.directory))
+            self._manager = _Manager(opened, options=options, item_handlers=self._handlers)
+        except OSError as error:
+            raise not_written(self.directory, error) from error
         except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:  # read for every step
             raise UserError(
                 f"{self.directory} cannot be opened ({_first_line(error)}); a checkpoint there has a damaged _CHECKPOINT_METADATA: "
@@ -138,18 +128,28 @@ class Checkpoints:
     def save(self, state: State, config: Mapping, metrics: Mapping[str, float] | None = None) -> None:
         """Start saving. The arrays are copied before this returns; the files are written in the background.
 
-        A deleted directory is created again, since the running process holds the only copy of the state.
+        A deleted directory is created again, since the running process holds the only copy of the state. The first save is awaited
+        and read back, so that a directory that loses what is written to it is noticed at once.
 
         Raises:
-            MachineFault: this save failed (disk full); older checkpoints are untouched.
+            UserError: the state has a NaN or an infinity; nothing was saved.
+            MachineFault: this save failed (disk full), or the first one cannot be read back; older checkpoints are untouched.
         """
         step, tree = int(state.step), saved_part(state)
+        if bad := nonfinite(tree):
+            raise UserError(
+                f"step {step}: the state is not finite ({len(bad)} leaves, first {bad[0]}), so it is not saved; the last checkpoint "
+                "is kept. Lower the learning rate" + (", or set config.on_nonfinite='skip'" if _stops(config) else "")
+            )
+        sums = checksums(tree)
         try:
             self._manager.wait_until_finished()
+            self._note()
         except jax.errors.JaxRuntimeError:  # another process has gone; nothing is wrong with the disk
             raise
         except (OSError, ValueError, RuntimeError) as error:
             log.error("the checkpoint before step %d could not be saved (%s); trying again with this step", step, _first_line(error))
+            self._remove_unfinished()
         try:
             if not all(gather(self.directory.is_dir())):
                 log.error("%s was deleted during this run; creating it again and saving step %d into it", self.directory, step)
@@ -161,7 +161,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(tree),
                     config=ocp.args.JsonSave(dict(config)),
-                    checksums=ocp.args.JsonSave(checksums(tree)),
+                    checksums=ocp.args.JsonSave(sums),
                 ),
                 metrics=dict(metrics) if metrics else None,
                 force=True,
@@ -170,6 +170,85 @@ class Checkpoints:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_failed(error) from error
+        if not self._checked:
+            self.wait()
+            self._read_back(step, tree, sums)
+            self._checked = True
+
+    def _read_back(self, step: int, tree, sums: Mapping[str, int]) -> None:
+        """Compare checkpoint `step` on the disk with its arrays, a part at a time, since the devices may not hold a second copy.
+
+        Raises:
+            MachineFault: it cannot be read or differs.
+        """
+        folder, handler = self._manager.directory / str(step), ocp.PyTreeCheckpointHandler()
+        leaves, structure = jax.tree.flatten(tree)
+        names, parts = leaf_names(tree), []
+        for i, leaf in enumerate(leaves):
+            if not parts or sum(leaves[k].nbytes for k in parts[-1]) + leaf.nbytes > PART:
+                parts.append([])
+            parts[-1].append(i)
+        try:
+            saved = self._handlers["checksums"].restore(folder / "checksums", args=ocp.args.JsonRestore())
+            if saved != dict(sums):
+                raise Corrupt("its checksums are not those that were written")
+            for part in parts:
+                wanted = structure.unflatten([leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)])
+                how = jax.tree.map(_restore_args, wanted)
+                read = jax.tree.leaves(handler.restore(folder / "state", args=ocp.args.PyTreeRestore(item=wanted, restore_args=how)))
+                verify_named({names[i]: read[i] for i in part}, sums)
+        except jax.errors.JaxRuntimeError:  # another process has gone, or a device has no memory
+            raise
+        except Exception as error:  # Orbax, TensorStore, JSON and zstd raise types of their own; all mean unreadable
+            raise MachineFault(
+                f"checkpoint {step} was saved in {self.directory} and cannot be read back ({_first_line(error)}); repair its disk, or "
+                "choose another --workdir"
+            ) from error
+
+    def _note(self) -> None:
+        """Write the newest saved step beside the directory. Raises MachineFault."""
+        newest = max(self.steps(), default=None)
+        if newest is not None and newest != self._noted():
+            write_json(self.record, {"newest": newest})
+
+    def _noted(self) -> int | None:
+        """The newest step that was saved, by the file beside the directory; None without that file."""
+        try:
+            return int(json.loads(self.record.read_text())["newest"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            log.warning("%s cannot be read and is ignored", self.record)
+            return None
+
+    def check_present(self, logged: int, least: int) -> None:
+        """Check that no checkpoint has gone since it was saved. Every process calls it, before `restore_latest`.
+
+        Args:
+            logged: the last step with a metric or an evaluation.
+            least: a run that has logged this step has saved a checkpoint, also where a version without the file wrote it.
+
+        Raises:
+            UserError: one has gone. Going on would begin earlier, and erase what was logged since.
+        """
+        noted = self._noted()
+        for _ in range(STALE):  # NFS finds a new directory by its name before it lists it
+            if noted is None or noted in self.steps() or not (self.directory / str(noted)).is_dir():
+                break
+            time.sleep(1.0)
+            self._manager.reload()
+        there = self.agreed_steps()
+        newest = there[-1] if there else 0
+        missing = logged >= least and not there if noted is None else noted > newest
+        if any(gather(missing)):
+            saved = f"logged step {logged}" if noted is None else f"saved step {noted}"
+            with contextlib.suppress(OSError):  # made by this start; it would be in the way of what is moved back
+                self.directory.rmdir()
+            go_on = f", or delete {self.record} to go on at step {newest}" if there else ""
+            raise UserError(
+                f"this run has {saved}, and {self.directory} has {f'only {there}' if there else 'no checkpoint'}; mount or move back "
+                f"its checkpoints{go_on}, or give --start_over to begin at step 0 again"
+            )
 
     def rate(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add metrics that were measured after checkpoint `step` was saved. Every process must call it.
@@ -195,6 +274,7 @@ class Checkpoints:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_failed(error) from error
+        self._note()
 
     def _check_space(self, tree) -> None:
         """Raises OSError, in every process, if a disk has less free space than the arrays need.
@@ -208,7 +288,14 @@ class Checkpoints:
         if free < needed:
             raise OSError(f"no space left on the disk: {needed:.1f} MiB are needed and {free:.1f} MiB free")
 
+    def _remove_unfinished(self) -> None:
+        """Free the space of a save that failed."""
+        if jax.process_index() == 0:
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+
     def _save_failed(self, error: Exception) -> MachineFault:
+        self._remove_unfinished()
         saved = self.steps()
         return MachineFault(
             f"could not save a checkpoint under {self.directory} ({_first_line(error)}); free space or repair the directory and run "
@@ -226,17 +313,17 @@ class Checkpoints:
             UserError: it belongs to another config (names, shapes or dtypes differ).
             Corrupt: in every process, if one cannot read it, a leaf has another checksum than saved, or it holds another step than
                 its directory name.
+            MachineFault: the disk or the network cannot read it, which says nothing about the checkpoint.
         """
-        wanted = saved_part(target)
-        tree = _read_together(lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
+        wanted, folder = saved_part(target), self.directory / str(step)
+        tree = _read_together(folder, lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
         trees = (rename(tree, MODULES), wanted)
         saved, here = ({name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _named(x)} for x in trees)
         self._check_structure(step, saved, here)
-        state, expected = _read_together(lambda: self._read(step, rename(wanted, old_names_in(tree))), "it cannot be read")
+        state, expected = _read_together(folder, lambda: self._read(step, rename(wanted, old_names_in(tree))), "it cannot be read")
         verify(state, expected)
         state = rename(state, MODULES)
-        if int(state["step"]) != step:
-            raise Corrupt(f"it holds step {int(state['step'])}")
+        _check_step(step, state)
         return target._replace(**state)
 
     def _read(self, step: int, wanted) -> tuple[dict, dict[str, int]]:
@@ -271,6 +358,7 @@ class Checkpoints:
             except Corrupt as error:
                 state, corrupt = None, error
             if not any(gather(corrupt is not None)):
+                self._note()
                 return state
             target_path = self._set_aside(step)
             log.error(
@@ -286,11 +374,19 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> Path:
         folder = Path(f"{self.directory}_corrupt")
-        folder.mkdir(exist_ok=True)
-        target = folder / f"{step}-{len(list(folder.iterdir()))}"
-        _barrier("corrupt")  # every process has counted before process 0 moves
-        if jax.process_index() == 0:
-            os.replace(self.directory / str(step), target)
+        try:
+            folder.mkdir(exist_ok=True)
+            target = folder / f"{step}-{len(list(folder.iterdir()))}"
+            _barrier("corrupt")  # every process has counted before process 0 moves
+            if jax.process_index() == 0:
+                os.replace(self.directory / str(step), target)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"checkpoint {step} in {self.directory} is corrupt and cannot be moved to {folder}, which is no directory; move that "
+                "file away"
+            ) from None
+        except OSError as error:
+            raise not_written(target, error) from error
         _barrier("moved")
         self._manager.reload()
         return target
@@ -299,7 +395,8 @@ class Checkpoints:
         """`parts` of checkpoint `step` as nested dicts of arrays on the first local device, verified. Needs no config.
 
         Raises:
-            UserError: there is no such checkpoint, or it is corrupt.
+            UserError: there is no such checkpoint, it is corrupt, or it holds another step than its directory name.
+            MachineFault: the disk or the network cannot read it.
         """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
@@ -307,14 +404,23 @@ class Checkpoints:
             target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
             state, expected = self._read(step, target)
             verify(state, expected)
+            _check_step(step, state)
         except Exception as error:  # Orbax, TensorStore, JSON and zstd raise types of their own; all mean unreadable
+            _raise_fault(self.directory / str(step), error)
             raise UserError(
                 f"checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}); there are {self.steps()}"
             ) from error
         return {part: rename(state[part], MODULES) for part in parts}
 
     def close(self) -> None:
-        self._manager.close()
+        """Wait for a save in flight. That it failed is only logged, so that it does not hide the reason why the run ended."""
+        try:
+            self._manager.close()
+        except jax.errors.JaxRuntimeError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            log.error("the last checkpoint in %s could not be saved (%s)", self.directory, _first_line(error))
+        self._opened.close()
 
 
 def gather(value: float) -> list[float]:
@@ -331,19 +437,19 @@ def _gather_lists(values: list[int]) -> list[list[int]]:
     return [[int(value) for value in row if value >= 0] for row in multihost_utils.process_allgather(padded)]
 
 
-def _read_together(read: Callable, message: str):
+def _read_together(folder: Path, read: Callable, message: str):
     """`read()` in every process. If it fails in one, all raise Corrupt; otherwise the others would wait for that one forever.
 
     Raises:
         Corrupt: with `message` in the process that failed.
-        MACHINE_ERRORS: a device, memory or disk failed, which says nothing about the checkpoint.
+        MachineFault: the disk or the network cannot read `folder`.
+        JaxRuntimeError, MemoryError: a device or memory failed, which says nothing about the checkpoint.
     """
     value = failure = None
     try:
         value = read()
-    except Exception as error:  # Orbax, TensorStore, JSON and zstd raise types of their own; nearly all mean unreadable
-        if isinstance(error, MACHINE_ERRORS) and not isinstance(error, FileNotFoundError):
-            raise
+    except Exception as error:  # noqa: BLE001  Orbax, TensorStore, JSON and zstd raise types of their own
+        _raise_fault(folder, error)
         failure = error
     failed = [process for process, has_failed in enumerate(gather(failure is not None)) if has_failed]
     if failed:
@@ -351,20 +457,54 @@ def _read_together(read: Callable, message: str):
     return value
 
 
+def _raise_fault(folder: Path, error: Exception) -> None:
+    """Return only if `error` says that the content of `folder` is damaged, whose files can all be read.
+
+    Raises:
+        MachineFault: a disk or the network failed.
+        JaxRuntimeError, MemoryError: `error` itself.
+    """
+    if isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)):
+        raise error
+    fault = machine_fault(error) or machine_fault(_unreadable(folder))
+    if fault is None and isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        fault = error
+    if fault is not None:
+        raise MachineFault(f"checkpoint {folder} cannot be read, and stays where it is: {fault}") from error
+
+
+def _unreadable(folder: Path) -> OSError | None:
+    """The first error of reading every file below `folder`."""
+    found: list[OSError] = []
+    for where, _, names in os.walk(folder, onerror=found.append):
+        for name in names:
+            try:
+                with open(Path(where, name), "rb") as file:
+                    while file.read(2**24):
+                        pass
+            except OSError as error:
+                found.append(error)
+    return next((error for error in found if machine_fault(error)), None)
+
+
+def _check_step(step: int, state: Mapping) -> None:
+    if int(state["step"]) != step:
+        raise Corrupt(f"it holds step {int(state['step'])}")
+
+
+def _restore_args(leaf) -> ocp.RestoreArgs:
+    if not isinstance(leaf, jax.Array):  # a placeholder, or an array of the host
+        return ocp.RestoreArgs(restore_type=None if leaf is ocp.PLACEHOLDER else np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _stops(config: Mapping) -> bool:
+    return config.get("on_nonfinite", "stop") == "stop"
+
+
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-class Corrupt(Exception):
-    """A checkpoint cannot be trusted; the message says why."""
-
-
-def verify(tree, expected: Mapping[str, int]) -> None:
-    """Raises Corrupt unless every leaf of `tree` has the checksum in `expected`, {leaf name: checksum}."""
-    bad = [name for name, value in checksums(tree).items() if expected.get(name) != value]
-    if bad:
-        raise Corrupt(f"{len(bad)} of {len(expected)} leaves differ from their checksums, first {bad[0]!r}")
 
 
 def _named(tree) -> list[tuple[str, object]]:
@@ -378,18 +518,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def write_json(path: Path, value) -> None:
-    """Write `value` as JSON, atomically: a killed process leaves the old file or the new one. Only process 0 writes.
+    """Write `value` as JSON, atomically: a crash leaves the old file or the new one. Only process 0 writes.
 
     Raises:
         MachineFault: the disk is full, or the directory is gone.
     """
-    if jax.process_index() != 0:
-        return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # unique: `evaluate` may write the same file as `train`
-    try:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise not_written(path, error) from error
+    if jax.process_index() == 0:
+        files.write(path, json.dumps(value, indent=1, sort_keys=False) + "\n")

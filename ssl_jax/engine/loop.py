@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from ssl_jax.engine import sharding
-from ssl_jax.engine.checkpoint import Checkpoints
+from ssl_jax.engine.checkpoint import Checkpoints, gather
 from ssl_jax.engine.method import Batch, Method, State, trained
 from ssl_jax.engine.metrics import MetricsWriter
 from ssl_jax.engine.step import check_groups, make_step
@@ -39,7 +40,7 @@ class CompiledRun(NamedTuple):
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT arrived; the state has been saved."""
+    """SIGTERM, SIGINT or SIGHUP arrived; the state has been saved."""
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"{signal.Signals(signum).name} at step {step}: saved")
@@ -151,17 +152,27 @@ def to_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: in
 
 
 class Signals:
-    """Remembers the first SIGTERM or SIGINT; a second SIGINT raises KeyboardInterrupt.
+    """Remembers the first SIGTERM, SIGINT or SIGHUP, after which the run saves and ends; a second SIGINT raises KeyboardInterrupt.
+
+    SIGUSR1 makes the run save and go on. A signal that was ignored at the start, such as SIGHUP under nohup, stays ignored.
 
     With several processes JAX's coordinator handles a SIGTERM to any of them, and picks a step that none has passed yet. Its count
-    must begin at the start of these processes, or it would miss a SIGTERM that arrives before the first step.
+    must begin at the start of these processes, or it would miss a SIGTERM that arrives before the first step. SIGHUP is passed on to
+    it, and processes agree on SIGUSR1 every `every` steps.
     """
+
+    def __init__(self, every: int = 1):
+        self.every = every
 
     def __enter__(self):
         self.received: int | None = None
+        self._save = False
         self._start: int | None = None
-        handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        self._before = {s: signal.signal(s, self._handle) for s in handled}
+        alone = jax.process_count() == 1
+        ending = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if alone else (signal.SIGHUP,)
+        handled = dict.fromkeys(ending, self._end if alone else self._pass_on) | {signal.SIGUSR1: self._ask}
+        heeded = {s: handler for s, handler in handled.items() if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN}
+        self._before = {s: signal.signal(s, handler) for s, handler in heeded.items()}
         return self
 
     def stop(self, step: int) -> int | None:
@@ -171,10 +182,24 @@ class Signals:
             self.received = signal.SIGTERM
         return self.received
 
-    def _handle(self, signum, _frame):
+    def save(self, step: int) -> bool:
+        """Whether SIGUSR1 asks for a checkpoint of `step`. Every process must call it once in every step."""
+        if jax.process_count() > 1 and step % self.every:
+            return False
+        asked = any(gather(self._save))
+        self._save = self._save and not asked
+        return asked
+
+    def _end(self, signum, _frame):
         if self.received == signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
+
+    def _pass_on(self, _signum, _frame):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _ask(self, _signum, _frame):
+        self._save = True
 
     def __exit__(self, *_):
         for signum, handler in self._before.items():
@@ -210,17 +235,19 @@ def train(
     watch: Signals,
     watchdog: Watchdog,
     trace: Trace,
+    check_workdir: Callable[[], None] = lambda: None,
 ) -> State:
     """Train `state` to step `total`.
 
     `settings` has `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps` and `on_nonfinite`. `config` is
-    stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a
-    step are fetched while the next one runs, so that the devices never idle.
+    stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them.
+    `check_workdir()` raises where the workdir is no longer there. The metrics of a step are fetched while the next one runs, so that
+    the devices never idle.
 
     Raises:
         Interrupted: after a signal; the state has been saved.
-        UserError: a loss is not finite.
-        MachineFault: a checkpoint or a metric cannot be written.
+        UserError: a loss or the state is not finite.
+        MachineFault: a checkpoint or a metric cannot be written, or the workdir has gone.
     """
     start = int(state.step)
     waiting: list[tuple[int, Mapping]] = []
@@ -247,6 +274,7 @@ def train(
     source = to_device(batches, run.mesh)
     for step in range(start + 1, total + 1):
         watchdog.beat(step)
+        check_workdir()
         clock.begin_step()
         trace.before(step, state)
         with clock.waiting("input"):
@@ -259,7 +287,8 @@ def train(
         waiting.append((step, metrics))
         stop = watch.stop(step) is not None
         due = step % settings["evaluate_every_steps"] == 0 or step == total
-        save = due or stop or step % settings["checkpoint_every_steps"] == 0
+        asked = watch.save(step)
+        save = due or stop or asked or step % settings["checkpoint_every_steps"] == 0
         while len(waiting) > (0 if save else 1):
             done, metrics = waiting.pop(0)
             values, scores = fetch(done, metrics), {}
@@ -269,8 +298,12 @@ def train(
             if scores or done == total or done % settings["log_every_steps"] == 0:
                 report(done, values, scores)
         if save:
+            check_workdir()
             with clock.paused(), watchdog.paused():
                 checkpoints.save(state, config, scores)
+                if asked:
+                    checkpoints.wait()
+                    log.info("SIGUSR1: saved step %d", step)
         if stop:
             with watchdog.paused():
                 checkpoints.wait()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import math
-import os
+import queue
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 
-from ssl_jax.engine.records import read_metrics
+from ssl_jax import files
+from ssl_jax.engine.records import read_lines, read_metrics
 from ssl_jax.errors import not_written
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,8 @@ class MetricsWriter:
     """Appends one JSON object per logged step to `<workdir>/metrics.jsonl`. Only process 0 writes.
 
     Metrics that depend on the clock or the machine have names that start with `time/`; the rest is the same in every run of a
-    config. A restart removes the lines past the resumed step, so that no step is logged twice.
+    config. A restart removes the lines past the resumed step, so that no step is logged twice. Lines that cannot be read are named in
+    the log, and the damaged file is kept as metrics.jsonl.damaged-N.
     """
 
     def __init__(self, workdir: Path, start_step: int = 0, tensorboard: bool = True):
@@ -38,18 +42,27 @@ class MetricsWriter:
         self._file = self._board = None
         if jax.process_index() != 0:
             return
-        self._begin([line for line in read_metrics(workdir) if line["step"] <= start_step])
+        lines, bad = read_lines(self.path, "step")
+        if bad:
+            self._keep_damaged(bad)
+        self._begin([line for line in lines if line["step"] <= start_step])
         if tensorboard:
             purge = start_step + 1 if start_step else None
             # The writer's thread dies on a full disk. A short queue would then fill up and block the run.
             self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge, max_queue=1 << 15)
 
+    def _keep_damaged(self, bad: Sequence[int]) -> None:
+        """Copy the file, and name its unreadable lines."""
+        number = next(n for n in itertools.count(1) if not self.path.with_name(f"{self.path.name}.damaged-{n}").exists())
+        copy = self.path.with_name(f"{self.path.name}.damaged-{number}")
+        files.write(copy, self.path.read_bytes())
+        places = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        log.warning("%s: %d lines cannot be read (%s); the others are kept, the damaged file is %s", self.path, len(bad), places, copy)
+
     def _begin(self, lines: Sequence[Mapping[str, float]]) -> None:
         """Rewrite the file with `lines`, and open it for appending."""
+        files.write(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         try:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            os.replace(temporary, self.path)
             self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed in close()
         except OSError as error:
             raise not_written(self.path, error) from error
@@ -92,12 +105,24 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        for opened in (self._file, self._board):
-            if opened is not None:
+        for close in (self._file and self._file.close, self._board and self._close_board):
+            if close is not None:
                 try:
-                    opened.close()
+                    close()
                 except OSError as error:  # only a warning, so that it does not hide the reason why the run ended
                     log.warning("%s cannot be closed (%s)", self.path.parent, error.strerror)
+
+    def _close_board(self) -> None:
+        """Close it. Where it cannot be flushed, end its thread and the close at the exit, too, whose errors would be tracebacks."""
+        writer = self._board.file_writer.event_writer
+        try:
+            self._board.close()
+        except OSError:
+            writer._closed, worker = True, writer._worker
+            with contextlib.suppress(queue.Full):
+                writer._event_queue.put_nowait(worker._shutdown_signal)
+            worker.join(1.0)
+            raise
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
+
+from ssl_jax import files
+from ssl_jax.errors import not_written
 
 
 def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
@@ -34,10 +38,23 @@ def save_grid(images: np.ndarray, path: Path) -> None:
 
 
 def save_picture(pixels: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 3] as PNG; small images are enlarged (nearest neighbor). Only process 0 writes."""
+    """Write uint8 [H, W, 3] as PNG; small images are enlarged (nearest neighbor). Only process 0 writes.
+
+    Raises:
+        MachineFault: it cannot be written.
+    """
+    scale = max(1, min(4, 900 // max(pixels.shape[:2])))
+    save_png(pixels.repeat(scale, 0).repeat(scale, 1), path)
+
+
+def save_png(pixels: np.ndarray, path: Path, optimize: bool = False) -> None:
+    """Write uint8 [H, W, 3] as PNG. Only process 0 writes. Raises MachineFault if it cannot be written."""
     if jax.process_index() != 0:
         return
-    picture = Image.fromarray(pixels)
-    scale = max(1, min(4, 900 // max(picture.size)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG", optimize=optimize)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(path, error) from error
+    files.write(path, data.getvalue())

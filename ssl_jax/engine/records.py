@@ -53,33 +53,40 @@ def goodput(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, 
 
 def read_starts(workdir: Path | str) -> list[dict]:
     """The starts of a run, as `metrics.record_start` wrote them, without lines that are damaged."""
-    return read_lines(Path(workdir) / "starts.jsonl")[0]
+    return read_lines(Path(workdir) / "starts.jsonl", "time/clock")[0]
 
 
 def read_metrics(workdir: Path | str) -> list[dict]:
     """The logged steps of a run, without lines that are damaged; each has an int 'step' >= 0, and finite floats."""
-    return [line for line in read_lines(Path(workdir) / "metrics.jsonl")[0] if _is_step(line.get("step"))]
+    return [line for line in read_lines(Path(workdir) / "metrics.jsonl", "step")[0] if _is_step(line.get("step"))]
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, float]], int]:
-    """(the objects of a file with one per line, each with its finite numbers only; how many lines are damaged).
+def read_lines(path: Path, needed: str = "") -> tuple[list[dict[str, float]], list[int]]:
+    """(the lines of a file, the numbers of those that are damaged, from 1). A file that is not there has none.
 
-    A crash cuts off the last line. A disk may damage any other, which says nothing about the lines after it.
+    A line is a JSON object of numbers, with `needed` among them; those that are not finite are left out. A disk may damage any line,
+    which says nothing about the lines after it. The last one may have been cut off by a crash; it counts as damaged only where it
+    ends with a newline.
 
     Raises:
         MachineFault: the file cannot be read.
     """
-    lines, damaged = [], 0
-    if path.is_file():
-        for line in _bytes(path).decode("utf-8", "replace").split("\n"):
-            try:
-                value = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError):
-                value = 0
-            if isinstance(value, dict):
-                lines.append(finite(value))
-            damaged += value is not None and not isinstance(value, dict)
+    lines, damaged = [], []
+    *whole, last = (_bytes(path) if path.is_file() else b"").split(b"\n")
+    for number, text in enumerate([*whole, last], 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):  # not JSON, or no UTF-8
+            line = None
+        if isinstance(line, dict) and all(map(_is_number, line.values())) and (not needed or needed in line):
+            lines.append(finite(line))
+        elif text.strip() and number <= len(whole):
+            damaged.append(number)
     return lines, damaged
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def finite(values: Any) -> dict[str, float]:

@@ -28,6 +28,7 @@ HEARTBEAT = 30  # seconds without a sign of life after which JAX takes a process
 def start_jax() -> None:
     """Join the other processes of the run and set the persistent compilation cache. Every process calls this first."""
     initialize()
+    check_devices()
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_jax" / "xla"
     if not jax.config.jax_compilation_cache_dir:  # else JAX_COMPILATION_CACHE_DIR is set
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -48,6 +49,7 @@ def initialize() -> None:
         return
     launched, launcher = launched_process(os.environ), detect_launcher(os.environ)
     if launched is None and launcher is None:
+        check_devices()
         if jax.process_count() > 1:  # the TPU driver knows all hosts of its slice; checkpoints and SIGTERM need jax.distributed
             raise UserError(f"this is one of {jax.process_count()} hosts of a TPU; start every one of them with {TPU_VM}=1")
         return
@@ -70,6 +72,18 @@ def initialize() -> None:
     if jax.process_count() == 1:  # JAX holds SIGTERM back until a step, so that none would end a process before its first step
         signal.signal(signal.SIGTERM, before)
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), launcher or "started on this machine")
+
+
+def check_devices() -> None:
+    """Raises MachineFault where JAX finds no device, such as with JAX_PLATFORMS=cuda and no GPU."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: the package for such devices is not installed
+        line = (str(error).strip().splitlines() or ["its package is not installed"])[0]
+        raise MachineFault(
+            f"JAX finds no device for JAX_PLATFORMS={jax.config.jax_platforms or ''} ({line[:200]}); see that this machine has one, "
+            "and that JAX is installed for it, or set another JAX_PLATFORMS"
+        ) from error
 
 
 def _check_port(coordinator: str) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ssl_jax.engine.pictures import grid
+from ssl_jax.engine.pictures import grid, save_png
 from ssl_jax.evals.context import Context, OpenBatches
 from ssl_jax.evals.kinds.knn import neighbors
 
@@ -46,8 +46,7 @@ def save_neighbors(context: Context, open_batches: OpenBatches, path: Path, quer
             color, relation = ((SAME, " same") if same else (OTHER, " other")) if labeled else (UNKNOWN, "")
             tiles.append(_tile(bank_images[place], f"{value:.3f}{relation}", color))
     tiles = np.stack(tiles).reshape(len(rows), 1 + index.shape[1], *tiles[0].shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid(tiles, gap=3)).save(path, optimize=True)
+    save_png(grid(tiles, gap=3), path, optimize=True)
 
 
 def fetch_images(batches: Iterable[Mapping[str, np.ndarray]], rows: np.ndarray, count: int) -> dict[int, np.ndarray]:

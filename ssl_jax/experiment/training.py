@@ -39,14 +39,22 @@ from ssl_jax.experiment.progress import Progress
 from ssl_jax.experiment.provenance import provenance
 from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.sampler import save_samples
-from ssl_jax.experiment.workdir import PATIENCE, check_same_workdir, lock_workdir, record_config
+from ssl_jax.experiment.workdir import (
+    PATIENCE,
+    WorkdirLock,
+    begin_again,
+    check_same_workdir,
+    last_logged,
+    lock_workdir,
+    record_config,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 
 def run_training(
     path_and_variant: str, overrides: Sequence[str], workdir: Path, write_report: Callable[[Path], Path], profile: str = "",
-    saved_code: int = 0,
+    saved_code: int = 0, start_over: bool = False,
 ) -> int:
     """Train in this process, which may be one of several; returns the exit code.
 
@@ -54,6 +62,7 @@ def run_training(
         write_report: (workdir) -> path of the report.
         profile: 'START:END', steps to trace; '' for none.
         saved_code: the exit code after a SIGTERM that saved.
+        start_over: begin at step 0, and move what the workdir holds of a run into `before-N` there.
 
     Raises:
         UserError: a mistake in the config, the data or the workdir.
@@ -64,7 +73,10 @@ def run_training(
     distributed.start_jax()
     config = load_config(path_and_variant, overrides)
     distributed.check_same_config(configs.plain(config))  # before `build_experiment`, whose collectives depend on the mesh
-    with lock_workdir(workdir, PATIENCE if saved_code else 0.0):  # an engine may restart a job before its last process has ended
+    # An engine may restart a job before its last process has ended.
+    with lock_workdir(workdir, PATIENCE if saved_code else 0.0) as lock:
+        if start_over:
+            begin_again(workdir)
         check_same_workdir(workdir)
         experiment = build_experiment(config, workdir=workdir)
         distributed.check_same_config(configs.plain(experiment.config))
@@ -75,7 +87,7 @@ def run_training(
         restarted = launch_environment.launched_process(os.environ) is not None or saved_code != 0
         try:
             with Watchdog(workdir / "processes", jax.process_index(), jax.process_count(), restarted) as watchdog:
-                train(experiment, workdir, write_report, trace, watchdog)
+                train(experiment, workdir, write_report, trace, watchdog, lock)
         except loop.Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
             return saved_code if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
@@ -104,10 +116,14 @@ def load_config(path_and_variant: str, overrides):
     return config
 
 
-def train(experiment: Experiment, workdir: Path, write_report: Callable[[Path], Path], trace: Trace, watchdog: Watchdog) -> None:
+def train(
+    experiment: Experiment, workdir: Path, write_report: Callable[[Path], Path], trace: Trace, watchdog: Watchdog, lock: WorkdirLock
+) -> None:
     """Start or resume the run in `workdir` and train it to its end. `watchdog` runs during steps only and is paused otherwise."""
     config, run, total = experiment.config, experiment.run, experiment.durations["total"]
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
+    first = min(experiment.durations.values())
+    checkpoints.check_present(last_logged(workdir), least=min(2 * first, total))
     state = checkpoints.restore_latest(run.abstract)
     if state is None:
         state = initial_state(experiment)
@@ -133,7 +149,7 @@ def train(experiment: Experiment, workdir: Path, write_report: Callable[[Path], 
         health.update(line["step"], line)
     batches = iterate(experiment.batches, start, total, config.data.workers)
     try:
-        with loop.Signals() as signals, Progress(start, total, config.batch_size) as progress:
+        with loop.Signals(config.log_every_steps) as signals, Progress(start, total, config.batch_size) as progress:
 
             def show(step, metrics):
                 progress.update(step, metrics)
@@ -147,7 +163,7 @@ def train(experiment: Experiment, workdir: Path, write_report: Callable[[Path], 
                     checkpoints.rate(start, scores)
             state = loop.train(
                 experiment.method, run, state, batches, total, writer, checkpoints, settings, configs.plain(config),
-                experiment.schedules, evaluator.evaluate, show, signals, watchdog, trace,
+                experiment.schedules, evaluator.evaluate, show, signals, watchdog, trace, lock.check,
             )  # fmt: skip
     except loop.Interrupted:
         raise
@@ -167,8 +183,9 @@ def train(experiment: Experiment, workdir: Path, write_report: Callable[[Path], 
     with watchdog.paused():
         evaluator.save_neighbors()
         if distributed.is_lead():
+            report = write_report(workdir)  # before the table: stdout may be closed
             evaluator.evaluations.show(config)
-            log.info("report: %s", write_report(workdir))
+            log.info("report: %s", report)
 
 
 class RunEvaluator:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import logging
+import os
+import sys
 import time
 import uuid
 from pathlib import Path
+from typing import IO
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ssl_jax import files
 from ssl_jax.engine.checkpoint import write_json
-from ssl_jax.engine.records import OneLine, read_json
+from ssl_jax.engine.orbax_paths import check_text
+from ssl_jax.engine.records import OneLine, read_json, read_metrics
 from ssl_jax.engine.renamed_keys import translate
-from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.errors import MachineFault, UserError, not_written, workdir_not_made
 from ssl_jax.experiment.config import differences, from_plain
 
 PATIENCE = 100.0  # seconds that a restarted job waits for the lock; NFS keeps the locks of a dead host for 90
-BAD_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG)
 # What a config.json holds. The fields of a model or an optimizer are checked by what they build.
 TYPES = {
     **dict.fromkeys(("batch_size", "seed", "accumulate", "log_every_steps", "keep_checkpoints", "eval_batch_size"), int),
@@ -33,40 +38,105 @@ TYPES = {
     **dict.fromkeys(("data.features", "data.kinds", "data.vocabulary", "data.specs"), dict),
     **dict.fromkeys(("data.workers", "data.num_classes", "data.examples"), int),
 }
+LOCK = ".lock"
+OF_A_RUN = (  # what `train` writes and a later start reads or goes on with
+    "config.json", "vocabulary.json", "provenance.json", "metrics.jsonl", "starts.jsonl", "evaluations.json", "checkpoints",
+    "checkpoints.json", "checkpoints_corrupt", "tensorboard", "pictures", "profile", "report.html",
+)  # fmt: skip
 LAG = 5.0  # seconds until a file that one host has created is visible on all
 
 log = logging.getLogger(__name__)
 
 
-def lock_workdir(workdir: Path, patience: float = 0.0):
-    """Create `workdir` and lock it until the returned file is closed or the process ends. Only process 0 locks.
+class LogFile(logging.FileHandler):
+    """log.txt. The first line that cannot be written is reported in one line; logging would print a traceback for each."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.failed:
+            self.failed = True
+            print(f"{self.baseFilename} cannot be written ({sys.exc_info()[1]})", file=sys.stderr)
+
+
+class WorkdirLock:
+    """The lock of process 0 on a workdir, until `close` or the end of the process. In other processes it does nothing.
+
+    It is on the directory where the file system allows that, and on the file .lock in it. Someone may delete the file.
+    """
+
+    def __init__(self, workdir: Path, folder: int | None = None, file: IO | None = None):
+        self.workdir, self._folder, self._file, self._due = workdir, folder, file, 0.0
+
+    def check(self) -> None:
+        """Check about once a second that the workdir is still there and ours.
+
+        Raises:
+            MachineFault: it was moved or deleted, or another process has locked it.
+        """
+        if self._file is None or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + 1.0
+        if not files.at(self.workdir, self._folder):
+            raise MachineFault(
+                f"--workdir={self.workdir} was moved or deleted during this run, which ends here; put it back, and run the same "
+                "command again to go on from its last checkpoint"
+            )
+        path = self.workdir / LOCK
+        if files.at(path, self._file.fileno()):
+            return
+        try:
+            file = files.lock(path)
+        except BlockingIOError:
+            raise MachineFault(
+                f"{path} was deleted, and another process now uses --workdir={self.workdir}; this run ends here"
+            ) from None
+        self._file.close()
+        self._file = file
+        log.warning("%s was deleted during this run; it is made again", path)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            os.close(self._folder)
+            self._file = None
+
+    def __enter__(self) -> WorkdirLock:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def lock_workdir(workdir: Path, patience: float = 0.0) -> WorkdirLock:
+    """Create `workdir` and lock it. Only process 0 locks.
 
     Raises:
         UserError: it cannot be written or locked, or another process still holds it after `patience` seconds.
         MachineFault: its disk fails.
     """
     if jax.process_index() != 0:
-        return contextlib.nullcontext()
+        return WorkdirLock(workdir)
+    check_text(workdir.absolute())
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "a")  # noqa: SIM115  held for the life of the process
-        handler = logging.FileHandler(workdir / "log.txt")
+        folder = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
+        (workdir / LOCK).touch()
+        handler = LogFile(workdir / "log.txt")
     except OSError as error:
-        if error.errno in BAD_PATH:
-            raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
-        raise MachineFault(f"--workdir={workdir} cannot be written ({error.strerror}); repair its disk, and start again") from None
-    _lock(lock, workdir, patience)
+        raise workdir_not_made(workdir, error) from None
+    file = _lock(workdir, folder, patience)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ssl_jax").addHandler(handler)
-    return lock
+    return WorkdirLock(workdir, folder, file)
 
 
-def _lock(file, workdir: Path, patience: float) -> None:
+def _lock(workdir: Path, folder: int, patience: float) -> IO:
     deadline, warned = time.monotonic() + patience, False
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            _lock_folder(folder)
+            return files.lock(workdir / LOCK)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise UserError(
@@ -81,6 +151,45 @@ def _lock(file, workdir: Path, patience: float) -> None:
             warned = True
             log.warning("--workdir=%s is in use by another process; waiting up to %.0f s for its end", workdir, patience)
         time.sleep(1.0)
+
+
+def _lock_folder(folder: int) -> None:
+    """Lock a directory where its file system can (NFS cannot). Raises BlockingIOError if another process holds it."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return
+
+
+def begin_again(workdir: Path) -> None:
+    """Move what a run has written to a new directory before-N in `workdir`, if there is anything. Only process 0 moves.
+
+    Raises:
+        MachineFault: it cannot be moved.
+    """
+    there = [workdir / name for name in OF_A_RUN if os.path.lexists(workdir / name)]
+    if jax.process_index() != 0 or not there:
+        return
+    number = next(n for n in itertools.count(1) if not (workdir / f"before-{n}").exists())
+    target = workdir / f"before-{number}"
+    try:
+        target.mkdir()
+        for path in there:
+            os.rename(path, target / path.name)
+        files.flush(workdir)
+    except OSError as error:
+        raise not_written(target, error) from error
+    log.warning("--start_over: the earlier files of this run are in %s; this run begins at step 0", target)
+
+
+def last_logged(workdir: Path) -> int:
+    """The last step of which `workdir` has metrics or an evaluation; 0 where there is none."""
+    steps = [int(line["step"]) for line in read_metrics(workdir)]
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):  # who reads the evaluations reports what is wrong
+        steps += [int(entry["step"]) for entry in json.loads((workdir / "evaluations.json").read_text())]
+    return max(steps, default=0)
 
 
 def check_same_workdir(workdir: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ssl_jax.errors import MachineFault, UserError
+from ssl_jax import files
+from ssl_jax.engine.orbax_paths import check_text
+from ssl_jax.errors import MachineFault, UserError, machine_fault
 from ssl_jax.export.card import CARD, make_card, open_card, seal
 from ssl_jax.export.formats import FORMATS, Functions
 from ssl_jax.export.source import TOLERANCES, Source, difference, plain
+
+WRITING, OLD = ".writing-", ".old-"  # in the names of folders beside an export while it is written
 
 
 def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,15 +34,34 @@ def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> 
         The card.
 
     Raises:
-        UserError: the folder cannot be written or is no export. NoTorchLayout: see `formats`.
+        UserError: the folder cannot be there or is no export, or another process writes it. NoTorchLayout: see `formats`.
+        MachineFault: its disk fails.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    check_text(folder)
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an export; choose another --output")
-    writer, reader = FORMATS[form]
-    building = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     try:
-        building.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            _clean(folder)
+            return _write(folder, form, source, about)
+    except BlockingIOError:
+        raise UserError(f"{folder} is being written by another process; wait for it, or choose another --output") from None
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault is not None:
+            raise MachineFault(f"{folder} cannot be written: {fault}") from error
+        if isinstance(error, OSError):
+            raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another --output") from error
+        raise
+
+
+def _write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> dict[str, Any]:
+    writer, reader = FORMATS[form]
+    building = folder.with_name(f".{folder.name}{WRITING}{os.getpid()}")
+    try:
+        building.mkdir()
         fields = writer(building, source)
         functions = reader(building, {"config": plain(source.config)})
         features = functions["encode"](source.probe)
@@ -50,21 +74,39 @@ def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> 
         card = {**make_card(form, source, features, about), "largest_difference": error, **fields}
         card = seal(building, card)
         _put_in_place(building, folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}); free space or choose --output"
-        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return card
 
 
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one process writes `folder`. Raises BlockingIOError where another one does."""
+    path = folder.with_name(f".{folder.name}.lock")
+    lock = files.lock(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.close()
+
+
+def _clean(folder: Path) -> None:
+    """Remove what killed exports have left, whose process ids may be used again. An old export that was moved away comes back."""
+    for path in folder.parent.iterdir():
+        if path.name.startswith((f".{folder.name}{WRITING}", f".{folder.name}{OLD}")):
+            if OLD in path.name and (path / CARD).is_file() and not folder.exists():
+                os.replace(path, folder)
+            else:
+                shutil.rmtree(path)
+
+
 def _put_in_place(building: Path, folder: Path) -> None:
     """Rename `building` to `folder`. A rename cannot replace a non-empty folder, so an old export moves away first."""
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}{OLD}{os.getpid()}")
     if folder.exists():
         os.replace(folder, old)
-    os.replace(building, folder)
+    files.put(building, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

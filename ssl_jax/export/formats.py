@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax import export as jax_export
 from safetensors.numpy import save_file
 
+from ssl_jax.engine.orbax_paths import openable
 from ssl_jax.engine.renamed_keys import MODULES, rename
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
@@ -67,8 +68,8 @@ def read_safetensors(folder: Path, card: Mapping) -> Functions:
 
 def write_orbax(folder: Path, source: Source) -> dict[str, Any]:
     """Parameters and statistics of the whole method (heads and teachers too), as in its checkpoints."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / PARAMS).absolute(), {"params": source.params, "mutable": source.mutable})
+    with openable(folder / PARAMS) as path, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {"params": source.params, "mutable": source.mutable})
     return {}
 
 
@@ -76,8 +77,7 @@ def read_orbax(folder: Path, card: Mapping) -> Functions:
     """The method of the card's config with its parameters."""
     method = build_method(ml_collections.ConfigDict(card["config"]))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = (folder / PARAMS).absolute()
+    with openable(folder / PARAMS) as path, ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
         needed = sum(m.dtype.itemsize * math.prod(m.shape) for m in jax.tree.leaves(tree))
         stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,11 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from ssl_jax import files
 from ssl_jax.engine.records import read_json
-from ssl_jax.errors import UserError, printable
+from ssl_jax.errors import MachineFault, UserError, not_written, printable
 
 ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "detached"}
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # of a job, a namespace, a TPU or a zone, as clouds have them
+PENDING = "job.pending.json"  # job.json before the engine has answered
+ROOM = 4096  # bytes kept for what the engine answers
 SAVED = 75  # exit code of a training that saved after SIGTERM: not done, to be restarted
 
 
@@ -66,7 +68,8 @@ def earlier(workdir: Path) -> dict | None:
 
 
 def read(workdir: Path) -> tuple[dict, ModuleType]:
-    """The last submission and its engine. Raises UserError if there is none."""
+    """The last submission and its engine. Raises UserError if there is none, or if it did not come to its end."""
+    check_pending(workdir)
     job = earlier(workdir)
     if job is None:
         raise UserError(
@@ -75,16 +78,46 @@ def read(workdir: Path) -> tuple[dict, ModuleType]:
     return job, engine(job["engine"])
 
 
-def record(request: JobRequest, name: str, sent: str, submitted: dict) -> dict:
-    """Write and return job.json. `submitted` is what the `submit` of engine `name` returned."""
-    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+def start(request: JobRequest, name: str, sent: str) -> dict:
+    """Submit to engine `name`, and return job.json. What is needed to record the job is written before the job is started.
+
+    Raises:
+        UserError: the engine refuses it, or an earlier submission did not come to its end.
+        MachineFault: the workdir cannot be written. If that is so only after the start, the job is canceled.
+    """
+    check_pending(request.workdir)
+    pending = request.workdir / PENDING
     command = ["launch.py", *request.arguments()]
-    job = {"engine": name, **submitted, "number": request.number, "submitted": when, "command": command, "sent": sent}
-    # Not by `write_json`, which opens the JAX devices that the job may need.
-    temporary = request.workdir / ".job.json.tmp"
-    temporary.write_text(json.dumps(job, indent=1) + "\n")
-    os.replace(temporary, request.workdir / "job.json")
+    about = {"number": request.number, "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "sent": sent}
+    text = json.dumps({"engine": name, "id": None, **about}, indent=1) + "\n"
+    files.write(pending, text + " " * ROOM)  # so that the disk has room for the id
+    try:
+        submitted = engine(name).submit(request)
+    except Exception:  # of any kind; after KeyboardInterrupt the file stays, since the job may have been sent
+        pending.unlink(missing_ok=True)
+        raise
+    job = {"engine": name, **submitted, **about}
+    try:
+        with pending.open("r+") as file:
+            file.write(json.dumps(job, indent=1) + "\n")
+            file.truncate()
+        files.put(pending, request.workdir / "job.json")
+    except OSError as error:
+        engine(name).cancel(job, request.workdir)
+        pending.unlink(missing_ok=True)
+        fault = not_written(request.workdir / "job.json", error)
+        raise MachineFault(f"{name} job {job['id']} was started and is canceled again, since {fault}") from error
     return job
+
+
+def check_pending(workdir: Path) -> None:
+    """Raises UserError if a submission was interrupted after it had begun: its job may run, and its id is not known."""
+    pending = workdir / PENDING
+    if pending.exists():
+        raise UserError(
+            f"a submission from --workdir={workdir} did not come to its end ({pending} is left), and its job may run; look for it, "
+            "cancel it there, and delete that file"
+        )
 
 
 def slug(workdir: Path) -> str:

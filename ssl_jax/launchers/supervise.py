@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_jax.errors import MachineFault, UserError
@@ -29,14 +30,20 @@ def launch_command() -> list[str]:
     return [sys.executable, *([str(LAUNCHER)] if LAUNCHER.is_file() else ["-P", "-m", "ssl_jax"])]  # -P: not the ssl_jax/ of a checkout
 
 
-def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts: int, saved_code: int = 0) -> int:
+def supervise(
+    arguments: list[str], processes: int, workdir: Path, max_restarts: int, saved_code: int = 0, first: Sequence[str] = ()
+) -> int:
     """Run `launch.py ARGUMENTS` as `processes` processes of one run until all have ended well; returns the exit code.
 
     Process 0 writes to this terminal, process i to WORKDIR/processes/<i>.txt. If one fails, or ends before the others, the rest are
     ended too, and all are restarted, at most `max_restarts` times. Bad input (exit code 2) is not restarted.
 
     SIGTERM is passed on, all processes save, and the exit code is `saved_code`, also where one process got the SIGTERM from
-    elsewhere. Ctrl-C is passed on as SIGTERM, with exit code 130. A second signal ends the processes that have not saved by then.
+    elsewhere. Ctrl-C and SIGHUP are passed on as SIGTERM, with exit codes 130 and 129. A second signal ends the processes that have
+    not saved by then. SIGUSR1 is passed on, and the processes save and go on.
+
+    Args:
+        first: arguments of the first attempt only.
 
     Raises:
         UserError: `processes` is below 1 or `max_restarts` negative.
@@ -44,10 +51,13 @@ def supervise(arguments: list[str], processes: int, workdir: Path, max_restarts:
     if processes < 1 or max_restarts < 0:
         raise UserError(f"--processes={processes} must be at least 1 and --max_restarts={max_restarts} not negative")
     signals: list[int] = []  # received
-    before = {s: signal.signal(s, lambda signum, _: signals.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]  # ignored under nohup
+    heeded = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *hangup)
+    before = {s: signal.signal(s, lambda signum, _: signals.append(signum)) for s in heeded}
     try:
         for attempt in range(max_restarts + 1):
-            code, causes = _run_once([*arguments, f"--saved_code={saved_code}"], processes, workdir, signals, (0, saved_code))
+            given = [*arguments, f"--saved_code={saved_code}", *(first if attempt == 0 else ())]
+            code, causes = _run_once(given, processes, workdir, signals, (0, saved_code))
             if signals:
                 return saved_code if code in (0, saved_code) and signals[0] == signal.SIGTERM else 128 + signals[0]
             if code in (0, saved_code, UserError.code):
@@ -72,6 +82,9 @@ def _run_once(arguments, processes, workdir, signals, well) -> tuple[int, str]:
                 if i not in ended and process.poll() is not None:
                     ended[i] = process.returncode
                     deadline = min(deadline, time.monotonic() + (LAST if process.returncode in well else GRACE))
+            while signal.SIGUSR1 in signals:
+                signals.remove(signal.SIGUSR1)
+                _signal(running, signal.SIGUSR1)
             if signals and not passed_on:
                 passed_on = True
                 _signal(running, signal.SIGTERM)

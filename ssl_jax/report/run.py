@@ -160,7 +160,7 @@ def _lines(path: Path, missing: list[str]) -> list[dict[str, float]]:
     if path.exists() and not path.is_file():
         missing.append(f"{path.name} is no file")
     if damaged:
-        missing.append(f"{path.name}: {damaged:,} of {damaged + len(lines):,} lines are damaged")
+        missing.append(f"{path.name}: {len(damaged):,} of {len(damaged) + len(lines):,} lines are damaged")
     return lines
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
-from ssl_jax.errors import UserError, not_written
+from ssl_jax import files
+from ssl_jax.errors import UserError
 from ssl_jax.report import sections
 from ssl_jax.report.page import PAGE
 from ssl_jax.report.run import read_run
@@ -33,11 +33,7 @@ def write_report(workdir: Path) -> Path:
         sections.provenance(run),
         f"<footer>{sections.text(workdir.resolve())} · written {time.strftime('%Y-%m-%d %H:%M')}</footer>",
     ]
-    path, temporary = workdir / "report.html", workdir / "report.html.tmp"
-    try:
-        page = PAGE.substitute(title=sections.text(run.title), body="\n".join(body))
-        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise not_written(path, error) from error
+    page = PAGE.substitute(title=sections.text(run.title), body="\n".join(body))
+    path = workdir / "report.html"
+    files.write(path, page.encode("utf-8", "backslashreplace"))
     return path
