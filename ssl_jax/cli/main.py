@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ssl_jax.cli import interrupts
+from ssl_jax.engine import interrupts
 from ssl_jax.engine.records import OneLine
 from ssl_jax.errors import MachineFault, UserError, machine_fault, printable
 from ssl_jax.where import as_called, program

@@ -467,7 +467,8 @@ def _raise_fault(folder: Path, error: Exception) -> None:
     if isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)):
         raise error
     fault = machine_fault(error) or machine_fault(_unreadable(folder))
-    if fault is None and isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+    content = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    if fault is None and isinstance(error, OSError) and not isinstance(error, content):
         fault = error
     if fault is not None:
         raise MachineFault(f"checkpoint {folder} cannot be read, and stays where it is: {fault}") from error
