@@ -1,4 +1,4 @@
-"""The two exceptions whose messages are written for users."""
+"""The two exceptions whose messages are written for users, and how a text from outside is printed."""
 
 from pathlib import Path
 
@@ -20,6 +20,20 @@ class MachineFault(Exception):
     """
 
     code = 74
+
+
+def control_characters(text: str) -> bool:
+    """Whether `text` has a character that could end a line, steer a terminal or not be written: C0, C1, lone surrogates."""
+    return any(map(_controls, text))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with control characters but those in `keep` written as escapes, such as \\n, so that it stays on its line."""
+    return "".join(c if c in keep or not _controls(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _controls(c: str) -> bool:
+    return ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 or c in "\u2028\u2029"
 
 
 def not_written(path: Path, error: OSError) -> MachineFault:

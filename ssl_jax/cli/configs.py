@@ -9,9 +9,7 @@ With a method: every variant with its hardware, the time it takes there, the num
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +20,7 @@ from rich.text import Text
 
 from ssl_jax.cli.main import refuse_rest
 from ssl_jax.errors import UserError
+from ssl_jax.experiment.config import import_file
 
 FOLDER = Path("configs")
 COLUMNS = ("variant", "about", "hardware", "time", "expected", "source")
@@ -100,14 +99,8 @@ def _find(method: str) -> Path:
 
 
 def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ssl_jax_config", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent.parent))  # configs import configs.common
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+    with import_file(str(path)) as module:
+        return module
 
 
 def _idea(module: ModuleType) -> str:

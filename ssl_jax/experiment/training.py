@@ -34,6 +34,7 @@ from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context, open_eval
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import save_neighbors
+from ssl_jax.experiment.overrides import refuse_derived
 from ssl_jax.experiment.progress import Progress
 from ssl_jax.experiment.provenance import provenance
 from ssl_jax.experiment.record import Experiment
@@ -82,6 +83,7 @@ def run_training(
 
 def load_config(path_and_variant: str, overrides):
     """Load a locked config and check what needs neither data nor devices. Raises UserError."""
+    refuse_derived(overrides)
     config = configs.load(path_and_variant, overrides)
     unknown = sorted(set(config.baselines) - set(BASELINES))
     if unknown:
