@@ -45,10 +45,14 @@ def number(least: float = -math.inf, most: float = math.inf, above: float | None
     return Kind(accepts, " ".join(filter(None, ["a finite number", " and ".join(filter(None, [low, high]))])))
 
 
-def entries(kind: Kind, count: int | None = None) -> Kind:
-    """Sequences of `kind`; of any length without `count`."""
-    words = f"{count} values" if count else "a sequence of values"
-    return Kind(lambda v: _is_sequence(v) and (count is None or len(v) == count) and all(map(kind.accepts, v)), f"{words}, each {kind.words}")
+def entries(kind: Kind, count: int | None = None, least: int = 0) -> Kind:
+    """Sequences of `kind`: of `count` entries, or of `least` or more."""
+
+    def accepts(v):
+        return _is_sequence(v) and (len(v) == count or (count is None and len(v) >= least)) and all(map(kind.accepts, v))
+
+    many = f"{count}" if count is not None else f"{least} or more" if least else "any number of"
+    return Kind(accepts, f"a sequence of {many} entries, each {kind.words}")
 
 
 def pairs(second: Kind, what: str) -> Kind:
@@ -108,6 +112,15 @@ COUNT, AT_LEAST_0 = whole(1, SIZE), whole(0)
 SHARE, BELOW_1, POSITIVE, WEIGHT = number(0, 1), number(0, below=1), number(above=0), number(0)
 AXIS = Kind(lambda v: v is None or isinstance(v, str), "")
 SHARDING = Kind(lambda v: isinstance(v, str) or (_is_sequence(v) and all(map(AXIS.accepts, v))), "")
+SPEC = Kind(
+    lambda v: _is_sequence(v) and len(v) == 2 and entries(AT_LEAST_0).accepts(v[0]) and TEXT.accepts(v[1]),
+    "a pair (shape, dtype), such as ((4,), 'float32')",
+)
+CHANNELS = Kind(lambda v: not isinstance(v, bool) and v in (1, 3), "1 or 3")
+PICTURE = Kind(
+    lambda v: _is_sequence(v) and len(v) == 3 and all(map(whole(1, 2**14).accepts, v[:2])) and CHANNELS.accepts(v[2]),
+    "(height, width, channels) in pixels, at most 16384, with 1 or 3 channels",
+)
 OPS = Kind(
     lambda v: _is_sequence(v) and all(_is_sequence(p) and len(p) == 2 and isinstance(p[0], str) and _is_table(p[1]) for p in v),
     "a sequence of pairs (name, arguments), such as [('resize_crop', dict(resize=256, crop=224))]",
@@ -122,7 +135,7 @@ REQUIRED = {
     "evals": table(table()), "eval_batch_size": COUNT, "references": table(table(number())), "baselines": entries(NAME),
     "model": table(), "optim": table(table()), "sharding": pairs(SHARDING, "'fsdp', 'replicate' or mesh axes"),
     "data.name": NAME, "data.data_dir": TEXT, "data.train_split": NAME, "data.test_split": NAME, "data.ops": OPS, "data.eval_ops": OPS,
-    "data.features": table(NAME), "data.kinds": table(NAME), "data.vocabulary": table(optional(whole(1))), "data.specs": table(),
+    "data.features": table(NAME), "data.kinds": table(NAME), "data.vocabulary": table(optional(whole(1))), "data.specs": table(SPEC),
     "data.workers": whole(0, 1024), "data.image_shape": entries(whole(1, SIZE)), "data.num_classes": optional(whole(1)),
     "data.examples": optional(whole(1, 2**48)), "warm_start.workdir": optional(TEXT),
     "warm_start.rules": pairs(TEXT, "replacement"),
@@ -149,7 +162,10 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.(.*\.)?size": either(COUNT, NAME),
     r"model\.windows": entries(entries(AT_LEAST_0, 2)),
     r"model\.(.*\.)?(start|tuning_start|warmup|head_layers|truncation_layers|top_k|probe_block)": AT_LEAST_0,
-    r"model\.(.*\.)?(widths|multiples|attention|valid|levels|shape|head|hidden)": either(entries(COUNT), COUNT, table()),
+    r"model\.channels": CHANNELS,
+    r"model\.generator\.shape": PICTURE,
+    r"model\.(generator|discriminator)\.(widths|multiples)": entries(COUNT, least=1),
+    r"model\.(.*\.)?(widths|multiples|attention|valid|levels|head|hidden)": either(entries(COUNT), COUNT, table()),
     r"model\.(.*\.)?(width|block_width|channels|channel_base|channel_max|features|embedding|heads|depth|patch|kernel|final_kernel)": COUNT,
     r"model\.(.*\.)?(dim|group|layers|mapping_layers|stages|blocks|latent_size|code_size|samples|fakes|discriminator_steps)": COUNT,
     r"model\.(.*\.)?(interval|steps|half_life_examples|rotated)": whole(1),

@@ -195,7 +195,7 @@ def _cast(old: Any, text: str, where: str, declared: type | None) -> Any:
     if value is None and old is None:
         return None
     if kind is str:
-        return text
+        return value if isinstance(value, str) else text  # also a word in quotes
     if isinstance(old, ml_collections.ConfigDict | dict) or where == "views":
         if where == "views" and isinstance(value, dict | list | tuple):
             return _plain(value)

@@ -93,10 +93,12 @@ def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Arra
     """The loss of projections [N, 2, D] of two views, which returns (loss, {'accuracy'}) as `nt_xent` does.
 
     'nt_xent' compares all views. 'clip' compares first views only with second views. 'moco' is 'clip' without a gradient of the
-    keys. Raises UserError for an unknown loss or way.
+    keys. Raises UserError for an unknown loss or way, or a temperature that is not positive.
     """
     if name not in LOSSES:
         raise UserError(f"config.model.loss={name!r} is unknown; choose {', '.join(LOSSES)}")
+    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+        raise UserError(f"config.model.temperature={temperature} must be a positive number; the paper's values are 0.05 to 1")
     return functools.partial(LOSSES[name], temperature=temperature, way=check_way(way))
 
 
