@@ -63,9 +63,9 @@ def import_file(path: str) -> Iterator[ModuleType]:
     Raises:
         UserError: there is no such Python file. What its own code raises keeps its traceback.
     """
-    if not _is_file(path):
+    if not os.path.isfile(path):
         near = difflib.get_close_matches(path, [str(p) for p in Path("configs").glob("*.py")], 1)
-        what = "is a directory" if path and Path(path).is_dir() else "no such file"
+        what = "is a directory" if path and os.path.isdir(path) else "no such file"
         raise UserError(f"--config={path}: {what}" + (f"; did you mean {near[0]}?" if near else "; give a file like those in configs/"))
     if Path(path).suffix != ".py":
         raise UserError(f"--config={path} is no Python file; give a file like those in configs/")
@@ -79,13 +79,6 @@ def import_file(path: str) -> Iterator[ModuleType]:
         yield module
     finally:
         sys.path.pop(0)
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:

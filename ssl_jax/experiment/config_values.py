@@ -106,10 +106,11 @@ def _is_regex(value: Any) -> bool:
 
 
 TEXT = Kind(lambda v: isinstance(v, str) and not control_characters(v), "a word without control characters")
-NAME = Kind(lambda v: TEXT.accepts(v) and v.strip() != "", "a word, not empty")
+NAME = Kind(lambda v: TEXT.accepts(v) and v.strip() != "", "a word, not empty and without control characters")
 TRUTH = Kind(lambda v: isinstance(v, bool), "True or False")
 COUNT, AT_LEAST_0 = whole(1, SIZE), whole(0)
 SHARE, BELOW_1, POSITIVE, WEIGHT = number(0, 1), number(0, below=1), number(above=0), number(0)
+MESH = Kind(lambda v: v == -1 or whole(1).accepts(v), "a positive whole number, or -1 for all remaining devices")
 AXIS = Kind(lambda v: v is None or isinstance(v, str), "")
 SHARDING = Kind(lambda v: isinstance(v, str) or (_is_sequence(v) and all(map(AXIS.accepts, v))), "")
 SPEC = Kind(
@@ -131,7 +132,7 @@ REQUIRED = {
     "method": NAME, "seed": AT_LEAST_0, "batch_size": COUNT, "accumulate": whole(1, SIZE), "dtype": NAME, "xla": TEXT,
     "on_nonfinite": NAME, "total": optional(Kind(lambda v: True, "")), "evaluate_every": Kind(lambda v: True, ""),
     "checkpoint_every": Kind(lambda v: True, ""), "log_every_steps": whole(1), "keep_checkpoints": whole(1), "best_metric": TEXT,
-    "data": table(), "mesh": table(either(whole(1), whole(-1, -1))), "stages": table(table()), "warm_start": table(),
+    "data": table(), "mesh": table(), "stages": table(table()), "warm_start": table(),
     "evals": table(table()), "eval_batch_size": COUNT, "references": table(table(number())), "baselines": entries(NAME),
     "model": table(), "optim": table(table()), "sharding": pairs(SHARDING, "'fsdp', 'replicate' or mesh axes"),
     "data.name": NAME, "data.data_dir": TEXT, "data.train_split": NAME, "data.test_split": NAME, "data.ops": OPS, "data.eval_ops": OPS,
@@ -141,7 +142,8 @@ REQUIRED = {
     "warm_start.rules": pairs(TEXT, "replacement"),
 }  # fmt: skip
 PATTERNS = {re.compile(pattern): kind for pattern, kind in {
-    # stages and optimizers
+    # devices, stages and optimizers
+    r"mesh\.\w+": MESH,
     r"stages\.\w+\.(workdir|recipe)": TEXT,
     r"stages\.\w+\.step": optional(AT_LEAST_0),
     r"optim\.\w+\.lr": optional(number()),  # that it is positive, `engine.optim` says, with what to do instead
@@ -258,7 +260,10 @@ def _broken_regex(value: Any) -> str:
     return ""
 
 
+def _plain(value: Any) -> Any:
+    return {key: _plain(each) for key, each in value.items()} if _is_table(value) else value
+
+
 def _short(value: Any) -> str:
-    text = str(value) if isinstance(value, str) and not control_characters(value) else repr(value)
-    text = " ".join(text.split()) if hasattr(value, "items") else text
+    text = str(value) if isinstance(value, str) and not control_characters(value) else repr(_plain(value))
     return text if len(text) <= 120 else f"{text[:100]}...{text[-10:]}"

@@ -147,7 +147,13 @@ def noises(keys: jax.Array | None, sizes: Sequence[int]) -> list[jax.Array | Non
 
 
 def equalized(fan_in: int, gain: float = 1.0) -> float:
-    """Scale of a kernel stored as N(0, 1) at its use, so that Adam's relative steps are equal in all layers."""
+    """Scale of a kernel stored as N(0, 1) at its use, so that Adam's relative steps are equal in all layers.
+
+    Raises:
+        UserError: a layer without inputs.
+    """
+    if not fan_in:
+        raise UserError("a StyleGAN network of config.model has a layer without channels; give channel_base of the image's size or more")
     return gain / fan_in**0.5
 
 
