@@ -20,7 +20,6 @@ from rich.text import Text
 
 from ssl_jax.cli.main import refuse_rest
 from ssl_jax.errors import UserError
-from ssl_jax.experiment.config import import_file
 
 FOLDER = Path("configs")
 COLUMNS = ("variant", "about", "hardware", "time", "expected", "source")
@@ -99,6 +98,8 @@ def _find(method: str) -> Path:
 
 
 def _import(path: Path) -> ModuleType:
+    from ssl_jax.experiment.config import import_file  # imports ml_collections, which --help avoids
+
     with import_file(str(path)) as module:
         return module
 

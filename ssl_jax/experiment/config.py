@@ -19,7 +19,7 @@ import ml_collections
 from ssl_jax.engine import durations
 from ssl_jax.engine.renamed_keys import refuse_old_names, translate
 from ssl_jax.errors import UserError
-from ssl_jax.experiment.config_values import LARGEST
+from ssl_jax.experiment.config_values import LARGEST, check_keys
 from ssl_jax.experiment.overrides import apply_overrides
 
 # Keys that may differ when a run resumes in its workdir. They say where and how often, never what is trained. Another
@@ -52,6 +52,7 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
         kind = "None" if config is None else f"a {type(config).__name__}"
         raise UserError(f"--config={path}: get_config returns {kind}; return an ml_collections.ConfigDict, as configs.common.base does")
     refuse_old_names(config)
+    check_keys(config)
     config.lock()
     return apply_overrides(config, overrides)
 

@@ -127,14 +127,15 @@ OPS = Kind(
     "a sequence of pairs (name, arguments), such as [('resize_crop', dict(resize=256, crop=224))]",
 )
 
-# The first pattern that matches the whole dotted key says what it may hold. REQUIRED keys must exist in every config.
-REQUIRED = {
+_MISSING = object()
+# Keys that every config of a file must have. Of other keys the first pattern that matches the whole dotted key says what it may hold.
+KEYS = {
     "method": NAME, "seed": AT_LEAST_0, "batch_size": COUNT, "accumulate": whole(1, SIZE), "dtype": NAME, "xla": TEXT,
     "on_nonfinite": NAME, "total": optional(Kind(lambda v: True, "")), "evaluate_every": Kind(lambda v: True, ""),
     "checkpoint_every": Kind(lambda v: True, ""), "log_every_steps": whole(1), "keep_checkpoints": whole(1), "best_metric": TEXT,
     "data": table(), "mesh": table(), "stages": table(table()), "warm_start": table(),
     "evals": table(table()), "eval_batch_size": COUNT, "references": table(table(number())), "baselines": entries(NAME),
-    "model": table(), "optim": table(table()), "sharding": pairs(SHARDING, "'fsdp', 'replicate' or mesh axes"),
+    "optim": table(table()), "sharding": pairs(SHARDING, "'fsdp', 'replicate' or mesh axes"),
     "data.name": NAME, "data.data_dir": TEXT, "data.train_split": NAME, "data.test_split": NAME, "data.ops": OPS, "data.eval_ops": OPS,
     "data.features": table(NAME), "data.kinds": table(NAME), "data.vocabulary": table(optional(whole(1))), "data.specs": table(SPEC),
     "data.workers": whole(0, 1024), "data.image_shape": entries(whole(1, SIZE)), "data.num_classes": optional(whole(1)),
@@ -156,6 +157,7 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"optim\.\w+\.nesterov": TRUTH,
     r"optim\.\w+\.(weight_decay_mask|lr_multipliers)": pairs(WEIGHT, "a number of 0 or more"),
     # models: the input
+    r"model": table(),
     r"model\.mean": entries(number(), 3),
     r"model\.std": entries(POSITIVE, 3),
     # widths and counts; some are texts ('tiny') or factors (0.25) in some models
@@ -183,6 +185,16 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
 }.items()}  # fmt: skip
 
 
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Raises UserError if a key that every run needs is missing."""
+    for key in KEYS:
+        node: Any = config
+        for part in key.split("."):
+            if _is_table(node) and part not in node:
+                raise UserError(f"config.{key} is missing, and every run needs it; configs.common.base sets all but config.optim")
+            node = node[part] if _is_table(node) else {}  # what is no table, `check_values` refuses
+
+
 def check_values(config: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> None:
     """Check every value of a config but those of its stages' configs.
 
@@ -190,17 +202,16 @@ def check_values(config: Mapping[str, Any], before: Mapping[str, Any] | None = N
         before: {dotted key: value} of the recipe without overrides.
 
     Raises:
-        UserError: a key that every config needs is missing, or a value has a wrong type or is out of range.
+        UserError: a value has a wrong type or is out of range.
     """
-    for key, kind in REQUIRED.items():
+    for key, kind in KEYS.items():
         value: Any = config
         for part in key.split("."):
-            if part not in value:
-                raise UserError(f"config.{key} is missing; configs.common.base sets every key that all methods need")
-            value = value[part]
-        _check(key, value, kind)
+            value = value.get(part, _MISSING) if _is_table(value) else _MISSING
+        if value is not _MISSING:
+            _check(key, value, kind)
     for key, value in flatten(config).items():
-        if key in REQUIRED or re.match(r"stages\.\w+\.config\.", key):
+        if key in KEYS or re.match(r"stages\.\w+\.config\.", key):
             continue
         kind = next((kind for pattern, kind in PATTERNS.items() if pattern.fullmatch(key)), None)
         if kind is not None:
