@@ -22,7 +22,9 @@ from ssl_jax.launchers import supervise
 def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     add_workdir(sub)
-    sub.add_argument("--processes", type=whole("--processes", 1, 1024), help="number of processes on this machine (on GPUs, one for each)")
+    sub.add_argument(
+        "--processes", type=whole("--processes", 1, 1024), help="number of processes on this machine (on GPUs, one for each)"
+    )
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
     sub.add_argument(
         "--max_restarts", type=whole("--max_restarts", 0), default=0, help="how often all processes are restarted when one fails"

@@ -170,8 +170,9 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.generator\.shape": PICTURE,
     r"model\.(generator|discriminator)\.(widths|multiples)": entries(COUNT, least=1),
     r"model\.(.*\.)?(widths|multiples|attention|valid|levels|head|hidden)": either(entries(COUNT), COUNT, table()),
-    r"model\.(.*\.)?(width|block_width|channels|channel_base|channel_max|features|embedding|heads|depth|patch|kernel|final_kernel)": COUNT,
-    r"model\.(.*\.)?(dim|group|layers|mapping_layers|stages|blocks|latent_size|code_size|samples|fakes|discriminator_steps)": COUNT,
+    r"model\.(.*\.)?(width|block_width|channels|channel_base|channel_max|features|embedding|heads|depth|patch|kernel)": COUNT,
+    r"model\.(.*\.)?(final_kernel|dim|group|layers|mapping_layers|stages|blocks|latent_size|code_size|samples|fakes)": COUNT,
+    r"model\.(.*\.)?(discriminator_steps|bits)": COUNT,
     r"model\.(.*\.)?(interval|steps|half_life_examples|rotated)": whole(1),
     # shares, and factors of averages
     r"model\.(.*\.)?(dropout|label_dropout|smoothing|mixing|sparsity|target|top_p|revive)": SHARE,

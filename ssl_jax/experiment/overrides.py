@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ FEATURES = OPEN[:4]  # tables to which an override may add a name
 PAIRS = ("data.ops", "data.eval_ops", "sharding", "warm_start.rules")  # lists of pairs, of which people type a single one as it is
 DERIVED = ("data.image_shape", "data.num_classes", "data.examples")  # filled in from the data
 DEPTH = 40  # of brackets in a value
-TRUTH = {"true": True, "1": True, "false": False, "0": False}
+TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 _PART = re.compile(r"([^.\[\]]+)((?:\[[^\[\]]*\])*)")
 
@@ -77,7 +78,9 @@ def _literal(text: str) -> Any:
     if deepest > DEPTH:
         raise ValueError("too many brackets")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of '1or 2'
+            tree = ast.parse(text.strip(), mode="eval")
         return ast.literal_eval(_Dicts().visit(tree))
     except (MemoryError, RecursionError, TypeError) as error:  # absurd nesting, or a list as the key of a dict
         raise ValueError(str(error)) from None
@@ -114,35 +117,29 @@ def _set(config: ml_collections.ConfigDict, path: list[str | int], text: str, ne
     node: Any = config
     for depth, step in enumerate(path):
         where, left = _dotted(path[:depth]), path[depth + 1 :]
-        if step not in node:
-            if not (where in FEATURES and not left) and not (where == "evals" and len(left) == 1 and step in new) \
-                    and not (_is_evaluation(path[:depth]) and not left):  # fmt: skip
-                raise UserError(_unknown(node, where, step))
-            if left:
-                node[step] = ml_collections.ConfigDict()
-            else:
-                node[step] = _plain(literal(text))
-                return
-        value = node[step]
         here = _dotted(path[: depth + 1])
-        if isinstance(value, ml_collections.ConfigDict) and left and isinstance(left[0], str):
-            node = value
+        if step not in node and not left and (where in FEATURES or re.fullmatch(r"evals\.\w+", where)):
+            value = _plain(literal(text))
+        elif step not in node and where == "evals" and step in new and len(left) == 1:
+            node[step] = {}
+            node = node[step]
             continue
-        if not left and where in FEATURES:
-            new_value = _plain(literal(text))
+        elif step not in node:
+            raise UserError(_unknown(node, where, step))
+        elif isinstance(node[step], ml_collections.ConfigDict) and left and isinstance(left[0], str):
+            node = node[step]
+            continue
+        elif where in FEATURES:
+            value = _plain(literal(text))
         else:
-            new_value = _replaced(value, left, text, here, None if left else node.get_type(step))
-        if isinstance(new_value, dict) or isinstance(value, ml_collections.ConfigDict):
-            del node[step]  # else a table of another type would be refused
+            value = _replaced(node[step], left, text, here, None if left else node.get_type(step))
+        if step in node and (isinstance(value, dict) or isinstance(node[step], ml_collections.ConfigDict)):
+            del node[step]  # a table is replaced as a whole, and ConfigDict would merge it or refuse another type
         try:
-            node[step] = new_value
+            node[step] = value
         except (TypeError, ValueError, KeyError, AttributeError) as error:  # a name that a table cannot have
             raise UserError(f"config.{here}={text}: {str(error).splitlines()[0]}") from None
         return
-
-
-def _is_evaluation(path: Sequence[str | int]) -> bool:
-    return len(path) == 2 and path[0] == "evals"
 
 
 def _unknown(node: Mapping, where: str, step: str | int) -> str:
@@ -185,46 +182,44 @@ def _replaced(value: Any, path: Sequence[str | int], text: str, where: str, decl
 
 
 def _cast(old: Any, text: str, where: str, declared: type | None) -> Any:
-    """`text` as the type of `old`. Raises UserError."""
-
-    def refuse(expected: str):
-        raise UserError(f"config.{where}={text} must be {expected}")
-
+    """`text` as the type of `old`, or as `declared` where `old` is None. Raises UserError."""
     kind = declared if old is None and declared is not None else type(old)
     value = literal(text)
     if value is None and old is None:
         return None
     if kind is str:
         return value if isinstance(value, str) else text  # also a word in quotes
-    if isinstance(old, ml_collections.ConfigDict | dict) or where == "views":
-        if where == "views" and isinstance(value, dict | list | tuple):
-            return _plain(value)
-        if where in OPEN and isinstance(value, dict):
-            return _plain(value)
-        if where in OPEN:
-            refuse("a table, such as {} or dict(name=...)")
-        if where == "views":
-            refuse("a sequence of recipes, one per view")
-        keys = list(old)
-        example = f"--config.{where}.{keys[0]}=..." if keys else "one by one"
-        raise UserError(f"config.{where} is a table; set its keys {example if not keys else f'one by one, like {example}'}")
-    if kind is bool:
-        return TRUTH[text.strip().lower()] if text.strip().lower() in TRUTH else refuse("True or False")
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        if number and (isinstance(value, int) or value.is_integer()):
-            return int(value)
-        refuse("a whole number")
-    if kind is float:
-        if number or text.strip().lower() in ("nan", "inf", "-inf"):
-            return _float(value if number else text)
-        refuse("a number")
-    if kind in (tuple, list):
-        if isinstance(value, str | dict) or value is None:
-            refuse("a sequence in brackets, such as (1, 2) or ('a',)" + (", with quotes around words" if "(" in text or "[" in text else ""))
-        value = _plain(value if isinstance(value, list | tuple) else (value,))
-        return (value,) if where in PAIRS and _is_pair(value) else value
-    return _plain(value)  # the key had no type
+    if where == "views":
+        fits, expected = isinstance(value, dict | list | tuple), "a sequence of recipes, one per view, or groups of them by name"
+    elif hasattr(old, "items") and where in OPEN:
+        fits, expected = isinstance(value, dict), "a table, such as {} or dict(name=...)"
+    elif hasattr(old, "items"):
+        keys = [f"--config.{where}.{key}=..." for key in old]
+        raise UserError(f"config.{where} is a table; set its keys one by one" + (f", like {keys[0]}" if keys else ""))
+    elif kind is bool:
+        value = TRUTH.get(text.strip().lower())
+        fits, expected = value is not None, "True or False"
+    elif kind is int:
+        fits, expected = _is_number(value) and (isinstance(value, int) or value.is_integer()), "a whole number"
+        value = int(value) if fits else value
+    elif kind is float:
+        value = float(text) if text.strip().lower() in ("nan", "inf", "-inf") else value
+        fits, expected = _is_number(value), "a number"
+        value = _float(value) if fits else value
+    elif kind in (tuple, list):
+        fits = not isinstance(value, str | dict) and value is not None
+        expected = "a sequence in brackets, such as (1, 2) or ('a', 'b'), with words in quotes"
+        value = value if isinstance(value, list | tuple) else (value,)
+        value = (value,) if where in PAIRS and _is_pair(value) else value
+    else:
+        fits, expected = True, ""  # the key had no type
+    if not fits:
+        raise UserError(f"config.{where}={text} must be {expected}")
+    return _plain(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _float(value: Any) -> float:
@@ -234,7 +229,7 @@ def _float(value: Any) -> float:
         return float("inf")
 
 
-def _is_pair(value: tuple) -> bool:
+def _is_pair(value: Sequence) -> bool:
     """Whether a list of pairs is one pair: it begins with a name, not with a pair."""
     return len(value) == 2 and isinstance(value[0], str)
 

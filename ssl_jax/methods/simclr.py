@@ -26,7 +26,7 @@ def build(config, stages) -> Method:
     """
     model = config.model
     if config.batch_size < 2:
-        raise UserError(f"config.batch_size={config.batch_size}: a batch of one image has no negatives, and the loss is 0; give 2 or more")
+        raise UserError(f"config.batch_size={config.batch_size}: one image has no negatives, and the loss is 0; give 2 or more")
     objective = loss_of_views(model.loss, model.temperature, model.similarities)
     encoder = build_encoder(model.encoder, config.dtype)
     head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)

@@ -28,7 +28,9 @@ def build(config, stages) -> Method:
     encoder = build_encoder(model.encoder, config.dtype)
     head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)
     if model.head_layers and model.head_layers > len(model.head.widths):
-        raise UserError(f"config.model.head_layers={model.head_layers}: config.model.head has {len(model.head.widths)} layers; give that at most")
+        raise UserError(
+            f"config.model.head_layers={model.head_layers}: config.model.head has {len(model.head.widths)} layers; give that at most"
+        )
     classifier = LinearHead(config.data.num_classes)
     views = make_views(config.views)
 

@@ -153,7 +153,7 @@ def equalized(fan_in: int, gain: float = 1.0) -> float:
         UserError: a layer without inputs.
     """
     if not fan_in:
-        raise UserError("a StyleGAN network of config.model has a layer without channels; give channel_base of the image's size or more")
+        raise UserError("config.model has a StyleGAN network with a layer without channels; give a larger channel_base")
     return gain / fan_in**0.5
 
 
