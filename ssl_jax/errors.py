@@ -1,5 +1,6 @@
 """The two exceptions whose messages are written for users, and how a text from outside is printed."""
 
+import logging
 from pathlib import Path
 
 
@@ -30,6 +31,13 @@ def control_characters(text: str) -> bool:
 def printable(text: str, keep: str = "") -> str:
     """`text` with control characters but those in `keep` written as escapes, such as \\n, so that it stays on its line."""
     return "".join(c if c in keep or not _controls(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Escapes control characters in messages, so that the name of a file cannot steer a terminal; tracebacks keep their lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def _controls(c: str) -> bool:

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from bad_inputs import ARGUMENTS, FILES, OVERRIDES
 
-from ssl_jax.cli.main import main
+from launch import main
 from ssl_jax.experiment import config as configs
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ssl_jax.errors import MachineFault, UserError, control_characters, printable
+from ssl_jax.errors import MachineFault, PrintableFormatter, UserError, control_characters, printable
 
 VERBS = {
     "train": "train a config in a workdir, or resume it",
@@ -53,13 +53,6 @@ class _Once(logging.Filter):
         return fresh
 
 
-class _Printable(logging.Formatter):
-    """Escapes control characters in messages, so that the name of a file cannot steer a terminal; tracebacks keep their lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), keep="\n\t")
-
-
 def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for `argv`. Only the verb in `argv` is imported and has its flags."""
     asked = next((argument for argument in argv if not argument.startswith("-")), None)
@@ -90,7 +83,7 @@ def main(argv: list[str]) -> int:
         os.environ.setdefault("NPROC", "16")  # fake devices deadlock with fewer threads than devices
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(_Printable("%(message)s"))
+        handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and tracebacks of what it raises anyway

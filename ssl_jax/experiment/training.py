@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ssl_jax.data.geometry import check_host_ops, is_random
 from ssl_jax.data.pipeline import iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, gather, write_json
@@ -92,6 +93,13 @@ def load_config(path_and_variant: str, overrides):
         raise UserError(
             "config.warm_start.workdir is not set, and this recipe starts from the weights of another run; give its directory with "
             "--config.warm_start.workdir=DIR, or --config.warm_start.workdir= for random weights"
+        )
+    for key in ("ops", "eval_ops"):
+        check_host_ops(config.data[key])
+    if is_random(config.data.eval_ops):
+        raise UserError(
+            f"config.data.eval_ops={config.data.eval_ops!r} crops or flips at random; evaluations need the same pixels every time: "
+            "use resize_crop without flip"
         )
     evals.check(config.evals)
     label = config.best_metric.removeprefix("-").partition("/")[0]
