@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -90,7 +91,7 @@ def _files() -> Sequence[Path]:
 def _find(method: str) -> Path:
     name = method.partition(":")[0]
     for path in (Path(name), FOLDER / f"{name}.py"):
-        if path.is_file():
+        if os.path.isfile(path):  # False also for names that no file can have
             return path
     near = difflib.get_close_matches(name, [path.stem for path in _files()], 1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(path.stem for path in _files()) or 'none here'}"

@@ -158,9 +158,14 @@ def file(flag: str) -> Callable[[str], Path]:
     """The type of a flag that takes a file to write. Raises UserError for a directory, or a place where no file can be."""
 
     def read(text: str) -> Path:
-        path = folder(flag)(text and str(Path(text).parent)) / Path(text).name
-        if path.is_dir():
+        if os.path.isdir(text):
             raise UserError(f"{flag}={text} is a directory; give the name of a file")
+        path = Path(text)
+        folder(flag)(text and str(path.parent))
+        try:
+            path.exists()
+        except OSError as error:
+            raise UserError(f"{flag}={text} cannot be written ({error.strerror}); choose another file") from None
         return path
 
     return read

@@ -88,6 +88,8 @@ def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
     Raises:
         UserError: a run of zero steps, or an interval that is no duration.
     """
+    if examples is None:
+        raise UserError("config.data.examples is not set, so epochs have no length; give the number of examples of the train split")
     total = durations.to_steps(config.total, "config.total", config.batch_size, examples)
     evaluate, checkpoint = (
         durations.to_steps(config[name], f"config.{name}", config.batch_size, examples, up=True)

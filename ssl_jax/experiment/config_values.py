@@ -108,7 +108,7 @@ def _is_regex(value: Any) -> bool:
 TEXT = Kind(lambda v: isinstance(v, str) and not control_characters(v), "a word without control characters")
 NAME = Kind(lambda v: TEXT.accepts(v) and v.strip() != "", "a word, not empty and without control characters")
 TRUTH = Kind(lambda v: isinstance(v, bool), "True or False")
-COUNT, AT_LEAST_0 = whole(1, SIZE), whole(0)
+COUNT, LAYERS, AT_LEAST_0 = whole(1, SIZE), whole(1, 1024), whole(0)  # each layer is traced by itself, so many would hang
 SHARE, BELOW_1, POSITIVE, WEIGHT = number(0, 1), number(0, below=1), number(above=0), number(0)
 MESH = Kind(lambda v: v == -1 or whole(1).accepts(v), "a positive whole number, or -1 for all remaining devices")
 AXIS = Kind(lambda v: v is None or isinstance(v, str), "")
@@ -170,9 +170,9 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.generator\.shape": PICTURE,
     r"model\.(generator|discriminator)\.(widths|multiples)": entries(COUNT, least=1),
     r"model\.(.*\.)?(widths|multiples|attention|valid|levels|head|hidden)": either(entries(COUNT), COUNT, table()),
-    r"model\.(.*\.)?(width|block_width|channels|channel_base|channel_max|features|embedding|heads|depth|patch|kernel)": COUNT,
-    r"model\.(.*\.)?(final_kernel|dim|group|layers|mapping_layers|stages|blocks|latent_size|code_size|samples|fakes)": COUNT,
-    r"model\.(.*\.)?(discriminator_steps|bits)": COUNT,
+    r"model\.(.*\.)?(width|block_width|channels|channel_base|channel_max|features|embedding|heads|patch|kernel)": COUNT,
+    r"model\.(.*\.)?(final_kernel|dim|group|latent_size|code_size|samples)": COUNT,
+    r"model\.(.*\.)?(depth|layers|mapping_layers|stages|blocks|fakes|discriminator_steps|bits)": LAYERS,
     r"model\.(.*\.)?(interval|steps|half_life_examples|rotated)": whole(1),
     # shares, and factors of averages
     r"model\.(.*\.)?(dropout|label_dropout|smoothing|mixing|sparsity|target|top_p|revive)": SHARE,
