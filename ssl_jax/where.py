@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ def find_config(name: str) -> Path:
     """The path of a config file: `name` from the current directory, else below the recipes of this package, else `name` itself."""
     path = Path(name)
     packaged = RECIPES / path
-    return packaged if not path.is_file() and not path.is_absolute() and packaged.is_file() else path
+    there = os.path.isfile  # False also for names that no file can have
+    return packaged if not there(path) and not path.is_absolute() and there(packaged) else path
 
 
 def program() -> str:

@@ -275,11 +275,11 @@ def test_curve_is_the_same_with_worker_processes_and_with_eight_devices(straight
 
 BAD = {
     "unknown key": (["--config.modle.temperature=1"], "did you mean config.model?"),
-    "wrong type": (["--config.batch_size=many"], "override:"),
+    "wrong type": (["--config.batch_size=many"], "config.batch_size=many must be a whole number"),
     "missing dataset": (["--config.data.name=cifar11", "--config.data.train_split=train"], "cifar11"),
     "no such split": (["--config.data.train_split=validation"], "validation"),
     "zero steps": (["--config.total=0 steps"], "zero steps"),
-    "no checkpoint": (["--config.keep_checkpoints=0"], "config.keep_checkpoints=0 would keep none"),
+    "no checkpoint": (["--config.keep_checkpoints=0"], "config.keep_checkpoints=0 must be a whole number from 1"),
     "negative rate": (["--config.optim.net.lr=-0.1"], "must be positive"),
     "wrong mesh": (["--config.mesh.fsdp=3"], "config.mesh"),
     "batch and devices": (["--config.batch_size=15"], "the nearest that does is 16"),
@@ -287,7 +287,7 @@ BAD = {
         ["--config.eval_batch_size=36", "--config.evals={'x': {'kind': 'knn'}}"],
         "config.eval_batch_size=36 does not divide by 8 devices; the nearest that does is 32",
     ),
-    "no parts of a batch": (["--config.accumulate=0"], "config.accumulate=0 must be at least 1"),
+    "no parts of a batch": (["--config.accumulate=0"], "config.accumulate=0 must be a whole number from 1"),
     "batch and data": (["--config.batch_size=512"], "larger than data"),
     "unknown evaluation": ("bad_evaluation", "did you mean 'knn'"),
     "best of no evaluation": (["--config.best_metric=-knn/top1"], "config.best_metric='-knn/top1' is of no evaluation"),

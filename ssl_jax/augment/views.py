@@ -9,6 +9,7 @@ Views of several sizes form groups of one size each, {'global': (recipe, recipe)
 
 import difflib
 import inspect
+import math
 import numbers
 from collections.abc import Iterable, Sequence
 
@@ -39,7 +40,7 @@ SIZES = {
 
 
 def _is_number(value, low, high):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= value <= high and value < _INF
 
 
 def _is_whole(value, low):
@@ -60,18 +61,19 @@ def _is_range(value, low, high):
 
 
 def _is_size(value):
-    pair = isinstance(value, Sequence) and len(value) == 2 and all(_is_whole(v, 1) for v in value)
-    return pair or _is_whole(value, 1)
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(_is_whole(v, 1) and v <= MOST_PIXELS for v in value)
+    return pair or (_is_whole(value, 1) and value <= MOST_PIXELS)
 
 
-_INF = float("inf")
+_INF = math.inf
+MOST_PIXELS = 2**14  # of a side
 # Valid values of each argument; a name means the same in every operation.
 _ARGUMENTS = {
-    "size": (_is_size, "a positive number of pixels, or a pair (height, width)"),
-    "pad": (lambda v: _is_whole(v, 0), "a number of pixels, 0 or more"),
+    "size": (_is_size, f"a positive number of pixels, at most {MOST_PIXELS}, or a pair (height, width)"),
+    "pad": (lambda v: _is_whole(v, 0) and v <= MOST_PIXELS, f"a number of pixels from 0 to {MOST_PIXELS}"),
     "area": (lambda v: _is_range(v, 0, 1), "a pair (least, most) with 0 < least <= most <= 1"),
     "ratio": (lambda v: _is_range(v, 0, _INF), "a pair (least, most) with 0 < least <= most"),
-    "sigma": (lambda v: _is_range(v, 0, _INF), "a pair (least, most) of pixels with 0 < least <= most"),
+    "sigma": (lambda v: _is_range(v, 0, 1000), "a pair (least, most) of pixels with 0 < least <= most <= 1000"),
     "interpolation": (lambda v: v in geometry.INTERPOLATIONS, f"one of {', '.join(geometry.INTERPOLATIONS)}"),
     "sampling": (lambda v: v in geometry.SAMPLINGS, f"one of {', '.join(geometry.SAMPLINGS)}"),
     "style": (lambda v: v in color.STYLES, f"one of {', '.join(color.STYLES)}"),
@@ -93,7 +95,7 @@ def _unknown(what, name, valid):
 
 
 def _check_operation(where, name, arguments):
-    if name not in OPERATIONS:
+    if not isinstance(name, str) or name not in OPERATIONS:
         raise UserError(f"{where}: {_unknown('operation', name, list(OPERATIONS))}")
     where = f"{where} {name}"
     parameters = list(inspect.signature(OPERATIONS[name]).parameters.values())[2:]  # after image and key
@@ -149,7 +151,9 @@ def output_size(recipes, input_hw):
     Raises UserError if a window is larger than the padded image, or if views of a group differ in size.
     """
     if _is_groups(recipes):
-        return {name: output_size(group, input_hw) for name, group in _sorted(recipes)}
+        return {name: output_size(_checked_group(name, group), input_hw) for name, group in _sorted(recipes)}
+    if min(input_hw) < 1:
+        raise UserError(f"views: images of {input_hw[0]} x {input_hw[1]} pixels have nothing to show; give larger images")
     sizes = []
     for view, recipe in enumerate(check_recipes(recipes)):
         size = tuple(input_hw)
@@ -179,6 +183,8 @@ def _sorted(groups):
     """Groups sorted by name, an order that survives writing and reading a config."""
     if not list(groups):
         raise UserError("views={}: give at least one group of recipes, {'global': (recipe, recipe), ...}")
+    if not all(isinstance(name, str) for name in groups):
+        raise UserError(f"views: groups {sorted(map(str, groups))} must have names; write {{'global': (recipe, recipe), ...}}")
     return sorted(groups.items())
 
 

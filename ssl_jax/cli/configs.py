@@ -9,9 +9,8 @@ With a method: every variant with its hardware, the time it takes there, the num
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -91,7 +90,7 @@ def _files() -> Sequence[Path]:
 def _find(method: str) -> Path:
     name = method.partition(":")[0]
     for path in (find_config(name), *(folder / f"{name}.py" for folder in FOLDERS)):
-        if path.is_file():
+        if os.path.isfile(path):  # False also for names that no file can have
             return path
     near = difflib.get_close_matches(name, [path.stem for path in _files()], 1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(path.stem for path in _files()) or 'none here'}"
@@ -99,15 +98,10 @@ def _find(method: str) -> Path:
 
 
 def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ssl_jax_config", path)
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    sys.path[:] = [str(path.resolve().parent.parent), *before, str(RECIPES)]  # configs import configs.common
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = before
-    return module
+    from ssl_jax.experiment.config import import_file  # imports ml_collections, which --help avoids
+
+    with import_file(str(path)) as module:
+        return module
 
 
 def _idea(module: ModuleType) -> str:

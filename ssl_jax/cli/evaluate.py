@@ -11,12 +11,12 @@ call. The numbers go to stdout and, with their protocols, to evaluations.json.
 
 from __future__ import annotations
 
-from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli.main import add_step, add_workdir
 
 
 def add_arguments(sub) -> None:
     add_workdir(sub)
-    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    add_step(sub)
     sub.add_argument(
         "--eval", action="append", default=[], metavar="KIND[,option=value...]",
         help="an evaluation and its options; label=NAME names it in the results; may be repeated",

@@ -9,11 +9,12 @@ import argparse
 import contextlib
 import importlib
 import logging
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -99,6 +100,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every file, and tracebacks of what it raises anyway
     with interrupts.heard(), _quiet_threads():
         try:
+            _refuse_control_characters(argv)
             args, overrides = parser(argv).parse_known_args(argv)
             code = verb_module(args.verb).main(args, overrides)
             if sys.stdout is not None:
@@ -166,18 +168,90 @@ def _abort(error: BaseException) -> None:
         distributed.abort(error)
 
 
+def _refuse_control_characters(argv: Sequence[str]) -> None:
+    """Raises UserError for an argument with a control character; the brackets of an override may span lines.
+
+    Names of directories and jobs become lines of scripts, logs and terminals.
+    """
+    for argument in argv:
+        if printable(argument, keep="\n\t" if argument.startswith("--config.") else "") != argument:
+            raise UserError(f"argument {argument!r} has control characters; leave them out")
+
+
 def add_workdir(sub: argparse.ArgumentParser) -> None:
     """The flag --workdir."""
-    sub.add_argument("--workdir", type=_directory, required=True, help="directory of the run")
+    sub.add_argument("--workdir", type=folder("--workdir"), required=True, help="directory of the run")
 
 
-def _directory(text: str) -> Path:
-    """Raises UserError for a URL, which as a path would be a directory 'gs:' here, and for control characters."""
-    if "://" in text:
-        raise UserError(f"--workdir={text} is no directory; mount the bucket on every host (as by gcsfuse) and give its path")
-    if printable(text) != text:
-        raise UserError(f"--workdir={printable(text)} has a control character in its name; choose another directory")
-    return Path(text)
+def add_step(sub: argparse.ArgumentParser, default: str = "the newest") -> None:
+    """The flag --step."""
+    sub.add_argument("--step", type=whole("--step", 0), help=f"which checkpoint (default: {default})")
+
+
+def folder(flag: str) -> Callable[[str], Path]:
+    """The type of a flag that takes a directory, which need not exist. Raises UserError where no directory can be."""
+
+    def read(text: str) -> Path:
+        if "://" in text:  # as a path it would be a directory 'gs:' here
+            raise UserError(f"{flag}={text} is no directory; mount the bucket on every host (as by gcsfuse) and give its path")
+        if not text.strip():
+            raise UserError(f"{flag}={text} is empty; give a directory")
+        path = Path(text)
+        try:
+            there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        except OSError as error:
+            raise UserError(f"{flag}={text} cannot be written ({error.strerror}); choose another directory") from None
+        if not there.is_dir():
+            raise UserError(f"{flag}={text} cannot be written ({there} is a file); choose another directory")
+        return path
+
+    return read
+
+
+def file(flag: str) -> Callable[[str], Path]:
+    """The type of a flag that takes a file to write. Raises UserError for a directory, or a place where no file can be."""
+
+    def read(text: str) -> Path:
+        if os.path.isdir(text):
+            raise UserError(f"{flag}={text} is a directory; give the name of a file")
+        path = Path(text)
+        folder(flag)(text and str(path.parent))
+        try:
+            path.exists()
+        except OSError as error:
+            raise UserError(f"{flag}={text} cannot be written ({error.strerror}); choose another file") from None
+        return path
+
+    return read
+
+
+def whole(flag: str, least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number from `least` to `most`. Raises UserError for another text."""
+    return _number(flag, int, "a whole number", least, most)
+
+
+def number(flag: str, least: float = 0.0, most: float = math.inf, positive: bool = False) -> Callable[[str], float]:
+    """The type of a flag that takes a finite number from `least` to `most`, with `positive` not 0. Raises UserError."""
+    return _number(flag, float, "a finite number", least, most, positive)
+
+
+def _number(flag, cast, words, least, most, positive=False):
+    def read(text: str):
+        try:
+            value = cast(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"{flag}={text} must be {words}")
+        if positive and value <= 0:
+            raise UserError(f"{flag}={text} must be above 0")
+        if value < least:
+            raise UserError(f"{flag}={text} must {f'be at least {least}' if least else 'not be negative'}")
+        if value > most:
+            raise UserError(f"{flag}={text} must be at most {most}")
+        return value
+
+    return read
 
 
 def refuse_rest(rest: list[str]) -> None:

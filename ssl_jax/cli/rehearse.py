@@ -23,21 +23,25 @@ batch size is another recipe: learning rates are scaled as the config says.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from ssl_jax.cli.main import file, number, whole
 from ssl_jax.rehearsal.chips import DECODED, EXAMPLES
 
 
 def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     sub.add_argument("--topology", required=True, help=f"devices to compile for: {EXAMPLES}")
-    sub.add_argument("--slices", type=int, default=1, help="number of slices, joined by the network of their hosts (default: 1)")
+    sub.add_argument(
+        "--slices", type=whole("--slices", 1, 4096), default=1,
+        help="number of slices, joined by the network of their hosts (default: 1)",
+    )  # fmt: skip
     sub.add_argument("--fit", action="store_true", help="search for meshes, batches and rematerializations that fit")
     sub.add_argument("--effort", choices=("quick", "full"), default="quick", help="of the compiler (default: quick)")
     sub.add_argument(
-        "--decode-rate", type=float, default=DECODED, help=f"images per second that one CPU core decodes (default: {DECODED:.0f})"
-    )
-    sub.add_argument("--output", type=Path, help="JSON file for the results")
+        "--decode-rate", type=number("--decode-rate", positive=True), default=DECODED,
+        help=f"images per second that one CPU core decodes (default: {DECODED:.0f})",
+    )  # fmt: skip
+    sub.add_argument("--output", type=file("--output"), help="JSON file for the results")
 
 
 def main(args, overrides) -> int:

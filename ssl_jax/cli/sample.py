@@ -18,30 +18,27 @@ Writes to WORKDIR/samples/ (or --output):
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli.main import add_step, add_workdir, folder, number, whole
 from ssl_jax.errors import UserError
 
 
 def add_arguments(sub) -> None:
     add_workdir(sub)
-    sub.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
-    sub.add_argument("--count", type=int, default=64, help="images in the grid (default 64)")
-    sub.add_argument("--seed", type=int, default=0, help="of the latents (default 0)")
-    sub.add_argument("--truncation", type=float, help="of all pages but truncation.png (default: none)")
-    sub.add_argument("--acceptance", type=float, default=1.0, help="share of each class that grid.png keeps (default 1: all)")
+    add_step(sub)
+    sub.add_argument("--count", type=whole("--count", 1, 2**20), default=64, help="images in the grid (default 64)")
+    sub.add_argument("--seed", type=whole("--seed", 0), default=0, help="of the latents (default 0)")
+    sub.add_argument("--truncation", type=number("--truncation"), help="of all pages but truncation.png (default: none)")
+    sub.add_argument(
+        "--acceptance", type=number("--acceptance", 0, 1, positive=True), default=1.0,
+        help="share of each class that grid.png keeps (default 1: all)",
+    )  # fmt: skip
     sub.add_argument("--extractor", default="random_conv", help="features of neighbors.png and --acceptance (see config.evals)")
-    sub.add_argument("--output", type=Path, help="folder (default: WORKDIR/samples)")
+    sub.add_argument("--output", type=folder("--output"), help="folder (default: WORKDIR/samples)")
 
 
 def main(args, overrides) -> int:
     if overrides:
         raise UserError(f"argument {overrides[0]!r} is not understood; sample shows a run as it was trained")
-    if args.count < 1:
-        raise UserError(f"--count={args.count} must be at least 1")
-    if args.truncation is not None and args.truncation < 0:
-        raise UserError(f"--truncation={args.truncation} must not be negative; leave it out for none")
     from ssl_jax.experiment.sample_pages import save_pages  # imports JAX, which --help avoids
 
     choices = (args.count, args.seed, args.truncation, args.acceptance, args.extractor)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssl_jax.cli.main import Parser, add_workdir
+from ssl_jax.cli.main import Parser, add_workdir, whole
 from ssl_jax.errors import UserError, workdir_not_made
 from ssl_jax.launchers import jobs
 from ssl_jax.where import as_called, program
@@ -31,7 +31,7 @@ def add_arguments(sub) -> None:
     )
     add_workdir(sub)
     sub.add_argument(
-        "--max_restarts", type=int, default=10, help="how often it is restarted automatically (default: 10)"
+        "--max_restarts", type=whole("--max_restarts", 0), default=10, help="how often it is restarted automatically (default: 10)"
     )
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, as `train` does")
     sub.add_argument("--dry_run", action="store_true", help="print what would be sent, and send nothing")
@@ -54,8 +54,6 @@ def main(args, rest) -> int:
         raise UserError(
             f"argument {left[0]!r} is not understood with --to={args.to}; see `python launch.py submit --help`"
         )
-    if args.max_restarts < 0:
-        raise UserError(f"--max_restarts={args.max_restarts} must not be negative")
     from ssl_jax.engine.timing import Trace
     from ssl_jax.experiment import training  # imports JAX, which --help avoids
 

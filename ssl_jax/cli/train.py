@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 
-from ssl_jax.cli.main import add_workdir
+from ssl_jax.cli.main import add_workdir, whole
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import launch_environment
 from ssl_jax.launchers import supervise
@@ -25,12 +25,16 @@ from ssl_jax.launchers import supervise
 def add_arguments(sub) -> None:
     sub.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:VARIANT; --config.KEY=VALUE overrides")
     add_workdir(sub)
-    sub.add_argument("--processes", type=int, help="number of processes on this machine (on GPUs, one for each)")
+    sub.add_argument(
+        "--processes", type=whole("--processes", 1, 1024), help="number of processes on this machine (on GPUs, one for each)"
+    )
     sub.add_argument("--profile", default="", metavar="START:END", help="trace these steps, for TensorBoard or Perfetto")
     sub.add_argument("--start_over", action="store_true", help="begin at step 0; earlier files of the run move to WORKDIR/before-N")
-    sub.add_argument("--max_restarts", type=int, default=0, help="how often all processes are restarted when one fails")
     sub.add_argument(
-        "--saved_code", type=int, default=0,
+        "--max_restarts", type=whole("--max_restarts", 0), default=0, help="how often all processes are restarted when one fails"
+    )
+    sub.add_argument(
+        "--saved_code", type=whole("--saved_code", 0, 255), default=0,
         help="exit code after a SIGTERM that saved (default: 0); schedulers that restart a job until it exits with 0 need another",
     )  # fmt: skip
 

@@ -38,6 +38,7 @@ from ssl_jax.errors import UserError
 cv2.setNumThreads(0)  # many images run at once; threads within one image would compete for the cores
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+MOST_PIXELS, MOST_CROPS = 2**14, 256  # of a side; of one image
 NEARLY = 1.2  # shrinking by less than this factor needs no averaging
 LARGEST = 8  # intermediate pixels per pixel of the source or the result
 PHASES = 8  # source pixels before an area where its grid may begin
@@ -264,10 +265,13 @@ OPS = {
 
 def check_host_ops(ops: Recipe) -> None:
     """Raises UserError with the op, the argument and the valid choices, before any file is read."""
+    if not isinstance(ops, list | tuple):
+        raise UserError(f"host ops {ops!r} are no list of pairs (name, arguments); write [('resize_crop', dict(resize=256, ...))]")
     if len(ops) > 1:
-        raise UserError(f"host ops {[op[0] for op in ops]}: at most one runs on the host; move the others to config.views")
+        raise UserError(f"host ops {ops!r}: at most one runs on the host; move the others to config.views")
     for entry in ops:
-        if isinstance(entry, str) or len(entry) != 2 or not isinstance(entry[1], Mapping):
+        is_pair = isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)
+        if not is_pair or not isinstance(entry[1], Mapping):
             raise UserError(f"host op {entry!r} is not a pair (name, arguments); write ('resize_crop', dict(resize=256, ...))")
         name, arguments = entry
         if name not in OPS:
@@ -289,20 +293,21 @@ def _check_value(name, argument, value):
         raise UserError(f"host op {name}: {argument}={value!r}; expected {expected}")
 
     if argument in ("size", "crops", "resize", "crop"):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            fail("a positive whole number")
+        most = MOST_CROPS if argument == "crops" else MOST_PIXELS
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            fail(f"a positive whole number, at most {most}")
     elif argument == "flip":
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
             fail("a probability from 0 to 1")
     elif argument in ("area", "ratio"):
         upper = 1.0 if argument == "area" else math.inf
-        if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(v, int | float) for v in value):
             fail("a pair (low, high)")
-        if not 0 < value[0] <= value[1] <= upper:
+        if not 0 < value[0] <= value[1] <= upper or value[1] == math.inf:
             fail("0 < low <= high" + (" <= 1" if argument == "area" else ""))
     else:
         choices = INTERPOLATIONS if argument == "interpolation" else SAMPLINGS
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             fail("one of " + ", ".join(choices))
 
 

@@ -117,7 +117,7 @@ def refuse_old_names(config: Mapping[str, Any]) -> None:
             raise UserError(f"config.{name} was renamed: say config.{duration[1]} = {duration_text(value, duration[2])!r}")
         if new_name(name) != name:
             raise UserError(f"config.{name} was renamed: say config.{new_name(name)}")
-        if _new_value(name, value) != value:
+        if _new_value(name, value) is not value:
             raise UserError(f"config.{name}={value!r} was renamed: say {_new_value(name, value)!r}")
 
 

@@ -21,6 +21,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.experiment.config import resolve
 from ssl_jax.experiment.contexts import encode_views_of
 from ssl_jax.experiment.record import Experiment
+from ssl_jax.experiment.sizes import check_arrays, check_memory
 from ssl_jax.experiment.stages import open_stages
 from ssl_jax.experiment.vocabulary import check_lengths, open_vocabulary
 from ssl_jax.methods import build_method
@@ -97,6 +98,7 @@ def make_run(
         xla=xla_options(config.xla, mesh.devices.flat[0].platform),
         abstract=abstract,
     )
+    check_arrays(run.abstract, example)
     return run, schedules, example
 
 
@@ -131,7 +133,8 @@ def build_experiment(config, devices=None, workdir: Path | None = None) -> Exper
         inputs=method.inputs,
         vocabulary=vocabulary,
     )
-    run, schedules, _ = make_run(config, method, mesh, durations["total"], frozen)
+    run, schedules, example = make_run(config, method, mesh, durations["total"], frozen)
+    check_memory(run.abstract, example, mesh)
 
     def jitted(function):
         """Compiled under the mesh, as the step is. Without it every device would compute the whole batch of sharded parameters."""

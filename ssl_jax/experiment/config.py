@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import difflib
 import importlib.util
+import inspect
 import json
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from ssl_jax.engine import durations
-from ssl_jax.engine.renamed_keys import refuse_old_names, refuse_override, translate
+from ssl_jax.engine.renamed_keys import refuse_old_names, translate
 from ssl_jax.errors import UserError
+from ssl_jax.experiment.config_values import LARGEST, check_keys
+from ssl_jax.experiment.overrides import apply_overrides
 from ssl_jax.where import RECIPES, find_config
 
 # Keys that may differ when a run resumes in its workdir. They say where and how often, never what is trained. Another
@@ -27,7 +30,6 @@ MAY_CHANGE = (
     "mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "best_metric", "evals",
     "eval_batch_size", "workdir",
 )  # fmt: skip
-OPEN = ("data.features", "data.kinds", "data.vocabulary", "data.specs")  # tables to which overrides may add names of features
 STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")
 DURATION = re.compile(r"total|evaluate_every|checkpoint_every|optim\.[^.]+\.warmup")
 
@@ -36,112 +38,52 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
     """The config of `FILE.py[:variant]` with `--config.a.b=value` overrides applied, locked.
 
     Raises:
-        UserError: no such file or variant, no `get_config`, an unknown or renamed key, or a value of the wrong type.
+        UserError: no such file or variant, no `get_config`, an unknown or renamed key, or a wrong value.
     """
     path, _, variant = path_and_variant.partition(":")
     path = str(find_config(path))
-    if not Path(path).is_file():
+    with import_file(path) as module:
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"--config={path} defines no function get_config; give a file like those in configs/")
+        try:
+            inspect.signature(module.get_config).bind(variant)
+        except TypeError:
+            raise UserError(f"--config={path}: get_config must take the name of a variant; write get_config(variant='')") from None
+        config = module.get_config(variant)  # what the file's own code raises keeps its traceback
+    if not isinstance(config, ml_collections.ConfigDict):
+        kind = "None" if config is None else f"a {type(config).__name__}"
+        raise UserError(f"--config={path}: get_config returns {kind}; return an ml_collections.ConfigDict, as configs.common.base does")
+    refuse_old_names(config)
+    check_keys(config)
+    config.lock()
+    return apply_overrides(config, overrides)
+
+
+@contextlib.contextmanager
+def import_file(path: str) -> Iterator[ModuleType]:
+    """Context in which the config file `path` is imported and may import its neighbors, such as configs.common.
+
+    Raises:
+        UserError: there is no such Python file. What its own code raises keeps its traceback.
+    """
+    if not os.path.isfile(path):
         recipes = [f"configs/{file.name}" for folder in (Path(), RECIPES) for file in sorted((folder / "configs").glob("*.py"))]
         near = difflib.get_close_matches(path, recipes, 1)
-        raise UserError(f"--config={path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
+        what = "is a directory" if path and os.path.isdir(path) else "no such file"
+        raise UserError(f"--config={path}: {what}" + (f"; did you mean {near[0]}?" if near else "; give a file like those in configs/"))
+    if Path(path).suffix != ".py":
+        raise UserError(f"--config={path} is no Python file; give a file like those in configs/")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"--config={path} cannot be read; change its permissions")
     spec = importlib.util.spec_from_file_location("ssl_jax_config", path)
     module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
     sys.path[:] = [str(Path(path).resolve().parent.parent), *before, str(RECIPES)]  # configs import configs.common
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"--config={path} defines no function get_config; give a file like those in configs/")
-        config = module.get_config(variant)  # what the file's own code raises keeps its traceback
+        yield module
     finally:
         sys.path[:] = before
-    refuse_old_names(config)
-    config.lock()
-    return apply_overrides(config, overrides)
-
-
-def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-    """Apply `--config.a.b=value` arguments with the types of the values they replace.
-
-    `--config.evals.NAME.kind=KIND` adds an evaluation, and `--config.evals.NAME.option=value` an option of one. The tables of OPEN
-    take any key.
-
-    Raises:
-        UserError: an unknown or renamed key, or a value of the wrong type.
-    """
-    for argument in overrides:
-        name, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            raise UserError(f"argument {argument!r} is not understood; overrides look like --config.optim.net.lr=0.1")
-        refuse_override(name, value)
-    added = _added_evaluations(config, overrides)
-    rest = [argument for argument in overrides if argument not in added and not _add_feature(config, argument)]
-    for argument in rest:
-        _check_key(config, argument.removeprefix("--config.").partition("=")[0])
-    if rest:
-        values = flags.FlagValues()
-        try:
-            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["launch.py", *rest])
-            values(["launch.py", *rest])
-        except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"override: {str(error).splitlines()[0]}") from error
-        config = values.config
-    if added:
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            for label, option, value in added.values():
-                if label not in config.evals:
-                    config.evals[label] = ml_collections.ConfigDict()
-                config.evals[label][option] = value
-    if overrides:
-        refuse_old_names(config)
-    return config
-
-
-def _add_feature(config, argument: str) -> bool:
-    """Set a key of a table in OPEN; returns False where `argument` is of another key."""
-    name, _, value = argument.removeprefix("--config.").partition("=")
-    where, _, key = name.rpartition(".")
-    if where not in OPEN or where.removeprefix("data.") not in config.data:
-        return False
-    with config.unlocked():
-        config.data[where.removeprefix("data.")][key] = literal(value)
-    return True
-
-
-def _added_evaluations(config: Mapping, overrides: Sequence[str]) -> dict[str, tuple]:
-    """{argument: (label, option, value)} of the overrides that add an evaluation to config.evals, or an option to one."""
-    own = config.get("evals", {})
-    matches = {argument: re.match(r"--config\.evals\.(\w+)\.(\w+)=(.*)", argument, re.DOTALL) for argument in overrides}
-    found = {argument: match.groups() for argument, match in matches.items() if match}
-    new = {label for label, option, _ in found.values() if option == "kind" and label not in own}
-    return {
-        argument: (label, option, literal(value)) for argument, (label, option, value) in found.items()
-        if label in new or (label in own and option not in own[label])
-    }  # fmt: skip
-
-
-def literal(text: str):
-    """`text` as a Python literal, else as a word."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _check_key(config: Mapping, name: str) -> None:
-    node, walked = config, []
-    for part in name.split("."):
-        part = part.partition("[")[0]
-        keys = list(node.keys()) if isinstance(node, Mapping | ml_collections.ConfigDict) else []
-        if part not in keys:
-            near = difflib.get_close_matches(part, keys, 1)
-            where = ".".join(["config", *walked])
-            hint = f"did you mean {where}.{near[0]}?" if near else f"{where} has {', '.join(sorted(keys)) or 'no keys'}"
-            hint += f"; --config.evals.{part}.kind=KIND adds one" if walked == ["evals"] else ""
-            raise UserError(f"unknown key {where}.{part}; {hint}")
-        node = node[part]
-        walked.append(part)
 
 
 def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
@@ -150,6 +92,8 @@ def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
     Raises:
         UserError: a run of zero steps, or an interval that is no duration.
     """
+    if examples is None:
+        raise UserError("config.data.examples is not set, so epochs have no length; give the number of examples of the train split")
     total = durations.to_steps(config.total, "config.total", config.batch_size, examples)
     evaluate, checkpoint = (
         durations.to_steps(config[name], f"config.{name}", config.batch_size, examples, up=True)
@@ -159,8 +103,8 @@ def resolve(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
         raise UserError(
             f"the run has zero steps ({examples} examples, batch {config.batch_size}); raise config.total or lower batch_size"
         )
-    if config.log_every_steps < 1:
-        raise UserError(f"config.log_every_steps={config.log_every_steps} must be at least 1")
+    if total > LARGEST:
+        raise UserError(f"config.total={config.total} is {total} steps; a run has at most {LARGEST}")
     return {"total": total, "evaluate": evaluate or total, "checkpoint": checkpoint or total}
 
 

@@ -15,12 +15,12 @@ from ssl_jax.engine.method import State
 from ssl_jax.engine.records import read_evaluations
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, unmeasurable
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context
 from ssl_jax.experiment.distributed import start_jax
 from ssl_jax.experiment.evaluations import Evaluations
+from ssl_jax.experiment.overrides import apply_overrides, literal, refuse_derived
 from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.workdir import read_config
 
@@ -46,8 +46,9 @@ def evaluate(
         UserError: there is no such run, checkpoint or evaluation, or an override is wrong.
     """
     trained = read_config(workdir)
+    refuse_derived(overrides)
     read_evaluations(workdir)  # damaged ones are refused before anything is built
-    config = configs.apply_overrides(trained.copy_and_resolve_references(), overrides)
+    config = apply_overrides(trained.copy_and_resolve_references(), overrides)
     asked, subjects = parse_evals(wanted, config.evals), parse_subjects(subject_names)
     with config.unlocked():
         config.references = references(trained, config, asked or config.evals)
@@ -87,7 +88,7 @@ def parse_evals(texts: Sequence[str], own: Mapping) -> dict[str, dict]:
                 raise UserError(f"--eval={text}: {part!r} is not understood; give KIND,option=value, with brackets around (1,2)")
             if name in entry:
                 raise UserError(f"--eval={text}: {name} is given twice")
-            entry[name] = configs.literal(value)
+            entry[name] = literal(value)
         label = entry.pop("label", None)
         evals.check_entry(entry, f"--eval={text}", ": ")
         label = str(label) if label is not None else default_label(entry, {**own, **found})

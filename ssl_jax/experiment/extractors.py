@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import jax
@@ -47,7 +48,7 @@ def open_extractor(spec: str, mode: Resize = "legacy", mesh: Mesh | None = None)
         path, _, digest = spec.removeprefix("inception:").partition("@")
         return _inception(Path(path).expanduser(), digest.lower() or PUBLISHED, mode, mesh)
     folder = Path(spec).expanduser()
-    if not (folder / CARD).is_file():
+    if not os.path.isfile(folder / CARD):
         raise UserError(
             f"extractor {spec!r} is unknown; choose 'random_conv', 'inception:/path/to/pt_inception-2015-12-05-{PUBLISHED}.pth', "
             "or a folder that `launch.py export` wrote"

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ssl_jax.data.geometry import check_host_ops, is_random
 from ssl_jax.data.pipeline import iterate
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, gather, write_json
@@ -35,6 +36,7 @@ from ssl_jax.experiment.contexts import model_context, open_eval
 from ssl_jax.experiment.data_record import record_data
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import save_neighbors
+from ssl_jax.experiment.overrides import refuse_derived
 from ssl_jax.experiment.progress import Progress
 from ssl_jax.experiment.provenance import provenance
 from ssl_jax.experiment.record import Experiment
@@ -96,6 +98,7 @@ def run_training(
 
 def load_config(path_and_variant: str, overrides):
     """Load a locked config and check what needs neither data nor devices. Raises UserError."""
+    refuse_derived(overrides)
     config = configs.load(path_and_variant, overrides)
     unknown = sorted(set(config.baselines) - set(BASELINES))
     if unknown:
@@ -104,6 +107,13 @@ def load_config(path_and_variant: str, overrides):
         raise UserError(
             "config.warm_start.workdir is not set, and this recipe starts from the weights of another run; give its directory with "
             "--config.warm_start.workdir=DIR, or --config.warm_start.workdir= for random weights"
+        )
+    for key in ("ops", "eval_ops"):
+        check_host_ops(config.data[key])
+    if is_random(config.data.eval_ops):
+        raise UserError(
+            f"config.data.eval_ops={config.data.eval_ops!r} crops or flips at random; evaluations need the same pixels every time: "
+            "use resize_crop without flip"
         )
     evals.check(config.evals)
     label = config.best_metric.removeprefix("-").partition("/")[0]

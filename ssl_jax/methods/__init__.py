@@ -23,7 +23,7 @@ def build_method(config) -> Method:
         near = difflib.get_close_matches(str(config.method), names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
         raise UserError(f"config.method={config.method!r} does not exist; {hint}")
-    stages = {name: Stage(stage.config, build_method(stage.config)) for name, stage in config.get("stages", {}).items()}
+    stages = _Stages({name: Stage(stage.config, build_method(stage.config)) for name, stage in config.get("stages", {}).items()})
     try:
         return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, stages)
     except AttributeError as error:
@@ -34,6 +34,13 @@ def build_method(config) -> Method:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}"
         where = _path(config, error.obj) or "a part of the config"
         raise UserError(f"{where} has no {error.name!r}, which method {config.method!r} needs; {hint}") from error
+
+
+class _Stages(dict):
+    """{name: stage}; one that the config lacks is a UserError."""
+
+    def __missing__(self, name: str):
+        raise UserError(f"config.stages has no {name!r}, which this method needs; give dict({name}=configs.common.stage(RECIPE))")
 
 
 def _path(config: ml_collections.ConfigDict, part: ml_collections.ConfigDict, name: str = "config") -> str | None:

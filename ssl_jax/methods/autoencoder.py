@@ -43,6 +43,8 @@ def build(config, stages) -> Method:
         raise UserError("config.model.decoder.name='tied' needs encoder=dict(name='mlp', widths=()) and code.activation='sigmoid'")
     reconstruction, to_image = autoencoding.RECONSTRUCTIONS[model.loss]
     corrupt = autoencoding.CORRUPTIONS[model.corruption.name]
+    if model.corruption.name in ("masking", "salt_and_pepper") and model.corruption.level > 1:
+        raise UserError(f"config.model.corruption.level={model.corruption.level} is the share of corrupted values; give at most 1")
     views = make_views(config.views)
     shape = (*output_size(config.views, config.data.image_shape[-3:-1]), model.channels)
     encoder = build_encoder(model.encoder, model.code.size, config.dtype)

@@ -12,6 +12,7 @@ import jax
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.build import construct
 from ssl_jax.models.common import apply, init_variables
@@ -24,6 +25,8 @@ def build(config, stages) -> Method:
     `objectives.contrastive`; the paper's loss is 'nt_xent', the official code's 'nt_xent_sum'), mean and std of the input.
     """
     model = config.model
+    if config.batch_size < 2:
+        raise UserError(f"config.batch_size={config.batch_size}: one image has no negatives, and the loss is 0; give 2 or more")
     objective = loss_of_views(model.loss, model.temperature, model.similarities)
     encoder = build_encoder(model.encoder, config.dtype)
     head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)

@@ -27,6 +27,10 @@ def build(config, stages) -> Method:
         raise UserError(f"config.method='supervised' needs labels, and {config.data.name!r} has none; choose another dataset")
     encoder = build_encoder(model.encoder, config.dtype)
     head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)
+    if model.head_layers and model.head_layers > len(model.head.widths):
+        raise UserError(
+            f"config.model.head_layers={model.head_layers}: config.model.head has {len(model.head.widths)} layers; give that at most"
+        )
     classifier = LinearHead(config.data.num_classes)
     views = make_views(config.views)
 

@@ -24,7 +24,7 @@ from ssl_jax.engine.method import Method, ModelFns, Phase, Spec, every
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import create, run
 from ssl_jax.models.pretrained import vgg
-from ssl_jax.models.tokenizers.networks import build_decoder, build_discriminator, build_encoder
+from ssl_jax.models.tokenizers.networks import build_decoder, build_discriminator, build_encoder, check_decoder
 from ssl_jax.objectives import likelihood
 from ssl_jax.objectives.adversarial import GAN_LOSSES, health, r1
 from ssl_jax.objectives.codebooks import build_quantizer
@@ -81,7 +81,9 @@ def build(config, stages) -> Method:
         keys = jax.random.split(key, 5)
         x = real_images(batch, keys[0])
         params = {"encoder": create(encoder, keys[1], x)[0]}
-        params["decoder"] = create(decoder, keys[2], net.encode_image(params, x)["out"])[0]
+        codes = net.encode_image(params, x)["out"]
+        params["decoder"] = create(decoder, keys[2], codes)[0]
+        check_decoder(functools.partial(net.decode_codes, params), codes, x)
         params["quantizer"], codebook = quantizer.init(keys[3])
         params, mutable = {"tokenizer": params}, {"codebook": codebook}
         if is_adversarial:

@@ -12,6 +12,8 @@ A good reconstruction can hide a collapsed codebook: watch `usage_of_batch` and 
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +21,7 @@ from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, ModelFns, Phase, Spec
 from ssl_jax.models.autoencoders import to_channels, to_color
 from ssl_jax.models.common import create, run
-from ssl_jax.models.tokenizers.networks import build_decoder, build_encoder
+from ssl_jax.models.tokenizers.networks import build_decoder, build_encoder, check_decoder
 from ssl_jax.objectives.codebooks import build_quantizer
 
 MEAN = 0.5  # networks see images in [-0.5, 0.5]
@@ -50,7 +52,9 @@ def build(config, stages) -> Method:
         keys = jax.random.split(key, 4)
         x = to_channels(views(batch["image"], keys[0])[:, 0], model.channels)
         net = {"encoder": create(encoder, keys[1], x)[0]}
-        net["decoder"] = create(decoder, keys[2], encode_image(net, x)["out"])[0]
+        codes = encode_image(net, x)["out"]
+        net["decoder"] = create(decoder, keys[2], codes)[0]
+        check_decoder(functools.partial(decode_codes, net), codes, x)
         net["quantizer"], state = quantizer.init(keys[3])
         return {"net": net}, {"codebook": state}
 

@@ -88,7 +88,23 @@ def build_quantizer(spec: Mapping[str, Any]) -> Quantizer:
         if options.get(option, valid[0]) not in valid:
             raise UserError(f"config.model.quantizer.{option}={options[option]!r} is unknown; choose {', '.join(valid)}")
     check_size(name, options)
-    return {"learned": _learned, "fsq": _fsq, "lfq": _lfq}[name](**options)
+    quantizer = {"learned": _learned, "fsq": _fsq, "lfq": _lfq}[name](**options)
+    return quantizer._replace(embed=_refusing(quantizer.embed, quantizer.size))
+
+
+def _refusing(embed: Callable, size: int) -> Callable:
+    """`embed` that takes tokens in [0, size) only: others are a UserError, and in traced functions, which cannot raise, NaN.
+
+    A look-up would take another code for them, and the picture would look like any other.
+    """
+
+    def checked(params, state, tokens):
+        if not isinstance(tokens, jax.core.Tracer) and tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
+            raise UserError(f"tokens from {tokens.min()} to {tokens.max()} are out of range; this codebook has tokens 0 to {size - 1}")
+        known = (tokens >= 0) & (tokens < size)
+        return jnp.where(known[..., None], embed(params, state, jnp.where(known, tokens, 0)), jnp.nan)
+
+    return checked
 
 
 MOST_CODES = 2**24  # evaluations read tokens as float32, which holds whole numbers up to this one; counts of codes fill the memory

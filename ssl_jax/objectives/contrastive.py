@@ -105,10 +105,12 @@ def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Arra
 
     'nt_xent' compares all views; 'nt_xent_sum' is twice that, which matters to LARS: it adapts the rate of weights to their
     gradients, but not that of BatchNorm's scales and offsets. 'clip' compares first views only with second views. 'moco' is 'clip'
-    without a gradient of the keys. Raises UserError for an unknown loss or way.
+    without a gradient of the keys. Raises UserError for an unknown loss or way, or a temperature that is not positive.
     """
     if name not in LOSSES:
         raise UserError(f"config.model.loss={name!r} is unknown; choose {', '.join(LOSSES)}")
+    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+        raise UserError(f"config.model.temperature={temperature} must be a positive number; the paper's values are 0.05 to 1")
     return functools.partial(LOSSES[name], temperature=temperature, way=check_way(way))
 
 

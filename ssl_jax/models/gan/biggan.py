@@ -79,7 +79,7 @@ class NonLocal(nn.Module):
         conv = functools.partial(SpectralConv, kernel=1, use_bias=False, kernel_init=INITS[self.initializer], dtype=self.dtype)
         queries = conv(narrow, name="query")(x, train).reshape(b, h * w, -1)
         keys = nn.max_pool(conv(narrow, name="key")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
-        values = nn.max_pool(conv(channels // 2, name="value")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
+        values = nn.max_pool(conv(max(channels // 2, 1), name="value")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
         scores = jnp.einsum("bqc,bkc->bqk", queries, keys, preferred_element_type=jnp.float32)
         mixed = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(scores).astype(self.dtype), values).reshape(b, h, w, -1)
         gamma = self.param("gamma", nn.initializers.zeros, (), jnp.float32).astype(self.dtype)

@@ -148,7 +148,13 @@ def noises(keys: jax.Array | None, sizes: Sequence[int]) -> list[jax.Array | Non
 
 
 def equalized(fan_in: int, gain: float = 1.0) -> float:
-    """Scale of a kernel stored as N(0, 1) at its use, so that Adam's relative steps are equal in all layers."""
+    """Scale of a kernel stored as N(0, 1) at its use, so that Adam's relative steps are equal in all layers.
+
+    Raises:
+        UserError: a layer without inputs.
+    """
+    if not fan_in:
+        raise UserError("config.model has a StyleGAN network with a layer without channels; give a larger channel_base")
     return gain / fan_in**0.5
 
 

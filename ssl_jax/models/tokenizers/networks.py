@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 
+from ssl_jax.errors import UserError
 from ssl_jax.models.build import build
 from ssl_jax.models.gan.stylegan import StyleGAN2Discriminator
 from ssl_jax.models.tokenizers.vit_vqgan import ViTDecoder, ViTEncoder
@@ -35,3 +37,13 @@ def build_decoder(spec: Mapping[str, Any], channels: int, dtype: str) -> nn.Modu
 def build_discriminator(spec: Mapping[str, Any], size: int, dtype: str) -> nn.Module:
     """A discriminator from images [B, size, size, 3] of about [-1, 1] to (logits [B] or [B, h, w], features)."""
     return build(DISCRIMINATORS, "discriminator", spec, size=size, resolution=size, dtype=dtype)
+
+
+def check_decoder(decode: Callable[[jax.Array], jax.Array], codes: jax.Array, images: jax.Array) -> None:
+    """Raises UserError unless `decode` makes images of the size of `images` from the encoder's `codes`. Computes nothing."""
+    made, given = jax.eval_shape(decode, codes).shape[1:3], images.shape[1:3]
+    if made != given:
+        raise UserError(
+            f"config.model.decoder makes images of {made[0]} x {made[1]} pixels from codes of images of {given[0]} x {given[1]}; "
+            "give it the stages or patch of config.model.encoder"
+        )
