@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ssl_jax.cli import interrupts
+from ssl_jax import interrupts
 from ssl_jax.errors import MachineFault, UserError, machine_fault
 
 VERBS = {
