@@ -17,7 +17,8 @@ import pytest
 from disks import full_disk
 
 from launch import main
-from ssl_jax.engine import interrupts, loop
+from ssl_jax import interrupts
+from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.metrics import MetricsWriter
 from ssl_jax.engine.pictures import save_grid
@@ -228,7 +229,7 @@ def test_several_processes_agree_on_usr1_and_pass_hangup_on(monkeypatch):
 INTERRUPTED = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-from ssl_jax.engine import interrupts
+from ssl_jax import interrupts
 
 with interrupts.heard(0.2):
     class Callback:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ssl_jax.engine import interrupts
+from ssl_jax import interrupts
 from ssl_jax.engine.records import OneLine
 from ssl_jax.errors import MachineFault, UserError, machine_fault, printable
 from ssl_jax.where import as_called, program
