@@ -59,7 +59,7 @@ def scenes(config):
     config.total = "4000 steps"
     convolutions(config, (32, 64, 64), (64, "linear"))
     config.optim = adam()
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.reduction = dict(kind="pca_baseline")
     config.best_metric = "-reduction/squared_error"
@@ -105,7 +105,7 @@ def digits(config, epochs, batch, encoder, decoder, code):
     config.total = f"{epochs} epochs"
     networks(config, encoder, decoder, code, "cross_entropy", channels=1)
     config.optim = adam()
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.reduction = dict(kind="pca_baseline")
     config.best_metric = "-reduction/squared_error"

@@ -39,7 +39,7 @@ def scenes(config):
         std=HALF,
     )
     config.optim = adam()
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.best_metric = "linear/top1"
     config.evaluate_every, config.checkpoint_every = "2500 steps", "500 steps"

@@ -38,7 +38,7 @@ def scenes(config):
     )
     config.optim = adam(2e-4, 2e-4, 4e-4)
     common.generation(config)
-    config.evals.crelu = dict(kind="linear", solver="lbfgs", layer="crelu", l2=(1e-3, 1e-2, 1e-1), iterations=50)
+    config.evals.crelu = dict(kind="linear", solver="lbfgs", layer="crelu", l2=(1e-3, 1e-2, 1e-1))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.best_metric = "linear/top1"
     config.evaluate_every, config.checkpoint_every = "2500 steps", "500 steps"

@@ -146,7 +146,7 @@ def generation(config) -> None:
     """Evaluations of samples and features of a generative model. The best checkpoint has the lowest Frechet distance."""
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
     config.evals.judge = dict(kind="discriminator_memorization")
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.best_metric = "-generation/frechet"
     config.baselines = ("untrained",)
     config.log_every_steps = 50

@@ -31,7 +31,7 @@ def scenes(config):
     config.views = ((("random_crop", dict(size=32)), ("flip", dict(p=0.5))),)
     config.total = "4000 steps"
     stack(config, (256, 128), 32, steps=500, batch=100, channels=3)
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.reduction = dict(kind="pca_baseline")
     config.best_metric = "-reduction/squared_error"

@@ -31,7 +31,7 @@ def scenes(config):
         std=(1.0, 1.0, 1.0),
     )
     config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch"))
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))  # enough on scenes, also for raw pixels
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.references = {"supervised (recorded)": {"knn/top1": 92.54, "linear/top1": 92.70}}  # docs/methods/supervised.md
     config.evaluate_every = "15 epochs"
     config.checkpoint_every = "3 epochs"
@@ -67,7 +67,7 @@ def cifar10_small(config):
     config.evals = dict(
         knn=dict(kind="knn", k=20, temperature=0.07),
         knn200=dict(kind="knn", k=200, temperature=0.1),
-        linear=dict(kind="linear", solver="lbfgs", l2=(1e-3, 1e-2, 1e-1), iterations=50),
+        linear=dict(kind="linear", solver="lbfgs", l2=(1e-3, 1e-2, 1e-1)),
     )
     config.evaluate_every, config.checkpoint_every = "7 epochs", "1 epoch"
 

@@ -48,7 +48,7 @@ def colors(config):
     config.total = "4000 steps"
     networks(config, "conv", (32, 64, 64), 64, "discretized_logistic")
     config.optim = adam()
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
     config.evals.likelihood = dict(kind="likelihood", k=32, examples=1000)
@@ -112,7 +112,7 @@ def mnist_t10k(config):
     config.total = "60 epochs"
     networks(config, "mlp", (500,), 20, "bernoulli", channels=1, activation="tanh")
     config.optim = adam()
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="none")
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2000)
     config.evals.likelihood = dict(kind="likelihood", k=500)

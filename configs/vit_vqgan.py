@@ -55,7 +55,7 @@ def scenes(config):
     )
     vits(config, "tiny", "tiny", 4)
     config.optim = dict(tokenizer=rate(5e-4, "200 steps", end=0.05))
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="random_conv")
     config.evals.codebook = dict(kind="codebook")
     config.best_metric = "reconstruction/psnr"

@@ -39,7 +39,7 @@ def scenes(config):
     config.evals.depth = dict(kind="linear_by_layer")
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)
     config.evals.classified = dict(kind="sample_class_accuracy", examples=1024)
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.best_metric = "-prior/bits_per_token"
     config.baselines = ("untrained",)
     config.evaluate_every, config.checkpoint_every = "1000 steps", "500 steps"

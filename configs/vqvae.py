@@ -40,7 +40,7 @@ def scenes(config):
     config.model = dict(channels=3, variance=0.0625, quantizer=averages(32, revive=0.1))
     networks(config, width=64, blocks=2, block_width=32)
     config.optim = dict(net=adam(1e-3))
-    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1), iterations=50))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
     config.evals.reconstruction = dict(kind="reconstruction", extractor="random_conv")
     config.evals.codebook = dict(kind="codebook")
     config.best_metric = "reconstruction/psnr"
