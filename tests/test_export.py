@@ -433,12 +433,14 @@ def test_a_program_of_other_arguments_than_the_card_is_refused(workdir, tmp_path
         ssl_jax.load(folder)
 
 
-@pytest.mark.parametrize("change", [{}, {"model": 3}, {"model": {"encoder": {"name": "resnet", "depth": "x"}}}])
+@pytest.mark.parametrize("change", [{}, {"model": 3}, {"mean": [0.0] * 4}, {"model": {"encoder": {"name": "resnet", "depth": "x"}}}])
 def test_a_card_with_another_config_than_its_files_is_refused(workdir, tmp_path, change):
     for form in ("safetensors", "orbax"):
         folder = copy(workdir, form, tmp_path)
         card = json.loads((folder / "card.json").read_text())
         config = {**card["config"], **change} if change else {}
+        if "mean" in change:
+            config["model"] = {**card["config"]["model"], **change}
         (folder / "card.json").write_text(json.dumps({**card, "config": config}))
         with pytest.raises(UserError):
             ssl_jax.load(folder)

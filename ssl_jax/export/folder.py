@@ -151,6 +151,11 @@ def load(path: str | Path) -> Encoder:
         raise UserError(f"{folder} is of format {card['format']!r}; this ssl_jax reads {', '.join(FORMATS)}")
     try:
         functions = FORMATS[card["format"]][1](folder, card)
+        images = jax.ShapeDtypeStruct((2, card["input"]["height"], card["input"]["width"], 3), np.uint8)
+        found = jax.eval_shape(functions["encode"], images)
+        found = {name: ["b", *value.shape[1:]] for name, value in found.items()}
+        if found != card["features"]:
+            raise ValueError(f"features {found}, not {card['features']}")
     except (UserError, MachineFault):
         raise
     except Exception as error:  # the card says what is built, and Orbax and Flax raise types of their own
