@@ -22,7 +22,7 @@ from ssl_jax.data.pipeline import EvalBatches, TrainBatches, eval_batches, itera
 from ssl_jax.data.reader import element_spec
 from ssl_jax.data.sources import open_source
 from ssl_jax.errors import MachineFault, UserError
-from ssl_jax.experiment.data_record import record_data
+from ssl_jax.experiment.data_record import check_there, record_data
 
 CROPS = [("random_resized_crops", {"size": 16})]
 
@@ -123,6 +123,7 @@ def test_missing_data_is_a_one_line_user_error(tmp_path):
         (str(tmp_path / "empty"), "has no image; give one"),
         (str(tmp_path / "text"), r"has no image \(1 files are not images\)"),
         (str(tmp_path / "nowhere"), "no such folder"),
+        (str(tmp_path / "text" / "a.txt"), "is a file; unpack it if it is an archive, and give its folder"),
         ("imagenet9", rf"not prepared in data_dir '{tmp_path}/tfds' \(there: broken, half\); prepare .* --data_dir"),
         ("broken", "not prepared to the end .'1.0.0'"),
         ("half", "not prepared to the end"),
@@ -195,6 +196,14 @@ def test_absurd_shapes_are_one_line(tfds_dir, tmp_path, size):
     root = change(tfds_dir, tmp_path, "features.json", lambda text: text.replace('"12"', f'"{size}"').replace('"10"', f'"{size}"'))
     with pytest.raises(UserError, match=r"features.json: '(image|mask)' has the shape .*; prepare it again"):
         open_source(root, "train")
+
+
+def test_absurd_numbers_of_classes_are_one_line(tfds_dir, tmp_path):
+    for number in ("-5", "1000000000000"):
+        text = f'"numClasses": "{number}"'
+        root = change(tfds_dir, tmp_path, "features.json", lambda before, text=text: before.replace('"numClasses": "2"', text))
+        with pytest.raises(UserError, match=f"features.json: 'label' has numClasses {number}"):
+            open_source(root, "train")
 
 
 def test_data_choose_no_code(tfds_dir, tmp_path, monkeypatch):
@@ -546,5 +555,12 @@ def test_changed_data_are_refused_on_resume(tmp_path):
     with pytest.raises(UserError, match=r"have changed since .*: 6 examples then, 6 now.*remove .*/data.json to go on") as caught:
         record_data(workdir, open_source(str(tmp_path / "images"), "all"))
     assert "\n" not in str(caught.value)
+    check_there(workdir, str(tmp_path / "images"))
+    shutil.rmtree(tmp_path / "images")
+    for _ in range(2):  # gone, then the empty place where a disk was mounted
+        with pytest.raises(MachineFault, match=r"are gone since .*; see that their disk is mounted"):
+            check_there(workdir, str(tmp_path / "images"))
+        (tmp_path / "images").mkdir(exist_ok=True)
     (workdir / "data.json").unlink()
-    record_data(workdir, open_source(str(tmp_path / "images"), "all"))
+    check_there(workdir, str(tmp_path / "images"))
+    record_data(workdir, source)

@@ -114,8 +114,9 @@ def test_unlabeled_split_beside_labeled_ones(tmp_path, caplog):
 def test_stray_picture_keeps_the_classes(tmp_path, caplog):
     root = make(tmp_path / "a", ["cat/*4", "dog/*4", "*1"])
     with caplog.at_level("WARNING"):
-        source = open_source(root, "all")
+        source, line = understood(caplog, root, "all")
     assert (len(source), source.label_names) == (8, ("cat", "dog"))
+    assert "8 images, 2 classes: cat, dog" in line
     assert "1 images beside the class folders are left out" in caplog.text
     assert len(open_source(root, "train")) + len(open_source(root, "test")) == 8
     root = make(tmp_path / "b", ["train/cat/*4", "train/dog/*4", "train/*1", "test/cat/*2"])

@@ -32,7 +32,7 @@ _OPTIONAL = {"JPEG2000": "jpg_2000", "AVIF": "avif", "WEBP": "webp"}  # {format 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 READABLE = tuple(name for name in FORMATS if name not in _OPTIONAL or features.check(_OPTIONAL[name]))
 # Bytes that a decoder needs per pixel, with Pillow's copy and the result; measured upper bounds.
-_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24}
+_BYTES_PER_PIXEL = {"WEBP": 18, "AVIF": 16, "JPEG2000": 24}
 _STRIP = 1 << 20  # pixels that are converted at once
 # {orientation of EXIF: (transpose, then flip top to bottom, then flip left to right)}
 _UPRIGHT = {

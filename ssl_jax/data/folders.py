@@ -258,20 +258,23 @@ def _describe(root, tree: Tree, parts: list[Part], per_folder: Mapping[str, int]
     listed = ""
     if names is not None:
         listed = f"{len(names)} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-    total = sum(per_folder[folder] for part in parts for folder in part.classes)
+    counts = [
+        sum(per_folder[folder] for folder, name in part.classes.items() if name is not None or not _is_labeled(part, per_folder))
+        for part in parts
+    ]
+    total = sum(counts)
     if parts[0].split is None:
         same = _same_below(tree)
         hint = f"; {same} have the same folders inside: if they are splits, {REMEDY}" if same else ""
         text = f"{total} images, {listed or 'no classes'}; no split folders, so 'test' is a tenth of the images{hint}"
         return printable(f"data '{root}': {text}")
     said = []
-    for part in parts:
-        count = sum(per_folder[folder] for folder in part.classes)
+    for part, count in zip(parts, counts, strict=True):
         folder = part.folder if part.folder != part.split else ""
         notes = [folder, "" if names is None or _is_labeled(part, per_folder) else "no classes"]
         note = ", ".join(filter(None, notes))
         said.append(f"{part.split} {count}" + (f" ({note})" if note else ""))
-    outside = len(tree.paths) - total
+    outside = len(tree.paths) - sum(per_folder[folder] for part in parts for folder in part.classes)
     left = f"; {outside} images outside of these folders are left out" if outside else ""
     return printable(f"data '{root}': splits {', '.join(said)}; {listed or 'no classes'}{left}")
 

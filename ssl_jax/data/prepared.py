@@ -19,6 +19,7 @@ from ssl_jax.errors import UserError
 log = logging.getLogger("ssl_jax.data")
 
 MAX_JSON = 64 << 20  # bytes
+MAX_CLASSES = 10_000_000
 MAX_VALUES = 1 << 30  # of one feature of one example
 _TFDS_FEATURES = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 _INNER = ("TopLevelFeature", "Dataset")  # classes of TFDS that are not in tfds.features
@@ -26,9 +27,9 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+$")
 
 
 def _children(path: str) -> list[str]:
-    """Names in a folder, sorted; none if there is no such folder. Raises MachineFault."""
+    """Names in a folder; none if there is no such folder. Raises MachineFault."""
     try:
-        return sorted(os.listdir(path))
+        return os.listdir(path)
     except OSError as error:
         if error.errno not in OWN_ERRORS:
             raise unreadable(path, error) from error
@@ -37,7 +38,7 @@ def _children(path: str) -> list[str]:
 
 def contents(path: str) -> str:
     """What is in a data directory, for messages."""
-    names = [name for name in _children(path) if not name.startswith(".") and name != "downloads"]
+    names = [name for name in sorted(_children(path)) if not name.startswith(".") and name != "downloads"]
     return printable(", ".join(names[:20]) + (", ..." if len(names) > 20 else "")) if names else "nothing"
 
 
@@ -46,14 +47,15 @@ def prepared_directory(path: str) -> str | None:
     children = _children(path)
     if "dataset_info.json" in children:
         return path
-    versions = [child for child in children if _VERSION.match(child)]
+    versions = sorted(child for child in children if _VERSION.match(child))
     versions = [version for version in versions if "dataset_info.json" in _children(os.path.join(path, version))]
     if versions:
         return os.path.join(path, max(versions, key=lambda version: tuple(map(int, version.split(".")))))
     unfinished = [c for c in children if ".incomplete" in c or ".array_record-" in c or _VERSION.match(c)]
     if unfinished:
         raise UserError(
-            f"'{path}' was not prepared to the end ('{unfinished[0]}', no dataset_info.json); remove it and prepare it again"
+            f"'{path}' was not prepared to the end ('{printable(min(unfinished))}', no dataset_info.json); remove it and prepare it "
+            "again"
         )
     return None
 
@@ -73,7 +75,7 @@ def find_prepared(data_dir: str, name: str) -> str | None:
         return directory
     directory = prepared_directory(root)
     if directory is None and "/" not in base:
-        configs = [child for child in _children(root) if prepared_directory(os.path.join(root, child))]
+        configs = [child for child in sorted(_children(root)) if prepared_directory(os.path.join(root, child))]
         if len(configs) > 1:
             names = ", ".join(f"{base}/{config}" for config in configs)
             raise UserError(f"data '{name}' has several configs; choose one: {names}")
@@ -124,6 +126,10 @@ def _check_features(directory: str, node, where: str = "the dataset") -> None:
     sizes = shape.get("dimensions") if isinstance(shape, dict) else shape
     if isinstance(sizes, list) and not _is_possible(sizes):
         raise _damaged(directory, f"features.json: {where} has the shape {printable(str(sizes))[:80]}")
+    for key, most in (("numClasses", MAX_CLASSES), ("num_classes", MAX_CLASSES), ("length", MAX_VALUES)):
+        number = node.get(key)
+        if isinstance(number, int | str) and not (_is_possible([number]) and int(number) <= most):
+            raise _damaged(directory, f"features.json: {where} has {key} {printable(str(number))[:40]}")
     for key, child in node.items():
         _check_features(directory, child, f"'{printable(key)[:40]}'" if where == "features" else where if key != "features" else key)
 

@@ -66,6 +66,8 @@ def open_source(
         return TfdsSource(directory, split, name, names, kinds)
     if os.path.isdir(path):
         return FolderSource(path, split, names, kinds, follow_links)
+    if os.path.isfile(path):
+        raise UserError(f"data '{name}' is a file; unpack it if it is an archive, and give its folder")
     if is_path(name):
         raise UserError(f"data '{name}': no such folder; give a folder of images or a prepared TFDS directory")
     raise UserError(

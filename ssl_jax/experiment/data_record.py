@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from ssl_jax.data.source import Source
+from ssl_jax.data.sources import is_path
 from ssl_jax.engine.checkpoint import write_json
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 
 log = logging.getLogger(__name__)
+
+
+def check_there(workdir: Path, name: str) -> None:
+    """Called before the data are opened. `name` is `config.data.name`.
+
+    Raises:
+        MachineFault: the run of `workdir` has read these files before, and now there are none, as where a disk is not mounted.
+    """
+    if is_path(name) and (workdir / "data.json").exists():
+        try:
+            empty = not any(os.scandir(os.path.expanduser(name)))
+        except OSError:
+            empty = True
+        if empty:
+            raise MachineFault(
+                f"data '{name}' are gone since --workdir={workdir} was started; see that their disk is mounted, and run the same "
+                "command again"
+            )
 
 
 def record_data(workdir: Path, source: Source) -> None:

@@ -33,7 +33,7 @@ from ssl_jax.experiment import distributed, launch_environment
 from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, initial_state, unmeasurable
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context, open_eval
-from ssl_jax.experiment.data_record import record_data
+from ssl_jax.experiment.data_record import check_there, record_data
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import save_neighbors
 from ssl_jax.experiment.overrides import refuse_derived
@@ -80,6 +80,7 @@ def run_training(
         if start_over:
             begin_again(workdir)
         check_same_workdir(workdir)
+        check_there(workdir, config.data.name)
         experiment = build_experiment(config, workdir=workdir)
         distributed.check_same_config(configs.plain(experiment.config))
         record_config(workdir, configs.plain(experiment.config))
