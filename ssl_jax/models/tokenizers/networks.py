@@ -44,6 +44,6 @@ def check_decoder(decode: Callable[[jax.Array], jax.Array], codes: jax.Array, im
     made = jax.eval_shape(decode, codes).shape
     if made[1:3] != images.shape[1:3]:
         raise UserError(
-            f"config.model.decoder makes images of {made[1]} x {made[2]} pixels from codes of images of {images.shape[1]} x {images.shape[2]}; "
-            "give it the stages or patch of config.model.encoder"
+            f"config.model.decoder makes images of {made[1]} x {made[2]} pixels from codes of images of {images.shape[1]} x "
+            f"{images.shape[2]}; give it the stages or patch of config.model.encoder"
         )
