@@ -234,6 +234,7 @@ OVERRIDES = [
     ("supervised", "model={}", "config.model is a table"),
     ("bigbigan", "model.encoder.width=0", "config.model.encoder.width"),
     ("vqvae", "model.decoder.stages=1", "config.model.decoder makes images of 8 x 8 pixels from codes of images of 16 x 16"),
+    ("vqvae", "model.encoder.stages=9", "cannot be halved in 9 stages"),
     ("vqvae", "model.decoder.stages=1048576", "config.model.decoder.stages=1048576 must be a whole number from 1 to 1024"),
     ("vit_vqgan", "model.decoder.patch=8", "config.model.decoder makes images of 32 x 32 pixels from codes of images of 16 x 16"),
     ("supervised", "model.head_layers=7", "config.model.head has"),

@@ -41,7 +41,7 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
         UserError: no such file or variant, no `get_config`, an unknown or renamed key, or a wrong value.
     """
     path, _, variant = path_and_variant.partition(":")
-    path = str(find_config(path))
+    path = str(find_config(path)) if path else path
     with import_file(path) as module:
         if not callable(getattr(module, "get_config", None)):
             raise UserError(f"--config={path} defines no function get_config; give a file like those in configs/")

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.errors import UserError
 from ssl_jax.models.common import Conv, shard_batch
 from ssl_jax.models.gan.dcgan import TransposedConv
 
@@ -49,6 +50,8 @@ class ResidualEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         x, out = x.astype(self.dtype), {}
+        if not self.width >> (self.stages - 1):
+            raise UserError(f"config.model.encoder: width={self.width} cannot be halved in {self.stages} stages; give fewer stages")
         for i in range(1, self.stages + 1):
             x = Conv(self.width >> (self.stages - i), (4, 4), strides=2, dtype=self.dtype, name=f"conv{i}")(x)
             x = out[f"layer{i}"] = shard_batch(nn.relu(x))
