@@ -58,6 +58,7 @@ def base(method: str) -> ml_collections.ConfigDict:
         data_dir="",  # of TFDS; '' is $TFDS_DATA_DIR, then TFDS's default
         train_split="train",
         test_split="test",
+        bank_split="",  # labeled split for kNN and probes if the train split has no labels; "": the train split
         ops=(),  # host geometry; () for images of one size, which the device crops
         eval_ops=(),
         features={},  # {name in the batch: feature of the dataset}: {'boxes': 'objects/bbox'}; others keep their names

@@ -24,7 +24,7 @@ from ssl_jax.errors import UserError
 # that of a stage, whose weights are checked by fingerprint.
 MAY_CHANGE = (
     "mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "best_metric", "evals",
-    "eval_batch_size", "workdir",
+    "eval_batch_size", "workdir", "data.bank_split",
 )  # fmt: skip
 OPEN = ("data.features", "data.kinds", "data.vocabulary", "data.specs")  # tables to which overrides may add names of features
 STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")

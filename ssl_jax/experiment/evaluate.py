@@ -15,11 +15,12 @@ from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
-from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, unmeasurable
+from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context
 from ssl_jax.experiment.distributed import start_jax
 from ssl_jax.experiment.evaluations import Evaluations
+from ssl_jax.experiment.possible import impossible, possible
 from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.workdir import read_config
 
@@ -147,12 +148,12 @@ def measurable(config, asked: bool, subjects: Sequence[str] | None) -> dict[str,
     Raises:
         UserError: an evaluation given by --eval cannot be measured, or the only subject is raw pixels and all need a model.
     """
-    left_out = unmeasurable(config, config.evals)
-    for label, reason in left_out.items():
-        if asked:
-            raise UserError(f"--eval: {label} cannot be measured: {reason}")
-        log.warning("evals.%s is left out: %s", label, reason)
-    spec = {label: entry for label, entry in config.evals.items() if label not in left_out}
+    if asked:
+        for label, reason in impossible(config, config.evals).items():
+            raise UserError(f"--eval: {label} cannot be measured: it needs {reason}")
+        spec = dict(config.evals.items())
+    else:
+        spec = possible(config).evals
     if subjects == ["raw pixels"] and spec and not evals.pixel_evals(spec):
         raise UserError(f"--subjects=pixels: {', '.join(spec)} need a model; give other evaluations with --eval, or other subjects")
     return spec

@@ -162,7 +162,7 @@ class Evaluations:
 
     def show(self, config) -> None:
         """Print a row per metric of the newest entry, with the other subjects under the same protocol and the references."""
-        if not self.entries:
+        if not any(entry["metrics"] for entry in self.entries):
             return
         newest, subjects = self._newest(), {}
         for subject in dict.fromkeys(entry["subject"] for entry in self.entries):

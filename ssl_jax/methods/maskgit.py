@@ -156,7 +156,9 @@ def decode_in_parallel(
 def check_model(model, classes: int | None, data: str) -> None:
     """Raises UserError for missing classes, an unknown schedule, impossible sampling steps, or a block that does not exist."""
     if model.conditional and not classes:
-        raise UserError(f"config.model.conditional needs labels, and {data!r} has none; set it to False")
+        raise UserError(
+            f"config.model.conditional needs labels that are classes, and {data!r} has none; give --config.model.conditional=False"
+        )
     if model.schedule not in SCHEDULES:
         raise UserError(f"config.model.schedule={model.schedule!r} is unknown; choose {', '.join(SCHEDULES)}")
     if model.sampling.steps < 1 or model.sampling.choice_temperature < 0:

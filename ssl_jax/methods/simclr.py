@@ -7,11 +7,14 @@ kernels, and fine-tuning from the first hidden layer of the head ('head1' of `en
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.build import construct
 from ssl_jax.models.common import apply, init_variables
@@ -28,6 +31,11 @@ def build(config, stages) -> Method:
     encoder = build_encoder(model.encoder, config.dtype)
     head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)
     views = make_views(config.views)
+    if isinstance(config.views, Mapping) or len(config.views) != 2:
+        raise UserError(
+            f"config.method='simclr' compares two views of an image, and config.views has {len(config.views)}"
+            f"{' groups' if isinstance(config.views, Mapping) else ''}; give a tuple of two recipes"
+        )
 
     def init(key, batch, frozen):
         first, second = jax.random.split(key)

@@ -49,7 +49,7 @@ def evaluate(
         "iterations": iterations,
     }
     options = solver_options(solver, given)
-    bank = context.features("train", layer)
+    bank = context.features("bank", layer)
     fitted = fit(bank, solver, standardize, validation, seed, context.mesh, **options)
     query = context.features("test", layer)
     scores = predict(fitted.probe, query.x, context.mesh)[:, 0]
@@ -65,7 +65,7 @@ def evaluate(
     protocol = (
         f"linear probe {solver} ({extent}) {chosen} chosen of {len(fitted.grid)} on {validation:.0%} of train,"
         f" refitted on all, {'standardized' if standardize else 'unscaled'} frozen features without augmentation"
-        f" seed={seed} layer={layer} train={context.name('train')} test={context.name('test')}"
+        f" seed={seed} layer={layer} train={context.name('bank')} test={context.name('test')}"
     )
     return Result(metrics, protocol)
 

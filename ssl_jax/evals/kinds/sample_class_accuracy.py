@@ -55,7 +55,7 @@ def evaluate(
     metrics["chance"] = 100 / len(np.unique(train_labels))
     protocol = (
         f"classified by a linear probe lbfgs on extractor={network.name} weights={network.sha256[:8] or 'none'}"
-        f" resize={network.resize} pixels={size[0]}x{size[1]} of {context.name('train', len(train_labels))},"
+        f" resize={network.resize} pixels={size[0]}x{size[1]} of {context.name('bank', len(train_labels))},"
         f" fake={len(labels)} seed={seed}{selected}"
         f" real={context.name('test', len(test.y))} generator=settled"
     )
