@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 from ssl_jax.engine.method import State
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context
@@ -44,6 +44,7 @@ def evaluate(
 
     Raises:
         UserError: there is no such run, checkpoint or evaluation, or an override is wrong.
+        MachineFault: the numbers were printed, and cannot be saved in the workdir.
     """
     trained = read_config(workdir)
     config = configs.apply_overrides(trained.copy_and_resolve_references(), overrides)
@@ -57,7 +58,7 @@ def evaluate(
     start_jax()
     experiment = build_experiment(config, workdir=workdir)
     state = restore(workdir, experiment, step)
-    evaluations, context = Evaluations(workdir, spec), model_context(experiment, state)
+    evaluations, context = Evaluations(workdir, spec, must_save=False), model_context(experiment, state)
     evals.check_needs(spec, context)
     for name in subjects or ["trained"]:
         measured_at = int(state.step) if name == "trained" else 0
@@ -65,6 +66,8 @@ def evaluate(
     if subjects is None:
         add_missing(experiment, evaluations, experiment.config.baselines)
     evaluations.show(experiment.config)
+    if evaluations.unsaved:
+        raise MachineFault(f"the numbers above are not saved: {evaluations.unsaved}")
 
 
 def parse_evals(texts: Sequence[str], own: Mapping) -> dict[str, dict]:

@@ -25,7 +25,7 @@ from ssl_jax.engine.records import REST, SPAN, goodput, read_metrics, read_start
 from ssl_jax.engine.sharding import to_host
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
-from ssl_jax.errors import UserError
+from ssl_jax.errors import NotFinite, UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import distributed, launch_environment
@@ -39,7 +39,7 @@ from ssl_jax.experiment.progress import Progress
 from ssl_jax.experiment.provenance import provenance
 from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.sampler import save_samples
-from ssl_jax.experiment.workdir import PATIENCE, check_same_workdir, lock_workdir, record_config
+from ssl_jax.experiment.workdir import PATIENCE, check_same_workdir, lock_workdir, note_stop, record_config
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def run_training(
         check_same_workdir(workdir)
         experiment = build_experiment(config, workdir=workdir)
         distributed.check_same_config(configs.plain(experiment.config))
-        record_config(workdir, configs.plain(experiment.config))
+        record_config(workdir, configs.plain(experiment.config), experiment.durations["total"])
         write_json(workdir / "provenance.json", provenance())
         record_start(workdir, began)
         restarted = launch_environment.launched_process(os.environ) is not None or saved_code != 0
@@ -151,6 +151,11 @@ def train(experiment: Experiment, workdir: Path, write_report: Callable[[Path], 
                 experiment.schedules, evaluator.evaluate, show, signals, watchdog, trace,
             )  # fmt: skip
     except loop.Interrupted:
+        note_stop(workdir, None)
+        raise
+    except NotFinite as error:
+        note_stop(workdir, str(error))
+        distributed.abort(error)
         raise
     except Exception as error:  # of any kind, and before `finally`: closing would wait for the other processes
         distributed.abort(error)
@@ -162,6 +167,7 @@ def train(experiment: Experiment, workdir: Path, write_report: Callable[[Path], 
             checkpoints.close()
         if experiment.batches.skipped:
             log.warning("%d examples could not be read and were replaced (named above)", len(experiment.batches.skipped))
+    note_stop(workdir, None)
     share = goodput(read_metrics(workdir), read_starts(workdir))
     note = "" if share is None else f"; goodput {100 * share:.0f} % {SPAN}; the rest went into {REST}"
     log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, note)
