@@ -51,7 +51,8 @@ def config_of(data, name, *more, split="train", recipe="simclr"):
 
 UNUSABLE = {
     "lists": "'lists' has labels of int32 (?): a list whose length differs",
-    "several": "'several' has several labels per example (int32 (3))",
+    "several": "'several' has several labels per example (int32 (3)); kind='linear' with solver='lbfgs' measures them",
+    "counts": "'counts' has several labels per example (int32 (2)); kind='linear' with solver='lbfgs' measures them",
     "scores": "'scores' has labels of float32 (): no class",
     "names": "'names' has labels of object (): no class",
     "one": "'one:train' has one class only",
@@ -72,7 +73,9 @@ def test_evaluations_that_need_classes_are_left_out_without_them(data, name, cap
     assert "shape" in measured.evals
     assert measured.best_metric == ""
     (record,) = caplog.records  # one warning
-    assert f"evals.knn, evals.linear are left out: they need 'label', and {UNUSABLE[name]}" in record.getMessage()
+    others = "evals.knn is left out: it needs" if name in ("several", "counts") else "evals.knn, evals.linear are left out: they need"
+    assert f"{others} 'label', and {UNUSABLE[name]}" in record.getMessage()
+    assert ("linear" in measured.evals) == (name == "several")  # its mean average precision
     assert "config.best_metric='knn/top1' is of these, so only the newest checkpoints are kept" in record.getMessage()
     batch = next(iter(open_eval(config, "train")))  # the images can still be read
     assert batch["image"].shape[1:] == (16, 16, 3)
@@ -97,7 +100,9 @@ def test_labels_of_any_form_are_left_alone_where_all_is_well(data):
 
 def test_label_vectors_that_are_no_yes_or_no_are_named(data):
     config = config_of(data, "counts")
-    assert "has several labels per example" in impossible(config, {"knn": {"kind": "knn"}})["knn"]
+    assert impossible(config, config.evals)["linear"].endswith("has label vectors with 4; only 0 and 1 say which classes an image has")
+    ridge = impossible(config_of(data, "several"), {"linear": {"kind": "linear", "solver": "ridge"}})
+    assert "kind='linear' with solver='lbfgs' measures them" in ridge["linear"]
 
 
 def test_classes_that_only_the_test_split_has_are_told(data, caplog):

@@ -60,7 +60,7 @@ def fault(labels: Labels, classes: int | None) -> str:
         return "has no readable label"
     if values.ndim == 2:
         outside = values[(values != 0) & (values != 1)]
-        return f"has label vectors with {outside[0]}, where 0 and 1 say which classes an image has" if outside.size else ""
+        return f"has label vectors with {outside[0]}; only 0 and 1 say which classes an image has" if outside.size else ""
     if (values < 0).any():
         return f"has {'no labels' if (values < 0).all() else 'examples without a label'} (label {values.min()})"
     if classes and values.max() >= classes:

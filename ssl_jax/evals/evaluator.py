@@ -51,7 +51,7 @@ class Evaluator(NamedTuple):
     needs: tuple[str, ...] = ()
     # Features of the data beside the image. The name of an option stands for the features in its value.
     data: tuple[str, ...] = ()
-    several: bool = False  # whether 'label' may be a vector of 0 and 1, for the classes that an image has
+    several: Callable[..., bool] | None = None  # (**options): whether 'label' may be a vector of 0 and 1, one for each class
     smallest: Mapping[str, int] = {}  # {split: the examples that it must have}
     # {option: (split, n)}: the largest value is n below the examples of the split. An option may stand for the split.
     at_most: Mapping[str, tuple[str, int]] = {}

@@ -106,7 +106,7 @@ def _reason(splits: _Splits, entry: Mapping) -> str:
     where = repr(splits.config.data.name)
     for name in evaluator.data_features(kind, entry):
         if name in kind.data and name == "label":
-            if reason := _labels_reason(splits, kind):
+            if reason := _labels_reason(splits, kind, evaluator.with_defaults(kind, entry)):
                 return f"'label', and {reason}"
         elif name not in train.features:
             return f"{name!r}, and {where} has only {', '.join(train.features)}"
@@ -118,15 +118,16 @@ def _reason(splits: _Splits, entry: Mapping) -> str:
     return ""
 
 
-def _labels_reason(splits: _Splits, kind: evaluator.Evaluator) -> str:
+def _labels_reason(splits: _Splits, kind: evaluator.Evaluator, options: Mapping) -> str:
     """Why a kind cannot use the labels, '' if it can."""
     for split in ("bank", "test"):
         source = splits.source(split)
         form, why = labels.label_form(source)
         if not form:
             return f"{splits.config.data.name!r} {why}"
-        if form == "several" and not kind.several:
-            return f"{splits.config.data.name!r} has several labels per example ({source.features['label']})"
+        if form == "several" and not (kind.several and kind.several(**options)):
+            remedy = "; kind='linear' with solver='lbfgs' measures them"
+            return f"{splits.config.data.name!r} has several labels per example ({source.features['label']}){remedy}"
         own = splits.labels(split)
         why = labels.fault(own, source.num_classes) or (split == "bank" and labels.few(own))
         if why:
