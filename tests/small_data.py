@@ -27,7 +27,7 @@ def prepare(data_dir, name, features, splits):
 
     class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
-        url_infos = {}
+        url_infos = {}  # noqa: RUF012
 
         def _info(self):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))

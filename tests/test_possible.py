@@ -1,6 +1,5 @@
 """Which evaluations other people's data allow, decided before anything is compiled, and what a message says about the others."""
 
-import logging
 import pathlib
 import re
 import shlex
@@ -122,8 +121,8 @@ def test_dataset_without_an_image_names_the_flag_that_works(data):
 
 
 def test_more_neighbors_than_the_bank_has_is_refused_before_training(data):
+    config = config_of(data, "stl", "--config.evals.knn.k=25")
     with pytest.raises(UserError) as raised:
-        config = config_of(data, "stl", "--config.evals.knn.k=25")
         impossible(config, config.evals)
     assert "evals.knn.k=25 is too large for 'stl:train', which has 24 examples" in str(raised.value)
     flag = re.search(r"--config\S+", str(raised.value)).group()
@@ -205,7 +204,7 @@ def test_random_crops_of_evaluations_are_refused_with_a_flag_that_works():
             config.data.eval_ops = flags[0] if flags else (("random_resized_crop", {"size": 40}),)
         return build_abstract(config, jax.devices()[:1], "cpu")
 
-    with pytest.raises(UserError, match="config.data.eval_ops: random_resized_crop is random") as raised:
+    with pytest.raises(UserError, match=r"config.data.eval_ops: random_resized_crop is random") as raised:
         build()
     ops = shlex.split(str(raised.value).partition("; give ")[2])[0].partition("=")[2]
     assert ops == "[('resize_crop', dict(resize=40, crop=40))]"

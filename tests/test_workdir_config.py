@@ -7,7 +7,9 @@ import pytest
 from ssl_jax.errors import UserError
 from ssl_jax.experiment.workdir import note_stop, record_config
 
-CONFIG = {"total": "4 steps", "batch_size": 8, "seed": 0, "on_nonfinite": "stop", "data": {"examples": 64}, "optim": {"net": {"lr": 0.1}}}
+CONFIG = {
+    "total": "4 steps", "batch_size": 8, "seed": 0, "on_nonfinite": "stop", "data": {"examples": 64}, "optim": {"net": {"lr": 0.1}},
+}  # fmt: skip
 OTHER = {
     "total": {"total": "8 steps"}, "lr": {"optim": {"net": {"lr": 0.01}}}, "skip": {"on_nonfinite": "skip"}, "seed": {"seed": 1},
 }  # fmt: skip

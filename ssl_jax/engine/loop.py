@@ -191,7 +191,8 @@ def check_finite(method: Method, step: int, metrics: Mapping[str, float], optim:
             value = metrics.get(f"{phase.name}/{name}", 0.0)
             if not math.isfinite(value):
                 where = f"gradient of group {name.split('/')[1]!r}" if "/" in name else "loss"
-                lower = " ".join(f"--config.optim.{group}.lr={optim[group]['lr'] / 10:g}" for group in trained(phase) if group in optim)
+                rates = {group: optim[group]["lr"] for group in trained(phase) if group in optim}
+                lower = " ".join(f"--config.optim.{group}.lr={rate / 10:g}" for group, rate in rates.items())
                 raise NotFinite(
                     f"step {step}: the {where} in phase {phase.name!r} (groups {', '.join(trained(phase))}) is {value}; the last "
                     f"checkpoint is kept. Run the same command with {lower or 'a lower learning rate'}, or with "
