@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from small_data import labeled, photographs, picture_feature, png, prepare
 
+from ssl_jax.engine.method import Spec
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
 from ssl_jax.experiment.contexts import open_eval, split_names
-from ssl_jax.experiment.possible import impossible, labels_in_range, possible
+from ssl_jax.experiment.possible import check_training_labels, impossible, labels_in_range, possible
 from ssl_jax.experiment.training import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -170,11 +171,25 @@ def test_remedy_for_a_conditional_model_without_labels_works_as_typed(name):
     assert build("--config.model.conditional=True", *flags).method
 
 
+def test_method_that_learns_classes_is_refused_on_a_split_without_labels(data):
+    from types import SimpleNamespace as N
+
+    config = config_of(data, "stl", split="unlabelled").copy_and_resolve_references()
+    experiment = N(config=config, method=N(inputs={"label": Spec(())}))
+    with experiment.config.unlocked():
+        experiment.config.data.num_classes = 3
+    with pytest.raises(UserError, match=r"'stl:unlabelled' has no labels \(label -1\); give a labeled split with --config"):
+        check_training_labels(experiment)
+    with experiment.config.unlocked():
+        experiment.config.data.train_split = "train"
+    check_training_labels(experiment)
+
+
 def test_labels_outside_of_the_classes_end_training_with_one_line():
     from types import SimpleNamespace as N
 
     data = N(name="x", train_split="train", num_classes=3)
-    experiment = N(config=N(data=data), method=N(inputs={"image": None, "label": None}))
+    experiment = N(config=N(data=data), method=N(inputs={"label": Spec((), "int32")}))
     good = {"label": np.array([0, 2])}
     batches = labels_in_range([good, {"label": np.array([0, 3])}], experiment)
     assert next(batches) is good

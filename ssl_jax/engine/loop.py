@@ -219,8 +219,8 @@ def train(
 ) -> State:
     """Train `state` to step `total`.
 
-    `settings` has `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps`, `optim` and `on_nonfinite`. `config` is
-    stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a
+    `settings` has `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps`, `optim` and
+    `on_nonfinite`. `config` is stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a
     step are fetched while the next one runs, so that the devices never idle.
 
     Raises:

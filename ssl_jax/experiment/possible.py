@@ -85,19 +85,27 @@ def possible(config) -> Possible:
 def check_training_labels(experiment: Experiment) -> None:
     """Raises UserError for labels that a method is to be trained on and that are no classes; not all may have been read."""
     config = experiment.config
-    if "label" in experiment.method.inputs:
+    if _learns_classes(experiment):
         why = labels.fault(_Splits(config).labels("train"), config.data.num_classes)
         if why:
-            raise UserError(f"method {config.method!r} learns from labels, and '{config.data.name}:{config.data.train_split}' {why}")
+            raise UserError(
+                f"method {config.method!r} learns from labels, and '{config.data.name}:{config.data.train_split}' {why}; give a "
+                "labeled split with --config.data.train_split=NAME"
+            )
 
 
 def labels_in_range(batches: Iterable[Mapping], experiment: Experiment) -> Iterator[Mapping]:
     """`batches`. Raises UserError for the first label that is no class, since its loss would be NaN."""
-    data, reads = experiment.config.data, "label" in experiment.method.inputs
+    data, learns = experiment.config.data, _learns_classes(experiment)
     for batch in batches:
-        if reads and data.num_classes and (why := labels.fault(labels.Labels(batch["label"], False), data.num_classes)):
-            raise UserError(f"a training batch of '{data.name}:{data.train_split}' {why}")
+        if learns and (why := labels.fault(labels.Labels(batch["label"], False), data.num_classes)):
+            raise UserError(f"a training batch of '{data.name}:{data.train_split}' {why}; correct the labels of the data")
         yield batch
+
+
+def _learns_classes(experiment: Experiment) -> bool:
+    label = experiment.method.inputs.get("label")
+    return label is not None and label.shape == () and bool(experiment.config.data.num_classes)
 
 
 def _reason(splits: _Splits, entry: Mapping) -> str:
