@@ -220,8 +220,9 @@ def train(
     """Train `state` to step `total`.
 
     `settings` has `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps`, `optim` and
-    `on_nonfinite`. `config` is stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them. The metrics of a
-    step are fetched while the next one runs, so that the devices never idle.
+    `on_nonfinite`. `config` is stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)`
+    shows them. The metrics of a step are fetched while the next one runs, so that the devices never idle. A step is logged, then
+    saved, then evaluated.
 
     Raises:
         Interrupted: after a signal; the state has been saved.
