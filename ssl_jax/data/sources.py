@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_jax.data.decode import MAGIC_BYTES, CorruptImage, sniff
-from ssl_jax.data.features import Feature, from_tfds, listing, rename_features
+from ssl_jax.data.features import Feature, from_tfds, rename_features
 from ssl_jax.errors import UserError
 
 log = logging.getLogger("ssl_jax.data")
@@ -178,12 +178,6 @@ class TfdsSource(Source):
         own = from_tfds(builder.info.features)
         by_path = {"/".join(path): path for path in own}
         paths, features = rename_features({"/".join(path): each for path, each in own.items()}, names, kinds, self.name)
-        if "image" not in features:
-            images = [path for path, feature in sorted(features.items()) if feature.kind in ("image", "mask")]
-            if not images:
-                raise UserError(f"data '{self.name}' has no image but {listing(features)}; give another dataset")
-            flags = " or ".join(f"--config.data.features.image={path}" for path in images)
-            raise UserError(f"data '{self.name}' has no feature 'image' but {listing(features)}; say which one it is: {flags}")
         self.features = features  # sorted, since the order in TFDS differs between processes
         self._paths = {name: by_path[path] for name, path in paths.items()}
         shape = features["image"].shape
