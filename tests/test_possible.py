@@ -199,13 +199,13 @@ def test_labels_outside_of_the_classes_end_training_with_one_line():
     assert len(list(labels_in_range([{"label": np.array([-1])}], experiment))) == 1
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 3, "groups"])
 def test_simclr_of_another_number_of_views_is_refused(count):
     import jax
 
     config = configs.load(f"{ROOT}/configs/simclr.py:smoke", ()).copy_and_resolve_references()
     with config.unlocked():
-        config.views = (config.views[0],) * count
+        config.views = {"all": config.views} if count == "groups" else (config.views[0],) * count
     with pytest.raises(UserError, match=f"compares two views of an image, and config.views has {count}"):
         build_abstract(config, jax.devices()[:1], "cpu")
 
@@ -224,3 +224,14 @@ def test_random_crops_of_evaluations_are_refused_with_a_flag_that_works():
     ops = shlex.split(str(raised.value).partition("; give ")[2])[0].partition("=")[2]
     assert ops == "[('resize_crop', dict(resize=40, crop=40))]"
     assert build(tuple(eval(ops))).method
+
+
+def test_number_of_host_crops_is_that_of_the_views():
+    import jax
+
+    config = configs.load(f"{ROOT}/configs/simclr.py:smoke", ()).copy_and_resolve_references()
+    with config.unlocked():
+        config.data.ops = (("random_resized_crops", {"size": 40, "crops": 3}),)
+        config.data.eval_ops = (("resize_crop", {"resize": 40, "crop": 40}),)
+    with pytest.raises(UserError, match=r"random_resized_crops makes 3 crops for config.views of 2 views; give crops=2"):
+        build_abstract(config, jax.devices()[:1], "cpu")

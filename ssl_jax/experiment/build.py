@@ -57,6 +57,10 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
 def check_inputs(config, method: Method, facts: DatasetFacts, mesh) -> None:
     """Raises UserError unless the data have the inputs of `method` and the batches divide over the devices and parts of a step."""
     if "views" in config:
+        crops, groups = config.data.image_shape[:-3], hasattr(config.views, "keys")
+        if crops and (groups or len(config.views) != crops[0]):
+            wanted = "groups of views, which need one image" if groups else f"{len(config.views)} views; give crops={len(config.views)}"
+            raise UserError(f"config.data.ops: {config.data.ops[0][0]} makes {crops[0]} crops for config.views of {wanted}")
         output_size(config.views, config.data.image_shape[-3:-1])
     if reason := mismatch(method.inputs, facts.features, config.data.ops):
         given = f" with config.data.ops {config.data.ops[0][0]}" if config.data.ops else ""

@@ -7,8 +7,6 @@ kernels, and fine-tuning from the first hidden layer of the head ('head1' of `en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 
 from ssl_jax.augment.pixels import to_input
@@ -31,11 +29,9 @@ def build(config, stages) -> Method:
     encoder = build_encoder(model.encoder, config.dtype)
     head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)
     views = make_views(config.views)
-    if isinstance(config.views, Mapping) or len(config.views) != 2:
-        raise UserError(
-            f"config.method='simclr' compares two views of an image, and config.views has {len(config.views)}"
-            f"{' groups' if isinstance(config.views, Mapping) else ''}; give a tuple of two recipes"
-        )
+    if hasattr(config.views, "keys") or len(config.views) != 2:
+        there = "groups" if hasattr(config.views, "keys") else len(config.views)
+        raise UserError(f"config.method='simclr' compares two views of an image, and config.views has {there}; give two recipes")
 
     def init(key, batch, frozen):
         first, second = jax.random.split(key)
