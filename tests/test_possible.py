@@ -205,7 +205,9 @@ def test_simclr_of_another_number_of_views_is_refused(count):
 
     config = configs.load(f"{ROOT}/configs/simclr.py:smoke", ()).copy_and_resolve_references()
     with config.unlocked():
-        config.views = {"all": config.views} if count == "groups" else (config.views[0],) * count
+        views = config.views
+        del config.views
+        config.views = {"all": views} if count == "groups" else (views[0],) * count
     with pytest.raises(UserError, match=f"compares two views of an image, and config.views has {count}"):
         build_abstract(config, jax.devices()[:1], "cpu")
 
