@@ -26,6 +26,10 @@ class UserError(_OneLine):
     code = 2
 
 
+class NotFinite(UserError):
+    """A loss, a gradient or a state is not finite. The run may go on with another learning rate, or by skipping such steps."""
+
+
 class MachineFault(_OneLine):
     """A disk, network or host failed, and a restart may help. The message is one line, too.
 

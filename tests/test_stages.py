@@ -93,13 +93,14 @@ def test_missing_or_changed_stage_is_one_line(stage, tmp_path):
 @pytest.mark.full
 def test_run_resumes_with_a_moved_stage_but_not_with_another_checkpoint(stage, tmp_path):
     config = configs.plain(open_stages(with_stage(stage[0]))[0])
-    record_config(tmp_path, config)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)  # without one the workdir takes any config
+    record_config(tmp_path, config, 5)
     teacher = config["stages"]["teacher"]
     teacher["workdir"], teacher["config"]["log_every_steps"], teacher["config"]["mesh"]["fsdp"] = "elsewhere", 7, 8
-    record_config(tmp_path, config)
+    record_config(tmp_path, config, 5)
     teacher["step"] = 6
     with pytest.raises(UserError, match=r"stages\.teacher\.step: 5 -> 6\).*\(--config\.stages\.teacher\.step=5\)"):
-        record_config(tmp_path, config)
+        record_config(tmp_path, config, 5)
     teacher["step"], teacher["config"]["batch_size"] = 5, 99
     with pytest.raises(UserError, match=r"stages\.teacher\.config\.batch_size: 16 -> 99"):
-        record_config(tmp_path, config)
+        record_config(tmp_path, config, 5)

@@ -27,7 +27,7 @@ from ssl_jax.engine.method import State
 from ssl_jax.engine.orbax_paths import openable
 from ssl_jax.engine.renamed_keys import MODULES, old_names_in, rename
 from ssl_jax.engine.sharding import leaf_names
-from ssl_jax.errors import MachineFault, UserError, machine_fault, not_written
+from ssl_jax.errors import MachineFault, NotFinite, UserError, machine_fault, not_written
 
 log = logging.getLogger(__name__)
 STALE = 70  # seconds after which every host sees a directory as it is: NFS caches listings for up to a minute
@@ -132,12 +132,12 @@ class Checkpoints:
         and read back, so that a directory that loses what is written to it is noticed at once.
 
         Raises:
-            UserError: the state has a NaN or an infinity; nothing was saved.
+            NotFinite: the state has a NaN or an infinity; nothing was saved.
             MachineFault: this save failed (disk full), or the first one cannot be read back; older checkpoints are untouched.
         """
         step, tree = int(state.step), saved_part(state)
         if bad := nonfinite(tree):
-            raise UserError(
+            raise NotFinite(
                 f"step {step}: the state is not finite ({len(bad)} leaves, first {bad[0]}), so it is not saved; the last checkpoint "
                 "is kept. Lower the learning rate" + (", or set config.on_nonfinite='skip'" if _stops(config) else "")
             )

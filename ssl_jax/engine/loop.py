@@ -22,7 +22,7 @@ from ssl_jax.engine.metrics import MetricsWriter
 from ssl_jax.engine.step import check_groups, make_step
 from ssl_jax.engine.timing import Clock, Trace
 from ssl_jax.engine.watchdog import Watchdog
-from ssl_jax.errors import UserError
+from ssl_jax.errors import NotFinite
 
 log = logging.getLogger(__name__)
 
@@ -206,16 +206,22 @@ class Signals:
             signal.signal(signum, handler)
 
 
-def check_finite(method: Method, step: int, metrics: Mapping[str, float]) -> None:
-    """Raises UserError, with step, phase and group, if `metrics` has a loss or gradient norm that is not finite."""
+def check_finite(method: Method, step: int, metrics: Mapping[str, float], optim: Mapping[str, Mapping] = {}) -> None:
+    """Raises NotFinite, with step, phase and group, if `metrics` has a loss or gradient norm that is not finite.
+
+    `optim`: config.optim, for the flags that lower the learning rates.
+    """
     for phase in method.phases:
         for name in ("loss", *(f"grad_norm/{group}" for group in trained(phase))):
             value = metrics.get(f"{phase.name}/{name}", 0.0)
             if not math.isfinite(value):
                 where = f"gradient of group {name.split('/')[1]!r}" if "/" in name else "loss"
-                raise UserError(
+                rates = {group: optim[group]["lr"] for group in trained(phase) if group in optim}
+                lower = " ".join(f"--config.optim.{group}.lr={rate / 10:g}" for group, rate in rates.items())
+                raise NotFinite(
                     f"step {step}: the {where} in phase {phase.name!r} (groups {', '.join(trained(phase))}) is {value}; the last "
-                    "checkpoint is kept. Lower the learning rate, or set config.on_nonfinite='skip'"
+                    f"checkpoint is kept. Run the same command with {lower or 'a lower learning rate'}, or with "
+                    "--config.on_nonfinite=skip"
                 )
 
 
@@ -239,14 +245,14 @@ def train(
 ) -> State:
     """Train `state` to step `total`.
 
-    `settings` has `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps` and `on_nonfinite`. `config` is
-    stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)` shows them.
-    `check_workdir()` raises where the workdir is no longer there. The metrics of a step are fetched while the next one runs, so that
-    the devices never idle.
+    `settings` has `batch_size`, `log_every_steps`, `checkpoint_every_steps`, `evaluate_every_steps`, `optim` and
+    `on_nonfinite`. `config` is stored in checkpoints. `evaluate(step, state)` returns metrics to log; `progress(step, metrics)`
+    shows them. `check_workdir()` raises where the workdir is no longer there. The metrics of a step are fetched while the next one
+    runs, so that the devices never idle. A step is logged, then saved, then evaluated.
 
     Raises:
         Interrupted: after a signal; the state has been saved.
-        UserError: a loss or the state is not finite.
+        NotFinite: a loss or the state is not finite.
         MachineFault: a checkpoint or a metric cannot be written, or the workdir has gone.
     """
     start = int(state.step)
@@ -260,16 +266,16 @@ def train(
         idle = [p.name for p in method.phases if p.when is not None and not bool(p.when(np.int32(step - 1)))]
         values = {name: x for name, x in values.items() if name.split("/")[0] not in idle}
         if settings["on_nonfinite"] == "stop":
-            check_finite(method, step, values)
+            check_finite(method, step, values, settings["optim"])
         return values
 
-    def report(step: int, metrics: Mapping[str, float], scores: Mapping[str, float]) -> None:
+    def report(step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         rates = {f"lr/{group}": float(rate(step - 1)) for group, rate in schedules.items()}
         times = clock.split(step)
         watchdog.record_input_wait(times["time/input_wait"], clock.spent)
-        line = {**metrics, **rates, **scores, **times, **watchdog.slowest_input()}
+        line = {**metrics, **rates, **times, **watchdog.slowest_input()}
         writer.write(step, line)
-        progress(step, line)
+        return line
 
     source = to_device(batches, run.mesh)
     for step in range(start + 1, total + 1):
@@ -291,16 +297,15 @@ def train(
         save = due or stop or asked or step % settings["checkpoint_every_steps"] == 0
         while len(waiting) > (0 if save else 1):
             done, metrics = waiting.pop(0)
-            values, scores = fetch(done, metrics), {}
-            if done == step and due and not stop:
-                with clock.paused(), watchdog.paused():
-                    scores = evaluate(step, state)
-            if scores or done == total or done % settings["log_every_steps"] == 0:
-                report(done, values, scores)
+            values, measured = fetch(done, metrics), done == step and due and not stop
+            if measured or done == total or done % settings["log_every_steps"] == 0:
+                line = report(done, values)
+                if not measured:
+                    progress(done, line)
         if save:
             check_workdir()
             with clock.paused(), watchdog.paused():
-                checkpoints.save(state, config, scores)
+                checkpoints.save(state, config)
                 if asked:
                     checkpoints.wait()
                     log.info("SIGUSR1: saved step %d", step)
@@ -308,6 +313,13 @@ def train(
             with watchdog.paused():
                 checkpoints.wait()
             raise Interrupted(watch.received, step)
+        if due:  # after the save: an evaluation that fails must not cost the steps before it
+            with clock.paused(), watchdog.paused():
+                checkpoints.wait()
+                scores = evaluate(step, state)
+                writer.amend(step, scores)
+                checkpoints.rate(step, scores)
+            progress(step, {**line, **scores})
     with watchdog.paused():
         checkpoints.wait()
     return state

@@ -16,6 +16,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.lib.features import Features, extract, pixel_encode
 
 Split = Literal["train", "test"]
+AnySplit = Literal["train", "test", "bank"]  # the bank trains classifiers; it is the train split unless the data name another
 OpenBatches = Callable[..., Iterable[Mapping[str, np.ndarray]]]  # (split) or (split, feature names) -> batches
 PIXEL_LAYERS = ("pooled", "normalized")  # the layers of `pixel_encode`
 
@@ -61,9 +62,10 @@ class Context:
     """Cached features of one frozen encoder.
 
     encode: a jitted function with parameters bound, images uint8 [B, H, W, 3] -> {layer: array}.
-    open_batches: 'train' (bank) or 'test' (query) -> batches with 'image', '_valid' and, for labeled data, 'label'. Images are not
+    open_batches: 'train', 'bank' or 'test' -> batches with 'image', '_valid' and, for labeled data, 'label'. Images are not
         augmented. With feature names as second argument, batches have those features and '_valid'.
-    split_names: {'train': ..., 'test': ...}, the names of the splits in the data set, for the protocol.
+    split_names: {'train': ..., 'test': ...}, the names of the splits in the data set, for the protocol. Without 'bank' the train
+        split is the bank.
     limits: {'train': n, 'test': n} uses only the first n examples, and the protocol says so. The order of the data must then not
         follow the classes.
     layers: the layers to choose from; an evaluation that asks for another gets the first. None: those of the encoder.
@@ -92,25 +94,31 @@ class Context:
         self._views: dict[tuple[int, int], np.ndarray] = {}
         self._images: jax.ShapeDtypeStruct | None = None
 
-    def features(self, split: Split, layer: str = "pooled") -> Features:
+    def features(self, split: AnySplit, layer: str = "pooled") -> Features:
         """x [N, D], y [N] of a split. The first call encodes; later calls read the cache."""
+        split = self.own(split)
         if (split, layer) not in self._features:
             batches = self.batches(split)
             self._features[split, layer] = extract(self.encode, batches, layer, self.mesh, self.limit(split))
         return self._features[split, layer]
 
-    def name(self, split: Split, count: int | None = None) -> str:
+    def name(self, split: AnySplit, count: int | None = None) -> str:
         """'train(50000)', or 'train[:8000](8000)' where a limit applies; None: the examples that `features` has encoded."""
+        split = self.own(split)
         if count is None:
             count = next(len(features.y) for (done, _), features in self._features.items() if done == split)
         limited = f"[:{count}]" if count == self._limits.get(split) else ""
         return f"{self._split_names[split]}{limited}({count})"
 
-    def limit(self, split: Split, count: int | None = None) -> int | None:
+    def limit(self, split: AnySplit, count: int | None = None) -> int | None:
         """The number of examples to use, at most `count`; None: all."""
-        return min((n for n in (count, self._limits.get(split)) if n is not None), default=None)
+        return min((n for n in (count, self._limits.get(self.own(split))) if n is not None), default=None)
 
-    def batches(self, split: Split, names: Sequence[str] | None = None) -> Iterable[Mapping[str, np.ndarray]]:
+    def own(self, split: AnySplit) -> AnySplit:
+        """`split`; 'train' for a bank that is the train split."""
+        return "train" if split == "bank" and "bank" not in self._split_names else split
+
+    def batches(self, split: AnySplit, names: Sequence[str] | None = None) -> Iterable[Mapping[str, np.ndarray]]:
         """Batches of this process with the features `names` of the data (None: images and labels) and '_valid' [B].
 
         Lists have the length that the method declares; `NAME_valid` marks their valid rows, as in training batches.
@@ -118,10 +126,11 @@ class Context:
         Raises:
           UserError: the data have no such feature; the message lists their features.
         """
+        split = self.own(split)
         return self._open_batches(split) if names is None else self._open_batches(split, tuple(names))
 
     def encode_with(
-        self, encode: Callable, split: Split, layer: str, count: int | None = None, names: Sequence[str] = ()
+        self, encode: Callable, split: AnySplit, layer: str, count: int | None = None, names: Sequence[str] = ()
     ) -> Features:
         """Output `layer` of another function than the encoder, for all images of a split or the first `count`; not cached.
 
@@ -130,7 +139,7 @@ class Context:
         read = None if set(names) <= {"label"} else ("image", *names)
         return extract(encode, self.batches(split, read), layer, self.mesh, self.limit(split, count), names)
 
-    def columns(self, split: Split, names: Sequence[str], count: int) -> dict[str, np.ndarray]:
+    def columns(self, split: AnySplit, names: Sequence[str], count: int) -> dict[str, np.ndarray]:
         """{name: [N, ...]}: numeric features of the first `count` examples, on every process. Integers must be below 2**24."""
         first = next(iter(self.batches(split, ("image", *names))))
         sizes = [int(np.prod(first[name].shape[1:])) for name in names]
@@ -211,6 +220,6 @@ def pixel_context(
 def require_labels(bank: Features, what: str) -> None:
     """Raises UserError if a bank cannot train a classifier: its labels are missing (negative), or it has one class."""
     if bank.y.min() < 0:
-        raise UserError(f"{what} needs labels and the train split has none; use kind='representation' instead")
+        raise UserError(f"{what} needs labels and the train split has none; give --config.data.bank_split=NAME of a labeled split")
     if bank.y.min() == bank.y.max():
         raise UserError(f"{what} needs at least two classes in the train split; check the split and its limit")

@@ -51,6 +51,10 @@ class Evaluator(NamedTuple):
     needs: tuple[str, ...] = ()
     # Features of the data beside the image. The name of an option stands for the features in its value.
     data: tuple[str, ...] = ()
+    several: Callable[..., bool] | None = None  # (**options): whether 'label' may be a vector of 0 and 1, one for each class
+    smallest: Mapping[str, int] = {}  # {split: the examples that it must have}
+    # {option: (split, n)}: the largest value is n below the examples of the split. An option may stand for the split.
+    at_most: Mapping[str, tuple[str, int]] = {}
     check: Callable[..., None] | None = None  # (**options): UserError for values that contradict each other; loads nothing
     prepare: Callable[..., None] | None = None  # (context, **options): UserError for a missing layer or file, before training
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -73,16 +73,6 @@ def check_needs(evals: Evals, context: Context) -> None:
                 hint = evaluator.suggestion(options["layer"], outputs)
                 layers = ", ".join(outputs)
                 raise UserError(f"evals.{label}.layer={options['layer']!r} does not exist{hint}; the encoder has {layers}")
-
-
-def missing_features(evals: Evals, features: Collection[str]) -> dict[str, str]:
-    """{label: the first feature that the evaluation reads and that `features`, those of the data, do not contain}."""
-    found = {}
-    for label, entry in evals.items():
-        needed = evaluator.data_features(find(entry["kind"]), entry)
-        missing = [name for name in needed if name not in features]
-        found |= {label: missing[0]} if missing else {}
-    return found
 
 
 def pixel_evals(evals: Evals) -> dict[str, Mapping[str, Any]]:

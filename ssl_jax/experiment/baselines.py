@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ssl_jax.data.sources import FolderSource, open_source
 from ssl_jax.engine.method import State
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
@@ -50,16 +49,3 @@ def add_missing(experiment: Experiment, evaluations: Evaluations, names: Sequenc
             log.warning("%r is not measured: %s", name, error)
             continue
         evaluations.add(name, 0, context, labels)
-
-
-def unmeasurable(config, spec: evals.Evals) -> dict[str, str]:
-    """{label: reason} of the evaluations that read a feature, such as the label, which the data lack."""
-    if not spec:
-        return {}
-    source = open_source(config.data.name, config.data.train_split, config.data.data_dir)
-    without_classes = isinstance(source, FolderSource) and source.label_names is None
-    features = [name for name in source.features if not (without_classes and name == "label")]
-    return {
-        label: f"kind={spec[label]['kind']!r} needs {name!r}, and {config.data.name!r} has only {', '.join(features)}"
-        for label, name in evals.missing_features(spec, features).items()
-    }

@@ -13,6 +13,7 @@ import jax
 from ssl_jax.augment.views import output_size
 from ssl_jax.data.catalog import DatasetFacts, open_data, read_facts
 from ssl_jax.data.features import mismatch
+from ssl_jax.data.geometry import check_host_ops, is_random, output_shape
 from ssl_jax.data.pipeline import TrainBatches
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.engine.method import Method
@@ -57,10 +58,21 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
 def check_inputs(config, method: Method, facts: DatasetFacts, mesh) -> None:
     """Raises UserError unless the data have the inputs of `method` and the batches divide over the devices and parts of a step."""
     if "views" in config:
+        crops, groups = config.data.image_shape[:-3], hasattr(config.views, "keys")
+        if crops and (groups or len(config.views) != crops[0]):
+            wanted = "groups of views, which need one image" if groups else f"{len(config.views)} views; give crops={len(config.views)}"
+            raise UserError(f"config.data.ops: {config.data.ops[0][0]} makes {crops[0]} crops for config.views of {wanted}")
         output_size(config.views, config.data.image_shape[-3:-1])
     if reason := mismatch(method.inputs, facts.features, config.data.ops):
         given = f" with config.data.ops {config.data.ops[0][0]}" if config.data.ops else ""
         raise UserError(f"method {config.method!r} on {config.data.name!r}{given}: {reason}")
+    check_host_ops(config.data.eval_ops)
+    if is_random(config.data.eval_ops):
+        size = (output_shape(config.data.eval_ops) or (64,))[-2]
+        raise UserError(
+            f"config.data.eval_ops: {config.data.eval_ops[0][0]} is random, and evaluations need the same pictures every time; give "
+            f"--config.data.eval_ops=\"[('resize_crop', dict(resize={size}, crop={size}))]\""
+        )
     if config.accumulate < 1:
         raise UserError(f"config.accumulate={config.accumulate} must be at least 1")
     for phase in method.phases:

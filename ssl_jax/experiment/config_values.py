@@ -138,7 +138,8 @@ KEYS = {
     "optim": table(table()), "sharding": pairs(SHARDING, "'fsdp', 'replicate' or mesh axes"),
     "data.name": NAME, "data.data_dir": TEXT, "data.train_split": NAME, "data.test_split": NAME, "data.ops": OPS, "data.eval_ops": OPS,
     "data.features": table(NAME), "data.kinds": table(NAME), "data.vocabulary": table(optional(whole(1))), "data.specs": table(SPEC),
-    "data.workers": whole(0, 1024), "data.follow_links": TRUTH, "data.image_shape": entries(whole(1, SIZE)), "data.num_classes": optional(whole(1)),
+    "data.follow_links": TRUTH, "data.bank_split": TEXT,
+    "data.workers": whole(0, 1024), "data.image_shape": entries(whole(1, SIZE)), "data.num_classes": optional(whole(1)),
     "data.examples": optional(whole(1, 2**48)), "warm_start.workdir": optional(TEXT),
     "warm_start.rules": pairs(TEXT, "replacement"),
 }  # fmt: skip

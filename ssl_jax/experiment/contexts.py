@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.data.catalog import open_data
+from ssl_jax.data.labels import label_form
 from ssl_jax.data.pipeline import eval_batches
 from ssl_jax.data.reader import DEFAULT
 from ssl_jax.data.sources import is_path
@@ -63,13 +64,15 @@ def eval_opener(experiment: Experiment) -> Callable:
 
 
 def open_eval(config, split: str, mesh=None, inputs=DEFAULT, vocabulary: Mapping[str, Vocabulary] = {}):
-    """Unaugmented batches of 'train' (the bank) or 'test' (the queries).
+    """Unaugmented batches of 'train', 'bank' or 'test'. Without `inputs` they have the label only if it is a class, or several.
 
     Args:
         mesh: batches hold this process's rows; None: all rows.
         inputs: names of features, or {name: Spec}, which gives the lengths of lists.
     """
-    source = open_data(config.data, {"train": config.data.train_split, "test": config.data.test_split}[split])
+    source = open_data(config.data, split_of(config, split))
+    if inputs == DEFAULT and label_form(source)[0] == "":
+        inputs = ("image",)
     share = (0, 1) if mesh is None else sharding.local_parts(mesh)
     return eval_batches(source, config.data.eval_ops, config.eval_batch_size, *share, inputs=inputs, vocabulary=vocabulary)
 
@@ -80,8 +83,14 @@ def split_names(config) -> dict[str, str]:
     ops = ["+upright"] * bool(config.data.eval_ops or is_path(config.data.name))
     ops += [f"+{name}-{'-'.join(map(str, arguments.values()))}".replace(" ", "") for name, arguments in config.data.eval_ops]
     ops += [f"+{name}={feature}" for name, feature in sorted(config.data.get("features", {}).items())]
-    splits = {"train": config.data.train_split, "test": config.data.test_split}
-    return {split: f"{config.data.name}:{name}{''.join(ops)}" for split, name in splits.items()}
+    splits = ("train", "test", *(("bank",) if config.data.get("bank_split") else ()))
+    return {split: f"{config.data.name}:{split_of(config, split)}{''.join(ops)}" for split in splits}
+
+
+def split_of(config, split: str) -> str:
+    """The name in the data of 'train', 'test' or 'bank', which is the train split unless `config.data.bank_split` is set."""
+    own = {"train": config.data.train_split, "test": config.data.test_split, "bank": config.data.get("bank_split")}
+    return own[split] or config.data.train_split
 
 
 def encode_views_of(method: Method) -> Callable:

@@ -13,14 +13,15 @@ from ml_collections import ConfigDict
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 from ssl_jax.engine.method import State
 from ssl_jax.engine.records import read_evaluations
-from ssl_jax.errors import UserError
+from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.evals import run as evals
-from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, unmeasurable
+from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context
 from ssl_jax.experiment.distributed import start_jax
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.overrides import apply_overrides, literal, refuse_derived
+from ssl_jax.experiment.possible import impossible, possible
 from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.workdir import read_config
 
@@ -44,6 +45,7 @@ def evaluate(
 
     Raises:
         UserError: there is no such run, checkpoint or evaluation, or an override is wrong.
+        MachineFault: the numbers were printed, and cannot be saved in the workdir.
     """
     trained = read_config(workdir)
     refuse_derived(overrides)
@@ -59,7 +61,7 @@ def evaluate(
     start_jax()
     experiment = build_experiment(config, workdir=workdir)
     state = restore(workdir, experiment, step)
-    evaluations, context = Evaluations(workdir, spec), model_context(experiment, state)
+    evaluations, context = Evaluations(workdir, spec, must_save=False), model_context(experiment, state)
     evals.check_needs(spec, context)
     for name in subjects or ["trained"]:
         measured_at = int(state.step) if name == "trained" else 0
@@ -67,6 +69,8 @@ def evaluate(
     if subjects is None:
         add_missing(experiment, evaluations, experiment.config.baselines)
     evaluations.show(experiment.config)
+    if evaluations.unsaved:
+        raise MachineFault(f"the numbers above are not saved: {evaluations.unsaved}")
 
 
 def parse_evals(texts: Sequence[str], own: Mapping) -> dict[str, dict]:
@@ -150,12 +154,12 @@ def measurable(config, asked: bool, subjects: Sequence[str] | None) -> dict[str,
     Raises:
         UserError: an evaluation given by --eval cannot be measured, or the only subject is raw pixels and all need a model.
     """
-    left_out = unmeasurable(config, config.evals)
-    for label, reason in left_out.items():
-        if asked:
-            raise UserError(f"--eval: {label} cannot be measured: {reason}")
-        log.warning("evals.%s is left out: %s", label, reason)
-    spec = {label: entry for label, entry in config.evals.items() if label not in left_out}
+    if asked:
+        for label, reason in impossible(config, config.evals).items():
+            raise UserError(f"--eval: {label} cannot be measured: it needs {reason}")
+        spec = dict(config.evals.items())
+    else:
+        spec = possible(config).evals
     if subjects == ["raw pixels"] and spec and not evals.pixel_evals(spec):
         raise UserError(f"--subjects=pixels: {', '.join(spec)} need a model; give other evaluations with --eval, or other subjects")
     return spec

@@ -18,7 +18,7 @@ from ssl_jax.engine.checkpoint import gather, write_json
 from ssl_jax.engine.pictures import save_picture
 from ssl_jax.engine.records import read_evaluations
 from ssl_jax.engine.renamed_keys import protocol
-from ssl_jax.errors import not_written
+from ssl_jax.errors import MachineFault, not_written
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 
@@ -72,9 +72,16 @@ class Evaluations:
 
     `evaluate` and `train` may write at the same time, so each change locks the file and reads it again.
     """
-    def __init__(self, workdir: Path, spec: Mapping, upto_step: int | None = None):
-        """`spec`: {label: {'kind': ..., option: value}}, the evaluations to run. Entries after `upto_step` are dropped."""
+    def __init__(self, workdir: Path, spec: Mapping, upto_step: int | None = None, must_save: bool = True):
+        """
+        Args:
+            spec: {label: {'kind': ..., option: value}}, the evaluations to run.
+            upto_step: entries after it are dropped.
+            must_save: raise MachineFault where the file cannot be written. Otherwise the numbers stay in memory, and `unsaved` is
+                the fault.
+        """
         self.path, self.spec = workdir / "evaluations.json", spec
+        self.must_save, self.unsaved = must_save, None
         self.entries = self._read()
         if upto_step is not None and any(entry["step"] > upto_step for entry in self.entries):
             # A killed process may have evaluated steps after its last checkpoint, which will be measured again.
@@ -88,12 +95,17 @@ class Evaluations:
 
     def _change(self, change: Callable[[list[dict]], list[dict]]) -> None:
         """Apply `change` to the entries in the file; only process 0 writes. Raises MachineFault."""
-        if jax.process_index() != 0:
-            self.entries = change(self._read())
+        if jax.process_index() != 0 or self.unsaved:
+            self.entries = change(self.entries if self.unsaved else self._read())
             return
-        with self._locked():
-            self.entries = change(self._read())
-            write_json(self.path, self.entries)
+        try:
+            with self._locked():
+                self.entries = change(self._read())
+                write_json(self.path, self.entries)
+        except MachineFault as error:
+            if self.must_save:
+                raise
+            self.entries, self.unsaved = change(self.entries), error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -121,7 +133,7 @@ class Evaluations:
         }
         self._change(lambda entries: [*_without(entries, entry), entry])
         for label, result in results.items():
-            if result.picture is not None:
+            if result.picture is not None and not self.unsaved:
                 save_picture(result.picture, self.path.parent / "pictures" / f"{label}_{step:08d}.png")
         numbers = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
         log.info("%s at step %d: %s (%.0f s)", subject, step, numbers, time.perf_counter() - began)
@@ -163,7 +175,7 @@ class Evaluations:
 
     def show(self, config) -> None:
         """Print a row per metric of the newest entry, with the other subjects under the same protocol and the references."""
-        if not self.entries:
+        if not any(entry["metrics"] for entry in self.entries):
             return
         newest, subjects = self._newest(), {}
         for subject in dict.fromkeys(entry["subject"] for entry in self.entries):

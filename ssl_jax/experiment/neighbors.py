@@ -18,7 +18,7 @@ QUERY, SAME, OTHER, UNKNOWN = (30, 30, 30), (38, 140, 70), (200, 50, 45), (150, 
 
 
 def save_neighbors(context: Context, open_batches: OpenBatches, path: Path, queries: int = 8, k: int = 6) -> None:
-    """Write a row per query: the test image, then its `k` nearest training images (cosine of 'pooled'), best first.
+    """Write a row per query: the test image, then its `k` nearest images of the bank (cosine of 'pooled'), best first.
 
     The queries lie evenly over the test split. The similarity stands below each neighbor. Its frame is green, with the text 'same',
     where it has the label of the query, and red, with 'other', where not; gray where the data has no labels.
@@ -30,19 +30,19 @@ def save_neighbors(context: Context, open_batches: OpenBatches, path: Path, quer
         queries: rows.
         k: neighbors per row.
     """
-    bank, query = context.features("train"), context.features("test")
+    bank, query = context.features("bank"), context.features("test")
     rows = np.unique(np.linspace(0, len(query.x) - 1, min(queries, len(query.x))).round().astype(int))
     index, similarity = neighbors(bank.x, query.x[rows], min(k, len(bank.x)), mesh=context.mesh)
     if jax.process_index() != 0:
         return
     query_images = fetch_images(open_batches("test"), rows, len(query.x))
-    bank_images = fetch_images(open_batches("train"), index.ravel(), len(bank.x))
+    bank_images = fetch_images(open_batches(context.own("bank")), index.ravel(), len(bank.x))
     labeled = bank.y.min() >= 0 and len(np.unique(bank.y)) > 1
     tiles = []
     for row, places, values in zip(rows, index, similarity, strict=True):
         tiles.append(_tile(query_images[row], "query", QUERY))
         for place, value in zip(places, values, strict=True):
-            same = bank.y[place] == query.y[row]
+            same = np.array_equal(bank.y[place], query.y[row])
             color, relation = ((SAME, " same") if same else (OTHER, " other")) if labeled else (UNKNOWN, "")
             tiles.append(_tile(bank_images[place], f"{value:.3f}{relation}", color))
     tiles = np.stack(tiles).reshape(len(rows), 1 + index.shape[1], *tiles[0].shape)

@@ -26,17 +26,18 @@ from ssl_jax.engine.records import REST, SPAN, goodput, read_metrics, read_start
 from ssl_jax.engine.sharding import to_host
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
-from ssl_jax.errors import UserError
+from ssl_jax.errors import NotFinite, UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import distributed, launch_environment
-from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, initial_state, unmeasurable
+from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, initial_state
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context, open_eval
 from ssl_jax.experiment.data_record import check_there, record_data
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import save_neighbors
 from ssl_jax.experiment.overrides import refuse_derived
+from ssl_jax.experiment.possible import Possible, check_training_labels, labels_in_range, possible
 from ssl_jax.experiment.progress import Progress
 from ssl_jax.experiment.provenance import provenance
 from ssl_jax.experiment.record import Experiment
@@ -48,6 +49,7 @@ from ssl_jax.experiment.workdir import (
     check_same_workdir,
     last_logged,
     lock_workdir,
+    note_stop,
     record_config,
 )  # fmt: skip
 
@@ -83,7 +85,7 @@ def run_training(
         check_there(workdir, config.data.name)
         experiment = build_experiment(config, workdir=workdir)
         distributed.check_same_config(configs.plain(experiment.config))
-        record_config(workdir, configs.plain(experiment.config))
+        record_config(workdir, configs.plain(experiment.config), experiment.durations["total"])
         record_data(workdir, experiment.batches.source)
         write_json(workdir / "provenance.json", provenance())
         record_start(workdir, began)
@@ -132,7 +134,9 @@ def train(
 ) -> None:
     """Start or resume the run in `workdir` and train it to its end. `watchdog` runs during steps only and is paused otherwise."""
     config, run, total = experiment.config, experiment.run, experiment.durations["total"]
-    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, config.best_metric)
+    measured = possible(config)
+    check_training_labels(experiment)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, measured.best_metric)
     first = min(experiment.durations.values())
     checkpoints.check_present(last_logged(workdir), least=min(2 * first, total))
     state = checkpoints.restore_latest(run.abstract)
@@ -140,7 +144,7 @@ def train(
         state = initial_state(experiment)
     start = int(state.step)
     log.info("%s", loop.describe(workdir, state))
-    evaluator = RunEvaluator(experiment, workdir, state)
+    evaluator = RunEvaluator(experiment, measured, workdir, state)
     if start == 0:
         save_views(experiment, workdir)
         if experiment.sampler:
@@ -158,7 +162,7 @@ def train(
     writer, health = MetricsWriter(workdir, start), HealthMonitor()
     for line in read_metrics(workdir):
         health.update(line["step"], line)
-    batches = iterate(experiment.batches, start, total, config.data.workers)
+    batches = labels_in_range(iterate(experiment.batches, start, total, config.data.workers), experiment)
     try:
         with loop.Signals(config.log_every_steps) as signals, Progress(start, total, config.batch_size) as progress:
 
@@ -177,6 +181,11 @@ def train(
                 experiment.schedules, evaluator.evaluate, show, signals, watchdog, trace, lock.check,
             )  # fmt: skip
     except loop.Interrupted:
+        note_stop(workdir, None)
+        raise
+    except NotFinite as error:
+        note_stop(workdir, str(error))
+        distributed.abort(error)
         raise
     except Exception as error:  # of any kind, and before `finally`: closing would wait for the other processes
         distributed.abort(error)
@@ -188,6 +197,7 @@ def train(
             checkpoints.close()
         if experiment.batches.skipped:
             log.warning("%d examples could not be read and were replaced (named above)", len(experiment.batches.skipped))
+    note_stop(workdir, None)
     share = goodput(read_metrics(workdir), read_starts(workdir))
     note = "" if share is None else f"; goodput {100 * share:.0f} % {SPAN}; the rest went into {REST}"
     log.info("%d steps in %.0f s%s", total - start, time.perf_counter() - began, note)
@@ -205,22 +215,18 @@ class RunEvaluator:
     The features of the newest state stay in `context`, for the pictures at the end of the run.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Path, state: State):
+    def __init__(self, experiment: Experiment, measured: Possible, workdir: Path, state: State):
         """Raises UserError where the method does not offer what an evaluation needs."""
-        config, start = experiment.config, int(state.step)
-        left_out = unmeasurable(config, config.evals)
-        for label, reason in left_out.items():
-            log.warning("evals.%s is left out: %s", label, reason)
-        spec = {label: entry for label, entry in config.evals.items() if label not in left_out}
-        self.experiment, self.workdir = experiment, workdir
-        self.evaluations = Evaluations(workdir, spec, start)
+        start = int(state.step)
+        self.experiment, self.workdir, self.best = experiment, workdir, measured.best_metric.removeprefix("-")
+        self.evaluations = Evaluations(workdir, measured.evals, start)
         self.context = model_context(experiment, state)
-        evals.check_needs(spec, self.context)
+        evals.check_needs(measured.evals, self.context)
         self.baselines_complete = start == 0  # a resumed run may have new evaluations, which its baselines lack
 
     def measure_baselines(self, state: State, watchdog: Watchdog) -> None:
         """Measure the baselines of the config. `state` is the initial one."""
-        for name in self.experiment.config.baselines:
+        for name in self.experiment.config.baselines if self.evaluations.spec else ():
             with watchdog.paused():
                 untrained = name == "untrained"
                 context = model_context(self.experiment, state) if untrained else baseline_context(self.experiment, name)
@@ -249,10 +255,9 @@ class RunEvaluator:
         if not self.baselines_complete:
             add_missing(experiment, self.evaluations, config.baselines)
             self.baselines_complete = True
-        best = config.best_metric.removeprefix("-")
-        if best and best not in scores:
-            names = ", ".join(scores)
-            log.warning("config.best_metric: %r is not measured, so that no checkpoint is the best one; there are %s", best, names)
+        if self.best and self.best not in scores:
+            message = "config.best_metric: %r is not measured, so that no checkpoint is the best one; there are %s"
+            log.warning(message, self.best, ", ".join(scores))
         if experiment.sampler is None:
             return scores
         save_samples(experiment, state, step, self.workdir)

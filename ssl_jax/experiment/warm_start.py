@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.engine.checkpoint import Checkpoints
 from ssl_jax.engine.method import State
 from ssl_jax.engine.sharding import leaf_names, put_global
 from ssl_jax.errors import UserError
+from ssl_jax.models.backbones.vit import resize_positions
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ def warm_start(state: State, workdir: str, rules: Sequence[tuple[str, str]]) -> 
     Args:
         rules: (regex, replacement) pairs on names 'group/module/leaf'. The first regex that matches a leaf of the checkpoint gives
             its name in `state`. Batch statistics follow the same rules as if they were in group 'net'.
+
+    Learned positions of a ViT are interpolated where the grids of patches differ, as in its forward pass.
 
     Raises:
         UserError: no checkpoint, a rule that copies nothing, or a leaf whose shapes differ.
@@ -68,6 +73,8 @@ def _copy(tree, source, rules, used, prefix):
     out, taken = [], []
     for name, leaf in zip(names, leaves, strict=True):
         if name in renamed:
+            if name.endswith("/pos_embed") and renamed[name].shape != leaf.shape:
+                renamed[name] = positions(np.asarray(renamed[name]), leaf, prefix + name)
             if renamed[name].shape != leaf.shape:
                 raise UserError(
                     f"warm start: {prefix}{name} has shape {leaf.shape} here and {renamed[name].shape} there; "
@@ -77,3 +84,25 @@ def _copy(tree, source, rules, used, prefix):
             leaf = put_global(np.asarray(renamed[name]), leaf.sharding)
         out.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(tree), out), taken
+
+
+def positions(table: np.ndarray, here, name: str) -> np.ndarray:
+    """Learned positions [1, N, D] for the grid of `here` [1, M, D]. The row of a class token, if any, is not interpolated.
+
+    `table` itself is returned if the numbers of rows say nothing of two square grids, or the widths differ.
+    """
+    sides = [_side(x.shape) for x in (table, here)]
+    if None in sides or table.shape[-1] != here.shape[-1]:
+        return table
+    (old, tokens_there), (new, tokens_here) = sides
+    patches = np.asarray(resize_positions(jnp.asarray(table[:, tokens_there:]), (new, new)))
+    tokens = table[:, :tokens_there] if tokens_there >= tokens_here else np.asarray(here[:, :tokens_here])
+    log.info("%s: positions of %d x %d patches interpolated to %d x %d", name, old, old, new, new)
+    return np.concatenate([tokens[:, :tokens_here], patches], 1)
+
+
+def _side(shape) -> tuple[int, int] | None:
+    """(side of the square grid of patches, 1 with a class token or else 0) of positions [1, N, D]; None if N is neither."""
+    if len(shape) != 3:
+        return None
+    return next(((math.isqrt(shape[1] - k), k) for k in (0, 1) if math.isqrt(shape[1] - k) ** 2 == shape[1] - k), None)

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 import time
 import uuid
@@ -20,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ssl_jax import files
+from ssl_jax.engine import durations
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.orbax_paths import check_text
 from ssl_jax.engine.records import OneLine, read_json, read_metrics
@@ -41,8 +43,11 @@ TYPES = {
 LOCK = ".lock"
 OF_A_RUN = (  # what `train` writes and a later start reads or goes on with
     "config.json", "vocabulary.json", "provenance.json", "metrics.jsonl", "starts.jsonl", "evaluations.json", "checkpoints",
-    "checkpoints.json", "checkpoints_corrupt", "tensorboard", "pictures", "profile", "report.html",
+    "checkpoints.json", "checkpoints_corrupt", "tensorboard", "pictures", "profile", "report.html", "data.json",
+    "stopped.json",
 )  # fmt: skip
+STOPPED = "stopped.json"  # there while the last start has ended at a loss that was not finite
+NOTHING = r"(?!)"  # matches no key
 LAG = 5.0  # seconds until a file that one host has created is visible on all
 
 log = logging.getLogger(__name__)
@@ -219,8 +224,14 @@ def check_same_workdir(workdir: Path) -> None:
         )
 
 
-def record_config(workdir: Path, config: dict) -> None:
+def record_config(workdir: Path, config: dict, steps: int) -> None:
     """Write the resolved config, or check it against the one of this workdir.
+
+    More than the keys of MAY_CHANGE may differ, with a line in the log: all keys if nothing was saved yet; `total` if the run is
+    finished and becomes longer; learning rates and `on_nonfinite` if it ended because a loss was not finite.
+
+    Args:
+        steps: `config.total` in steps.
 
     Raises:
         UserError: the workdir has another config; the line names the differences.
@@ -228,16 +239,49 @@ def record_config(workdir: Path, config: dict) -> None:
     path = workdir / "config.json"
     if path.exists():
         before = _read(path)
-        changed = differences(before, config)
+        allowed, changed = _unlocked(workdir, before, steps), []
+        for line in differences(before, config):
+            if re.match(allowed, line):
+                log.info("another config than at the last start: %s", line)
+            else:
+                changed.append(line)
         if changed:
-            steps = {f"stages.{name}.step": stage.get("step") for name, stage in before.get("stages", {}).items()}
-            flags = "".join(f" (--config.{key}={step})" for key, step in steps.items() if any(key in line for line in changed))
+            stages = {f"stages.{name}.step": stage.get("step") for name, stage in before.get("stages", {}).items()}
+            flags = "".join(f" (--config.{key}={step})" for key, step in stages.items() if any(key in line for line in changed))
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UserError(
                 f"--workdir={workdir} was started with another config ({'; '.join(changed[:3])}{more}); "
                 "use another --workdir, or the config it was started with" + flags
             )
     write_json(path, config)
+
+
+def _unlocked(workdir: Path, before: dict, steps: int) -> str:
+    """A regular expression for the keys in which the config of a run may differ from `before`, the one it was started with."""
+    folder = workdir / "checkpoints"
+    saved = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    if not saved:
+        # A version that notes the newest checkpoint has written this file beside them; they may be on a disk that is not mounted.
+        gone = (workdir / "checkpoints.json").exists() or (workdir / "checkpoints_corrupt").exists()
+        return NOTHING if gone else ""
+    keys = [r"optim\.[^.]+\.lr: ", "on_nonfinite: "] if (workdir / STOPPED).exists() else []
+    examples = before.get("data", {}).get("examples")
+    if examples and steps > durations.to_steps(before["total"], "config.total", before["batch_size"], examples) == max(saved):
+        keys.append("total: ")
+    return "|".join(keys) or NOTHING
+
+
+def note_stop(workdir: Path, reason: str | None) -> None:
+    """Note that the run ended because a number was not finite; None: that it did not. Only process 0 writes.
+
+    Raises:
+        MachineFault: the disk fails.
+    """
+    path = workdir / STOPPED
+    if reason is not None:
+        write_json(path, {"not finite": reason})
+    elif jax.process_index() == 0:
+        path.unlink(missing_ok=True)
 
 
 def read_config(workdir: Path):

@@ -39,7 +39,10 @@ def build(config, stages) -> Method:
     model, latent = config.model, config.model.latent
     classes = config.data.num_classes if model.conditional else 0
     if model.conditional and not classes:
-        raise UserError(f"config.model.conditional needs labels, and {config.data.name!r} has none; set it to False")
+        raise UserError(
+            f"config.model.conditional needs labels that are classes, and {config.data.name!r} has none; give "
+            "--config.model.conditional=False"
+        )
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]
     generator = build_network("generator", model.generator, size, classes, config.dtype)

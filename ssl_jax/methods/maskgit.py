@@ -157,7 +157,9 @@ def decode_in_parallel(
 def check_model(model, classes: int | None, data: str) -> None:
     """Raises UserError for missing classes, an unknown schedule, an impossible share or number of steps, or a missing block."""
     if model.conditional and not classes:
-        raise UserError(f"config.model.conditional needs labels, and {data!r} has none; set it to False")
+        raise UserError(
+            f"config.model.conditional needs labels that are classes, and {data!r} has none; give --config.model.conditional=False"
+        )
     if model.schedule not in SCHEDULES:
         raise UserError(f"config.model.schedule={model.schedule!r} is unknown; choose {', '.join(SCHEDULES)}")
     if not 0 <= model.get("least_masked", 0.0) <= 1:

@@ -31,6 +31,9 @@ def build(config, stages) -> Method:
     encoder = build_encoder(model.encoder, config.dtype)
     head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)
     views = make_views(config.views)
+    if hasattr(config.views, "keys") or len(config.views) != 2:
+        there = "groups" if hasattr(config.views, "keys") else len(config.views)
+        raise UserError(f"config.method='simclr' compares two views of an image, and config.views has {there}; give two recipes")
 
     def init(key, batch, frozen):
         first, second = jax.random.split(key)

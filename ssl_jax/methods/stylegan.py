@@ -67,7 +67,10 @@ def build(config, stages) -> Method:
     model = config.model
     classes = config.data.num_classes if model.conditional else 0
     if model.conditional and not classes:
-        raise UserError(f"config.model.conditional needs labels, and {config.data.name!r} has none; set it to False")
+        raise UserError(
+            f"config.model.conditional needs labels that are classes, and {config.data.name!r} has none; give "
+            "--config.model.conditional=False"
+        )
     policy, adaptive = check_policy(model.augment.policy), model.augment.target > 0
     views = make_views(config.views)
     size = jax.eval_shape(views, jax.ShapeDtypeStruct((1, *config.data.image_shape), jnp.uint8), jax.random.key(0)).shape[2]

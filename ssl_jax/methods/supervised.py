@@ -24,7 +24,10 @@ def build(config, stages) -> Method:
     """`config.model`: encoder, head (ProjectionHead fields), head_layers, smoothing, mean and std of the input."""
     model = config.model
     if not config.data.num_classes:
-        raise UserError(f"config.method='supervised' needs labels, and {config.data.name!r} has none; choose another dataset")
+        raise UserError(
+            f"config.method='supervised' needs labels that are classes, and {config.data.name!r} has none; put the images of each "
+            "class into a folder of its own, or train another method"
+        )
     encoder = build_encoder(model.encoder, config.dtype)
     head = construct(ProjectionHead, "head", model.head, dtype=config.dtype)
     if model.head_layers and model.head_layers > len(model.head.widths):

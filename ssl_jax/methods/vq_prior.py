@@ -146,7 +146,10 @@ def build(config, stages) -> Method:
 def check_model(model, classes: int | None, data: str) -> None:
     """Raises UserError for options that need classes or label dropout, or a block that does not exist."""
     if model.conditional and not classes:
-        raise UserError(f"config.model.conditional needs labels, and {data!r} has none; set it to False")
+        flags = "--config.model.conditional=False"
+        flags += " --config.model.label_dropout=0" if model.label_dropout else ""
+        flags += " --config.model.sampling.guidance=1" if model.sampling.guidance != 1 else ""
+        raise UserError(f"config.model.conditional needs labels that are classes, and {data!r} has none; give {flags}")
     if not 0 <= model.label_dropout < 1 or (model.label_dropout and not classes):
         raise UserError(f"config.model.label_dropout={model.label_dropout} must be in [0, 1), and 0 without classes")
     if model.sampling.guidance != 1 and not model.label_dropout:

@@ -26,7 +26,7 @@ def evaluate(
     <n>shot_top1: top-1 accuracy in percent with n images per class, mean over `seeds`.
     <n>shot_top1_std: its population standard deviation over `seeds`.
     """
-    bank, query = context.features("train", layer), context.features("test", layer)
+    bank, query = context.features("bank", layer), context.features("test", layer)
     require_labels(bank, "few-shot evaluation")
     metrics = {}
     for count in shots:
@@ -35,7 +35,7 @@ def evaluate(
         metrics[f"{count}shot_top1_std"] = float(np.std(accuracy))
     protocol = (
         f"few-shot ridge l2={l2:g} whitened by the support shots={','.join(map(str, shots))}"
-        f" seeds={','.join(map(str, seeds))} layer={layer} support from {context.name('train')}"
+        f" seeds={','.join(map(str, seeds))} layer={layer} support from {context.name('bank')}"
         f" query={context.name('test')}"
     )
     return Result(metrics, protocol)

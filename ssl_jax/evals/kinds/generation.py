@@ -104,6 +104,7 @@ EVALUATOR = Evaluator(
         "acceptance": ACCEPTANCE,
     },
     needs=("samples",),
+    at_most={"k": ("split", 1)},
     check=check,
     prepare=prepare,
 )

@@ -41,7 +41,7 @@ def evaluate(
 
     top1, top5: percent of test images whose label has the most votes, or is among the five classes with the most votes.
     """
-    bank, query = context.features("train", layer), context.features("test", layer)
+    bank, query = context.features("bank", layer), context.features("test", layer)
     require_labels(bank, "kNN")
     index, similarity = neighbors(bank.x, query.x, k, metric, normalization, context.mesh)
     metrics = vote(index, similarity, bank, query.y, temperature)
@@ -49,7 +49,7 @@ def evaluate(
     votes = f"T={temperature:g}" if temperature else "unweighted"
     protocol = (
         f"kNN k={k} {votes} {metric} {rows} normalization={normalization} layer={layer}"
-        f" bank={context.name('train')} query={context.name('test')}"
+        f" bank={context.name('bank')} query={context.name('test')}"
     )
     return Result(metrics, protocol)
 
@@ -64,6 +64,7 @@ EVALUATOR = Evaluator(
         "layer": LAYER,
     },
     data=("label",),
+    at_most={"k": ("bank", 0)},
 )
 
 

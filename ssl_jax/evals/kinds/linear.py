@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
 from ssl_jax.evals.evaluator import LAYER, SEED, Evaluator, Option
-from ssl_jax.evals.lib.features import hits
+from ssl_jax.evals.lib import multilabel_probe
+from ssl_jax.evals.lib.features import Features, hits
 from ssl_jax.evals.lib.linear_probe import CONVERGED, Solver, convergence, fit, predict, solver_options
 
 SOLVER_OPTIONS = ("learning_rates", "weight_decays", "epochs", "batch_size", "l2", "iterations")
@@ -39,6 +43,8 @@ def evaluate(
 
     top1, top5: accuracy on the test split, in percent.
     validation_top1: accuracy of the chosen probe on held-out training examples, in percent.
+    map, validation_map: the same for images with several classes, by solver='lbfgs': mean average precision in percent, of a
+        logistic regression for each class.
     """
     given = {
         "learning_rates": learning_rates,
@@ -49,7 +55,9 @@ def evaluate(
         "iterations": iterations,
     }
     options = solver_options(solver, given)
-    bank = context.features("train", layer)
+    bank = context.features("bank", layer)
+    if bank.y.ndim == 2:
+        return _several(context, bank, layer, standardize, validation, seed, **options)
     fitted = fit(bank, solver, standardize, validation, seed, context.mesh, **options)
     query = context.features("test", layer)
     scores = predict(fitted.probe, query.x, context.mesh)[:, 0]
@@ -65,9 +73,26 @@ def evaluate(
     protocol = (
         f"linear probe {solver} ({extent}) {chosen} chosen of {len(fitted.grid)} on {validation:.0%} of train,"
         f" refitted on all, {'standardized' if standardize else 'unscaled'} frozen features without augmentation"
-        f" seed={seed} layer={layer} train={context.name('train')} test={context.name('test')}{convergence(fitted)}"
+        f" seed={seed} layer={layer} train={context.name('bank')} test={context.name('test')}{convergence(fitted)}"
     )
     return Result(metrics, protocol)
+
+
+def _several(context: Context, bank: Features, layer, standardize, validation, seed, *, l2, iterations) -> Result:
+    """`evaluate` for label vectors."""
+    fitted = multilabel_probe.fit(bank, l2, iterations, standardize, validation, seed, context.mesh)
+    query = context.features("test", layer)
+    score = multilabel_probe.mean_average_precision(predict(fitted.probe, query.x, context.mesh)[:, 0], query.y)
+    protocol = (
+        f"linear probe lbfgs (logistic regression per class) l2={fitted.l2:g} chosen of {len(l2)} on {validation:.0%} of train,"
+        f" refitted on all, {'standardized' if standardize else 'unscaled'} frozen features without augmentation seed={seed}"
+        f" layer={layer} train={context.name('bank')} test={context.name('test')}; mean over {int(query.y.any(0).sum())} classes of"
+        f" scikit-learn's average precision{f' ({fitted.unconverged} fits not converged)' if fitted.unconverged else ''}"
+    )
+    if not query.y.any():
+        raise UserError(f"{context.name('test')} has no image of any class; check the labels and the split")
+    held_out = fitted.validation[np.isfinite(fitted.validation)]  # few held-out images may have no class
+    return Result({"map": score} | ({"validation_map": float(held_out.max())} if held_out.size else {}), protocol)
 
 
 EVALUATOR = Evaluator(
@@ -86,5 +111,6 @@ EVALUATOR = Evaluator(
         "iterations": Option("largest number of iterations (lbfgs); the protocol says where they were too few"),
     },
     data=("label",),
+    several=lambda solver, **_: solver == "lbfgs",
     check=check,
 )

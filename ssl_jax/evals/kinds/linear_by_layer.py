@@ -66,7 +66,7 @@ def evaluate(
     metrics |= {"best_top1": metrics[f"{best}_top1"], "best_layer": float(1 + list(widths).index(best))}
     protocol = (
         f"depth: linear probe {solver} of {len(widths)} layers, standardized frozen features without augmentation seed={seed},"
-        f" the best one chosen on 10% of train; train={context.name('train', len(bank.y))}"
+        f" the best one chosen on 10% of train; train={context.name('bank', len(bank.y))}"
         f" test={context.name('test', len(query.y))}{linear_probe.convergence(*fits)}"
     )
     return Result(metrics, protocol)
@@ -105,7 +105,7 @@ def _features(context: Context, widths: dict[str, int]) -> Iterator[tuple[str, F
         outputs = context.encode(images)
         return {"all": _joined([outputs[name] for name in widths])}
 
-    train, test = (context.encode_with(encode, split, "all") for split in ("train", "test"))
+    train, test = (context.encode_with(encode, split, "all") for split in ("bank", "test"))
     start = 0
     for name, width in widths.items():
         columns = slice(start, start + width)

@@ -50,7 +50,9 @@ def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, s
 
 
 EVALUATOR = Evaluator(
-    evaluate, {"layer": LAYER, "examples": Option("number of test images, the first ones", least=2), "seed": SEED}
+    evaluate,
+    {"layer": LAYER, "examples": Option("number of test images, the first ones", least=2), "seed": SEED},
+    smallest={"test": 2},
 )
 
 

@@ -56,7 +56,7 @@ def evaluate(
     protocol = (
         f"classified by a linear probe lbfgs{linear_probe.convergence(fitted)} on extractor={network.name}"
         f" weights={network.sha256[:8] or 'none'}"
-        f" resize={network.resize} pixels={size[0]}x{size[1]} of {context.name('train', len(train_labels))},"
+        f" resize={network.resize} pixels={size[0]}x{size[1]} of {context.name('bank', len(train_labels))},"
         f" fake={len(labels)} seed={seed}{selected}"
         f" real={context.name('test', len(test.y))} generator=settled"
     )

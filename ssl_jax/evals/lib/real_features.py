@@ -11,7 +11,7 @@ import numpy as np
 
 from ssl_jax.engine.sharding import local_parts
 from ssl_jax.errors import UserError
-from ssl_jax.evals.context import Context, Extractor, Split, require_labels
+from ssl_jax.evals.context import AnySplit, Context, Extractor, require_labels
 from ssl_jax.evals.lib import distances, linear_probe
 from ssl_jax.evals.lib.features import Features, padded
 from ssl_jax.evals.lib.resize import to_size
@@ -59,9 +59,9 @@ def sample_batches(first: np.ndarray, rest: Iterator[np.ndarray], context: Conte
         yield batch
 
 
-def real_features(context: Context, network: Extractor, split: Split, size: tuple[int, int]) -> Real:
+def real_features(context: Context, network: Extractor, split: AnySplit, size: tuple[int, int]) -> Real:
     """Features of a split at the `size` of samples; cached for the run."""
-    key = (network.name, network.sha256, network.resize, split, size)
+    key = (network.name, network.sha256, network.resize, context.own(split), size)
     cache = context.model.cache
     if key not in cache:
         features = context.encode_with(joined(network, ["pooled"], size), split, "joined")
@@ -70,8 +70,8 @@ def real_features(context: Context, network: Extractor, split: Split, size: tupl
 
 
 def classifier(context: Context, network: Extractor, size: tuple[int, int]) -> tuple[linear_probe.Fit, np.ndarray]:
-    """(a linear probe of the `real_features` of the train split, its labels [N]); cached for the run."""
-    train = real_features(context, network, "train", size)
+    """(a linear probe of the `real_features` of the bank, its labels [N]); cached for the run."""
+    train = real_features(context, network, "bank", size)
     cache, key = context.model.cache, ("classifier", network.name, network.sha256, network.resize, size)
     if key not in cache:
         bank = Features(train.x, train.y)

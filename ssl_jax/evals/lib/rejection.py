@@ -57,7 +57,7 @@ def select_samples(
 
     scores = extract(score, sample_batches(first, batches, context, candidates), "score", context.mesh, names=("label",)).x[:, 0]
     kept = rank_in_class(candidates, -scores) < np.bincount(labels)[candidates]
-    real = context.name("train", len(train_labels))
+    real = context.name("bank", len(train_labels))
     protocol = f" acceptance={acceptance:g} of each class by a linear probe lbfgs on extractor={network.name} of {real}"
     protocol += linear_probe.convergence(fitted)
     return regroup(sample(), kept, len(first)), candidates[kept], protocol

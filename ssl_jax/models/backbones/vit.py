@@ -181,7 +181,7 @@ class ViT(nn.Module):
         table = self.get_variable("params", "pos_embed")
         if table.shape[1] == rows:
             return table
-        return jnp.concatenate([table[:, :prefix], _resize_positions(table[:, prefix:], grid)], axis=1)
+        return jnp.concatenate([table[:, :prefix], resize_positions(table[:, prefix:], grid)], axis=1)
 
 
 class Block(nn.Module):
@@ -262,7 +262,7 @@ def sincos2d(grid: tuple[int, int], width: int) -> np.ndarray:
     return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
 
 
-def _resize_positions(table, grid):
+def resize_positions(table, grid):
     """[1, n, D] learned on a square grid -> [1, rows * columns, D], bicubic with antialiasing."""
     side = math.isqrt(table.shape[1])
     if side * side != table.shape[1]:
