@@ -93,13 +93,14 @@ def test_losses_of_two_views_by_name():
         return jax.value_and_grad(lambda z: loss_of_views(name, 0.2, "dense")(z)[0])(z)
 
     assert float(loss_and_grad("nt_xent")[0]) == pytest.approx(nt_xent_loop(A, B, 0.2), rel=1e-5)
+    assert float(loss_and_grad("nt_xent_sum")[0]) == pytest.approx(2 * nt_xent_loop(A, B, 0.2), rel=1e-5)
     both = (info_nce_loop(A, B, 0.2) + info_nce_loop(B, A, 0.2)) / 2
     (moco, one_sided), (clip_loss, gradient) = loss_and_grad("moco"), loss_and_grad("clip")
     assert float(moco) == pytest.approx(both, rel=1e-5) and float(clip_loss) == pytest.approx(both, rel=1e-5)
     expected = jax.grad(lambda q: (info_nce(q[:, 0], B, 0.2)[0] + info_nce(q[:, 1], A, 0.2)[0]) / 2)(z)
     np.testing.assert_allclose(one_sided, expected, atol=1e-6)
     assert np.abs(gradient - one_sided).max() > 1e-3
-    with pytest.raises(UserError, match="loss='npair' is unknown; choose nt_xent, moco, clip"):
+    with pytest.raises(UserError, match="loss='npair' is unknown; choose nt_xent, nt_xent_sum, moco, clip"):
         loss_of_views("npair", 0.2, "dense")
 
 
