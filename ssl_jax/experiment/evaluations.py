@@ -136,7 +136,8 @@ class Evaluations:
             if result.picture is not None and not self.unsaved:
                 save_picture(result.picture, self.path.parent / "pictures" / f"{label}_{step:08d}.png")
         numbers = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
-        log.info("%s at step %d: %s (%.0f s)", subject, step, numbers, time.perf_counter() - began)
+        if numbers:
+            log.info("%s at step %d: %s (%.0f s)", subject, step, numbers, time.perf_counter() - began)
         return _select(merged(self.at(subject, step))["metrics"], self.spec)
 
     def unmeasured(self, subject: str, step: int) -> list[str]:
