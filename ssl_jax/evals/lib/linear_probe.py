@@ -49,6 +49,7 @@ DEFAULTS = {
 CHUNK_BYTES = 256 * 2**20  # bytes of features at a time, over all devices
 RESIDENT_BYTES = 8 * 2**30  # most bytes of features per device for lbfgs
 LARGEST_BASIS = 2048  # most dimensions for which lbfgs works in the eigenbasis
+LEADING = 256  # directions of largest variance that lbfgs scales above that (raw pixels)
 TOLERANCE = 1e-5  # largest gradient entry at which lbfgs ends, scaled to curvature one
 CONVERGED = 1e-4  # the same of a fit that counts as converged: the rounding of few float32 losses may hide the last factor of ten
 HIGHEST = jax.lax.Precision.HIGHEST  # the default precision on accelerators is bfloat16 or TF32
@@ -207,15 +208,14 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
     """L-BFGS on the host, with loss and gradient on the devices, for one l2 after the other. Returns kernel, bias, and the
     largest entry of each final gradient.
 
-    It works in the eigenbasis of the feature covariance, with each direction scaled to a curvature of about one. The optimum is
-    the same, and it takes about ten iterations instead of hundreds. An estimate of the covariance is enough.
+    Directions are scaled to a curvature of about one, by an estimate of the feature covariance (see `_Directions`). The optimum is
+    the same, and it takes about ten iterations instead of hundreds.
     """
     per_device = 4 * len(rows) * bank.x.shape[1] / mesh.size
     if per_device > RESIDENT_BYTES:
         raise UserError(f"linear probe lbfgs would keep {per_device / 2**30:.0f} GiB on each device; use solver='sgd'")
     dim, classes = bank.x.shape[1], int(bank.y.max()) + 1
-    eigenvalues, basis, center = eigenbasis
-    curvature = np.maximum(eigenvalues, 0) * (classes - 1) / classes**2  # of the cross-entropy at zero
+    basis, center = eigenbasis.rotation, eigenbasis.center
     size = -(-len(rows) // mesh.size) * mesh.size
     split = NamedSharding(mesh, rows_first)
     x, y = (put_global(padded(array[rows], size), split) for array in (bank.x, bank.y))
@@ -225,40 +225,74 @@ def _train_lbfgs(bank, rows, scale, grid, mesh, *, iterations, eigenbasis):
     kernel, bias, gradients = np.zeros((dim, classes)), np.zeros(classes), np.zeros(len(grid))
     for head in np.argsort([-value for (value,) in grid]):  # the strongest first: each one starts at the previous optimum
         (l2,) = grid[head]
-        direction = 1 / np.sqrt(curvature + l2 + 1e-6 * curvature.max())[:, None]
+        to_kernel, to_gradient, from_kernel = eigenbasis.scaling(l2, classes)
 
-        def objective(flat, direction=direction, l2=l2):
+        def objective(flat, to_kernel=to_kernel, to_gradient=to_gradient, l2=l2):
             scaled, bias = flat[:-classes].reshape(dim, classes), flat[-classes:]
-            kernel = scaled * direction
+            kernel = to_kernel(scaled)
             losses, grads = jax.device_get(
                 _losses_and_grads(x, y, weight, *replicate_tree((kernel, bias), mesh), mesh=mesh)
             )
             value = losses.sum(dtype=np.float64) + 0.5 * l2 * np.square(kernel).sum()
-            return value, np.concatenate([((grads[0] + l2 * kernel) * direction).ravel(), grads[1]])
+            return value, np.concatenate([to_gradient(grads[0] + l2 * kernel).ravel(), grads[1]])
 
-        start = np.concatenate([(kernel / direction).ravel(), bias])
+        start = np.concatenate([from_kernel(kernel).ravel(), bias])
         # Small penalties have flat optima: ending by the decrease of the loss (ftol) would be too early.
         options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxls": 10, "gtol": TOLERANCE, "ftol": 1e-12}
         found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
         flat, gradients[head] = found.x, np.abs(found.jac).max()
-        kernel, bias = flat[:-classes].reshape(dim, classes) * direction, flat[-classes:]
+        kernel, bias = to_kernel(flat[:-classes].reshape(dim, classes)), flat[-classes:]
         kernels[:, head] = kernel if basis is None else basis @ kernel
         biases[head] = bias - center @ kernels[:, head]
     return kernels, biases, gradients
 
 
-def _eigenbasis(bank, scale, mesh):
-    """(variances [D], directions [D, D] or None for the axes, mean [D]) of scaled features.
+class _Directions(NamedTuple):
+    """Scaled features in coordinates in which the loss is nearly round, for a kernel k = A S w.
 
-    The covariance is estimated from a sample of rows. Above LARGEST_BASIS dimensions (raw pixels) the decomposition costs more
-    than the iterations it saves.
+    Up to LARGEST_BASIS dimensions these are the eigenvectors of the covariance (`rotation`), A divides by their deviations, and S is
+    the identity. Above, a rotation would cost more than it saves: A divides axes by their deviations, and S scales the `leading`
+    directions of the largest variance among these axes, and all others alike.
     """
+
+    center: np.ndarray  # [D]
+    rotation: np.ndarray | None  # [D, D]
+    variances: np.ndarray  # [D], of the rotated features, or of the axes
+    leading: tuple[np.ndarray, np.ndarray] | None = None  # variances [k] and orthonormal directions [D, k]
+
+    def scaling(self, l2: float, classes: int):
+        """Three functions of [D, C]: w -> kernel, gradient of the kernel -> that of w, kernel -> w."""
+        share = (classes - 1) / classes**2  # of a variance: the curvature of the cross-entropy at zero
+        if self.leading is None:
+            curvature = np.maximum(self.variances, 0) * share
+            along = 1 / np.sqrt(curvature + l2 + 1e-6 * curvature.max())[:, None]
+            return (lambda w: w * along), (lambda g: g * along), (lambda k: k / along)
+        axes, (values, vectors) = 1 / np.sqrt(self.variances)[:, None], self.leading
+        rest = max(len(axes) - values.sum(), 0) / max(len(axes) - len(values), 1)
+        many, few = (np.sqrt(np.maximum(x, 0) * share + l2 + 1e-6 * share) for x in (rest, values[:, None]))
+
+        def spread(w, power):
+            inside = vectors.T @ w
+            return w * many**power + vectors @ ((few**power - many**power) * inside)
+
+        return (lambda w: axes * spread(w, -1)), (lambda g: spread(axes * g, -1)), (lambda k: spread(k / axes, 1))
+
+
+def _eigenbasis(bank, scale, mesh) -> _Directions:
+    """The directions of a sample of the rows; an estimate is enough."""
     count, dim = bank.x.shape
-    if dim > LARGEST_BASIS:
-        mean, std = moments(bank.x)
-        return np.square(std / scale[1]), None, (mean - scale[0]) / scale[1]
-    covariance, center, *_ = _sums(bank, np.arange(0, count, max(1, count // max(8192, 4 * dim))), scale, mesh)
-    return *np.linalg.eigh(covariance), center
+    if dim <= LARGEST_BASIS:
+        covariance, center, *_ = _sums(bank, np.arange(0, count, max(1, count // max(8192, 4 * dim))), scale, mesh)
+        variances, rotation = np.linalg.eigh(covariance)
+        return _Directions(center, rotation, variances)
+    mean, std = moments(bank.x)
+    rows = (bank.x[:: max(1, count // 4096)] - mean) / std
+    vectors = np.random.default_rng(0).standard_normal((dim, min(LEADING, dim // 2, len(rows))), np.float32)
+    for _ in range(2):  # subspace iteration
+        vectors = np.linalg.qr(rows.T @ (rows @ vectors))[0]
+    projected = rows @ vectors
+    values, inside = np.linalg.eigh((projected.T @ projected / len(rows)).astype(np.float64))
+    return _Directions((mean - scale[0]) / scale[1], None, np.square(std / scale[1]), (values, vectors @ inside))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
