@@ -1,5 +1,6 @@
 """The two exceptions whose messages are written for users, and the text that may stand in a message."""
 
+import logging
 import unicodedata
 from pathlib import Path
 
@@ -48,3 +49,15 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in ESCAPED and c not in keep else c for c in text
     )
+
+
+def control_characters(text: str) -> bool:
+    """Whether `printable` would change `text`."""
+    return printable(text) != text
+
+
+class PrintableFormatter(logging.Formatter):
+    """A record is one line: control characters of names and values are escaped. A traceback still follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))

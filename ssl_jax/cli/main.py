@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ssl_jax.engine.records import OneLine
-from ssl_jax.errors import MachineFault, UserError, printable
+from ssl_jax.errors import MachineFault, PrintableFormatter, UserError, control_characters, printable
 from ssl_jax.where import as_called, program
 
 VERBS = {
@@ -83,7 +82,7 @@ def main(argv: list[str]) -> int:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("NPROC", "16")  # fake devices deadlock with fewer threads than devices
     shown = logging.StreamHandler(sys.stderr)
-    shown.setFormatter(OneLine("%(message)s"))
+    shown.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
@@ -123,7 +122,7 @@ def _directory(text: str) -> Path:
     """Raises UserError for a URL, which as a path would be a directory 'gs:' here, and for control characters."""
     if "://" in text:
         raise UserError(f"--workdir={text} is no directory; mount the bucket on every host (as by gcsfuse) and give its path")
-    if printable(text) != text:
+    if control_characters(text):
         raise UserError(f"--workdir={printable(text)} has a control character in its name; choose another directory")
     return Path(text)
 

@@ -16,9 +16,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ssl_jax.engine.checkpoint import write_json
-from ssl_jax.engine.records import OneLine, read_json
+from ssl_jax.engine.records import read_json
 from ssl_jax.engine.renamed_keys import translate
-from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.errors import MachineFault, PrintableFormatter, UserError
 from ssl_jax.experiment.config import differences, from_plain
 
 PATIENCE = 100.0  # seconds that a restarted job waits for the lock; NFS keeps the locks of a dead host for 90
@@ -56,7 +56,7 @@ def lock_workdir(workdir: Path, patience: float = 0.0):
             raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another directory") from None
         raise MachineFault(f"--workdir={workdir} cannot be written ({error.strerror}); repair its disk, and start again") from None
     _lock(lock, workdir, patience)
-    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ssl_jax").addHandler(handler)
     return lock
 
