@@ -1,4 +1,4 @@
-"""Read arrays by name from .safetensors, .npz and files of `torch.save`, with bounds on what a file may inflate to."""
+"""Files of weights may hold anything: what libraries raise becomes one line, and archives are bounded before they are read."""
 
 from __future__ import annotations
 
@@ -7,33 +7,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load_file
-
 from ssl_jax.errors import MachineFault, UserError
 
 RATIO = 20  # largest inflated size of an archive by its own size: weights are nearly incompressible, 1000 is a bomb
-
-
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """{name: array} of a file, by its suffix: .safetensors, .npz, else what `torch.save` wrote.
-
-    Raises:
-        UserError: the file is missing or no such file. MachineFault: it cannot be read.
-    """
-    from ssl_jax.models.pretrained.torch_file import read_state_dict  # it imports this module
-
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        with refused(path, "no safetensors file"):
-            return load_file(path)
-    if path.suffix == ".npz":
-        with refused(path, "no .npz file of arrays"):
-            with zipfile.ZipFile(path) as archive:
-                check_archive(archive, path)
-            with np.load(path, allow_pickle=False) as arrays:
-                return _numbers(dict(arrays))
-    return read_state_dict(path)
 
 
 @contextlib.contextmanager
@@ -58,13 +34,6 @@ def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     size, inflated = path.stat().st_size, sum(member.file_size for member in archive.infolist())
     if inflated > RATIO * size:
         raise ValueError(f"{size:,} bytes would inflate to {inflated:,}")
-
-
-def _numbers(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for name, array in arrays.items():
-        if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
-            raise TypeError(f"{name} holds {array.dtype}")
-    return arrays
 
 
 def _line(error: Exception) -> str:
