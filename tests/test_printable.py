@@ -1,11 +1,14 @@
 """Names and values of users in messages and logs: a line stays a line, and a terminal gets no commands."""
 
+import json
 import logging
 
 import pytest
 
 from launch import main
 from ssl_jax.errors import MachineFault, PrintableFormatter, UserError, printable
+from ssl_jax.experiment.config import from_plain
+from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.workdir import lock_workdir
 
 
@@ -50,3 +53,12 @@ def test_a_workdir_with_control_characters_is_one_line(verb, tmp_path, monkeypat
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "control character" in line and "\x1b" not in line
     assert not list(tmp_path.iterdir())
+
+
+def test_the_table_of_evaluations_shows_names_as_they_are(tmp_path, capsys):
+    name = "[red]\x1b[2J"
+    entry = {"subject": "trained", "step": 4, "metrics": {f"{name}/top1": 50.0}, "protocols": {name: "k=20 [/x]\x1b[2J"}}
+    (tmp_path / "evaluations.json").write_text(json.dumps([entry]))
+    Evaluations(tmp_path, {}).show(from_plain({"method": name, "data": {"name": name}, "references": {}}))
+    shown = capsys.readouterr().out
+    assert r"[red]\x1b[2J: k=20 [/x]\x1b[2J" in shown and "\x1b" not in shown
