@@ -31,8 +31,12 @@ TYPES = {
     **dict.fromkeys(("data.name", "data.data_dir", "data.train_split", "data.test_split"), str),
     **dict.fromkeys(("data.ops", "data.eval_ops", "data.image_shape", "sharding", "baselines"), list),
     **dict.fromkeys(("data.features", "data.kinds", "data.vocabulary", "data.specs"), dict),
-    **dict.fromkeys(("data.workers", "data.num_classes", "data.examples"), int),
+    **dict.fromkeys(("data.workers", "data.num_classes", "data.examples", "data.image_shape.*", "mesh.*"), int),
+    **dict.fromkeys(("model.encoder", "model.head", "optim.*", "stages.*", "evals.*", "references.*"), dict),
+    **dict.fromkeys(("data.ops.*", "data.eval_ops.*", "sharding.*"), list),
+    "baselines.*": str,
 }
+AT_LEAST_1 = ("batch_size", "accumulate", "eval_batch_size", "log_every_steps")
 LAG = 5.0  # seconds until a file that one host has created is visible on all
 
 log = logging.getLogger(__name__)
@@ -148,10 +152,18 @@ def _read(path: Path) -> dict:
         from_plain(values)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({str(error) or type(error).__name__}); {remedy}") from None
-    for name, kinds in TYPES.items():
-        at = values
-        for part in name.split("."):
-            at = at.get(part) if isinstance(at, dict) else at
-        if at is not None and (not isinstance(at, kinds) or (isinstance(at, bool) and kinds is int)):
-            raise UserError(f"{path} is damaged ({name} is {json.dumps(at)[:40]}); {remedy}")
+    for name, kind in TYPES.items():
+        for at in _found(values, name.split(".")):
+            if type(at) is not kind or (name in AT_LEAST_1 and at < 1):
+                raise UserError(f"{path} is damaged ({name} is {json.dumps(at)[:40]}); {remedy}")
     return values
+
+
+def _found(values, parts: list[str]) -> list:
+    """The values at a dotted name, in which '*' is every key or index; without null, which is no value."""
+    for i, part in enumerate(parts):
+        if part == "*":
+            children = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+            return [value for child in children for value in _found(child, parts[i + 1 :])]
+        values = values.get(part) if isinstance(values, dict) else None
+    return [] if values is None else [values]
