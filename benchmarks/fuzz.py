@@ -432,13 +432,20 @@ def main():
             work(args.target, args.seed, args.rounds, pathlib.Path(folder), lambda *what: print(json.dumps(what), file=out))
         return 0
     names, failures = [args.target] if args.target else list(TARGETS), collections.defaultdict(dict)
+    rows = []
     for name in names:
         began = time.monotonic()
         count, largest = watch(name, args.seed, args.rounds, began + 60 * args.minutes / len(names), failures)
         seconds = time.monotonic() - began
+        rows += [(name, "inputs", count), (name, "failures", len(failures[name])), (name, "memory_gb", f"{largest / 2**30:.1f}")]
         print(f"{name}: {count:,} inputs in {seconds:.0f} s, at most {largest / 2**30:.2f} GB, {len(failures[name])} kinds of failures")
         for kind, (seed, text) in failures[name].items():
             print(f"    {kind}: --target={name} --seed={seed} --rounds=1\n        {text}", flush=True)
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    print("\nrows of docs/results/robustness.csv, without the machine and a note:")
+    for name, metric, value in rows:
+        print(f"all,benchmarks/fuzz.py,,{name},,,{metric},{value},,,fuzz,{commit},,")
     return 1 if any(failures.values()) else 0
 
 

@@ -1,6 +1,7 @@
 """The two exceptions whose messages are written for users, and the text that may stand in a message."""
 
 import errno
+import logging
 import os
 import re
 import unicodedata
@@ -57,6 +58,16 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def control_characters(text: str) -> bool:
+    """Whether `printable` would change `text`."""
+    return printable(text) != text
+
+
+class PrintableFormatter(logging.Formatter):
+    """A record is one line: control characters of names and values are escaped. A traceback still follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 # Errors of a path that someone has given: a restart does not help.
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 

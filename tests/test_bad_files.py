@@ -1,5 +1,6 @@
 """A table of damaged files of ours: (file, damage, verb) -> a part of the message and the exit code, or a line of the report."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,8 +13,9 @@ import pytest
 
 from launch import main
 from ssl_jax.errors import UserError
-from ssl_jax.experiment.config import from_plain
+from ssl_jax.experiment.config import from_plain, load, plain
 from ssl_jax.experiment.vocabulary import open_vocabulary
+from ssl_jax.experiment.workdir import read_config
 
 HERE = pathlib.Path(__file__).parent
 DEEP = "[" * 200 + "]" * 200
@@ -123,6 +125,15 @@ CONFIG = {  # {key: value} of config.json -> a part of the message
     "split": ({"data": {"train_split": {}}}, "data.train_split is {}"),
     "ops": ({"data": {"ops": 3}}, "data.ops is 3"),
     "workers": ({"data": {"workers": "x"}}, 'data.workers is "x"'),
+    "batch of 0": ({"batch_size": 0}, "batch_size is 0"),
+    "optimizer": ({"optim": {"net": 3}}, "optim.* is 3"),
+    "stage": ({"stages": {"a": 3}}, "stages.* is 3"),
+    "mesh size": ({"mesh": {"data": "x"}}, 'mesh.* is "x"'),
+    "encoder": ({"model": {"encoder": 3}}, "model.encoder is 3"),
+    "op": ({"data": {"ops": [3]}}, "data.ops.* is 3"),
+    "image shape": ({"data": {"image_shape": ["x"]}}, 'data.image_shape.* is "x"'),
+    "rule": ({"sharding": [3]}, "sharding.* is 3"),
+    "baseline": ({"baselines": [3]}, "baselines.* is 3"),
     "unknown method": ({"method": "nothing"}, "nothing"),
 }
 
@@ -263,3 +274,14 @@ def test_the_table_has_over_a_hundred_rows():
     rows = len(DAMAGE) * (sum(map(len, READERS.values())) + len(REPORTED)) + 3 * len(CONFIG) + len(ENTRIES) + len(VALUES) + 40 + 22
     assert rows > 100
     assert jax.default_backend() == "cpu"
+
+
+@pytest.mark.parametrize("path", sorted((HERE.parent / "configs").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_the_config_of_every_recipe_is_read_back(path, tmp_path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for variant in getattr(module, "VARIANTS", ()):
+        config = plain(load(f"{path}:{variant.name}"))
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert plain(read_config(tmp_path)) == config

@@ -11,9 +11,8 @@ import pytest
 from configs import common
 from launch import main
 from ssl_jax.augment.views import output_size
-from ssl_jax.engine.records import OneLine
 from ssl_jax.engine.sharding import make_mesh
-from ssl_jax.errors import UserError, printable
+from ssl_jax.errors import PrintableFormatter, UserError, printable
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import sizes
 from ssl_jax.experiment.config_values import KEYS, check_values
@@ -150,7 +149,7 @@ def test_keys_of_a_method_that_the_table_does_not_name_are_finite_and_keep_their
 def test_names_cannot_steer_a_terminal_or_end_a_line(capsys, tmp_path):
     assert printable("a\x1b[2J\nb\x9bc\u2028\ud800é") == "a\\x1b[2J\\nb\\x9bc\\u2028\\ud800é"
     record = logging.LogRecord("ssl_jax", logging.INFO, "", 0, "a\x1b[2J\r\nb", (), None)
-    assert OneLine("%(message)s").format(record) == "a\\x1b[2J\\r\\nb"
+    assert PrintableFormatter("%(message)s").format(record) == "a\\x1b[2J\\r\\nb"
     assert main(["status", f"--workdir={tmp_path}\nrm -rf"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.pretrained import vgg
-from ssl_jax.models.pretrained.weights_file import read_arrays
+from ssl_jax.models.pretrained.arrays import read_arrays
 
 
 class Storage:

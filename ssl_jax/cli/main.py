@@ -19,8 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ssl_jax import interrupts
-from ssl_jax.engine.records import OneLine
-from ssl_jax.errors import MachineFault, UserError, machine_fault, printable
+from ssl_jax.errors import MachineFault, PrintableFormatter, UserError, control_characters, machine_fault, printable
 from ssl_jax.where import as_called, program
 
 VERBS = {
@@ -92,7 +91,7 @@ def main(argv: list[str]) -> int:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("NPROC", "16")  # fake devices deadlock with fewer threads than devices
     shown = logging.StreamHandler(sys.stderr)
-    shown.setFormatter(OneLine("%(message)s"))
+    shown.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("ssl_jax").setLevel(logging.INFO)
     logging.getLogger("ssl_jax.data").addFilter(_Once())  # a split is opened again for every evaluation
@@ -174,7 +173,7 @@ def _refuse_control_characters(argv: Sequence[str]) -> None:
     Names of directories and jobs become lines of scripts, logs and terminals.
     """
     for argument in argv:
-        if printable(argument, keep="\n\t" if argument.startswith("--config.") else "") != argument:
+        if control_characters(argument.replace("\n", "").replace("\t", "") if argument.startswith("--config.") else argument):
             raise UserError(f"argument {argument!r} has control characters; leave them out")
 
 

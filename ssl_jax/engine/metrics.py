@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from ssl_jax import files
-from ssl_jax.engine.records import read_lines, read_metrics
+from ssl_jax.engine.records import parse, read_metrics
 from ssl_jax.errors import not_written
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class MetricsWriter:
         self._file = self._board = None
         if jax.process_index() != 0:
             return
-        lines, bad = read_lines(self.path, "step")
+        lines, bad = parse(self.path, "step")
         if bad:
             self._keep_damaged(bad)
         self._begin([line for line in lines if line["step"] <= start_step])

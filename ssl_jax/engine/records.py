@@ -1,17 +1,16 @@
-"""Reads the JSON files of a workdir, whatever they hold, and formats its log. It imports no JAX, so launchers start quickly."""
+"""Reads the JSON files of a workdir, whatever they hold. It imports no JAX, so that reports and launchers start quickly."""
 
 from __future__ import annotations
 
 import bisect
 import errno
 import json
-import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_jax.errors import MachineFault, UserError, printable
+from ssl_jax.errors import MachineFault, UserError
 
 NEAR = 5  # logged lines on either side whose median gives the seconds of a step
 SPAN = "of the time from the first start to the last logged step"  # the denominator of goodput, for reports
@@ -53,40 +52,37 @@ def goodput(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, 
 
 def read_starts(workdir: Path | str) -> list[dict]:
     """The starts of a run, as `metrics.record_start` wrote them, without lines that are damaged."""
-    return read_lines(Path(workdir) / "starts.jsonl", "time/clock")[0]
+    return parse(Path(workdir) / "starts.jsonl", "time/clock")[0]
 
 
 def read_metrics(workdir: Path | str) -> list[dict]:
-    """The logged steps of a run, without lines that are damaged; each has an int 'step' >= 0, and finite floats."""
-    return [line for line in read_lines(Path(workdir) / "metrics.jsonl", "step")[0] if _is_step(line.get("step"))]
+    """The logged steps of a run, without lines that are damaged."""
+    return parse(Path(workdir) / "metrics.jsonl", "step")[0]
 
 
-def read_lines(path: Path, needed: str = "") -> tuple[list[dict[str, float]], list[int]]:
+def parse(path: Path, needed: str) -> tuple[list[dict[str, float]], list[int]]:
     """(the lines of a file, the numbers of those that are damaged, from 1). A file that is not there has none.
 
-    A line is a JSON object of numbers, with `needed` among them; those that are not finite are left out. A disk may damage any line,
-    which says nothing about the lines after it. The last one may have been cut off by a crash; it counts as damaged only where it
-    ends with a newline.
+    A line is a JSON object of numbers with the number `needed`; a step is an int of at least 0. Only finite numbers are kept. The
+    last line may have been cut off by a crash; it counts as damaged only where it ends with a newline.
 
     Raises:
         MachineFault: the file cannot be read.
     """
-    lines, damaged = [], []
+    lines, bad = [], []
     *whole, last = (_bytes(path) if path.is_file() else b"").split(b"\n")
     for number, text in enumerate([*whole, last], 1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):  # not JSON, or no UTF-8
             line = None
-        if isinstance(line, dict) and all(map(_is_number, line.values())) and (not needed or needed in line):
-            lines.append(finite(line))
+        numbers = finite(line)
+        wrong = isinstance(line, dict) and [key for key, value in line.items() if key not in numbers and not isinstance(value, float)]
+        if isinstance(line, dict) and not wrong and needed in numbers and (needed != "step" or _is_step(numbers["step"])):
+            lines.append(numbers)
         elif text.strip() and number <= len(whole):
-            damaged.append(number)
-    return lines, damaged
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+            bad.append(number)
+    return lines, bad
 
 
 def finite(values: Any) -> dict[str, float]:
@@ -194,10 +190,3 @@ def read_evaluations(workdir: Path | str) -> list[dict]:
         if not numbers or not all(isinstance(text, str) for text in entry["protocols"].values()):
             raise UserError(f"{path} is damaged (entry {i} has {'protocols' if numbers else 'metrics'} of a wrong type); {remedy}")
     return entries
-
-
-class OneLine(logging.Formatter):
-    """A record is one line: control characters of names and values are escaped. A traceback still follows on lines of its own."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))

@@ -13,12 +13,13 @@ from pathlib import Path
 import jax
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ssl_jax.engine.checkpoint import gather, write_json
 from ssl_jax.engine.pictures import save_picture
 from ssl_jax.engine.records import read_evaluations
 from ssl_jax.engine.renamed_keys import protocol
-from ssl_jax.errors import MachineFault, not_written
+from ssl_jax.errors import MachineFault, not_written, printable
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 
@@ -65,6 +66,11 @@ def _without(entries: Sequence[Mapping], new: Mapping) -> list[dict]:
 
 def _short(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"  # percentages, and fractions
+
+
+def _text(name: str) -> Text:
+    """For rich, which would take brackets in a string for markup; control characters are escapes."""
+    return Text(printable(name))
 
 
 class Evaluations:
@@ -187,14 +193,14 @@ class Evaluations:
                 subject = f"{subject}, step {newest['step']}" if subject == "trained" else subject
             subjects[subject] = metrics
         subjects |= {name: dict(metrics) for name, metrics in config.get("references", {}).items()}
-        table = Table(title=f"{config.method} on {config.data.name}")
+        table = Table(title=_text(f"{config.method} on {config.data.name}"))
         table.add_column("metric")
         for subject in subjects:
-            table.add_column(subject, justify="right")
+            table.add_column(_text(subject), justify="right")
         for name in newest["metrics"]:
             if not name.endswith(("/top5", "/validation_top1")):
-                table.add_row(name, *(_short(metrics[name]) if name in metrics else "-" for metrics in subjects.values()))
+                table.add_row(_text(name), *(_short(metrics[name]) if name in metrics else "-" for metrics in subjects.values()))
         console = Console()
         console.print(table)
         for label, text in newest["protocols"].items():
-            console.print(f"{label}: {text}", style="dim", highlight=False)
+            console.print(_text(f"{label}: {text}"), style="dim", highlight=False)

@@ -20,7 +20,7 @@ from ssl_jax.evals.lib.resize import Resize, resize, to_size
 from ssl_jax.export.card import CARD, sha256
 from ssl_jax.models.common import run
 from ssl_jax.models.pretrained import inception
-from ssl_jax.models.pretrained.weights_file import read_arrays
+from ssl_jax.models.pretrained.arrays import read_arrays
 from ssl_jax.objectives.perceptual import CHANNELS, random_features, random_kernels
 
 PUBLISHED = "6726825d"  # SHA-256 of pt_inception-2015-12-05-6726825d.pth begins with this

@@ -24,9 +24,9 @@ from ssl_jax import files
 from ssl_jax.engine import durations
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.orbax_paths import check_text
-from ssl_jax.engine.records import OneLine, read_json, read_metrics
+from ssl_jax.engine.records import read_json, read_metrics
 from ssl_jax.engine.renamed_keys import translate
-from ssl_jax.errors import MachineFault, UserError, not_written, workdir_not_made
+from ssl_jax.errors import MachineFault, PrintableFormatter, UserError, not_written, workdir_not_made
 from ssl_jax.experiment.config import differences, from_plain
 
 PATIENCE = 100.0  # seconds that a restarted job waits for the lock; NFS keeps the locks of a dead host for 90
@@ -38,8 +38,12 @@ TYPES = {
     **dict.fromkeys(("data.name", "data.data_dir", "data.train_split", "data.test_split"), str),
     **dict.fromkeys(("data.ops", "data.eval_ops", "data.image_shape", "sharding", "baselines"), list),
     **dict.fromkeys(("data.features", "data.kinds", "data.vocabulary", "data.specs"), dict),
-    **dict.fromkeys(("data.workers", "data.num_classes", "data.examples"), int),
+    **dict.fromkeys(("data.workers", "data.num_classes", "data.examples", "data.image_shape.*", "mesh.*"), int),
+    **dict.fromkeys(("model.encoder", "model.head", "optim.*", "stages.*", "evals.*", "references.*"), dict),
+    **dict.fromkeys(("data.ops.*", "data.eval_ops.*", "sharding.*"), list),
+    "baselines.*": str,
 }
+AT_LEAST_1 = ("batch_size", "accumulate", "eval_batch_size", "log_every_steps")
 LOCK = ".lock"
 OF_A_RUN = (  # what `train` writes and a later start reads or goes on with
     "config.json", "vocabulary.json", "provenance.json", "metrics.jsonl", "starts.jsonl", "evaluations.json", "checkpoints",
@@ -131,7 +135,7 @@ def lock_workdir(workdir: Path, patience: float = 0.0) -> WorkdirLock:
     except OSError as error:
         raise workdir_not_made(workdir, error) from None
     file = _lock(workdir, folder, patience)
-    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ssl_jax").addHandler(handler)
     return WorkdirLock(workdir, folder, file)
 
@@ -301,10 +305,18 @@ def _read(path: Path) -> dict:
         from_plain(values)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({str(error) or type(error).__name__}); {remedy}") from None
-    for name, kinds in TYPES.items():
-        at = values
-        for part in name.split("."):
-            at = at.get(part) if isinstance(at, dict) else at
-        if at is not None and (not isinstance(at, kinds) or (isinstance(at, bool) and kinds is int)):
-            raise UserError(f"{path} is damaged ({name} is {json.dumps(at)[:40]}); {remedy}")
+    for name, kind in TYPES.items():
+        for at in _found(values, name.split(".")):
+            if type(at) is not kind or (name in AT_LEAST_1 and at < 1):
+                raise UserError(f"{path} is damaged ({name} is {json.dumps(at)[:40]}); {remedy}")
     return values
+
+
+def _found(values, parts: list[str]) -> list:
+    """The values at a dotted name, in which '*' is every key or index; without null, which is no value."""
+    for i, part in enumerate(parts):
+        if part == "*":
+            children = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+            return [value for child in children for value in _found(child, parts[i + 1 :])]
+        values = values.get(part) if isinstance(values, dict) else None
+    return [] if values is None else [values]

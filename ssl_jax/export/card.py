@@ -15,7 +15,7 @@ from ssl_jax.engine.records import read_json
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
 from ssl_jax.export.source import Source, normalization, plain
-from ssl_jax.models.pretrained.contents import refused
+from ssl_jax.models.pretrained.weights_file import refused
 from ssl_jax.version import VERSION
 
 CARD, SCHEMA = "card.json", 1

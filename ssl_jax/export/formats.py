@@ -26,7 +26,7 @@ from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
 from ssl_jax.models.common import portable
-from ssl_jax.models.pretrained.weights_file import read_arrays
+from ssl_jax.models.pretrained.arrays import read_arrays
 
 # 'encode': images -> features. Tokenizers also have 'tokens': images -> tokens, and 'decode': tokens -> images.
 Functions = Mapping[str, Callable]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ssl_jax import files
 from ssl_jax.engine.records import read_json
-from ssl_jax.errors import MachineFault, UserError, not_written, printable
+from ssl_jax.errors import MachineFault, UserError, control_characters, not_written, printable
 
 ENGINES = {"slurm": "slurm", "gke": "gke", "tpu-vm": "tpu_vm", "local": "detached"}
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # of a job, a namespace, a TPU or a zone, as clouds have them
@@ -127,11 +127,11 @@ def slug(workdir: Path) -> str:
 
 
 def check_words(request: JobRequest) -> None:
-    """Raises UserError for control characters: a new line in an argument would be a line of a script. `--setup` is shell anyway."""
+    """Raises UserError for control characters: a new line would be one of a script. Overrides are quoted."""
     options = {name: value for name, value in vars(request.options).items() if isinstance(value, str) and name != "setup"}
     words = {"config": request.config, "workdir": str(request.workdir), **options}
     for text in [f"--{name}={value}" for name, value in words.items()] + [*request.flags, *request.rest]:
-        if printable(text) != text:
+        if control_characters(text.replace("\n", "").replace("\t", "") if text.startswith("--config.") else text):
             raise UserError(f"argument {printable(text)} has a control character; leave it out")
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ssl_jax.engine.durations import to_steps
-from ssl_jax.engine.records import LARGE, finite, read_json, read_lines
+from ssl_jax.engine.records import LARGE, finite, parse, read_json
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import MachineFault, UserError
 
@@ -122,12 +122,12 @@ def read_run(workdir: Path) -> RunRecord:
     entries = [entry for entry in map(_entry, records) if entry is not None]
     if len(entries) < len(records):
         missing.append(f"evaluations.json: {len(records) - len(entries)} of {len(records)} entries are not understood")
-    lines = [line for line in _lines(workdir / "metrics.jsonl", missing) if isinstance(line.get("step"), int) and line["step"] >= 0]
+    lines = _lines(workdir / "metrics.jsonl", "step", missing)
     if not lines:
         missing.append("metrics.jsonl has no line: no step has been logged")
     pictures = _pictures(workdir / "pictures", missing)
     entries.sort(key=lambda entry: entry.step)
-    starts = _lines(workdir / "starts.jsonl", missing)
+    starts = _lines(workdir / "starts.jsonl", "time/clock", missing)
     return RunRecord(workdir, config, provenance, lines, starts, entries, pictures, _warnings(workdir / "log.txt", missing), missing)
 
 
@@ -151,16 +151,16 @@ def _load(path: Path, kind: type, missing: list[str]):
         return kind()
 
 
-def _lines(path: Path, missing: list[str]) -> list[dict[str, float]]:
+def _lines(path: Path, needed: str, missing: list[str]) -> list[dict[str, float]]:
     try:
-        lines, damaged = read_lines(path)
+        lines, damaged = parse(path, needed)
     except (UserError, MachineFault) as error:
         missing.append(str(error).removeprefix(f"{path.parent}/").partition("; ")[0])
         return []
     if path.exists() and not path.is_file():
         missing.append(f"{path.name} is no file")
     if damaged:
-        missing.append(f"{path.name}: {len(damaged):,} of {len(damaged) + len(lines):,} lines are damaged")
+        missing.append(f"{path.name}: {len(damaged):,} of {len(damaged) + len(lines):,} lines are damaged, first line {damaged[0]:,}")
     return lines
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_jax.models.pretrained.contents import check_archive, refused
+from ssl_jax.models.pretrained.weights_file import check_archive, refused
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the format before PyTorch 1.6
 _DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2", "Byte": "u1", "Bool": "?"}

@@ -19,8 +19,8 @@ import numpy as np
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import shard_batch
 from ssl_jax.models.conv import LAYOUT, conv
-from ssl_jax.models.pretrained.contents import check_archive, refused
 from ssl_jax.models.pretrained.torch_file import read_state_dict
+from ssl_jax.models.pretrained.weights_file import check_archive, refused
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions); a max-pool precedes all but the first
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]

@@ -1,38 +1,40 @@
-"""Read arrays by name from .safetensors, .npz and files of `torch.save`, with bounds on what a file may inflate to."""
+"""Files of weights may hold anything: what libraries raise becomes one line, and archives are bounded before they are read."""
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load_file
+from ssl_jax.errors import MachineFault, UserError
 
-from ssl_jax.models.pretrained.contents import check_archive, refused
-from ssl_jax.models.pretrained.torch_file import read_state_dict
+RATIO = 20  # largest inflated size of an archive by its own size: weights are nearly incompressible, 1000 is a bomb
 
 
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """{name: array} of a file, by its suffix: .safetensors, .npz, else what `torch.save` wrote.
-
-    Raises:
-        UserError: the file is missing or no such file. MachineFault: it cannot be read.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        with refused(path, "no safetensors file"):
-            return load_file(path)
-    if path.suffix == ".npz":
-        with refused(path, "no .npz file of arrays"):
-            with zipfile.ZipFile(path) as archive:
-                check_archive(archive, path)
-            with np.load(path, allow_pickle=False) as arrays:
-                return _numbers(dict(arrays))
-    return read_state_dict(path)
+@contextlib.contextmanager
+def refused(path: Path, what: str, remedy: str = "copy or download it again") -> Iterator[None]:
+    """Context in which whatever a library raises about the contents of `path` becomes a UserError: '`path` is `what` (cause)'."""
+    if not path.is_file():
+        raise UserError(f"{path} is no file; give the path of the weights")
+    try:
+        yield
+    except (UserError, MachineFault):
+        raise
+    except OSError as error:
+        if error.errno is None:  # a library speaks of the contents
+            raise UserError(f"{path} is {what} ({_line(error)}); {remedy}") from error
+        raise MachineFault(f"{path} cannot be read ({error.strerror}); repair its disk or its permissions") from error
+    except Exception as error:  # zipfile, zlib, pickle, NumPy and safetensors raise types of their own; all mean other contents
+        raise UserError(f"{path} is {what} ({_line(error)}); {remedy}") from error
 
 
-def _numbers(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for name, array in arrays.items():
-        if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
-            raise TypeError(f"{name} holds {array.dtype}")
-    return arrays
+def check_archive(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises ValueError if the members of a zip file would inflate to more than RATIO times its size, before anything is read."""
+    size, inflated = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if inflated > RATIO * size:
+        raise ValueError(f"{size:,} bytes would inflate to {inflated:,}")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
