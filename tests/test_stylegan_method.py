@@ -186,7 +186,7 @@ def test_conditional_networks_and_invalid_configs():
     assert set(np.unique(latents["label"])) == set(range(10))
     shapes = jax.eval_shape(method.init, jax.random.key(0), batch(), None)[0]
     assert shapes["generator"]["mapping"]["embed"]["kernel"].shape == (10, 16)
-    with pytest.raises(UserError, match="has none; give --config.model.conditional=False"):
+    with pytest.raises(UserError, match=r"has none; give --config\.model\.conditional=False"):
         build_method(load(conditional=True, classes=None))
     for changes, message in (
         (dict(generator=dict(name="stylegan3")), "generator.name has no 'stylegan3'; did you mean 'stylegan2' or 'stylegan1'"),
