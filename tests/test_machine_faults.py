@@ -263,8 +263,10 @@ def test_interrupt_during_imports_ends_launch_without_a_traceback(tmp_path):
 def test_interrupts_restore_what_they_change():
     threads = threading.active_count()
     with interrupts.heard():
+        os.kill(os.getpid(), signal.SIGUSR1)  # by default it would end the process
         assert threading.active_count() == threads + 1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT) or time.sleep(1)
     assert threading.active_count() == threads
     assert signal.set_wakeup_fd(-1) == -1
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
