@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import functools
 import os
 import shutil
 
@@ -11,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ssl_jax import files
-from ssl_jax.engine import checkpoint
+from ssl_jax.engine import checkpoint, reading
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 from ssl_jax.engine.method import State
 from ssl_jax.engine.metrics import MetricsWriter
@@ -56,10 +57,10 @@ def test_path_that_is_no_text_is_refused(tmp_path):
 def test_first_save_is_read_back(tmp_path, monkeypatch):
     reads, restore = [], ocp.PyTreeCheckpointHandler.restore
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", lambda *a, **k: reads.append(1) or restore(*a, **k))
-    monkeypatch.setattr(checkpoint, "PART", 40)
+    monkeypatch.setattr(checkpoint, "read_back", functools.partial(reading.read_back, part=40))
     save(tmp_path / "c", 1, 2, 3).close()
     assert len(reads) > 1  # in parts, once
-    monkeypatch.setattr(checkpoint, "verify_named", lambda *_: (_ for _ in ()).throw(Corrupt("2 leaves differ")))
+    monkeypatch.setattr(reading, "verify_named", lambda *_: (_ for _ in ()).throw(Corrupt("2 leaves differ")))
     with pytest.raises(MachineFault, match=r"checkpoint 1 was saved in .* and cannot be read back .*2 leaves differ"):
         save(tmp_path / "d", 1)
 
