@@ -161,6 +161,24 @@ def test_full_disk_behind_stdout_is_one_line():
     assert done.stderr == "error: No space left on device; free space or repair the disk, and run the same command again\n"
 
 
+CLOSED = """
+import os, sys
+os.close(1), os.close(2)
+sys.stdout = sys.stderr = None  # as Python starts with closed streams
+sys.path.insert(0, {root!r})
+from launch import main
+code = main(["report", "--workdir={workdir}"])
+assert [os.readlink(f"/proc/self/fd/{{n}}") for n in (1, 2)] == ["/dev/null"] * 2
+os._exit(code)
+"""
+
+
+def test_closed_streams_are_not_the_files_of_a_run(tmp_path):
+    script = CLOSED.format(root=str(ROOT), workdir=tmp_path)
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+    assert (tmp_path / "report.html").stat().st_size > 1000
+
+
 def test_no_device_is_one_line(monkeypatch):
     for error in (RuntimeError("Unable to initialize backend 'cuda': no GPU\nmore"), AssertionError()):
 
