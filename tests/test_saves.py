@@ -231,6 +231,15 @@ def test_files_are_flushed_before_and_after_they_are_renamed(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_checkpoint_is_flushed_before_it_is_recorded(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
+    save(tmp_path / "c", 1).close()
+    recorded = next(i for i, path in enumerate(flushed) if ".c.json." in path)
+    below = {str(path) for path in (tmp_path / "c").rglob("*")}
+    assert below <= set(flushed[:recorded])
+
+
 def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     files.write(tmp_path / "a.json", "old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))

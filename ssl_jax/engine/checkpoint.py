@@ -185,10 +185,19 @@ class Checkpoints:
             ) from error
 
     def _note(self) -> None:
-        """Write the newest saved step beside the directory. Raises MachineFault."""
+        """Write the newest saved step beside the directory, once it would outlive a power loss. Raises MachineFault."""
         newest = max(self.steps(), default=None)
-        if newest is not None and newest != self._noted():
-            write_json(self.record, {"newest": newest})
+        if newest is None or newest == self._noted():
+            return
+        if jax.process_index() == 0:
+            try:
+                files.flush_tree(self.directory / str(newest))  # Orbax flushes the arrays only
+                files.flush(self.directory)
+            except FileNotFoundError:  # someone has deleted it
+                return
+            except OSError as error:
+                raise not_written(self.directory / str(newest), error) from error
+        write_json(self.record, {"newest": newest})
 
     def _noted(self) -> int | None:
         """The newest step that was saved, by the file beside the directory; None without that file."""
