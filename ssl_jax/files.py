@@ -31,15 +31,19 @@ def write(path: Path, data: str | bytes) -> None:
 
 def put(temporary: Path, path: Path) -> None:
     """Rename a finished file or folder to `path`. What it holds is on the disk before the rename, and the rename before the end."""
-    if temporary.is_dir():
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                flush(Path(folder, name))
-            flush(Path(folder))
-    else:
-        flush(temporary)
+    flush_tree(temporary)
     os.replace(temporary, path)
     flush(path.parent)
+
+
+def flush_tree(path: Path) -> None:
+    """`flush` a file, or a directory with all that is below it."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            flush(Path(folder, name))
+        flush(Path(folder))
+    if not path.is_dir():
+        flush(path)
 
 
 def flush(path: Path) -> None:

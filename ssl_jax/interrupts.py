@@ -20,12 +20,23 @@ PATIENCE = 3.0  # seconds for KeyboardInterrupt to end the verb, as it does near
 def heard(patience: float = PATIENCE) -> Iterator[None]:
     """Context in which SIGINT ends the process within `patience` seconds, with exit code 130, unless another handler is set.
 
-    It does nothing outside of the main thread, or where SIGINT is ignored, as in the background of a shell script.
+    SIGUSR1 asks a training for a checkpoint, so it does not end a process that has none to write yet. Nothing changes outside of the
+    main thread, or for SIGINT where it is ignored, as in the background of a shell script.
     """
-    plain = signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not plain:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    usr1 = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with _listening(patience) if signal.getsignal(signal.SIGINT) is signal.default_int_handler else contextlib.nullcontext():
+            yield
+    finally:
+        signal.signal(signal.SIGUSR1, usr1)
+
+
+@contextlib.contextmanager
+def _listening(patience: float) -> Iterator[None]:
+    plain = signal.default_int_handler
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     over = threading.Event()

@@ -349,6 +349,21 @@ def finished(straight, tmp_path):
     return shutil.copytree(straight, tmp_path / "run")
 
 
+@pytest.mark.full
+def test_run_whose_checkpoints_are_gone_is_refused_until_it_starts_over(finished, folder, here):
+    before = (finished / "metrics.jsonl").read_bytes()
+    (finished / "checkpoints").rename(finished.parent / "elsewhere")
+    for _ in range(2):
+        one_line(here(command(finished, folder)), "saved step 12, and")
+        assert (finished / "metrics.jsonl").read_bytes() == before and not (finished / "checkpoints").exists()
+    (finished / "checkpoints").symlink_to(finished.parent / "unmounted")
+    one_line(here(command(finished, folder)), "is a link to what is not there")
+    done = here([*command(finished, folder), "--start_over"])
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in lines(finished)] == list(range(1, 13))
+    assert (finished / "before-1" / "metrics.jsonl").read_bytes() == before
+
+
 @pytest.fixture
 def verb(here):
     return lambda name, workdir, *overrides: here([sys.executable, "launch.py", name, f"--workdir={workdir}", *overrides])

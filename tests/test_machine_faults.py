@@ -161,6 +161,24 @@ def test_full_disk_behind_stdout_is_one_line():
     assert done.stderr == "error: No space left on device; free space or repair the disk, and run the same command again\n"
 
 
+CLOSED = """
+import os, sys
+os.close(1), os.close(2)
+sys.stdout = sys.stderr = None  # as Python starts with closed streams
+sys.path.insert(0, {root!r})
+from launch import main
+code = main(["report", "--workdir={workdir}"])
+assert [os.readlink(f"/proc/self/fd/{{n}}") for n in (1, 2)] == ["/dev/null"] * 2
+os._exit(code)
+"""
+
+
+def test_closed_streams_are_not_the_files_of_a_run(tmp_path):
+    script = CLOSED.format(root=str(ROOT), workdir=tmp_path)
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+    assert (tmp_path / "report.html").stat().st_size > 1000
+
+
 def test_no_device_is_one_line(monkeypatch):
     for error in (RuntimeError("Unable to initialize backend 'cuda': no GPU\nmore"), AssertionError()):
 
@@ -263,8 +281,10 @@ def test_interrupt_during_imports_ends_launch_without_a_traceback(tmp_path):
 def test_interrupts_restore_what_they_change():
     threads = threading.active_count()
     with interrupts.heard():
+        os.kill(os.getpid(), signal.SIGUSR1)  # by default it would end the process
         assert threading.active_count() == threads + 1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT) or time.sleep(1)
     assert threading.active_count() == threads
     assert signal.set_wakeup_fd(-1) == -1
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL

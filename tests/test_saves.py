@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import functools
 import os
 import shutil
 
@@ -11,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ssl_jax import files
-from ssl_jax.engine import checkpoint
+from ssl_jax.engine import checkpoint, reading
 from ssl_jax.engine.checkpoint import Checkpoints, Corrupt
 from ssl_jax.engine.method import State
 from ssl_jax.engine.metrics import MetricsWriter
@@ -56,10 +57,10 @@ def test_path_that_is_no_text_is_refused(tmp_path):
 def test_first_save_is_read_back(tmp_path, monkeypatch):
     reads, restore = [], ocp.PyTreeCheckpointHandler.restore
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", lambda *a, **k: reads.append(1) or restore(*a, **k))
-    monkeypatch.setattr(checkpoint, "PART", 40)
+    monkeypatch.setattr(checkpoint, "read_back", functools.partial(reading.read_back, part=40))
     save(tmp_path / "c", 1, 2, 3).close()
     assert len(reads) > 1  # in parts, once
-    monkeypatch.setattr(checkpoint, "verify_named", lambda *_: (_ for _ in ()).throw(Corrupt("2 leaves differ")))
+    monkeypatch.setattr(reading, "verify_named", lambda *_: (_ for _ in ()).throw(Corrupt("2 leaves differ")))
     with pytest.raises(MachineFault, match=r"checkpoint 1 was saved in .* and cannot be read back .*2 leaves differ"):
         save(tmp_path / "d", 1)
 
@@ -228,6 +229,15 @@ def test_files_are_flushed_before_and_after_they_are_renamed(tmp_path, monkeypat
     files.write(tmp_path / "a.json", "{}")
     assert len(order) == 3 and ".a.json." in order[0] and order[1:] == ["rename", str(tmp_path)]
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_checkpoint_is_flushed_before_it_is_recorded(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd))
+    save(tmp_path / "c", 1).close()
+    recorded = next(i for i, path in enumerate(flushed) if ".c.json." in path)
+    below = {str(path) for path in (tmp_path / "c").rglob("*")}
+    assert below <= set(flushed[:recorded])
 
 
 def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

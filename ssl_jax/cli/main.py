@@ -88,6 +88,7 @@ def verb_module(verb: str) -> ModuleType:
 
 def main(argv: list[str]) -> int:
     """Run a verb and return the exit code. Bad input and faults of the machine are one line on stderr."""
+    _open_streams()
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("NPROC", "16")  # fake devices deadlock with fewer threads than devices
     shown = logging.StreamHandler(sys.stderr)
@@ -102,8 +103,7 @@ def main(argv: list[str]) -> int:
             _refuse_control_characters(argv)
             args, overrides = parser(argv).parse_known_args(argv)
             code = verb_module(args.verb).main(args, overrides)
-            if sys.stdout is not None:
-                sys.stdout.flush()  # a full disk or an ended reader is noticed here rather than at the exit
+            sys.stdout.flush()  # a full disk or an ended reader is noticed here rather than at the exit
             return code
         except (UserError, MachineFault) as error:
             return _end(error)
@@ -123,6 +123,17 @@ def main(argv: list[str]) -> int:
             raise
 
 
+def _open_streams() -> None:
+    """Give closed streams /dev/null. The next file would become stdout or stderr, and libraries would write their messages into it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  for the life of the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
 def _end(error: UserError | MachineFault) -> int:
     """Print one line, and return the exit code."""
     _abort(error)
@@ -136,7 +147,7 @@ def _drop_output() -> None:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (AttributeError, OSError, ValueError):  # closed, or not a file
-        sys.stdout = None
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@
   python launch.py train --config=configs/simclr.py:cifar10 --workdir=runs/c10 --config.seed=1 --config.optim.net.lr=0.1
 
 The same command on the same workdir resumes from the last intact checkpoint, to the same numbers as an uninterrupted run. SIGTERM
-saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, kill -9 loses what came after the last
-checkpoint. The workdir holds config.json, vocabulary.json (of texts), metrics.jsonl, log.txt, checkpoints/, checkpoints.json (the
-newest step that was saved), pictures/, evaluations.json, report.html.
+saves and exits with 0 (or --saved_code), SIGINT (Ctrl-C) saves and exits with 130, SIGHUP saves and exits with 129, SIGUSR1 saves
+and goes on, kill -9 loses what came after the last checkpoint.
+
+The workdir holds config.json, vocabulary.json (of texts), metrics.jsonl, log.txt, checkpoints/, checkpoints.json (the newest step
+that was saved), pictures/, evaluations.json, report.html.
 
 A workdir whose checkpoints are not there any more is refused, since going on would erase its metrics. --start_over moves what it
 holds into WORKDIR/before-N and begins at step 0.

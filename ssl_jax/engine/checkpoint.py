@@ -12,26 +12,26 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax import files
-from ssl_jax.engine.checksums import Corrupt, checksums, nonfinite, verify, verify_named
+from ssl_jax.engine.checksums import Corrupt, checksums, nonfinite, verify
 from ssl_jax.engine.method import State
 from ssl_jax.engine.orbax_paths import openable
+from ssl_jax.engine.processes import barrier, gather, gather_lists
+from ssl_jax.engine.reading import check_step, first_line, raise_fault, read_back, read_together
 from ssl_jax.engine.renamed_keys import MODULES, old_names_in, rename
 from ssl_jax.engine.sharding import leaf_names
-from ssl_jax.errors import MachineFault, NotFinite, UserError, machine_fault, not_written
+from ssl_jax.errors import MachineFault, NotFinite, UserError, not_written
 
 log = logging.getLogger(__name__)
 STALE = 70  # seconds after which every host sees a directory as it is: NFS caches listings for up to a minute
-PART = 2**28  # bytes that are read back at a time after the first save
 
 
 def saved_part(state: State) -> dict:
@@ -95,10 +95,12 @@ class Checkpoints:
             opened = self._opened.enter_context(openable(self.directory))
             self._manager = _Manager(opened, options=options, item_handlers=self._handlers)
         except OSError as error:
+            if read_only:
+                raise MachineFault(f"{self.directory} cannot be read ({error.strerror}); repair its disk, and start again") from error
             raise not_written(self.directory, error) from error
         except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:  # read for every step
             raise UserError(
-                f"{self.directory} cannot be opened ({_first_line(error)}); a checkpoint there has a damaged _CHECKPOINT_METADATA: "
+                f"{self.directory} cannot be opened ({first_line(error)}); a checkpoint there has a damaged _CHECKPOINT_METADATA: "
                 "move it away"
             ) from error
 
@@ -113,7 +115,7 @@ class Checkpoints:
             MachineFault: in every process, if they still list different checkpoints.
         """
         for waited in range(STALE + 1):  # counted rather than timed, so that all processes stop together
-            seen = _gather_lists(self.steps())
+            seen = gather_lists(self.steps())
             differing = [i for i, steps in enumerate(seen) if steps != seen[0]]
             if not differing:
                 return seen[0]
@@ -148,7 +150,7 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:  # another process has gone; nothing is wrong with the disk
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            log.error("the checkpoint before step %d could not be saved (%s); trying again with this step", step, _first_line(error))
+            log.error("the checkpoint before step %d could not be saved (%s); trying again with this step", step, first_line(error))
             self._remove_unfinished()
         try:
             if not all(gather(self.directory.is_dir())):
@@ -172,44 +174,35 @@ class Checkpoints:
             raise self._save_failed(error) from error
         if not self._checked:
             self.wait()
-            self._read_back(step, tree, sums)
+            self._check_read_back(step, tree, sums)
             self._checked = True
 
-    def _read_back(self, step: int, tree, sums: Mapping[str, int]) -> None:
-        """Compare checkpoint `step` on the disk with its arrays, a part at a time, since the devices may not hold a second copy.
-
-        Raises:
-            MachineFault: it cannot be read or differs.
-        """
-        folder, handler = self._manager.directory / str(step), ocp.PyTreeCheckpointHandler()
-        leaves, structure = jax.tree.flatten(tree)
-        names, parts = leaf_names(tree), []
-        for i, leaf in enumerate(leaves):
-            if not parts or sum(leaves[k].nbytes for k in parts[-1]) + leaf.nbytes > PART:
-                parts.append([])
-            parts[-1].append(i)
+    def _check_read_back(self, step: int, tree, sums: Mapping[str, int]) -> None:
+        """Raises MachineFault unless checkpoint `step` can be read from the disk."""
         try:
-            saved = self._handlers["checksums"].restore(folder / "checksums", args=ocp.args.JsonRestore())
-            if saved != dict(sums):
-                raise Corrupt("its checksums are not those that were written")
-            for part in parts:
-                wanted = structure.unflatten([leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)])
-                how = jax.tree.map(_restore_args, wanted)
-                read = jax.tree.leaves(handler.restore(folder / "state", args=ocp.args.PyTreeRestore(item=wanted, restore_args=how)))
-                verify_named({names[i]: read[i] for i in part}, sums)
+            read_back(self._manager.directory / str(step), tree, sums)
         except jax.errors.JaxRuntimeError:  # another process has gone, or a device has no memory
             raise
         except Exception as error:  # Orbax, TensorStore, JSON and zstd raise types of their own; all mean unreadable
             raise MachineFault(
-                f"checkpoint {step} was saved in {self.directory} and cannot be read back ({_first_line(error)}); repair its disk, or "
+                f"checkpoint {step} was saved in {self.directory} and cannot be read back ({first_line(error)}); repair its disk, or "
                 "choose another --workdir"
             ) from error
 
     def _note(self) -> None:
-        """Write the newest saved step beside the directory. Raises MachineFault."""
+        """Write the newest saved step beside the directory, once it would outlive a power loss. Raises MachineFault."""
         newest = max(self.steps(), default=None)
-        if newest is not None and newest != self._noted():
-            write_json(self.record, {"newest": newest})
+        if newest is None or newest == self._noted():
+            return
+        if jax.process_index() == 0:
+            try:
+                files.flush_tree(self.directory / str(newest))  # Orbax flushes the arrays only
+                files.flush(self.directory)
+            except FileNotFoundError:  # someone has deleted it
+                return
+            except OSError as error:
+                raise not_written(self.directory / str(newest), error) from error
+        write_json(self.record, {"newest": newest})
 
     def _noted(self) -> int | None:
         """The newest step that was saved, by the file beside the directory; None without that file."""
@@ -263,7 +256,7 @@ class Checkpoints:
             except OSError as error:
                 raise not_written(path, error) from error
             write_json(path, dict(metrics))
-        _barrier("rated")
+        barrier("rated")
         self._manager.reload()
 
     def wait(self) -> None:
@@ -298,7 +291,7 @@ class Checkpoints:
         self._remove_unfinished()
         saved = self.steps()
         return MachineFault(
-            f"could not save a checkpoint under {self.directory} ({_first_line(error)}); free space or repair the directory and run "
+            f"could not save a checkpoint under {self.directory} ({first_line(error)}); free space or repair the directory and run "
             f"the same command again: it resumes from " + (f"step {saved[-1]}" if saved else "the start, nothing is saved yet")
         )
 
@@ -316,14 +309,14 @@ class Checkpoints:
             MachineFault: the disk or the network cannot read it, which says nothing about the checkpoint.
         """
         wanted, folder = saved_part(target), self.directory / str(step)
-        tree = _read_together(folder, lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
+        tree = read_together(folder, lambda: self._manager.item_metadata(step)["state"].tree, "its metadata cannot be read")
         trees = (rename(tree, MODULES), wanted)
         saved, here = ({name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in _named(x)} for x in trees)
         self._check_structure(step, saved, here)
-        state, expected = _read_together(folder, lambda: self._read(step, rename(wanted, old_names_in(tree))), "it cannot be read")
+        state, expected = read_together(folder, lambda: self._read(step, rename(wanted, old_names_in(tree))), "it cannot be read")
         verify(state, expected)
         state = rename(state, MODULES)
-        _check_step(step, state)
+        check_step(step, state)
         return target._replace(**state)
 
     def _read(self, step: int, wanted) -> tuple[dict, dict[str, int]]:
@@ -377,7 +370,7 @@ class Checkpoints:
         try:
             folder.mkdir(exist_ok=True)
             target = folder / f"{step}-{len(list(folder.iterdir()))}"
-            _barrier("corrupt")  # every process has counted before process 0 moves
+            barrier("corrupt")  # every process has counted before process 0 moves
             if jax.process_index() == 0:
                 os.replace(self.directory / str(step), target)
         except (FileExistsError, NotADirectoryError):
@@ -387,7 +380,7 @@ class Checkpoints:
             ) from None
         except OSError as error:
             raise not_written(target, error) from error
-        _barrier("moved")
+        barrier("moved")
         self._manager.reload()
         return target
 
@@ -404,11 +397,11 @@ class Checkpoints:
             target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
             state, expected = self._read(step, target)
             verify(state, expected)
-            _check_step(step, state)
+            check_step(step, state)
         except Exception as error:  # Orbax, TensorStore, JSON and zstd raise types of their own; all mean unreadable
-            _raise_fault(self.directory / str(step), error)
+            raise_fault(self.directory / str(step), error)
             raise UserError(
-                f"checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}); there are {self.steps()}"
+                f"checkpoint {step} in {self.directory} cannot be read ({first_line(error)}); there are {self.steps()}"
             ) from error
         return {part: rename(state[part], MODULES) for part in parts}
 
@@ -419,103 +412,16 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            log.error("the last checkpoint in %s could not be saved (%s)", self.directory, _first_line(error))
+            log.error("the last checkpoint in %s could not be saved (%s)", self.directory, first_line(error))
         self._opened.close()
-
-
-def gather(value: float) -> list[float]:
-    """`value` of every process, in order, so that all processes decide alike."""
-    return np.atleast_1d(multihost_utils.process_allgather(np.float64(value))).tolist() if jax.process_count() > 1 else [value]
-
-
-def _gather_lists(values: list[int]) -> list[list[int]]:
-    """`values` of every process, in order. They must not be negative: -1 is the padding."""
-    longest = int(max(gather(len(values))))
-    if jax.process_count() == 1 or longest == 0:
-        return [values] * jax.process_count()
-    padded = np.array(values + [-1] * (longest - len(values)), np.int32)
-    return [[int(value) for value in row if value >= 0] for row in multihost_utils.process_allgather(padded)]
-
-
-def _read_together(folder: Path, read: Callable, message: str):
-    """`read()` in every process. If it fails in one, all raise Corrupt; otherwise the others would wait for that one forever.
-
-    Raises:
-        Corrupt: with `message` in the process that failed.
-        MachineFault: the disk or the network cannot read `folder`.
-        JaxRuntimeError, MemoryError: a device or memory failed, which says nothing about the checkpoint.
-    """
-    value = failure = None
-    try:
-        value = read()
-    except Exception as error:  # noqa: BLE001  Orbax, TensorStore, JSON and zstd raise types of their own
-        _raise_fault(folder, error)
-        failure = error
-    failed = [process for process, has_failed in enumerate(gather(failure is not None)) if has_failed]
-    if failed:
-        raise Corrupt(f"{message} ({_first_line(failure)})" if failure else f"process {failed[0]} cannot read it") from failure
-    return value
-
-
-def _raise_fault(folder: Path, error: Exception) -> None:
-    """Return only if `error` says that the content of `folder` is damaged, whose files can all be read.
-
-    Raises:
-        MachineFault: a disk or the network failed.
-        JaxRuntimeError, MemoryError: `error` itself.
-    """
-    if isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)):
-        raise error
-    fault = machine_fault(error) or machine_fault(_unreadable(folder))
-    content = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-    if fault is None and isinstance(error, OSError) and not isinstance(error, content):
-        fault = error
-    if fault is not None:
-        raise MachineFault(f"checkpoint {folder} cannot be read, and stays where it is: {fault}") from error
-
-
-def _unreadable(folder: Path) -> OSError | None:
-    """The first error of reading every file below `folder`."""
-    found: list[OSError] = []
-    for where, _, names in os.walk(folder, onerror=found.append):
-        for name in names:
-            try:
-                with open(Path(where, name), "rb") as file:
-                    while file.read(2**24):
-                        pass
-            except OSError as error:
-                found.append(error)
-    return next((error for error in found if machine_fault(error)), None)
-
-
-def _check_step(step: int, state: Mapping) -> None:
-    if int(state["step"]) != step:
-        raise Corrupt(f"it holds step {int(state['step'])}")
-
-
-def _restore_args(leaf) -> ocp.RestoreArgs:
-    if not isinstance(leaf, jax.Array):  # a placeholder, or an array of the host
-        return ocp.RestoreArgs(restore_type=None if leaf is ocp.PLACEHOLDER else np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
-
-def _stops(config: Mapping) -> bool:
-    return config.get("on_nonfinite", "stop") == "stop"
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _named(tree) -> list[tuple[str, object]]:
     return list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
-def _first_line(error: BaseException) -> str:
-    """Type and first line of an error. A long line loses its middle, since TensorStore names the cause at the end."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: " + (line if len(line) <= 200 else f"{line[:90]} ... {line[-90:]}")
+def _stops(config: Mapping) -> bool:
+    return config.get("on_nonfinite", "stop") == "stop"
 
 
 def write_json(path: Path, value) -> None:
