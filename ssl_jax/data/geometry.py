@@ -39,7 +39,7 @@ cv2.setNumThreads(0)  # many images run at once; threads within one image would 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 NEARLY = 1.2  # shrinking by less than this factor needs no averaging
 LARGEST = 8  # intermediate pixels per pixel of the source or the result
-PHASES = 8  # source pixels before an area where its grid may begin
+PHASES = 5  # source pixels before an area where its grid may begin
 CLOSE = 1 / 16  # of a step of a grid: a shift that is not looked for further
 Recipe = Sequence[tuple[str, Mapping]]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -104,18 +104,17 @@ def _grid(start: float, extent: float, target: int, around: int) -> _Grid:
     whole = round(start * scale)
     if start <= extent and abs(start * scale - whole) < 1e-6:  # a centered crop of the whole image
         return _Grid(0, last, scale, whole, target * blocks, blocks)
-    found = (math.inf, 0, 0)
+    best, origin = math.inf, first
     for at in range(first, max(-1, first - PHASES), -1):
         steps = (start - at) * scale
-        # The end of the grid is rounded, and must not be short of the area.
-        skip = min(round(steps), round((last - around - at) * scale) - target * blocks)
-        error = abs(steps - skip)
-        if error < found[0] - 1e-6:
-            found = error, at, skip
-        if error < CLOSE:
-            break
-    _, at, skip = found
-    return _Grid(at, last, scale, skip, target * blocks, blocks)
+        error = abs(steps - int(steps + 0.5))
+        if error < best:
+            best, origin = error, at
+            if error < CLOSE:
+                break
+    # The end of the grid is rounded, and must not be short of the area.
+    skip = min(round((start - origin) * scale), round((last - around - origin) * scale) - target * blocks)
+    return _Grid(origin, last, scale, skip, target * blocks, blocks)
 
 
 def torchvision_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
