@@ -91,7 +91,7 @@ def rename_features(
       where: name of the dataset, for messages.
 
     Raises:
-      UserError: unknown feature or unknown kind.
+      UserError: unknown feature or unknown kind, or none is the image.
     """
     for name, feature in names.items():
         if feature not in own:
@@ -109,6 +109,11 @@ def rename_features(
             kind = "mask"
         kind = kinds.get(name, kind)
         found[name] = Feature((*shape[:-1], 3) if kind == "image" else shape, dtype, kind)
+    if "image" not in found:
+        images = [name for name, feature in found.items() if feature.kind in ("image", "mask")]
+        flags = " or ".join(f"--config.data.features.image={paths[name]}" for name in images)
+        remedy = f"say which one it is: {flags}" if images else "give another dataset"
+        raise UserError(f"data '{where}' has no feature 'image' but {listing(found)}; {remedy}")
     return paths, found
 
 

@@ -70,8 +70,8 @@ def run_training(
         experiment = build_experiment(config, workdir=workdir)
         distributed.check_same_config(configs.plain(experiment.config))
         record_config(workdir, configs.plain(experiment.config))
-        record_data(workdir, experiment.batches.source)
         write_json(workdir / "provenance.json", provenance())
+        record_data(workdir, experiment.batches.source)
         record_start(workdir, began)
         restarted = launch_environment.launched_process(os.environ) is not None or saved_code != 0
         try:
