@@ -38,12 +38,15 @@ def record_data(workdir: Path, source: Source) -> None:
 
     Raises:
         UserError: names, sizes or number of the files have changed since the run began.
+        MachineFault: the record cannot be read or written.
     """
     path, now = workdir / "data.json", {"fingerprint": source.fingerprint, "examples": len(source), "split": source.split}
     if path.exists():
         try:
             before = json.loads(path.read_text())
             changed = before["fingerprint"] != now["fingerprint"]
+        except OSError as error:
+            raise MachineFault(f"{path} cannot be read ({error.strerror}); repair it, and run the same command again") from error
         except (ValueError, KeyError, TypeError):
             log.warning("%s is damaged, so it is not known whether the data are those that the run began with; writing it again", path)
             changed = False
