@@ -58,14 +58,18 @@ def base(method: str) -> ml_collections.ConfigDict:
         data_dir="",  # of TFDS; '' is $TFDS_DATA_DIR, then TFDS's default
         train_split="train",
         test_split="test",
+<<<<<<< HEAD
         bank_split="",  # labeled split for kNN and probes if the train split has no labels; "": the train split
         follow_links=False,  # in a folder of images: follow links to folders, and to files out of it
+=======
+>>>>>>> f-data
         ops=(),  # host geometry; () for images of one size, which the device crops
         eval_ops=(),
         features={},  # {name in the batch: feature of the dataset}: {'boxes': 'objects/bbox'}; others keep their names
         kinds={},  # {name in the batch: kind} to override the dataset's, see ssl_jax/data/features.py: {'landmarks': 'points'}
         vocabulary={},  # texts that become token ids: {name in the batch: None}; None becomes the number of tokens
         specs={},  # features to rehearse without the data, if no catalog has them: {'motion': ((4,), 'float32')}
+        follow_links=False,  # in a folder of images: follow links to folders, and to files out of it
         workers=0,  # decoding processes; 0 decodes in threads
         image_shape=(),  # from the data, as the next two
         num_classes=config_dict.placeholder(int),

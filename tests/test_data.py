@@ -548,7 +548,9 @@ def test_changed_data_are_refused_on_resume(tmp_path):
     source = open_source(images_folder(tmp_path / "images", 6), "all")
     workdir = tmp_path / "run"
     workdir.mkdir()
-    record_data(workdir, source)
+    (workdir / "data.json").write_text('{"fingerprint": "of other data", "examples": 6}')
+    record_data(workdir, source)  # nothing was saved with the other data
+    (workdir / "checkpoints" / "2").mkdir(parents=True)
     record_data(workdir, open_source(str(tmp_path / "images"), "all"))
     (tmp_path / "new.png").write_bytes(encode(photo(24, 33), "PNG"))
     (tmp_path / "new.png").replace(tmp_path / "images" / "a" / "000.png")

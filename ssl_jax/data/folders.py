@@ -101,7 +101,8 @@ class FolderSource(Source):
         indices = np.flatnonzero(taken)
         self.paths = [tree.paths[i] for i in indices.tolist()]
         if not self.paths:
-            raise UserError(f"folder '{self.root}': split '{split}' has no image; use split 'all'")
+            remedy = "--config.data.train_split=all and --config.data.test_split=all read every image"
+            raise UserError(f"folder '{self.root}': split '{split}' has no image; {remedy}")
         self._sizes = tree.sizes[indices]
         own, self.labels = {"image": Feature((None, None, 3), "uint8", "image")}, None
         if self.label_names is not None:

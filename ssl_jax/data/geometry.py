@@ -41,7 +41,8 @@ INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 MOST_PIXELS, MOST_CROPS = 2**14, 256  # of a side; of one image
 NEARLY = 1.2  # shrinking by less than this factor needs no averaging
 LARGEST = 8  # intermediate pixels per pixel of the source or the result
-PHASES = 8  # source pixels before an area where its grid may begin
+PHASES = 5  # source pixels before an area where its grid may begin
+CLOSE = 1 / 16  # of a step of a grid: a shift that is not looked for further
 Recipe = Sequence[tuple[str, Mapping]]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 Area = tuple[float, float, float, float]  # the same, not in whole pixels
@@ -102,17 +103,20 @@ def _grid(start: float, extent: float, target: int, around: int) -> _Grid:
     if first == start:
         return _Grid(first, last, scale, 0, target * blocks, blocks)
 
-    def begin(at):
+    whole = round(start * scale)
+    if start <= extent and abs(start * scale - whole) < 1e-6:  # a centered crop of the whole image
+        return _Grid(0, last, scale, whole, target * blocks, blocks)
+    best, origin = math.inf, first
+    for at in range(first, max(-1, first - PHASES), -1):
         steps = (start - at) * scale
-        # The end of the grid is rounded, and must not be short of the area.
-        skip = min(round(steps), round((last - around - at) * scale) - target * blocks)
-        return abs(steps - skip), -at, skip
-
-    error, _, skip = begin(0)
-    if start <= extent and error < 1e-6:  # a centered crop of the whole image
-        return _Grid(0, last, scale, skip, target * blocks, blocks)
-    _, at, skip = min(map(begin, range(first, max(-1, first - PHASES), -1)))
-    return _Grid(-at, last, scale, skip, target * blocks, blocks)
+        error = abs(steps - int(steps + 0.5))
+        if error < best:
+            best, origin = error, at
+            if error < CLOSE:
+                break
+    # The end of the grid is rounded, and must not be short of the area.
+    skip = min(round((start - origin) * scale), round((last - around - origin) * scale) - target * blocks)
+    return _Grid(origin, last, scale, skip, target * blocks, blocks)
 
 
 def torchvision_box(rng: np.random.Generator, height: int, width: int, area, ratio) -> Box:
@@ -344,12 +348,12 @@ def without_crop_axis(ops: Recipe, values: np.ndarray) -> np.ndarray:
 
 def crop_image(picture: Picture, windows: Sequence[Window]) -> np.ndarray:
     """uint8 [windows, h, w, 3]. Raises CorruptImage."""
-    size = picture.height, picture.width
-    shrink = min(min(_source_area(each, *size)[2] / each.part[2], _source_area(each, *size)[3] / each.part[3]) for each in windows)
+    areas = [_source_area(window, picture.height, picture.width) for window in windows]
+    shrink = min(min(a[2] / window.part[2], a[3] / window.part[3]) for a, window in zip(areas, windows, strict=True))
     out = np.empty((len(windows), *windows[0].part[2:], 3), np.uint8)
     with picture.decoded(max(1.0, shrink)) as (pixels, factor):
         for i, window in enumerate(windows):
-            top, left, height, width = picture.stored(_source_area(window, *size))
+            top, left, height, width = picture.stored(areas[i])
             area = top / factor, left / factor, height / factor, width / factor
             shape = window.part[:1:-1] if picture.transposed else window.part[2:]
             around = 2 if window.box is None else 0  # bicubic interpolation reaches as far

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ssl_jax.data.decode import CorruptImage
-from ssl_jax.data.features import from_tfds, listing, rename_features
+from ssl_jax.data.features import from_tfds, rename_features
 from ssl_jax.data.source import OWN_ERRORS, Source, digest, one_line, printable, unreadable
 from ssl_jax.errors import UserError
 
@@ -165,12 +165,6 @@ class TfdsSource(Source):
         own = from_tfds(builder.info.features)
         by_path = {"/".join(path): path for path in own}
         paths, features = rename_features({"/".join(path): each for path, each in own.items()}, names, kinds, self.name)
-        if "image" not in features:
-            images = [path for path, feature in sorted(features.items()) if feature.kind in ("image", "mask")]
-            if not images:
-                raise UserError(f"data '{self.name}' has no image but {listing(features)}; give another dataset")
-            flags = " or ".join(f"--config.data.features.image={path}" for path in images)
-            raise UserError(f"data '{self.name}' has no feature 'image' but {listing(features)}; say which one it is: {flags}")
         self.features = features  # sorted, since the order in TFDS differs between processes
         self._paths = {name: by_path[path] for name, path in paths.items()}
         shape = features["image"].shape

@@ -34,20 +34,24 @@ def check_there(workdir: Path, name: str) -> None:
 
 
 def record_data(workdir: Path, source: Source) -> None:
-    """Write the fingerprint of the training data, or check it against the one of this workdir.
+    """Write the fingerprint of the training data, or check it against the one of this workdir, if that holds a checkpoint.
 
     Raises:
         UserError: names, sizes or number of the files have changed since the run began.
+        MachineFault: the record cannot be read or written.
     """
     path, now = workdir / "data.json", {"fingerprint": source.fingerprint, "examples": len(source), "split": source.split}
     if path.exists():
         try:
             before = json.loads(path.read_text())
             changed = before["fingerprint"] != now["fingerprint"]
+        except OSError as error:
+            raise MachineFault(f"{path} cannot be read ({error.strerror}); repair it, and run the same command again") from error
         except (ValueError, KeyError, TypeError):
             log.warning("%s is damaged, so it is not known whether the data are those that the run began with; writing it again", path)
             changed = False
-        if changed:
+        checkpoints = workdir / "checkpoints"
+        if changed and checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir()):
             raise UserError(
                 f"data '{source.name}' split '{source.split}' have changed since --workdir={workdir} was started: "
                 f"{before.get('examples')} examples then, {len(source)} now, with other names or sizes of files; put the old data "
