@@ -203,7 +203,7 @@ OVERRIDES = [
     ("vae", "model.warmup=-1", "config.model.warmup=-1 must be"),
     ("vae", "model.free_bits=nan", "config.model.free_bits=nan must be"),
     ("autoencoder", "model.contraction=-0.1", "config.model.contraction=-0.1 must be"),
-    ("autoencoder", "model.sparsity=2", "config.model.sparsity=2.0 must be"),
+    ("autoencoder", "model.sparsity=-2", "config.model.sparsity=-2.0 must be"),
     ("autoencoder", "model.corruption.emphasis=(1.0,)", "config.model.corruption.emphasis=(1.0,) must be"),
     ("autoencoder", "model.corruption.level=-0.5", "config.model.corruption.level=-0.5 must be"),
     ("autoencoder", "model.corruption.level=5", "is the share of corrupted values"),
