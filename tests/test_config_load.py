@@ -18,7 +18,7 @@ from ssl_jax.experiment import sizes
 from ssl_jax.experiment.config_values import KEYS, check_values
 from ssl_jax.experiment.overrides import literal
 from ssl_jax.objectives.codebooks import build_quantizer
-from ssl_jax.objectives.contrastive import loss_of_views
+from ssl_jax.objectives.contrastive import loss_of_views, nt_xent
 
 
 def write(folder, text):
@@ -182,6 +182,9 @@ def test_tokens_outside_the_codebook_are_refused(spec):
 def test_a_temperature_of_zero_or_less_is_refused(temperature):
     with pytest.raises(UserError, match=r"config\.model\.temperature"):
         loss_of_views("nt_xent", temperature, "dense")
+    if temperature != "warm":
+        with pytest.raises(UserError, match=r"must be a positive number"):
+            nt_xent(jnp.ones((2, 2, 3)), temperature)
 
 
 def test_views_of_images_without_pixels_are_refused():
