@@ -10,7 +10,7 @@ import pytest
 
 from configs import common
 from launch import main
-from ssl_jax.augment.views import output_size
+from ssl_jax.augment.views import make_views, output_size
 from ssl_jax.engine.sharding import make_mesh
 from ssl_jax.errors import PrintableFormatter, UserError, printable
 from ssl_jax.experiment import config as configs
@@ -190,3 +190,5 @@ def test_a_temperature_of_zero_or_less_is_refused(temperature):
 def test_views_of_images_without_pixels_are_refused():
     with pytest.raises(UserError, match="images of 0 x 8 pixels"):
         output_size(((("flip", {}),),), (0, 8))
+    with pytest.raises(ValueError, match="images of 0 x 8 pixels"):
+        make_views(((("flip", {}),),))(jnp.zeros((2, 0, 8, 3), jnp.uint8), jax.random.key(0))
