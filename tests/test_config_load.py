@@ -10,7 +10,7 @@ import pytest
 
 from configs import common
 from launch import main
-from ssl_jax.augment.views import output_size
+from ssl_jax.augment.views import make_views, output_size
 from ssl_jax.engine.sharding import make_mesh
 from ssl_jax.errors import PrintableFormatter, UserError, printable
 from ssl_jax.experiment import config as configs
@@ -18,7 +18,7 @@ from ssl_jax.experiment import sizes
 from ssl_jax.experiment.config_values import KEYS, check_values
 from ssl_jax.experiment.overrides import literal
 from ssl_jax.objectives.codebooks import build_quantizer
-from ssl_jax.objectives.contrastive import loss_of_views
+from ssl_jax.objectives.contrastive import loss_of_views, nt_xent
 
 
 def write(folder, text):
@@ -182,8 +182,13 @@ def test_tokens_outside_the_codebook_are_refused(spec):
 def test_a_temperature_of_zero_or_less_is_refused(temperature):
     with pytest.raises(UserError, match=r"config\.model\.temperature"):
         loss_of_views("nt_xent", temperature, "dense")
+    if temperature != "warm":
+        with pytest.raises(UserError, match=r"must be a positive number"):
+            nt_xent(jnp.ones((2, 2, 3)), temperature)
 
 
 def test_views_of_images_without_pixels_are_refused():
     with pytest.raises(UserError, match="images of 0 x 8 pixels"):
         output_size(((("flip", {}),),), (0, 8))
+    with pytest.raises(ValueError, match="images of 0 x 8 pixels"):
+        make_views(((("flip", {}),),))(jnp.zeros((2, 0, 8, 3), jnp.uint8), jax.random.key(0))

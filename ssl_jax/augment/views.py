@@ -235,6 +235,8 @@ def _views_from(recipes, first):
     def views(images, key):
         if images.dtype != jnp.uint8 or images.ndim not in (4, 5) or images.shape[-1] != 3:
             raise ValueError(f"images must be uint8 [B, H, W, 3] or [B, V, H, W, 3], not {images.dtype}{images.shape}")
+        if 0 in images.shape[-3:-1]:
+            raise ValueError(f"images of {images.shape[-3]} x {images.shape[-2]} pixels have nothing to show")
         if images.ndim == 5 and images.shape[1] != count:
             raise ValueError(f"{images.shape[1]} crops per image for {count} views")
 

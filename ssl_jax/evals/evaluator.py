@@ -29,6 +29,8 @@ from typing import Any, Literal, NamedTuple
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Result
 
+MOST_INT, MOST_FLOAT = 2**31 - 1, 1e38  # of 32 bits, as devices compute
+
 
 class Option(NamedTuple):
     """The meaning of an option and the range of its value. For a tuple it is the range of each entry; None is always allowed."""
@@ -62,7 +64,7 @@ class Evaluator(NamedTuple):
 # Options that many kinds have.
 LAYER = Option("layer of the encoder; maps and tokens are averaged over space")
 CODE = Option("layer of the encoder that holds the code")
-SEED = Option("seed of all random choices")
+SEED = Option("seed of all random choices", least=0)
 EXTRACTOR = Option("network whose features are compared: random_conv, inception:PATH, or a folder written by `launch.py export`")
 RESIZE = Option("how images are resized for the Inception network")
 ACCEPTANCE = Option("share of the samples of each class that is kept; a classifier chooses the best ones", above=0, most=1)
@@ -156,6 +158,10 @@ def _problem(hint: Any, option: Option, value: Any) -> str:
     }[hint]  # fmt: skip
     if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
         return f" must be {words}"
+    if hint is float and not abs(value) <= MOST_FLOAT:
+        return " must be finite"
+    if hint is int and abs(value) > MOST_INT:
+        return f" must be at most {MOST_INT}"
     return "" if _in_range(option, value) else f" must be {limits(option)}"
 
 

@@ -111,8 +111,8 @@ TRUTH = Kind(lambda v: isinstance(v, bool), "True or False")
 COUNT, LAYERS, AT_LEAST_0 = whole(1, SIZE), whole(1, 1024), whole(0)  # each layer is traced by itself, so many would hang
 SHARE, BELOW_1, POSITIVE, WEIGHT = number(0, 1), number(0, below=1), number(above=0), number(0)
 MESH = Kind(lambda v: v == -1 or whole(1).accepts(v), "a positive whole number, or -1 for all remaining devices")
-AXIS = Kind(lambda v: v is None or isinstance(v, str), "")
-SHARDING = Kind(lambda v: isinstance(v, str) or (_is_sequence(v) and all(map(AXIS.accepts, v))), "")
+SHARDING = Kind(lambda v: isinstance(v, str) or (_is_sequence(v) and all(isinstance(x, str | None) for x in v)), "a rule")
+ANY = Kind(lambda v: True, "any value")  # durations, which `resolve` parses
 SPEC = Kind(
     lambda v: _is_sequence(v) and len(v) == 2 and entries(AT_LEAST_0).accepts(v[0]) and TEXT.accepts(v[1]),
     "a pair (shape, dtype), such as ((4,), 'float32')",
@@ -131,8 +131,8 @@ _MISSING = object()
 # Keys that every config of a file must have. Of other keys the first pattern that matches the whole dotted key says what it may hold.
 KEYS = {
     "method": NAME, "seed": AT_LEAST_0, "batch_size": COUNT, "accumulate": whole(1, SIZE), "dtype": NAME, "xla": TEXT,
-    "on_nonfinite": NAME, "total": optional(Kind(lambda v: True, "")), "evaluate_every": Kind(lambda v: True, ""),
-    "checkpoint_every": Kind(lambda v: True, ""), "log_every_steps": whole(1), "keep_checkpoints": whole(1), "best_metric": TEXT,
+    "on_nonfinite": NAME, "total": ANY, "evaluate_every": ANY,
+    "checkpoint_every": ANY, "log_every_steps": whole(1), "keep_checkpoints": whole(1), "best_metric": TEXT,
     "data": table(), "mesh": table(), "stages": table(table()), "warm_start": table(),
     "evals": table(table()), "eval_batch_size": COUNT, "references": table(table(number())), "baselines": entries(NAME),
     "optim": table(table()), "sharding": pairs(SHARDING, "'fsdp', 'replicate' or mesh axes"),
@@ -176,12 +176,12 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.(.*\.)?(depth|layers|mapping_layers|stages|blocks|fakes|discriminator_steps|bits)": LAYERS,
     r"model\.(.*\.)?(interval|steps|half_life_examples|rotated)": whole(1),
     # shares, and factors of averages
-    r"model\.(.*\.)?(dropout|label_dropout|smoothing|mixing|sparsity|target|top_p|revive)": SHARE,
+    r"model\.(.*\.)?(dropout|label_dropout|smoothing|mixing|target|top_p)": SHARE,
     r"model\.(.*\.)?decay": BELOW_1,
     r"model\.(.*\.)?(temperature|variance)": POSITIVE,
     # weights of terms
     r"model\.(.*\.)?(weight|weights\..*|beta|contraction|absolute|squared|entropy|commitment|orthogonal|guidance|free_bits)": WEIGHT,
-    r"model\.(.*\.)?(logit_laplace|ramp|level|condition_std|kernel_std|choice_temperature)": WEIGHT,
+    r"model\.(.*\.)?(logit_laplace|sparsity|revive|ramp|level|condition_std|kernel_std|choice_temperature)": WEIGHT,
     r"model\.corruption\.emphasis": entries(WEIGHT, 2),
     r"model\.augment\.policy": entries(NAME),
 }.items()}  # fmt: skip

@@ -120,6 +120,8 @@ def _set(config: ml_collections.ConfigDict, path: list[str | int], text: str, ne
         here = _dotted(path[: depth + 1])
         if step not in node and not left and (where in FEATURES or re.fullmatch(r"evals\.\w+", where)):
             value = _plain(literal(text))
+            if isinstance(value, dict):
+                raise UserError(f"config.{here}={text} must be one value, not a table")
         elif step not in node and where == "evals" and step in new and len(left) == 1:
             node[step] = {}
             node = node[step]

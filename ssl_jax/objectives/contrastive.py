@@ -38,6 +38,12 @@ def unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + eps)
 
 
+def check_temperature(temperature: jax.Array | float) -> None:
+    """Raises UserError for a number that is not positive; what is learned cannot be read here."""
+    if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
+        raise UserError(f"config.model.temperature={temperature} must be a positive number; published values are 0.05 to 1")
+
+
 def nt_xent(z: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.Array, dict[str, jax.Array]]:
     """Normalized temperature-scaled cross-entropy of two views (Chen et al. 2020, SimCLR, eq. 1 and algorithm 1).
 
@@ -52,6 +58,7 @@ def nt_xent(z: jax.Array, temperature: float, way: Way = "dense") -> tuple[jax.A
         (loss, {'accuracy': share of anchors whose nearest other view is their partner}). The loss is the mean over the 2N anchors,
         as in the paper; the official code returns twice that value.
     """
+    check_temperature(temperature)
     z = unit(z)
     positive = jnp.repeat(jnp.sum(z[:, 0] * z[:, 1], -1) / temperature, 2)
     rows = z.reshape(-1, z.shape[-1])  # both views of an image lie side by side, and on one device
@@ -65,6 +72,7 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way =
     van den Oord et al. 2018 (arXiv:1807.03748), eq. 4. MoCo v3 (Chen et al. 2021, arXiv:2104.02057, algorithm 1) multiplies this by
     2 temperature. Rows may have any length. The caller decides whether keys have a gradient. Returns (mean loss, {'accuracy'}).
     """
+    check_temperature(temperature)
     queries, keys = unit(queries) / temperature, unit(keys)
     positive = jnp.sum(queries * keys, -1)
     normalizer, rival = others(queries, keys, way)
@@ -109,8 +117,9 @@ def loss_of_views(name: str, temperature: float, way: str) -> Callable[[jax.Arra
     """
     if name not in LOSSES:
         raise UserError(f"config.model.loss={name!r} is unknown; choose {', '.join(LOSSES)}")
-    if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-        raise UserError(f"config.model.temperature={temperature} must be a positive number; the paper's values are 0.05 to 1")
+    if not isinstance(temperature, int | float):
+        raise UserError(f"config.model.temperature={temperature!r} must be a positive number")
+    check_temperature(temperature)
     return functools.partial(LOSSES[name], temperature=temperature, way=check_way(way))
 
 
