@@ -58,11 +58,7 @@ def base(method: str) -> ml_collections.ConfigDict:
         data_dir="",  # of TFDS; '' is $TFDS_DATA_DIR, then TFDS's default
         train_split="train",
         test_split="test",
-<<<<<<< HEAD
         bank_split="",  # labeled split for kNN and probes if the train split has no labels; "": the train split
-        follow_links=False,  # in a folder of images: follow links to folders, and to files out of it
-=======
->>>>>>> f-data
         ops=(),  # host geometry; () for images of one size, which the device crops
         eval_ops=(),
         features={},  # {name in the batch: feature of the dataset}: {'boxes': 'objects/bbox'}; others keep their names

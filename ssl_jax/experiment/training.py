@@ -85,12 +85,7 @@ def run_training(
         check_there(workdir, config.data.name)
         experiment = build_experiment(config, workdir=workdir)
         distributed.check_same_config(configs.plain(experiment.config))
-<<<<<<< HEAD
         record_config(workdir, configs.plain(experiment.config), experiment.durations["total"])
-        record_data(workdir, experiment.batches.source)
-=======
-        record_config(workdir, configs.plain(experiment.config))
->>>>>>> f-data
         write_json(workdir / "provenance.json", provenance())
         record_data(workdir, experiment.batches.source)
         record_start(workdir, began)
