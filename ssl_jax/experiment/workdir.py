@@ -28,6 +28,7 @@ from ssl_jax.engine.records import read_json, read_metrics
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import MachineFault, PrintableFormatter, UserError, not_written, workdir_not_made
 from ssl_jax.experiment.config import differences, from_plain
+from ssl_jax.experiment.config_values import check_values
 
 PATIENCE = 100.0  # seconds that a restarted job waits for the lock; NFS keeps the locks of a dead host for 90
 # What a config.json holds. The fields of a model or an optimizer are checked by what they build.
@@ -309,6 +310,10 @@ def _read(path: Path) -> dict:
         for at in _found(values, name.split(".")):
             if type(at) is not kind or (name in AT_LEAST_1 and at < 1):
                 raise UserError(f"{path} is damaged ({name} is {json.dumps(at)[:40]}); {remedy}")
+    try:
+        check_values(from_plain(values))
+    except UserError as error:
+        raise UserError(f"{path} holds a value that no run has: {error}") from None
     return values
 
 
