@@ -231,6 +231,12 @@ def test_empty_range_is_not_a_damaged_shard(tfds_dir, split):
         open_source(str(tfds_dir / "dots"), split)
 
 
+@pytest.mark.parametrize("split", ["train[5:3]", "train[4:3]", "train[5:3]+test"])
+def test_reversed_range_is_one_line(tfds_dir, split):
+    with pytest.raises(UserError, match=r"split '.*' ends before it begins; it has test, train"):
+        open_source(str(tfds_dir / "dots"), split)
+
+
 @pytest.mark.parametrize("name", ["http://example.com/data", "https://example.com/data.zip", "gs://bucket/data", "s3://bucket/data"])
 def test_urls_are_one_line(tmp_path, name):
     with pytest.raises(UserError, match=f"config.data.name='{name}' is a URL, and data are read from files; mount the bucket"):

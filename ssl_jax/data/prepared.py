@@ -203,10 +203,14 @@ class TfdsSource(Source):
         splits = builder.info.splits
         names = ", ".join(sorted(splits))
         try:
+            ranges = tfds.core.ReadInstruction.from_spec(self.split).to_absolute(splits)
             self._instructions = splits[self.split].file_instructions
         except (ValueError, KeyError, AssertionError, TypeError) as error:
             raise UserError(f"data '{self.name}' has no split '{self.split}'; it has {names}") from error
-        if not sum(instruction.take if instruction.take >= 0 else 1 for instruction in self._instructions):
+        for each in ranges:
+            if None not in (each.from_, each.to) and each.to < each.from_:  # of which TFDS would make any number of examples
+                raise UserError(f"data '{self.name}': split '{self.split}' ends before it begins; it has {names}")
+        if not sum(instruction.take for instruction in self._instructions):
             raise UserError(f"data '{self.name}': split '{self.split}' is empty; it has {names}")
         for instruction in self._instructions:
             if not os.path.exists(instruction.filename):
