@@ -124,20 +124,22 @@ def test_all_processes_succeed(scripted, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "cause"),
+    ("text", "code", "cause"),
     [
-        ("sys.exit(3 if me == 1 else 0)", "process 1 ended with exit code 3"),
+        ("sys.exit(3 if me == 1 else 0)", 1, "process 1 ended with exit code 3"),
+        ("sys.exit(1) if me == 1 else os.kill(os.getpid(), signal.SIGKILL)", 1, "ended with exit code 1"),
         (
             "os.kill(os.getpid(), signal.SIGKILL) if me == 1 else time.sleep(99)",
+            74,
             "process 1 ended with SIGKILL, process 0 did not",
         ),
-        ("os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else os.abort()", "process 1 did not answer and was killed"),
-        ("sys.exit(0) if me == 1 else time.sleep(99)", "process 0 did not answer and was killed"),
+        ("os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else os.abort()", 74, "process 1 did not answer and was killed"),
+        ("sys.exit(0) if me == 1 else time.sleep(99)", 74, "process 0 did not answer and was killed"),
     ],
 )
-def test_failed_process_is_named_and_the_others_are_ended(scripted, caplog, text, cause):
+def test_failed_process_is_named_and_the_others_are_ended(scripted, caplog, text, code, cause):
     began = time.monotonic()
-    assert scripted(text) == 1
+    assert scripted(text) == code
     assert time.monotonic() - began < 10
     assert cause in caplog.text and "giving up" in caplog.text
 

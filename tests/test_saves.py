@@ -192,6 +192,19 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path):
     saved.close()
 
 
+def test_state_that_is_not_finite_is_not_gone_on_from(tmp_path, monkeypatch):
+    """An earlier version may have saved one."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "nonfinite", lambda tree: [])
+        saved = save(tmp_path / "checkpoints", 1)
+        saved.save(toy(2, jnp.nan), {"name": "x"})
+        saved.close()
+    again = Checkpoints(tmp_path / "checkpoints")
+    assert int(again.restore_latest(toy()).step) == 1
+    assert (tmp_path / "checkpoints_corrupt" / "2-0").is_dir()
+    again.close()
+
+
 def test_read_checks_that_a_checkpoint_is_of_the_step_of_its_name(tmp_path):
     save(tmp_path / "c", 1).close()
     (tmp_path / "c" / "1").rename(tmp_path / "c" / "2")

@@ -304,8 +304,8 @@ class Checkpoints:
 
         Raises:
             UserError: it belongs to another config (names, shapes or dtypes differ).
-            Corrupt: in every process, if one cannot read it, a leaf has another checksum than saved, or it holds another step than
-                its directory name.
+            Corrupt: in every process, if one cannot read it, a leaf has another checksum than saved or is not finite, or it holds
+                another step than its directory name.
             MachineFault: the disk or the network cannot read it, which says nothing about the checkpoint.
         """
         wanted, folder = saved_part(target), self.directory / str(step)
@@ -317,6 +317,8 @@ class Checkpoints:
         verify(state, expected)
         state = rename(state, MODULES)
         check_step(step, state)
+        if bad := nonfinite(state):  # saved by an earlier version
+            raise Corrupt(f"{bad[0]!r} is not finite")
         return target._replace(**state)
 
     def _read(self, step: int, wanted) -> tuple[dict, dict[str, int]]:

@@ -97,7 +97,12 @@ def _run_once(arguments, processes, workdir, signals, well) -> tuple[int, str]:
     causes = [f"process {i} ended with {_named(code)}" for i, code in ended.items() if code not in (*well, -signal.SIGABRT)]
     causes += [f"process {i} did not answer and was killed" for i in silent]
     causes = causes or [f"process {i} ended with {_named(code)}" for i, code in ended.items()]
-    return next((code for code in (UserError.code, MachineFault.code) if code in ended.values()), 1), ", ".join(causes)
+    unwell = {code for code in ended.values() if code not in well}
+    # Killed or silent is the machine's doing, unless a process had a reason of its own. JAX aborts the others.
+    killed = (silent or -signal.SIGKILL in unwell) and unwell <= {-signal.SIGKILL, -signal.SIGABRT}
+    fault = MachineFault.code in unwell or killed
+    code = UserError.code if UserError.code in unwell else MachineFault.code if fault else 1
+    return code, ", ".join(causes)
 
 
 def _start(arguments, processes, workdir, files) -> list[subprocess.Popen]:
