@@ -29,6 +29,16 @@ from ssl_jax.experiment.workdir import lock_workdir
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def signals_of_a_terminal():
+    """The tests may run in the background, where SIGINT and SIGHUP are ignored, and programs that they start would inherit that."""
+    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {signum: signal.signal(signum, handler) for signum, handler in wanted.items()}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.fixture
 def here(monkeypatch):
     monkeypatch.chdir(ROOT)

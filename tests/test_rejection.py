@@ -1,6 +1,7 @@
 """Rejection sampling: which samples are kept, how many per class, and from which latents; no change for acceptance=1."""
 
 import pathlib
+import re
 import types
 
 import jax
@@ -19,6 +20,11 @@ from ssl_jax.experiment.contexts import model_context
 
 ROOT = pathlib.Path(__file__).parent.parent
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
+
+
+def converged(protocol):
+    """A protocol without what it says of fits that did not converge: separable data and small penalties have no near optimum."""
+    return re.sub(r" \(\d+ of \d+ fits not converged\)", "", protocol)
 
 
 def painted(labels, strength):
@@ -88,7 +94,7 @@ def test_rejection_keeps_the_best_samples_of_each_class(count, acceptance, devic
     np.testing.assert_array_equal(np.bincount(classes, minlength=3), np.bincount(labels, minlength=3))
     assert {len(batch) for batch in batches[:-1]} <= {16} and len(batches[-1]) <= 16
     assert calls == 2 * [(len(candidates), 3, 0.7, tuple(candidates))]
-    assert protocol == f" acceptance={acceptance} of each class by a linear probe lbfgs on extractor=means of train(90)"
+    assert converged(protocol) == f" acceptance={acceptance} of each class by a linear probe lbfgs on extractor=means of train(90)"
 
 
 def test_candidate_labels_keep_the_order_of_the_labels():
@@ -115,7 +121,8 @@ def test_evaluations_with_acceptance_use_the_selected_samples():
         (whole,) = evals.run({label: entry}, alone).values()
         assert half.metrics == pytest.approx(whole.metrics, rel=1e-5)
         selected = " acceptance=0.5 of each class by a linear probe lbfgs on extractor=means of train(90)"
-        assert half.protocol == whole.protocol.replace(before, before + selected, 1) != whole.protocol
+        half, whole = converged(half.protocol), converged(whole.protocol)
+        assert half == whole.replace(before, before + selected, 1) != whole
 
 
 def test_acceptance_one_fits_no_classifier_and_changes_nothing(monkeypatch):
@@ -130,7 +137,7 @@ def test_acceptance_one_fits_no_classifier_and_changes_nothing(monkeypatch):
 @pytest.mark.parametrize("kind", ["generation", "sample_class_accuracy"])
 @pytest.mark.parametrize("acceptance", [0.0, -0.5, 1.5, float("nan")])
 def test_acceptance_out_of_range_raises_before_anything_runs(kind, acceptance):
-    with pytest.raises(UserError, match=rf"^evals\.one\.acceptance={acceptance} must be above 0 and at most 1$") as error:
+    with pytest.raises(UserError, match=rf"^evals\.one\.acceptance={acceptance} must be (above 0 and at most 1|finite)$") as error:
         evals.check({"one": dict(kind=kind, acceptance=acceptance)})
     assert "\n" not in str(error.value)
 

@@ -97,13 +97,14 @@ def test_writing_a_trace_does_not_count_as_step_time(tmp_path):
         def save(self, *_):
             pass
 
-        wait = save
+        wait = rate = save
 
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     loss = jnp.zeros(())
     run = types.SimpleNamespace(mesh=mesh, step=lambda state, batch, root: (state, {"loss": loss}), root=None)
     state = State(np.zeros((), np.int32), {}, {}, {}, {})
     settings = {"batch_size": 1, "log_every_steps": 1, "checkpoint_every_steps": 9, "evaluate_every_steps": 9, "on_nonfinite": "stop"}
+    settings["optim"] = {}
     dog, batches = Watchdog(tmp_path), ({"image": np.zeros((1, 2), np.uint8)} for _ in range(5))
     writer = MetricsWriter(tmp_path, tensorboard=False)
     with loop.Signals() as watch:

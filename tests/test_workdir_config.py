@@ -8,6 +8,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.experiment.workdir import note_stop, record_config
 
 CONFIG = {
+    "method": "simclr", "model": {},
     "total": "4 steps", "batch_size": 8, "seed": 0, "on_nonfinite": "stop", "data": {"examples": 64}, "optim": {"net": {"lr": 0.1}},
 }  # fmt: skip
 OTHER = {

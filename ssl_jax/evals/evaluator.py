@@ -100,7 +100,8 @@ def check_options(kind: Evaluator, name: str, given: Mapping[str, Any], place: s
         if option not in allowed:
             there = f"options of {name!r}: {', '.join(allowed)}"
             raise UserError(f"{place}{separator}{option}: unknown option{suggestion(option, allowed)}; {there}")
-        problem = _problem(hints[option], kind.options[option], value)
+        optional = value == () and _keywords(kind)[option].default == ()
+        problem = "" if optional else _problem(hints[option], kind.options[option], value)
         if problem:
             raise UserError(f"{place}{separator}{option}={value!r}{problem}")
     if kind.check is not None:

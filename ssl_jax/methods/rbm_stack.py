@@ -39,7 +39,7 @@ def build(config, stages) -> Method:
     views = make_views(config.views)
     shape = (*output_size(config.views, config.data.image_shape[-3:-1]), model.channels)
     encoder = MLPEncoder(model.code_size, tuple(model.widths), "sigmoid", config.dtype)
-    decoder = MLPDecoder(shape, tuple(model.widths)[::-1], "sigmoid", config.dtype)
+    decoder = MLPDecoder(shape, tuple(model.widths)[::-1], "sigmoid", dtype=config.dtype)
     names = [f"rbm{k}" for k in range(1, len(sizes) + 1)]
 
     def autoencoder(params):
