@@ -21,6 +21,7 @@ from ssl_jax.data.decode import CorruptImage, Picture
 from ssl_jax.data.pipeline import EvalBatches, TrainBatches, eval_batches, iterate
 from ssl_jax.data.reader import element_spec
 from ssl_jax.data.sources import open_source
+from ssl_jax.engine.method import Spec
 from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment.data_record import check_there, record_data
 
@@ -466,6 +467,13 @@ def test_element_spec_and_images_of_mixed_sizes(photos, folder):
         UserError, match=r"example \d+ \(\d+\.jpg\) has shape \(\d+, \d+, 3\), others \(40, 90, 3\); give config.data.ops"
     ):
         list(iterate(TrainBatches(source, [], 4, seed=0), 0, 3))
+
+
+def test_input_of_a_method_does_not_give_pictures_its_size(photos):
+    """A method declares the size of the crops, not that of the pictures on the disk."""
+    inputs = {"image": Spec((2, 16, 16, 3), "uint8")}
+    batches = TrainBatches(open_source(photos, "all"), CROPS, 6, seed=0, inputs=inputs)
+    assert batches[0]["image"].shape == (6, 2, 16, 16, 3)
 
 
 def test_invalid_batch_size_or_seed_is_a_user_error(folder):

@@ -178,8 +178,8 @@ def mismatch(inputs: Mapping[str, Any], features: Mapping[str, Feature], ops: Re
 
 
 def with_length(feature: Feature, spec: Any | None) -> Feature:
-    """`feature` with the lengths of `spec` (an object with a shape, or None), aligned at the last axis."""
-    if spec is None or None not in feature.shape:
+    """`feature` with the lengths of `spec` (an object with a shape, or None), aligned at the last axis. Images keep their own sizes."""
+    if spec is None or None not in feature.shape or (feature.kind in ("image", "mask") and len(feature.shape) == 3):
         return feature
     tail = tuple(spec.shape)[max(0, len(spec.shape) - len(feature.shape)) :]
     if len(tail) != len(feature.shape):
