@@ -232,6 +232,11 @@ def test_empty_range_is_not_a_damaged_shard(tfds_dir, split):
         open_source(str(tfds_dir / "dots"), split)
 
 
+def test_more_than_a_split_has_is_one_line(tfds_dir):
+    with pytest.raises(UserError, match=r"'train\[:512\]' is no part of split 'train'; it has 40 examples"):
+        open_source(str(tfds_dir / "dots"), "train[:512]")
+
+
 @pytest.mark.parametrize("split", ["train[5:3]", "train[4:3]", "train[5:3]+test"])
 def test_reversed_range_is_one_line(tfds_dir, split):
     with pytest.raises(UserError, match=r"split '.*' ends before it begins; it has test, train"):

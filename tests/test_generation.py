@@ -250,7 +250,7 @@ def test_context_of_a_gan_run_has_samples_and_discriminator(run):
     metrics = results["generation"].metrics | results["judge"].metrics
     assert {"generation/frechet", "generation/recall", "judge/accuracy_train"} <= set(metrics)
     assert np.isfinite(list(metrics.values())).all()
-    assert "real=scenes:train[:96]+resize_crop-16-16(96) fake=40" in results["generation"].protocol
+    assert "real=scenes:train[:96]+upright+resize_crop-16-16(96) fake=40" in results["generation"].protocol
     repeated = evals.run(entries, model_context(experiment, state))
     assert repeated == results and len(experiment.cache) == 1
 

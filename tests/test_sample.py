@@ -91,7 +91,7 @@ def test_sample_of_a_conditional_stylegan(tmp_path):
         (["--step=3"], "has no checkpoint 3"),
         (["--count=0"], "--count=0 must be at least 1"),
         (["--truncation=-1"], "must not be negative"),
-        (["--acceptance=0"], "--acceptance=0.0 must be above 0 and at most 1"),
+        (["--acceptance=0"], "--acceptance=0 must be above 0"),
         (["--acceptance=0.5"], "--acceptance=0.5 needs samples of classes, and this model knows none; leave it out"),
         (["--extractor=/nowhere"], "extractor '/nowhere' is unknown"),
         (["--config.seed=1"], "is not understood"),

@@ -206,6 +206,10 @@ class TfdsSource(Source):
             ranges = tfds.core.ReadInstruction.from_spec(self.split).to_absolute(splits)
             self._instructions = splits[self.split].file_instructions
         except (ValueError, KeyError, AssertionError, TypeError) as error:
+            base = self.split.partition("[")[0]
+            if base in splits and "[" in self.split:
+                count = f"it has {splits[base].num_examples:,} examples"
+                raise UserError(f"data '{self.name}': '{self.split}' is no part of split '{base}'; {count}") from error
             raise UserError(f"data '{self.name}' has no split '{self.split}'; it has {names}") from error
         for each in ranges:
             if None not in (each.from_, each.to) and each.to < each.from_:  # of which TFDS would make any number of examples
