@@ -241,6 +241,7 @@ def test_job_of_the_jobset_is_valid_by_the_schema_of_kubernetes(capsys, no_progr
         (("--to=local", "--config.baselines=('nothing',)"), "'nothing' is unknown"),
         (("--to=local", "--nodes=2"), "argument '--nodes=2' is not understood with --to=local"),
         (("--to=local", "--processes=0"), "--processes=0 must be at least 1"),
+        (("--to=local", "--processes=100000000000000000000"), "must be at least 1 and at most 1024"),
         (("--to=local", "--max_restarts=-1"), "--max_restarts=-1 must not be negative"),
         (("--to=slurm", "--profile=energy"), "--profile=energy is not a range of steps"),
         (("--to=slurm", "--nodes=0"), "--nodes=0"),

@@ -32,8 +32,7 @@ def add_arguments(group) -> None:
 
 def command(request: jobs.JobRequest) -> list[str]:
     """Raises UserError for an impossible number of processes."""
-    if request.options.processes < 1:
-        raise UserError(f"--processes={request.options.processes} must be at least 1")
+    jobs.check_count("--processes", request.options.processes, 1024)
     flags = [f"--processes={request.options.processes}", f"--max_restarts={request.max_restarts}"]
     exit_file = str(request.workdir / "job.exit")
     return ["sh", "-c", SCRIPT, exit_file, *launch_command(), *request.arguments(), *flags]

@@ -45,8 +45,7 @@ def manifest(request: jobs.JobRequest) -> dict:
     options = request.options
     jobs.check_name("--namespace", options.namespace)
     where = tpu_slices.parse(options.topology)
-    if options.slices < 1:
-        raise UserError(f"--slices={options.slices} must be at least 1")
+    jobs.check_count("--slices", options.slices)
     if options.slices > 1 and where.hosts == 1:
         raise UserError(
             f"--slices={options.slices}: {options.topology} has one host, and only slices of several hosts can be joined"

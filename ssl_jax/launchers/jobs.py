@@ -135,6 +135,12 @@ def check_words(request: JobRequest) -> None:
             raise UserError(f"argument {printable(text)} has a control character; leave it out")
 
 
+def check_count(flag: str, value: int, most: int = 2**16) -> None:
+    """Raises UserError unless `value` is from 1 to `most`."""
+    if not 1 <= value <= most:
+        raise UserError(f"{flag}={value} must be at least 1 and at most {most}")
+
+
 def check_name(flag: str, value: str) -> str:
     """`value`. Raises UserError unless it is a name that gcloud and kubectl accept, and no option of theirs."""
     if not NAME.fullmatch(value):

@@ -109,10 +109,8 @@ def _executor(request: jobs.JobRequest):
             return 2  # above submitit's check for srun, which a dry run does not need; `submit` checks for sbatch
 
     options = request.options
-    if options.nodes < 1 or options.processes_per_node < 1:
-        raise UserError(
-            f"--nodes={options.nodes} and --processes_per_node={options.processes_per_node} must be at least 1"
-        )
+    jobs.check_count("--nodes", options.nodes)
+    jobs.check_count("--processes_per_node", options.processes_per_node)
     if "%" in str(request.workdir.absolute()):
         raise UserError(f"--workdir={request.workdir}: Slurm replaces '%' in names of logs; choose a directory without it")
     given = _options(request.rest)
