@@ -153,6 +153,7 @@ ENTRIES = {
     "step": ({"step": "4"}, "entry 0 has a text as 'step'"),
     "metrics": ({"metrics": [1]}, "entry 0 has a list as 'metrics'"),
     "metric": ({"metrics": {"knn/top1": "x"}}, "metrics of a wrong type"),
+    "huge metric": ({"metrics": {"knn/top1": 10**400}}, "metrics of a wrong type"),
     "protocols": ({"protocols": 3}, "entry 0 has a number as 'protocols'"),
     "protocol": ({"protocols": {"knn": 3}}, "protocols of a wrong type"),
     "evals": ({"evals": 3}, "entry 0 has a number as 'evals'"),

@@ -186,7 +186,9 @@ def read_evaluations(workdir: Path | str) -> list[dict]:
         entry["protocols"] = entry.get("protocols") or {}
         if entry.get("evals", {}) is None:
             del entry["evals"]
-        numbers = all(isinstance(value, int | float) for value in entry["metrics"].values())
+        numbers = all(
+            isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGE) for value in entry["metrics"].values()
+        )
         if not numbers or not all(isinstance(text, str) for text in entry["protocols"].values()):
             raise UserError(f"{path} is damaged (entry {i} has {'protocols' if numbers else 'metrics'} of a wrong type); {remedy}")
     return entries
