@@ -17,6 +17,8 @@ from ssl_jax.experiment.config import from_plain, load, plain
 from ssl_jax.experiment.vocabulary import open_vocabulary
 from ssl_jax.experiment.workdir import read_config
 
+pytestmark = pytest.mark.full
+
 HERE = pathlib.Path(__file__).parent
 DEEP = "[" * 200 + "]" * 200
 JOB = {"engine": "slurm", "number": 1, "id": "7"}

@@ -109,7 +109,7 @@ def test_method_supports_the_evaluations_whose_functions_it_has(name):
     assert offered == FEATURES | SUPPORT[name]
 
 
-@every_method({"gan"}, SLOW)
+@every_method(set(), SLOW)
 def test_every_supported_kind_is_measured_with_its_baselines(name):
     experiment = build_experiment(load_tiny(name))
     spec = {kind: {"kind": kind, **SMALLEST[kind]} for kind in sorted(FEATURES | SUPPORT[name])}

@@ -513,6 +513,7 @@ def test_export_is_replaced_atomically(workdir, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["safetensors"]
 
 
+@pytest.mark.full
 def test_killed_exports_leave_nothing_that_stops_the_next_one(workdir, tmp_path):
     """In containers every process may have the id 1."""
     output = tmp_path / "e[1]"

@@ -59,6 +59,7 @@ def lpips(files):
     return both
 
 
+@pytest.mark.full
 def test_lpips_equals_torch(files, lpips):
     """Scaling, outputs of the ReLUs before each pool, unit channels, linear weights, mean over positions, sum over layers."""
     torch = require_torch()
@@ -92,7 +93,7 @@ def random_both():
     return both
 
 
-@pytest.mark.parametrize("name", ["lpips", "random_conv"])
+@pytest.mark.parametrize("name", [pytest.param("lpips", marks=pytest.mark.full), "random_conv"])
 def test_perceptual_distances_are_zero_symmetric_and_grow_with_noise(name, lpips):
     both = lpips if name == "lpips" else random_both()
     x, y = pictures(0, 2, 32, 32, 3), pictures(1, 2, 32, 32, 3)

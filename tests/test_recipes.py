@@ -19,6 +19,8 @@ from ssl_jax.objectives import contrastive
 from ssl_jax.objectives.codebooks import LEARNED, build_quantizer
 from ssl_jax.objectives.tokens import random_masks
 
+pytestmark = pytest.mark.full
+
 
 def load(name, variant):
     return importlib.import_module(f"configs.{name}").get_config(variant)

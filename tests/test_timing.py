@@ -203,6 +203,7 @@ def test_slowest_input_names_the_process_that_waits_longest(tmp_path, monkeypatc
     assert readers == {"watchdog"}  # a thread reads the files, so no step waits for them
 
 
+@pytest.mark.full
 def test_many_processes_write_heartbeats_less_often(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(Watchdog, "_write", lambda dog: written.append(dog.processes))

@@ -225,6 +225,7 @@ def unclipped_reconstruction(config, method, state, images):
     return (RUN(decoder, state.params["tokenizer"]["decoder"], {}, codes, train=True)[0] + 1) / 2
 
 
+@pytest.mark.full
 def test_random_conv_perceptual_loss_and_notes():
     config = load("", perceptual=dict(kind="random_conv"), quantizer=dict(size=16), encoder=dict(size="mu"), decoder=dict(size="mu"))
     method, state, images = begin(config)
