@@ -3,9 +3,9 @@
   make test       the quick, unmarked tests: build every method and trace its step, phases and encoder; compare objectives,
                   operations and evaluations with oracles; train one run from end to end by the command line.
   make test-all   also `full`: tests that compile or train for tens of seconds, or start many processes. They check the
-                  conformance of every running method, damaged files of a run, the facts of published recipes, kill -9 and faults of disks and
-                  hosts, several processes, sampling and
-                  evaluation of whole runs, parity with PyTorch on whole networks, and programs compiled for meshes. CI runs them.
+                  conformance of every running method, damaged files of a run, the facts of published recipes, kill -9 and
+                  faults of disks and hosts, several processes, sampling and evaluation of whole runs, parity with PyTorch on
+                  whole networks, and programs compiled for meshes. CI runs them.
   by hand         python -m pytest -m slow: `slow` takes hours.
 
 `make test` also runs the `full` tests of changed methods: those with a config as parameter `name` whose method file or config
