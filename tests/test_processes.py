@@ -53,15 +53,14 @@ def test_tpu_hosts_need_the_environment_variable_to_join(monkeypatch):
     assert joined == [{"heartbeat_timeout_seconds": distributed.HEARTBEAT}]
 
 
-def test_failure_to_join_other_processes_exits_with_1(monkeypatch, capsys):
+def test_failure_to_join_other_processes_is_a_fault_of_the_machine(monkeypatch, capsys):
     def fails(**_):
         raise RuntimeError("Failed to recognize coordinator address a-0\nmore")
 
     monkeypatch.setattr(distributed.jax.distributed, "initialize", fails)
     monkeypatch.setenv(TPU_VM, "1")
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"])
-    assert ended.value.code.startswith("error: the other processes (Cloud TPU) could not be joined (Failed to recognize")  # which is 1
+    assert main(["train", "--config=configs/simclr.py:smoke", "--workdir=never"]) == 74
+    assert "error: the other processes (Cloud TPU) could not be joined (Failed to recognize" in capsys.readouterr().err
 
 
 def test_coordinator_port_in_use_exits_with_74(monkeypatch, capsys):

@@ -38,12 +38,11 @@ def start_jax() -> None:
 def initialize() -> None:
     """Join the other processes of the run, before anything asks for a device. Does nothing for a single process.
 
-    Where the others do not come within a few minutes, JAX ends this process with SIGABRT. Other failures to join end it with exit
-    code 1. Neither is bad input: a restart may help.
+    Where the others do not come within a few minutes, JAX ends this process with SIGABRT.
 
     Raises:
         UserError: this is one host of a TPU with several, and the environment does not say so.
-        MachineFault: the port of the coordinator is taken.
+        MachineFault: the port of the coordinator is taken, or the others cannot be joined.
     """
     if jax.distributed.is_initialized():
         return
@@ -68,7 +67,9 @@ def initialize() -> None:
     except (RuntimeError, ValueError) as error:
         line = (str(error).strip().splitlines() or [""])[0]
         others = launcher or "on this machine"
-        sys.exit(f"error: the other processes ({others}) could not be joined ({line[:160]}); are all of them running?")
+        raise MachineFault(
+            f"the other processes ({others}) could not be joined ({line[:160]}); see that all are running, and start again"
+        ) from error
     if jax.process_count() == 1:  # JAX holds SIGTERM back until a step, so that none would end a process before its first step
         signal.signal(signal.SIGTERM, before)
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), launcher or "started on this machine")
