@@ -223,6 +223,7 @@ def test_initial_scores_are_zero_and_both_losses_are_ln2(variant):
     np.testing.assert_allclose(metrics["game/reconstruction_ratio"], 1, atol=0.1)  # untrained codes carry no information
 
 
+@pytest.mark.full
 def test_losses_equal_the_paper_written_out():
     """One step of the method against losses written out: real pairs have codes of real images, fake ones the latents."""
     config = load("smoke")

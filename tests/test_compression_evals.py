@@ -293,6 +293,7 @@ def test_sample_class_accuracy_counts_samples_of_another_class():
 # --- all together
 
 
+@pytest.mark.full
 def test_evaluations_on_one_and_eight_devices_agree_under_the_transfer_guard():
     train, test = smooth(0, 60, 6), smooth(1, 40, 6)
     labels = {"train": np.arange(60) % 3, "test": np.arange(40) % 3}

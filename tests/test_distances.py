@@ -107,6 +107,7 @@ def test_neighborhoods_equal_reference_values_of_prdc():
         assert got[name] == pytest.approx(value, abs=0.08), name
 
 
+@pytest.mark.full
 def test_all_distances_equal_torch_fidelity():
     """Frechet distance, kernel distance of all rows, inception score, precision and recall of equal features."""
     torch = require_torch()

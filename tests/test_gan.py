@@ -77,6 +77,7 @@ def test_range_of_images_and_shapes_of_features(generator, discriminator, size):
     np.testing.assert_allclose(one[0], still[0], atol=1e-5)
 
 
+@pytest.mark.full
 def test_dcgan_equals_pytorch():
     """The generator of pytorch/examples on copied weights, with batch statistics: order of channels, padding, kernels."""
     from torch_reference import require_torch

@@ -373,6 +373,7 @@ def test_views_of_several_sizes_form_groups():
         output_size([LARGE, SMALL], (32, 32))
 
 
+@pytest.mark.full
 def test_groups_of_views_are_saved_and_encoded(stub, tmp_path):
     views = make_views({"global": [LARGE] * 2, "local": [SMALL] * 3})
     experiment = build_experiment(stub("segmentation"), jax.devices()[:2])

@@ -171,6 +171,7 @@ def test_importance_weights_of_the_exact_posterior_equal_the_evidence(toy):
     np.testing.assert_allclose(log_weights, evidence, atol=3e-4)
 
 
+@pytest.mark.full
 def test_importance_bound_grows_with_samples_and_stays_below_the_evidence(toy):
     evidence, log_joint, mean, covariance = toy
     q_mean, q_log_variance = jnp.float32(mean + 0.1), jnp.log(jnp.float32(np.diag(covariance)) * 1.5)

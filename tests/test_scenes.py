@@ -230,6 +230,7 @@ def _start(root, *lines):
     )
 
 
+@pytest.mark.full
 def test_interrupted_and_simultaneous_preparation(tmp_path):
     """After kill -9 in the middle two processes start at once: one prepares, both read, and no temporary file stays."""
     root = tmp_path / "data"

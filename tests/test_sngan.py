@@ -32,6 +32,7 @@ def test_upsample_and_downsample():
     np.testing.assert_allclose(downsample(upsample(x)), x, rtol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("flavor", ["miyato", "compare_gan"])
 def test_shapes_range_and_state(flavor):
     z = jax.random.normal(jax.random.key(0), (4, 16))
@@ -68,6 +69,7 @@ def test_invalid_fields_raise_user_error():
             make()
 
 
+@pytest.mark.full
 def test_truncated_latents_follow_the_truncated_normal():
     z = sample_latents("normal", jax.random.key(0), (100_000,))
     for tau, std in ((2.0, 0.8796), (1.0, 0.5396), (0.5, 0.2839), (0.4, 0.2285)):  # of the truncated normal, by integration
@@ -87,6 +89,7 @@ def test_truncated_latents_follow_the_truncated_normal():
     assert float(uniform.std()) == pytest.approx(1 / np.sqrt(3), abs=0.004)
 
 
+@pytest.mark.full
 def test_standing_statistics_are_the_mean_over_batches():
     """The first normalization sees an affine map of z, so its statistics can be computed by hand."""
     generator = SNGANGenerator(size=8, channels=4, stages=1)

@@ -88,6 +88,7 @@ def test_parameter_counts_of_stylegan1(resolution, generator, discriminator):
         assert total(StyleGAN1Discriminator(resolution), images) + sum(3 * c + c for c in lower) == discriminator
 
 
+@pytest.mark.full
 def test_number_of_layers_and_invalid_sizes():
     assert [StyleGAN2(r).layers for r in (1024, 256, 128, 32)] == [18, 14, 12, 8]
     assert [StyleGAN1(r).layers for r in (1024, 4)] == [18, 2]
@@ -257,6 +258,7 @@ def test_instance_norm_removes_mean_and_scale():
     np.testing.assert_allclose(instance_norm(5 * x + 3), y, atol=1e-4)
 
 
+@pytest.mark.full
 @every_generator
 def test_images_depend_on_each_style_and_on_their_own_noise(name):
     model, params = create_generator(name)
@@ -313,6 +315,7 @@ def test_discriminator_features_are_per_image_but_logits_depend_on_the_batch(nam
     np.testing.assert_allclose(half, logits, atol=0.1)
 
 
+@pytest.mark.full
 def test_residual_discriminator_blocks_keep_the_variance():
     x = normal(0, 4, 8, 8, 3)
     model = StyleGAN2Discriminator(8, channel_base=1024, channel_max=128)
@@ -322,6 +325,7 @@ def test_residual_discriminator_blocks_keep_the_variance():
     assert 0.3 < rms < 1.1  # below 1, since the filter removes high frequencies
 
 
+@pytest.mark.full
 def test_conditional_discriminator_projects_on_the_mapped_label():
     x, model = normal(0, 4, 8, 8, 3), StyleGAN2Discriminator(8, 64, 8, classes=3, mapping_layers=2)
     params, _ = common.create(model, jax.random.key(0), x, jnp.zeros(4, int))

@@ -92,6 +92,7 @@ def after_one_loss(name):
     return state, float(value), update, {k: float(v) for k, v in logs.items()}
 
 
+@pytest.mark.full
 def test_lazy_phases_and_state_that_each_updates():
     method, _, _ = initialized()
     assert [(phase.name, phase.trains) for phase in method.phases] == [

@@ -260,6 +260,7 @@ def test_invalid_config_raises_user_error():
         subject.build(config, {})
 
 
+@pytest.mark.full
 def test_self_encoder_perceptual_loss_of_an_earlier_run():
     """Its weights are a frozen stage: the loss depends on them, but they are not trained."""
     w = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)

@@ -56,6 +56,7 @@ def test_parameter_counts_of_vit_vqgan_sizes(encoder, decoder, total):
     assert encoder_count + decoder_count + 8192 * 32 == total
 
 
+@pytest.mark.full
 def test_encoder_and_decoder_use_the_same_patch_order():
     x, p = normal(0, 2, 8, 12, 3), 4
     encoder = vit_vqgan.ViTEncoder(8, "mu", p)
@@ -85,6 +86,7 @@ def test_size_patches_encodes_each_patch_independently(size, alone):
     assert changed.sum() == (1 if alone else 9)
 
 
+@pytest.mark.full
 def test_layer_norm_before_codes_and_remat():
     x, outs = normal(0, 2, 8, 8, 3), {}
     for remat in ("none", "full"):
