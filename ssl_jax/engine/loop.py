@@ -158,7 +158,7 @@ class Signals:
 
     With several processes JAX's coordinator handles a SIGTERM to any of them, and picks a step that none has passed yet. Its count
     must begin at the start of these processes, or it would miss a SIGTERM that arrives before the first step. SIGHUP is passed on to
-    it, and processes agree on SIGUSR1 every `every` steps.
+    it, and processes agree on SIGUSR1 every `every` steps, for which they wait for each other.
     """
 
     def __init__(self, every: int = 1):

@@ -55,6 +55,8 @@ from ssl_jax.experiment.workdir import (
 
 log = logging.getLogger(__name__)
 
+SAVE_AGREED = 16  # steps at least between two agreements of several processes on SIGUSR1, each of which waits for all devices
+
 
 def run_training(
     path_and_variant: str, overrides: Sequence[str], workdir: Path, write_report: Callable[[Path], Path], profile: str = "",
@@ -164,7 +166,7 @@ def train(
         health.update(line["step"], line)
     batches = labels_in_range(iterate(experiment.batches, start, total, config.data.workers), experiment)
     try:
-        with loop.Signals(config.log_every_steps) as signals, Progress(start, total, config.batch_size) as progress:
+        with loop.Signals(max(config.log_every_steps, SAVE_AGREED)) as signals, Progress(start, total, config.batch_size) as progress:
 
             def show(step, metrics):
                 progress.update(step, metrics)
