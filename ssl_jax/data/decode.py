@@ -234,7 +234,7 @@ def guarded(function: Callable, *args):
     """
     try:
         return function(*args)
-    except Exception as error:
+    except Exception as error:  # see Raises
         if isinstance(error, Image.UnidentifiedImageError):
             raise CorruptImage("not an image") from error
         raise CorruptImage(" ".join(str(error).split()) or type(error).__name__) from error

@@ -1,4 +1,4 @@
-"""What every source of examples offers, and how its failures are told apart."""
+"""What every source of examples offers, and which of its failures are corrupt examples, bad input or faults of the machine."""
 
 from __future__ import annotations
 

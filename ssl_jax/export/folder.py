@@ -48,7 +48,7 @@ def write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) -> 
             return _write(folder, form, source, about)
     except BlockingIOError:
         raise UserError(f"{folder} is being written by another process; wait for it, or choose another --output") from None
-    except Exception as error:
+    except Exception as error:  # TensorStore and safetensors report a full disk by types of their own; others are raised again
         fault = machine_fault(error)
         if fault is not None:
             raise MachineFault(f"{folder} cannot be written: {fault}") from error

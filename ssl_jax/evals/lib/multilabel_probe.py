@@ -63,7 +63,7 @@ def fit(
     train, rest = np.sort(order[held_out:]), np.sort(order[:held_out])
     found, ended = zip(*(_train(bank, train, value, iterations, scale, mesh) for value in l2), strict=True)
     scores = [mean_average_precision(predict(probe, bank.x[rest], mesh)[:, 0], bank.y[rest]) for probe in found]
-    best = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))  # NaN: no held-out image has a class
+    best = 0 if np.isnan(scores).all() else int(np.nanargmax(scores))  # NaN: no held-out image has a class
     refitted, last = _train(bank, np.arange(count), l2[best], iterations, scale, mesh)
     return Chosen(refitted, l2[best], np.asarray(scores), len(l2) + 1 - sum(ended) - last)
 
