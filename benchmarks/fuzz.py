@@ -153,7 +153,7 @@ class Overrides:
     def __init__(self, folder):
         from ssl_jax.experiment import config as configs
 
-        self.recipes = {name: configs.plain(configs.load(f"configs/{name}.py:smoke")) for name in self.RECIPES}
+        self.recipes = {name: configs.plain(configs.load(f"{ROOT}/configs/{name}.py:smoke")) for name in self.RECIPES}
 
     def __call__(self, data):
         from ssl_jax.experiment import training
@@ -175,7 +175,7 @@ class Overrides:
         small = ["--config.data.train_split=train[:64]", "--config.data.test_split=test[:32]"]
 
         def run():
-            build_experiment(training.load_config(f"configs/{recipe}.py:smoke", [*small, *overrides]))
+            build_experiment(training.load_config(f"{ROOT}/configs/{recipe}.py:smoke", [*small, *overrides]))
 
         allowed(run)
 
@@ -428,7 +428,8 @@ def main():
     args = parser.parse_args()
     if args.child:
         out = os.fdopen(os.dup(1), "w", buffering=1)
-        with tempfile.TemporaryDirectory() as folder:
+        # Inputs that are understood as relative paths write there, too.
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             work(args.target, args.seed, args.rounds, pathlib.Path(folder), lambda *what: print(json.dumps(what), file=out))
         return 0
     names, failures = [args.target] if args.target else list(TARGETS), collections.defaultdict(dict)
