@@ -1,7 +1,8 @@
 # `make demo` trains the embedded default and shows its result, `make test` runs the quick tests, `make test-all` all but those of hours.
 PYTHON ?= python3
 VENV ?= .venv
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# Huge pages, and one heap that keeps what a step frees: the next step needs it again.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest tests -n 2 --dist loadgroup --no-loadscope-reorder
@@ -32,10 +33,10 @@ reference: $(VENV)/tested
 	$(BIN)/pip install --quiet -r requirements-reference.txt
 	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 lightly==1.6.0 lightly_utils pytorch_lightning torch-fidelity==0.4.0
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements.txt requirements-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "ssl_jax needs Python 3.11 or later: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet -r requirements.txt -r requirements-cpu.txt
 	@touch $@
 
 $(VENV)/tested: $(VENV)/ready requirements-test.txt

@@ -348,7 +348,7 @@ def test_activations_are_sharded_over_the_batch_axes(mesh):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"name": "resnt"}, "encoder.name has no 'resnt'; did you mean 'resnet' or 'revnet'. valid: resnet, revnet, vit, mlp"),
+        ({"name": "resnt"}, "encoder.name has no 'resnt'; did you mean 'resnet' or 'revnet'. valid: resnet, resnet_v2, revnet"),
         ({"depth": 18}, "encoder.name has no None; valid: resnet"),
         ({"name": "resnet", "dept": 18}, "has no 'dept'; did you mean 'depth'. valid: depth, width, stem"),
         ({"name": "vit", "depth": 18}, "has no 'depth'; .*valid: variant, pool"),

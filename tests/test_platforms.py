@@ -12,7 +12,8 @@ import pytest
 
 from ssl_jax.engine.xla_options import SETS, xla_options
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import attention, even_lengths, portable
+from ssl_jax.models.common import attention, even_lengths
+from ssl_jax.models.portable import portable
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ssl_jax.engine.health import spectral_norms
 from ssl_jax.evals.kinds import knn, perceptual_path
-from ssl_jax.evals.lib import linear_probe, rejection
+from ssl_jax.evals.lib import linear_probe, logistic, rejection, second_moments
 from ssl_jax.evals.lib.resize import resize
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
@@ -127,13 +127,16 @@ CASES = {
     "linear classifier": lambda: module(heads.LinearHead(10), floats(4, 8)),
     **{f"{loss} {way}": (lambda loss=loss, way=way: by_views(loss, way))
        for loss, way in (("nt_xent", "dense"), ("nt_xent", "chunked"), ("moco", "dense"), ("clip", "dense"))},
+    "info_nce of patches": lambda: gradient(
+        lambda x, z: contrastive.patch_info_nce(x, z)[0], floats(2, 2, 3, 4), floats(2, 3, 3, 4)
+    ),
     "kNN": lambda: (lambda *args: knn._search(*args, metric="cosine", group=1, mesh=ONE), *SEARCH),
     "linear probe": lambda: (
-        lambda *args: linear_probe._losses_and_grads(*args, mesh=ONE),
-        floats(8, 4), ints(8), floats(8), floats(4, 3), floats(3),
+        lambda *args: logistic.losses_and_grads(*args, mesh=ONE),
+        floats(8, 4), ints(8), floats(8), floats(3, 4), floats(3),
     ),
     "ridge": lambda: (
-        lambda *args: linear_probe._chunk_sums(*args, mesh=ONE), floats(8, 4), floats(8, 3), floats(8), floats(4), floats(4)
+        lambda *args: second_moments._chunk_sums(*args, mesh=ONE), floats(8, 4), floats(8, 3), floats(8), floats(4), floats(4)
     ),
     "rejection": lambda: (
         rejection.log_odds, linear_probe.Probe(floats(4, 1, 3), floats(1, 3), floats(4), floats(4)), floats(8, 4), ints(8)

@@ -53,8 +53,8 @@ def test_flops_of_loops_branches_and_dead_code():
     assert flops(lambda x: lax.scan(step, x, None, length=11)[0], (4, 4)).flops == 11 * cube
     nested = lambda x, _: (lax.scan(step, x, None, length=3)[0], None)  # noqa: E731
     assert flops(lambda x: lax.scan(nested, x, None, length=5)[0], (4, 4)).flops == 15 * cube
-    assert flops(lambda x: lax.fori_loop(0, 9, lambda _, x: x @ x, x), (4, 4)) == Count(9 * cube)
-    assert flops(lambda x: lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, x), (4, 4)) == Count(cube, endless=1)
+    assert flops(lambda x: lax.fori_loop(0, 9, lambda _, x: x @ x, x), (4, 4)) == Count(9 * cube, wide=9 * cube)
+    assert flops(lambda x: lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, x), (4, 4)) == Count(cube, endless=1, wide=cube)
     assert flops(lambda x: lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x), (4, 4)).flops == 2 * cube
     assert flops(lambda x: (x @ x, x)[1], (4, 4)).flops == 0
     assert flops(jax.jit(lambda x: jax.vmap(lambda y: y @ x)(x)), (4, 4)).flops == 2 * 4 * 4 * 4
@@ -67,14 +67,14 @@ def test_flops_count_rematerialization():
 
     cube = 2 * 4**3
     plain, remat = (flops(jax.grad(loss(wrap), (0, 1)), (4, 4), (4, 4)) for wrap in (lambda f: f, jax.checkpoint))
-    assert plain == Count(6 * cube)
-    assert remat == Count(7 * cube, repeated=cube)  # only the first product is needed again
+    assert plain == Count(6 * cube, wide=6 * cube)
+    assert remat == Count(7 * cube, repeated=cube, wide=7 * cube)  # only the first product is needed again
 
     def in_loop(x, w):
         body = jax.checkpoint(lambda x: jnp.sin(x @ w) @ w)
         return lax.scan(lambda x, _: (body(x), None), x, None, length=3)[0].sum()
 
-    assert flops(jax.grad(in_loop, (0, 1)), (4, 4), (4, 4)) == Count(21 * cube, repeated=3 * cube)
+    assert flops(jax.grad(in_loop, (0, 1)), (4, 4), (4, 4)) == Count(21 * cube, repeated=3 * cube, wide=21 * cube)
 
 
 def test_flops_of_cudnn_attention(monkeypatch):
@@ -93,7 +93,7 @@ def test_flops_of_cudnn_attention(monkeypatch):
         return count(jax.make_jaxpr(gradient)(x, x, x))
 
     product = 2 * 2 * 3 * 6 * 6 * 8
-    assert counted("cudnn") == (7 * product, product, 0)
+    assert counted("cudnn") == (7 * product, product, 0, 0)
     assert counted("xla").flops == 6 * product
 
 

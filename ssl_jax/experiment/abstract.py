@@ -17,6 +17,7 @@ from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import check_inputs, fill_in, make_run
 from ssl_jax.experiment.workdir import read_config
 from ssl_jax.methods import build_method
+from ssl_jax.models.conv import use_convolutions
 
 
 class AbstractExperiment(NamedTuple):
@@ -39,6 +40,7 @@ def build_abstract(config, devices, platform: str) -> AbstractExperiment:
     Raises:
         UserError: as `build_experiment`.
     """
+    use_convolutions("xla")  # what XLA knows of a program it plans, too
     mesh, data = sharding.make_mesh(config.mesh, devices), facts(config.data)
     config = fill_in(config, data, platform)
     total = configs.resolve(config, data.examples)["total"]

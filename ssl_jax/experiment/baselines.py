@@ -32,7 +32,7 @@ def baseline_context(experiment: Experiment, name: str) -> Context:
     """The context of 'raw pixels' or 'untrained'."""
     if name == "raw pixels":
         return raw_pixel_context(experiment.config, experiment.run.mesh)
-    return model_context(experiment, initial_state(experiment))
+    return model_context(experiment, initial_state(experiment)._replace(opt={}))  # beside the state that is trained
 
 
 def add_missing(experiment: Experiment, evaluations: Evaluations, names: Sequence[str]) -> None:

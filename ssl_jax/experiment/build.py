@@ -26,6 +26,7 @@ from ssl_jax.experiment.sizes import check_arrays, check_memory
 from ssl_jax.experiment.stages import open_stages
 from ssl_jax.experiment.vocabulary import check_lengths, open_vocabulary
 from ssl_jax.methods import build_method
+from ssl_jax.models.conv import use_convolutions
 
 
 def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
@@ -65,7 +66,8 @@ def check_inputs(config, method: Method, facts: DatasetFacts, mesh) -> None:
         output_size(config.views, config.data.image_shape[-3:-1])
     if reason := mismatch(method.inputs, facts.features, config.data.ops):
         given = f" with config.data.ops {config.data.ops[0][0]}" if config.data.ops else ""
-        raise UserError(f"method {config.method!r} on {config.data.name!r}{given}: {reason}")
+        remedies = (f"; {remedy}" for name, remedy in method.absent.items() if name not in facts.features)
+        raise UserError(f"method {config.method!r} on {config.data.name!r}{given}: {reason}{next(remedies, '')}")
     check_host_ops(config.data.eval_ops)
     if is_random(config.data.eval_ops):
         size = (output_shape(config.data.eval_ops) or (64,))[-2]
@@ -124,6 +126,7 @@ def build_experiment(config, devices=None, workdir: Path | None = None) -> Exper
     Raises:
         UserError: one line for each mistake.
     """
+    use_convolutions(config.get("convolutions", "auto"))  # earlier runs have no such key
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.warm_up_connections(mesh)
     train = open_data(config.data, config.data.train_split)

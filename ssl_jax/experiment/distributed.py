@@ -32,7 +32,8 @@ def start_jax() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ssl_jax" / "xla"
     if not jax.config.jax_compilation_cache_dir:  # else JAX_COMPILATION_CACHE_DIR is set
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+    # Low, since views, features and evaluations are many small programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def initialize() -> None:

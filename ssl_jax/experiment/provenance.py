@@ -8,6 +8,7 @@ import subprocess
 
 import jax
 
+from ssl_jax.models.conv import convolutions
 from ssl_jax.where import CHECKOUT, IN_CHECKOUT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -25,5 +26,6 @@ def provenance() -> dict:
         "packages": versions,
         "python": platform.python_version(),
         "commit": commit or "unknown",
+        "convolutions": convolutions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

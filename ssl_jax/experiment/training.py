@@ -30,7 +30,7 @@ from ssl_jax.errors import NotFinite, UserError
 from ssl_jax.evals import run as evals
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import distributed, launch_environment
-from ssl_jax.experiment.baselines import BASELINES, add_missing, baseline_context, initial_state
+from ssl_jax.experiment.baselines import BASELINES, add_missing, initial_state
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context, open_eval
 from ssl_jax.experiment.data_record import check_there, record_data
@@ -151,7 +151,6 @@ def train(
         save_views(experiment, workdir)
         if experiment.sampler:
             save_samples(experiment, state, 0, workdir)
-        evaluator.measure_baselines(state, watchdog)
     else:
         log.info("going on at step %d of %d", start, total)
 
@@ -212,7 +211,7 @@ def train(
 
 
 class RunEvaluator:
-    """Evaluates the run while it trains, and its baselines.
+    """Evaluates the run while it trains, and its baselines behind the first evaluation, so that training starts at once.
 
     The features of the newest state stay in `context`, for the pictures at the end of the run.
     """
@@ -224,15 +223,7 @@ class RunEvaluator:
         self.evaluations = Evaluations(workdir, measured.evals, start)
         self.context = model_context(experiment, state)
         evals.check_needs(measured.evals, self.context)
-        self.baselines_complete = start == 0  # a resumed run may have new evaluations, which its baselines lack
-
-    def measure_baselines(self, state: State, watchdog: Watchdog) -> None:
-        """Measure the baselines of the config. `state` is the initial one."""
-        for name in self.experiment.config.baselines if self.evaluations.spec else ():
-            with watchdog.paused():
-                untrained = name == "untrained"
-                context = model_context(self.experiment, state) if untrained else baseline_context(self.experiment, name)
-                self.evaluations.add(name, 0, context)
+        self.baselines_complete = False
 
     def missed(self, start: int) -> list[str] | None:
         """Labels of the evaluations that step `start` still lacks; None where nothing is to be done.

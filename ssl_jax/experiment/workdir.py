@@ -34,7 +34,8 @@ PATIENCE = 100.0  # seconds that a restarted job waits for the lock; NFS keeps t
 # What a config.json holds. The fields of a model or an optimizer are checked by what they build.
 TYPES = {
     **dict.fromkeys(("batch_size", "seed", "accumulate", "log_every_steps", "keep_checkpoints", "eval_batch_size"), int),
-    **dict.fromkeys(("method", "dtype", "xla", "on_nonfinite", "total", "evaluate_every", "checkpoint_every", "best_metric"), str),
+    **dict.fromkeys(("method", "dtype", "xla", "convolutions", "on_nonfinite", "total"), str),
+    **dict.fromkeys(("evaluate_every", "checkpoint_every", "best_metric"), str),
     **dict.fromkeys(("data", "model", "optim", "mesh", "stages", "warm_start", "evals", "references"), dict),
     **dict.fromkeys(("data.name", "data.data_dir", "data.train_split", "data.test_split"), str),
     **dict.fromkeys(("data.ops", "data.eval_ops", "data.image_shape", "sharding", "baselines"), list),

@@ -20,6 +20,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.build import build, unknown
 from ssl_jax.models.common import Conv, shard_batch
 from ssl_jax.models.gan.dcgan import TransposedConv
+from ssl_jax.models.pool import max_pool
 
 glorot = nn.initializers.xavier_uniform()
 Dense = functools.partial(nn.Dense, kernel_init=glorot)
@@ -161,7 +162,7 @@ class PooledEncoder(nn.Module):
         h, out = x.astype(self.dtype), {}
         for i, width in enumerate(self.widths, 1):
             h = nn.relu(Conv(width, (3, 3), kernel_init=glorot, dtype=self.dtype, name=f"conv{i}")(h))
-            h = out[f"layer{i}"] = shard_batch(nn.max_pool(h, (2, 2), (2, 2), padding="SAME"))
+            h = out[f"layer{i}"] = shard_batch(max_pool(h, (2, 2), (2, 2), padding="SAME"))
         size = math.prod(h.shape[1:])
         if size != self.outputs:
             raise UserError(f"config.model.code.size={self.outputs}: the last map has {size} values; set that size or other widths")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
 from collections.abc import Callable
@@ -15,17 +13,16 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: F401  for layers that do not import Flax
 from jax.sharding import PartitionSpec
 
-from ssl_jax.models.conv import conv
+from ssl_jax.models.conv import conv, dense
+from ssl_jax.models.portable import is_portable
 
 Tree = Any
 
 BATCH_AXES = ("data", "fsdp")
 
-# All modules use this convolution and this batch normalization. Statistics are float32 and over the global batch, because the step
-# is one global program. Decay 0.9 is PyTorch's momentum 0.1. The running variance is biased; PyTorch's is
-# unbiased (times n / (n - 1) with n = batch * height * width).
+# All modules use these, which are fast on CPUs.
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv)
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+Dense = functools.partial(nn.Dense, dot_general=dense)
 
 
 def shard_batch(x: jax.Array) -> jax.Array:
@@ -42,19 +39,6 @@ def shard_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-_portable = contextvars.ContextVar("portable", default=False)
-
-
-@contextlib.contextmanager
-def portable():
-    """Context manager: programs traced inside contain no platform-specific kernels, for export to several platforms."""
-    token = _portable.set(True)
-    try:
-        yield
-    finally:
-        _portable.reset(token)
-
-
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool = False) -> jax.Array:
     """Softmax attention: query [B, N, heads, D], key and value [B, M, heads, D] -> [B, N, heads, D].
 
@@ -62,7 +46,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool =
     attention, which does not write the [N, M] scores to memory; otherwise, and inside `portable`, XLA's.
     """
     half, width = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
-    gpu = jax.default_backend() == "gpu" and not _portable.get()
+    gpu = jax.default_backend() == "gpu" and not is_portable()
     if not (gpu and half and width <= 128 and width % 8 == 0):
         return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="xla")
     cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn")

@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.models.common import BatchNorm
+from ssl_jax.models.backbones.layers import conv_relu
+from ssl_jax.models.common import Dense
+from ssl_jax.models.norm import BatchNorm
 
 
 class ProjectionHead(nn.Module):
@@ -48,7 +50,7 @@ class ProjectionHead(nn.Module):
         out = [x]
         for index, width in enumerate(self.widths, start=1):
             last = index == len(self.widths)
-            x = nn.Dense(
+            x = Dense(
                 width,
                 use_bias=last_bias if last else bias,
                 kernel_init=init,
@@ -84,3 +86,17 @@ class LinearHead(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.classes), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.classes,), jnp.float32)
         return jnp.matmul(x.astype(jnp.float32), kernel, precision="highest") + bias
+
+
+class ConvolutionalHead(nn.Module):
+    """A 3x3 and two 1x1 convolutions with BatchNorm and ReLU, the mean over space and a linear layer: RotNet's classifier of maps."""
+
+    classes: int
+    channels: int = 192
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, h, w, C] -> logits [B, classes] float32."""
+        for index, kernel in enumerate((3, 1, 1), 1):
+            x = conv_relu(x, self.channels, kernel, name=f"conv{index}", train=train, dtype=jnp.float32)
+        return LinearHead(self.classes, zero_init=False, name="linear")(x.mean((1, 2)))

@@ -22,9 +22,15 @@ class Count(NamedTuple):
     flops: int = 0
     repeated: int = 0  # those of `flops` that are due to rematerialization
     endless: int = 0  # number of loops of unknown length, whose bodies count once
+    wide: int = 0  # those of `flops` whose operands have more than 16 bits
 
     def plus(self, other: Count, times: int = 1) -> Count:
-        return Count(self.flops + times * other.flops, self.repeated + times * other.repeated, self.endless + other.endless)
+        return Count(
+            self.flops + times * other.flops,
+            self.repeated + times * other.repeated,
+            self.endless + other.endless,
+            self.wide + times * other.wide,
+        )
 
 
 def count(program: ClosedJaxpr) -> Count:
@@ -41,6 +47,8 @@ def _jaxpr(jaxpr: Jaxpr) -> Count:
     total = Count()
     for equation in jaxpr.eqns:
         found = _equation(equation)
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            found = found._replace(wide=found.flops * (min(x.aval.dtype.itemsize for x in equation.invars[:2]) > 2))
         repeated = "rematted_computation" in str(equation.source_info.name_stack)  # JAX's name for rematerialized code
         total = total.plus(found._replace(repeated=found.flops) if repeated else found)
     return total
@@ -69,7 +77,9 @@ def _times(name: str, params: dict) -> int:
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # the inner program runs on every device along the manual axes
-        return math.prod(params["mesh"].shape[axis] for axis in params.get("newly_manual_axes", params.get("manual_axes")))
+        return math.prod(
+            params["mesh"].shape[axis] for axis in params.get("newly_manual_axes", params.get("manual_axes"))
+        )
     return 1
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from ssl_jax.rehearsal.hlo import count_runs, parse_computations, shape_bytes
 
@@ -14,42 +15,69 @@ SLICES = {"dynamic-slice", "gather", "slice"}
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?[\])}]) ([a-z][\w\-]*)\((.*?)\)(.*)$")
 _INSIDE = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+
+
+class Move(NamedTuple):
+    """What one instruction reads and writes in a step."""
+
+    opcodes: frozenset[str]  # its own, and those that it fuses
+    shape: str  # the text of its result, such as 'bf16[8,128]{1,0}'
+    source: str  # where in the model it comes from, by JAX's names; '' if unknown
+    bytes: int  # read and written in all runs of a step
+    runs: int  # per step
 
 
 def traffic(hlo: str) -> int:
-    """Bytes per step that instructions read and write, where a fusion is one instruction.
+    """Bytes per step that instructions read and write: the sum of `moves`."""
+    return sum(move.bytes for move in moves(hlo))
 
-    It is an upper estimate, since data that a cache keeps between two instructions counts, too. A fusion that only takes slices of
-    an array reads those slices, and one that updates a part of an array in place writes that part. Loops of unknown length count
+
+def moves(hlo: str) -> Iterator[Move]:
+    """What each instruction of a compiled program reads and writes, where a fusion is one instruction.
+
+    Bytes are upper estimates, since data that a cache keeps between two instructions counts, too. A fusion that only takes slices
+    of an array reads those slices, and one that updates a part of an array in place writes that part. Loops of unknown length count
     once.
     """
     computations, entry = parse_computations(hlo)
     runs, _ = count_runs(computations, entry)
-    parsed = {name: [match.groups() for line in lines if (match := _INSTRUCTION.match(line))] for name, lines in computations.items()}
-    inner = {  # bodies of fusions and of reductions
-        callee for lines in parsed.values() for *_, opcode, _, rest in lines if opcode != "call" for callee in _INSIDE.findall(rest)
+    parsed = {
+        name: [match.groups() for line in lines if (match := _INSTRUCTION.match(line))]
+        for name, lines in computations.items()
     }
-    return sum(runs[name] * _bytes(lines, parsed) for name, lines in parsed.items() if runs[name] and name not in inner)
+    inner = {  # bodies of fusions and of reductions
+        callee
+        for lines in parsed.values()
+        for *_, opcode, _, rest in lines
+        if opcode != "call"
+        for callee in _INSIDE.findall(rest)
+    }
+    for name, lines in parsed.items():
+        if runs[name] and name not in inner:
+            yield from _moves_of(lines, parsed, runs[name])
 
 
-def _bytes(lines: list[tuple], parsed: Mapping[str, list[tuple]]) -> int:
-    """Bytes that one run of a computation reads and writes."""
-    shapes, total = {name: shape for name, shape, *_ in lines}, 0
+def _moves_of(lines: list[tuple], parsed: Mapping[str, list[tuple]], runs: int) -> Iterator[Move]:
+    """The moves of one computation."""
+    shapes = {name: shape for name, shape, *_ in lines}
     for _, shape, opcode, operands, rest in lines:
         if opcode in FREE or opcode.endswith("-done"):
             continue
         read = [_total(shapes.get(name, "")) for name in _names(operands)]
-        wrote = _total(shape)
+        wrote, opcodes, source = _total(shape), {opcode}, _SOURCE.search(rest)
         if opcode == "fusion":
-            sliced, update = _fusion_traffic(parsed[_INSIDE.search(rest)[1]])
+            fused = parsed[_INSIDE.search(rest)[1]]
+            opcodes |= {inside for _, _, inside, *_ in fused}
+            source = source or next((found for *_, last in reversed(fused) if (found := _SOURCE.search(last))), None)
+            sliced, update = _fusion_traffic(fused)
             read = [min(whole, sliced.get(index, whole)) for index, whole in enumerate(read)]
             wrote = wrote if update is None else update
         elif opcode in SLICES:
             read = [wrote]
         elif opcode == "dynamic-update-slice":
             read, wrote = read[1:2], read[1]
-        total += sum(read) + wrote
-    return total
+        yield Move(frozenset(opcodes), shape, source[1] if source else "", runs * (sum(read) + wrote), runs)
 
 
 def _fusion_traffic(lines: list[tuple]) -> tuple[dict[int, int], int | None]:

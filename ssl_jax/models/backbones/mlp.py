@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import BatchNorm, shard_batch
+from ssl_jax.models.common import Dense, shard_batch
+from ssl_jax.models.norm import BatchNorm
 
 
 class MLP(nn.Module):
@@ -32,7 +33,7 @@ class MLP(nn.Module):
         x = images.reshape(images.shape[0], -1).astype(self.dtype)
         out = {}
         for index, width in enumerate(self.widths, start=1):
-            x = nn.Dense(width, use_bias=not self.batch_norm, dtype=self.dtype, name=f"linear{index}")(x)
+            x = Dense(width, use_bias=not self.batch_norm, dtype=self.dtype, name=f"linear{index}")(x)
             if self.batch_norm:
                 x = BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"bn{index}")(x)
             x = shard_batch(nn.relu(x))

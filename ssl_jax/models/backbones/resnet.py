@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import BatchNorm, Conv, shard_batch
+from ssl_jax.models.common import Conv, shard_batch
+from ssl_jax.models.norm import BatchNorm
+from ssl_jax.models.pool import max_pool
 
 DEPTHS = {  # depth -> blocks per group; up to 34 the blocks are basic (two 3x3), beyond they are bottlenecks
     10: (1, 1, 1, 1),
@@ -105,7 +107,7 @@ class ResNet(nn.Module):
     def _stem(self, x, channels, train):
         def conv_bn_relu(x, features, kernel, stride, suffix):
             x = _conv(features, kernel, stride, KERNEL_INITS[self.flavor], self.dtype, f"stem_conv{suffix}")(x)
-            return nn.relu(_norm(train, self.dtype, f"stem_bn{suffix}")(x))
+            return _norm(train, self.dtype, f"stem_bn{suffix}", relu=True)(x)
 
         if self.stem != "imagenet":
             return conv_bn_relu(x, channels, 3, 2 if self.stem == "stride2" else 1, "")
@@ -115,7 +117,7 @@ class ResNet(nn.Module):
             x = conv_bn_relu(x, channels, 3, 1, "")
         else:
             x = conv_bn_relu(x, channels, 7, 2, "")
-        return nn.max_pool(x, (3, 3), (2, 2), padding="SAME" if self.flavor == "simclr" else ((1, 1), (1, 1)))
+        return max_pool(x, (3, 3), (2, 2), padding="SAME" if self.flavor == "simclr" else ((1, 1), (1, 1)))
 
 
 class Block(nn.Module):
@@ -148,24 +150,24 @@ class Block(nn.Module):
             shortcut = self._norm(train, "shortcut_bn")(shortcut)
 
         if self.bottleneck:
-            x = nn.relu(self._norm(train, "bn1")(self._conv(self.channels, 1, 1, "conv1")(x)))
+            x = self._norm(train, "bn1", relu=True)(self._conv(self.channels, 1, 1, "conv1")(x))
             if self.sk:
                 x = self._selective_kernel(x, train)
             else:
-                x = nn.relu(self._norm(train, "bn2")(self._conv(self.channels, 3, self.stride, "conv2")(x)))
-            x = self._norm(train, "bn3", scale_init=last_scale)(self._conv(features, 1, 1, "conv3")(x))
+                x = self._norm(train, "bn2", relu=True)(self._conv(self.channels, 3, self.stride, "conv2")(x))
+            last, x = "bn3", self._conv(features, 1, 1, "conv3")(x)
         else:
-            x = nn.relu(self._norm(train, "bn1")(self._conv(self.channels, 3, self.stride, "conv1")(x)))
-            x = self._norm(train, "bn2", scale_init=last_scale)(self._conv(features, 3, 1, "conv2")(x))
-        return nn.relu(x + shortcut)
+            x = self._norm(train, "bn1", relu=True)(self._conv(self.channels, 3, self.stride, "conv1")(x))
+            last, x = "bn2", self._conv(features, 3, 1, "conv2")(x)
+        return self._norm(train, last, scale_init=last_scale, relu=True)(x, shortcut)
 
     def _selective_kernel(self, x, train):
         """Two 3x3 streams, mixed per channel by a softmax of the global average of their sum."""
-        x = nn.relu(self._norm(train, "bn2")(self._conv(2 * self.channels, 3, self.stride, "conv2")(x)))
+        x = self._norm(train, "bn2", relu=True)(self._conv(2 * self.channels, 3, self.stride, "conv2")(x))
         streams = jnp.stack(jnp.split(x, 2, axis=-1))  # [2, B, h, w, C]
         context = jnp.mean(streams.sum(0), axis=(1, 2), keepdims=True)
         squeezed = max(int(self.channels * SK_RATIO), SK_MIN_CHANNELS)
-        context = nn.relu(self._norm(train, "sk_bn")(self._conv(squeezed, 1, 1, "sk_squeeze")(context)))
+        context = self._norm(train, "sk_bn", relu=True)(self._conv(squeezed, 1, 1, "sk_squeeze")(context))
         logits = self._conv(2 * self.channels, 1, 1, "sk_mix")(context).astype(jnp.float32)
         weights = jax.nn.softmax(jnp.stack(jnp.split(logits, 2, axis=-1)), axis=0).astype(self.dtype)
         return (streams * weights).sum(0)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.resnet import DEPTHS
-from ssl_jax.models.common import BatchNorm, Conv, shard_batch
+from ssl_jax.models.common import Conv, shard_batch
+from ssl_jax.models.norm import BatchNorm
+from ssl_jax.models.pool import max_pool
 
 _init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -58,7 +60,7 @@ class RevNet(nn.Module):
             name="stem_conv",
         )(images.astype(self.dtype))  # fmt: skip
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         out = {"stem": x}
         branch = nn.remat(Branch, static_argnums=(2,)) if self.remat else Branch
         for group, units in enumerate(DEPTHS[self.depth], 1):
@@ -84,7 +86,7 @@ class Branch(nn.Module):
         """[B, H, W, channels] -> the same shape."""
         inner = self.channels // 4
         for i, (features, kernel) in enumerate(((inner, 1), (inner, 3), (self.channels, 1)), 1):
-            x = nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"bn{i}")(x))
+            x = BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"bn{i}", relu=True)(x)
             x = Conv(
                 features, (kernel, kernel), padding=kernel // 2, use_bias=False, kernel_init=_init, dtype=self.dtype, name=f"conv{i}"
             )(x)

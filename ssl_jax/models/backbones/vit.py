@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import Conv, attention, shard_batch
+from ssl_jax.models.activations import gelu
+from ssl_jax.models.common import Conv, Dense, attention, shard_batch
 
 
 class Size(NamedTuple):
@@ -213,11 +214,11 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
         batch, length, width = x.shape
-        qkv = nn.Dense(3 * width, kernel_init=_qkv_init, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(3 * width, kernel_init=_qkv_init, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, length, self.heads, 3, width // self.heads)
         x = attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
         x = x.reshape(batch, length, width)
-        return nn.Dense(width, kernel_init=_xavier, dtype=self.dtype, name="proj")(x)
+        return Dense(width, kernel_init=_xavier, dtype=self.dtype, name="proj")(x)
 
 
 class Mlp(nn.Module):
@@ -229,9 +230,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
-        y = nn.Dense(self.hidden, kernel_init=_xavier, dtype=self.dtype, name="fc1")(x)
-        y = nn.gelu(y, approximate=False)
-        return nn.Dense(x.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="fc2")(y)
+        y = Dense(self.hidden, kernel_init=_xavier, dtype=self.dtype, name="fc1")(x)
+        y = gelu(y)
+        return Dense(x.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="fc2")(y)
 
 
 def unstack(params: dict) -> dict:

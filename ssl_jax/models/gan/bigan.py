@@ -18,8 +18,10 @@ import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.build import build
-from ssl_jax.models.common import BatchNorm, Conv, shard_batch
+from ssl_jax.models.common import Conv, shard_batch
 from ssl_jax.models.gan.dcgan import TransposedConv
+from ssl_jax.models.norm import BatchNorm
+from ssl_jax.models.pool import max_pool
 
 STD = 0.02
 _init = nn.initializers.normal(STD)
@@ -100,7 +102,7 @@ class AlexNetTrunk(nn.Module):
         layers = ((96, 11, 4, 1), (256, 5, 1, 2), (384, 3, 1, 1), (384, 3, 1, 2), (256, 3, 1, 2))  # width, kernel, stride, groups
         for i, (width, kernel, stride, groups) in enumerate(layers, 1):
             if i in (2, 3):
-                h = nn.max_pool(h, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+                h = max_pool(h, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
             h = _conv(width, kernel, stride, groups, self.dtype, f"conv{i}")(h)
             if i > 1:
                 h = BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"bn{i}")(h)
@@ -186,13 +188,13 @@ class ConvGenerator(nn.Module):
         *sides, channels = self.shape
         height, width = (side // 2 ** len(self.widths) for side in sides)
         h = _dense(height * width * self.widths[0], self.dtype, "linear")(z)
-        h = nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn0")(h))
+        h = BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn0", relu=True)(h)
         h = shard_batch(h.reshape(len(z), height, width, self.widths[0]))
         for i, features in enumerate((*self.widths[1:], channels), 1):
             h = TransposedConv(features, self.kernel, dtype=self.dtype, name=f"conv{i}")(h)
             if i < len(self.widths):
                 h = _conditioned(h, z, self.condition_std, self.dtype, f"condition{i}")
-                h = nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"bn{i}")(h))
+                h = BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"bn{i}", relu=True)(h)
             h = shard_batch(h)
         return nn.sigmoid(h.astype(jnp.float32))
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.build import build
-from ssl_jax.models.common import BatchNorm, shard_batch
+from ssl_jax.models.common import shard_batch
 from ssl_jax.models.gan.biggan import INITS, BigGANTrunk
 from ssl_jax.models.gan.spectral import SpectralDense
+from ssl_jax.models.norm import BatchNorm
 
 
 class ResidualMLP(nn.Module):
@@ -96,7 +97,7 @@ class Encoder(nn.Module):
         h = out["pooled"]
         for i, width in enumerate(self.widths, 1):
             h = nn.Dense(width, use_bias=False, kernel_init=nn.initializers.he_normal(), precision="highest", name=f"linear{i}")(h)
-            h = nn.relu(BatchNorm(use_running_average=not train, name=f"bn{i}")(h))
+            h = BatchNorm(use_running_average=not train, name=f"bn{i}", relu=True)(h)
         mean, raw = jnp.split(nn.Dense(2 * self.latent, precision="highest", name="code")(h), 2, axis=-1)
         crelu = jnp.concatenate([nn.relu(unit), nn.relu(-unit)], axis=-1)
         return {**out, "crelu": crelu, "mean": mean, "deviation": nn.softplus(raw)}

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import BatchNorm, shard_batch
+from ssl_jax.models.common import shard_batch
 from ssl_jax.models.gan.sngan import downsample, upsample
 from ssl_jax.models.gan.spectral import SpectralConv, SpectralDense, SpectralEmbed
+from ssl_jax.models.norm import BatchNorm
+from ssl_jax.models.pool import max_pool
 
 GENERATOR = {  # size -> channels at 4 x 4 and after each block, in multiples of `channels`
     32: (4, 4, 4, 4),
@@ -78,8 +80,8 @@ class NonLocal(nn.Module):
         narrow = max(channels // 8, 1)
         conv = functools.partial(SpectralConv, kernel=1, use_bias=False, kernel_init=INITS[self.initializer], dtype=self.dtype)
         queries = conv(narrow, name="query")(x, train).reshape(b, h * w, -1)
-        keys = nn.max_pool(conv(narrow, name="key")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
-        values = nn.max_pool(conv(max(channels // 2, 1), name="value")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
+        keys = max_pool(conv(narrow, name="key")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
+        values = max_pool(conv(max(channels // 2, 1), name="value")(x, train), (2, 2), (2, 2)).reshape(b, h * w // 4, -1)
         scores = jnp.einsum("bqc,bkc->bqk", queries, keys, preferred_element_type=jnp.float32)
         mixed = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(scores).astype(self.dtype), values).reshape(b, h, w, -1)
         gamma = self.param("gamma", nn.initializers.zeros, (), jnp.float32).astype(self.dtype)
@@ -142,7 +144,7 @@ class BigGANGenerator(nn.Module):
 
 def to_image(x: jax.Array, init: str, dtype, train: bool) -> jax.Array:
     """The last layers of a generator, in its module scope: batch normalization, ReLU, 3x3 convolution, tanh."""
-    x = nn.relu(BatchNorm(use_running_average=not train, dtype=dtype, name="norm")(x))
+    x = BatchNorm(use_running_average=not train, dtype=dtype, name="norm", relu=True)(x)
     x = SpectralConv(3, kernel_init=INITS[init], dtype=dtype, name="to_image")(x, train)
     return jnp.tanh(x.astype(jnp.float32))
 

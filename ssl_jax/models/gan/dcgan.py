@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import BatchNorm, Conv, shard_batch
+from ssl_jax.models.common import Conv, shard_batch
 from ssl_jax.models.conv import conv_transpose
 from ssl_jax.models.gan.spectral import SpectralConv, SpectralDense
+from ssl_jax.models.norm import BatchNorm
 
 Features = dict[str, jax.Array]
 normal = nn.initializers.normal

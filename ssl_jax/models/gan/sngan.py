@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import BatchNorm, Conv, shard_batch
+from ssl_jax.models.common import Conv, shard_batch
 from ssl_jax.models.gan.spectral import SpectralConv, SpectralDense
+from ssl_jax.models.norm import BatchNorm
 
 GENERATORS = ("miyato", "compare_gan")
 DISCRIMINATORS = ("miyato", "gulrajani", "compare_gan")
@@ -70,7 +71,7 @@ class SNGANGenerator(nn.Module):
         shortcut_kernel = 3 if self.flavor == "compare_gan" else 1
         for stage in range(self.stages):
             x = GeneratorBlock(self.channels, shortcut_kernel, self.dtype, name=f"block{stage + 1}")(x, train)
-        x = nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
+        x = BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm", relu=True)(x)
         return jnp.tanh(Conv(3, (3, 3), kernel_init=glorot(1.0), dtype=self.dtype, name="to_image")(x).astype(jnp.float32))
 
 

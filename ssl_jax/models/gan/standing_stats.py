@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.models.common import BatchNorm, run
+from ssl_jax.models.common import run
+from ssl_jax.models.norm import BatchNorm
 
 Tree = Any
 
@@ -28,7 +29,7 @@ def standing_stats(
     The running averages of training belong to earlier weights, and not to a moving average of the weights.
 
     Args:
-        module: a module whose batch normalizations are `models.common.BatchNorm`.
+        module: a module whose batch normalizations are `models.norm.BatchNorm`.
         batch: key -> positional arguments of `module`, sampled as for generation.
 
     Power iterations continue during the passes, so they converge for these weights too. Returns `state` if it has no batch
@@ -45,5 +46,5 @@ def standing_stats(
 
     others = {name: tree for name, tree in state.items() if name != "batch_stats"}
     (total, others), _ = jax.lax.scan(step, (empty, others), jax.random.split(key, passes))
-    share = passes * (1 - BatchNorm.keywords["momentum"])
+    share = passes * (1 - BatchNorm.momentum)
     return {**others, "batch_stats": jax.tree.map(lambda x: x / share, total)}

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ssl_jax.errors import UserError
 from ssl_jax.models import common
+from ssl_jax.models.norm import BatchNorm
 
 Tree = Any
 
@@ -36,7 +37,7 @@ class Unit(nn.Module):
     def __call__(self, x):
         strides = (self.stride, self.stride)
         conv = common.Conv(self.features, self.kernel, strides, self.padding, use_bias=False, precision="highest", name="conv")
-        return nn.relu(common.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(conv(x)))
+        return nn.relu(BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(conv(x)))
 
 
 def _chain(x, name, *units):

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
+from ssl_jax.models.activations import gelu
 from ssl_jax.models.backbones.vit import REMATS
-from ssl_jax.models.common import attention, shard_batch
+from ssl_jax.models.common import Dense, attention, shard_batch
 
 # 'tensor' shards attention heads, MLP channels and the output head's codes; 'fsdp' shards the other side of each matrix.
 TENSOR_RULES = (
@@ -117,7 +118,7 @@ class Attention(nn.Module):
         """[B, N, D] -> (output [B, N, D], keys and values of these positions, a Cache of [B, H, N, D / H])."""
         batch, length, width = x.shape
         flavor = FLAVORS[self.flavor]
-        qkv = nn.Dense(3 * width, kernel_init=flavor.init, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(3 * width, kernel_init=flavor.init, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, length, self.heads, 3, width // self.heads)
         q, k, v = (qkv[..., i, :] for i in range(3))
         if past is not None:
@@ -128,7 +129,7 @@ class Attention(nn.Module):
             x = attention(q, k, v, self.causal)
         x = x.reshape(batch, length, width)
         x = x if flavor.drop_weights else dropout(x, self.dropout, key)
-        x = nn.Dense(width, kernel_init=flavor.init, dtype=self.dtype, name="proj")(x)
+        x = Dense(width, kernel_init=flavor.init, dtype=self.dtype, name="proj")(x)
         return x, Cache(*(shard_batch(y.swapaxes(1, 2)) for y in (k, v)))
 
 
@@ -144,10 +145,10 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
         flavor = FLAVORS[self.flavor]
-        y = nn.Dense(self.hidden, kernel_init=flavor.init, dtype=self.dtype, name="fc1")(x)
-        y = nn.gelu(y, approximate=flavor.tanh)
+        y = Dense(self.hidden, kernel_init=flavor.init, dtype=self.dtype, name="fc1")(x)
+        y = gelu(y, flavor.tanh)
         y = y if flavor.drop_weights else dropout(y, self.dropout, key)
-        return nn.Dense(x.shape[-1], kernel_init=flavor.init, dtype=self.dtype, name="fc2")(y)
+        return Dense(x.shape[-1], kernel_init=flavor.init, dtype=self.dtype, name="fc2")(y)
 
 
 class Block(nn.Module):
@@ -256,7 +257,7 @@ class CausalPrior(Trunk):
     def setup(self):
         self.create_layers(True, self.codes, self.length)
         # Operands have type `dtype`; accumulation and logits are float32.
-        self.head = nn.Dense(self.codes, kernel_init=nn.initializers.zeros, dtype=self.dtype, dot_general=_dot_f32)
+        self.head = Dense(self.codes, kernel_init=nn.initializers.zeros, dtype=self.dtype, dot_general=_dot_f32)
 
     def __call__(self, tokens: jax.Array, label: jax.Array | None = None, key: jax.Array | None = None, *, train: bool):
         """Tokens int32 [B, length], labels [B] or None -> (logits float32 [B, length, codes], features [1 + depth, B, D]).
@@ -299,7 +300,7 @@ class MaskedPrior(Trunk):
     def setup(self):
         self.create_layers(False, self.codes + 1, self.length + 1)
         flavor = FLAVORS[self.flavor]
-        self.transform = nn.Dense(self.width, kernel_init=flavor.init, dtype=self.dtype)
+        self.transform = Dense(self.width, kernel_init=flavor.init, dtype=self.dtype)
         self.transform_norm = nn.LayerNorm(epsilon=flavor.epsilon, dtype=self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.codes,))
 
@@ -310,7 +311,7 @@ class MaskedPrior(Trunk):
         x = self.norm(x + self.position.astype(self.dtype))
         first = mean_features(x, False)[None]
         x, features = self.blocks(shard_batch(dropout(x, self.dropout, input_key)), self.keys(key, train), None, None)
-        x = self.transform_norm(nn.gelu(self.transform(x[:, 1:]), approximate=FLAVORS[self.flavor].tanh))
+        x = self.transform_norm(gelu(self.transform(x[:, 1:]), FLAVORS[self.flavor].tanh))
         table = self.tokens.embedding[: self.codes].astype(self.dtype)
         return jnp.einsum("bnd,kd->bnk", x, table, **_f32) + self.bias, jnp.concatenate([first, features])
 

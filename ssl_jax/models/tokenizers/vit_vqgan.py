@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.vit import REMATS, Block, Size
-from ssl_jax.models.common import shard_batch
+from ssl_jax.models.common import Dense, shard_batch
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -82,12 +82,12 @@ class ViTEncoder(nn.Module):
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
         x = x.reshape(x.shape[0], rows, self.patch, columns, self.patch, -1).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(x.shape[0], rows, columns, -1).astype(self.dtype)
-        x = nn.Dense(size.width, kernel_init=xavier, dtype=self.dtype, name="patch_embed")(x)
+        x = Dense(size.width, kernel_init=xavier, dtype=self.dtype, name="patch_embed")(x)
         x, blocks = Trunk(self.size, self.remat, self.dtype, name="trunk")(x)
         out = {f"layer{i}": block for i, block in enumerate(blocks, 1)}
-        x = jnp.tanh(nn.Dense(size.hidden, kernel_init=xavier, dtype=self.dtype, name="tanh")(x))
-        out["features"] = shard_batch(nn.Dense(size.width, kernel_init=xavier, dtype=self.dtype, name="features")(x))
-        z = nn.Dense(self.dim, kernel_init=xavier, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
+        x = jnp.tanh(Dense(size.hidden, kernel_init=xavier, dtype=self.dtype, name="tanh")(x))
+        out["features"] = shard_batch(Dense(size.width, kernel_init=xavier, dtype=self.dtype, name="features")(x))
+        z = Dense(self.dim, kernel_init=xavier, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
         out["out"] = nn.LayerNorm(epsilon=1e-6, use_scale=False, name="norm")(z) if self.norm else z
         return out
 
@@ -104,10 +104,10 @@ class ViTDecoder(nn.Module):
     @nn.compact
     def __call__(self, codes: jax.Array, train: bool) -> jax.Array:
         size = _check(self.size, self.remat)
-        x = nn.Dense(size.width, kernel_init=xavier, dtype=self.dtype, name="of_code")(codes)
+        x = Dense(size.width, kernel_init=xavier, dtype=self.dtype, name="of_code")(codes)
         x, _ = Trunk(self.size, self.remat, self.dtype, name="trunk")(x)
-        x = jnp.tanh(nn.Dense(size.hidden, kernel_init=xavier, dtype=self.dtype, name="tanh")(x))
-        x = nn.Dense(self.patch**2 * self.channels, kernel_init=xavier, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        x = jnp.tanh(Dense(size.hidden, kernel_init=xavier, dtype=self.dtype, name="tanh")(x))
+        x = Dense(self.patch**2 * self.channels, kernel_init=xavier, dtype=self.dtype, name="head")(x).astype(jnp.float32)
         batch, rows, columns, _ = x.shape
         x = x.reshape(batch, rows, columns, self.patch, self.patch, self.channels).transpose(0, 1, 3, 2, 4, 5)
         return shard_batch(x.reshape(batch, rows * self.patch, columns * self.patch, self.channels))

@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.models.common import BatchNorm, Conv, attention, shard_batch
+from ssl_jax.models.common import Conv, Dense, attention, shard_batch
+from ssl_jax.models.norm import BatchNorm
 
 normal = nn.initializers.normal
 
@@ -49,9 +50,9 @@ class AttentionBlock(nn.Module):
         channels = x.shape[-1]
         y = nn.GroupNorm(min(32, channels), epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         y = y.reshape(y.shape[0], -1, 1, channels)  # [B, positions, heads, C]
-        query, key, value = (nn.Dense(channels, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
+        query, key, value = (Dense(channels, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
         y = attention(query, key, value).reshape(x.shape)
-        return shard_batch(x + nn.Dense(channels, dtype=self.dtype, name="proj")(y))
+        return shard_batch(x + Dense(channels, dtype=self.dtype, name="proj")(y))
 
 
 class _Middle(nn.Module):
@@ -97,7 +98,7 @@ class VQGANEncoder(nn.Module):
                 x = Conv(x.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name=f"level{level}_down")(x)
         x = swish_norm(_Middle(self.dtype, name="middle")(x), self.dtype, "norm")
         out["features"] = shard_batch(Conv(self.features, (3, 3), dtype=self.dtype, name="features")(x))
-        out["out"] = nn.Dense(self.dim, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
+        out["out"] = Dense(self.dim, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
         return out
 
 
@@ -114,7 +115,7 @@ class VQGANDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, codes: jax.Array, train: bool) -> jax.Array:
-        x = nn.Dense(self.features, dtype=self.dtype, name="of_code")(codes)
+        x = Dense(self.features, dtype=self.dtype, name="of_code")(codes)
         x = Conv(self.width * self.multiples[-1], (3, 3), dtype=self.dtype, name="conv")(x)
         x = _Middle(self.dtype, name="middle")(x)
         for level, multiple in reversed(list(enumerate(self.multiples, 1))):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.common import Conv, shard_batch
+from ssl_jax.models.common import Conv, Dense, shard_batch
 from ssl_jax.models.gan.dcgan import TransposedConv
 
 lecun = nn.initializers.lecun_normal()
@@ -57,7 +57,7 @@ class ResidualEncoder(nn.Module):
             x = out[f"layer{i}"] = shard_batch(nn.relu(x))
         x = Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(x)
         out["features"] = ResidualStack(self.block_width, self.blocks, self.dtype, name="stack")(x)
-        out["out"] = nn.Dense(self.dim, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
+        out["out"] = Dense(self.dim, precision="highest", name="to_code")(out["features"].astype(jnp.float32))
         return out
 
 
