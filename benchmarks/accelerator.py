@@ -1,160 +1,93 @@
-"""Train steps on an accelerator: ours against PyTorch (compiled, bfloat16, channels-last) and against the rehearsal.
+"""Train steps on an accelerator against PyTorch (compiled, bfloat16, channels-last), in less than ten minutes.
 
-    PYTHONPATH=. python benchmarks/accelerator.py [--cases simclr_resnet50 vit_b16 vit_vqgan_small] [--predictions FILE]
-    PYTHONPATH=. python benchmarks/accelerator.py --rehearse h200:1x1 --predictions FILE      # beforehand, on any machine
+    PYTHONPATH=. python benchmarks/accelerator.py               # on a GPU with PyTorch, torchvision and timm
+    JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/accelerator.py --smoke         # all cases in small, on any machine
 
-Ours is the step that `launch.py train` compiles for the config and overrides of a case, on one device, without augmentations. The
-case `simclr_resnet50_augmented` has the recipe's augmentations, and no reference. The reference is torchvision's ResNet, timm's ViT
-or `torch_vit_vqgan` with the same number of parameters, loss and optimizer (fused). Batches of random bytes lie on the device.
+Ours is the step that `launch.py train` compiles for a case of `accelerator_cases.py`, on one device; the reference is that of
+`torch_steps.py`, with the same number of parameters (checked), loss and optimizer (fused). Batches of random bytes lie on the device.
 
-Each side runs in its own process. All compile before any is measured: ours one after the other, since XLA times kernels as it
-compiles; theirs side by side. A time is the median over ten rounds (--rounds) of five steps, blocking on the last step. Memory
-is the allocator's peak.
+Each side of a case is a process. All compile first: ours one after the other, since XLA times kernels as it compiles, and
+meanwhile theirs, three at a time. Then one after the other is measured: rounds of five steps, blocking on the last step, for an
+equal share of the time that is left, ten rounds at most. What has not compiled after 6 1/2 minutes is given up. The command ends
+before `--minutes`.
 
-The first command ends with a table and a line of JSON. The second writes the results of `launch.py rehearse` for the cases.
+Prints a table, and appends rows to `--rows` after each case, so that an interrupted run keeps what it has. The bound is the time in
+which the device could multiply and move what our compiled program does (`rehearsal.roofline`). Memory is the allocator's peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-STEPS = 5  # per round
+from accelerator_cases import CASES, Size, run_of
 
-
-class Case(NamedTuple):
-    config: str
-    overrides: tuple[str, ...]
-    batch: int
-    pixels: int
-
-
-CASES = {
-    "simclr_resnet50": Case(
-        "simclr.py:imagenet",
-        (
-            "--config.views=((),())",
-            "--config.model.head.widths=(2048,128)",
-            "--config.optim.net={'name':'sgd','lr':0.01,'weight_decay':1e-4}",
-        ),
-        256,
-        224,
-    ),
-    "vit_b16": Case(
-        "supervised.py:imagenet",
-        (
-            "--config.views=((),)",
-            "--config.model.encoder={'name':'vit','variant':'B/16'}",
-            "--config.optim.net={'name':'adamw','lr':1e-4,'weight_decay':0.05}",
-        ),
-        256,
-        224,
-    ),
-    # Neither side recomputes. R1 is left out on both sides, because PyTorch does not compile second derivatives.
-    "vit_vqgan_small": Case(
-        "vit_vqgan.py:imagenet256",
-        (
-            "--config.views=((),)",
-            "--config.model.encoder.remat=none",
-            "--config.model.decoder.remat=none",
-            "--config.model.r1.weight=0.0",
-        ),
-        64,
-        256,
-    ),
-    "simclr_resnet50_augmented": Case("simclr.py:imagenet", ("--config.model.head.widths=(2048,128)",), 256, 224),
-}
-
-
-def config_of(case: Case, batch: int, pixels: int):
-    """The config of a case, with images of `pixels` x `pixels`."""
-    from ssl_jax.experiment.config import load
-
-    config = load(str(ROOT / "configs" / case.config), [*case.overrides, f"--config.batch_size={batch}"])
-    with config.unlocked():
-        config.data.ops = tuple((name, {**options, "size": pixels}) for name, options in config.data.ops)
-        config.dtype = "bfloat16"
-    return config
-
+STEPS, ROUNDS = 5, 10  # of a round; of a measurement, at most
+COMPILING = 0.7  # of the time
+SPARE = 15.0  # seconds to end with
 
 # ---------------------------------------------------------------- ours
 
 
-def ours(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
+def ours(name: str, size: Size) -> list[Callable[[float], dict]]:
     import jax
     import numpy as np
     import step_timing
 
-    from ssl_jax.data.catalog import facts
-    from ssl_jax.engine import sharding
-    from ssl_jax.experiment import config as configs
-    from ssl_jax.experiment.build import fill_in, make_run
-    from ssl_jax.methods import build_method
     from ssl_jax.rehearsal import flops, memory
     from ssl_jax.rehearsal.traffic import traffic
 
-    config = config_of(CASES[name], batch, pixels)
-    data_facts, mesh = facts(config.data), sharding.make_mesh(config.mesh, jax.devices()[:1])
-    config = fill_in(config, data_facts)
-    total = configs.resolve(config, data_facts.examples)["total"]
-    method = build_method(config)
-    run, _, example = make_run(config, method, mesh, total, {})
-    traced = run.trace(run.abstract, example, run.root)
-    counted, lowered = flops.count(traced.jaxpr), traced.lower()
+    run = compiled = state = batches = None
+    done = 0
 
-    compiled = None
+    def steps(count: int):
+        nonlocal state, done
+        for _ in range(count):
+            state, metrics = compiled(state._replace(frozen={}), {}, batches[done % 2], run.root)
+            done += 1
+        jax.block_until_ready((state, metrics))
+        return metrics
 
-    def compiling() -> dict:
-        nonlocal compiled
+    def compiling(_) -> dict:
+        nonlocal run, compiled, state, batches
         start = time.perf_counter()
-        compiled = lowered.compile()
-        return {"compiling": time.perf_counter() - start}
-
-    def measure() -> dict:
-        state, rng = run.init(), np.random.default_rng(0)
+        run, example = run_of(name, size, jax.devices()[0], jax.default_backend())
+        traced = run.trace(run.abstract, example, run.root)
+        compiled, state, rng = traced.lower().compile(), run.init(), np.random.default_rng(0)
 
         def random(x):
             return jax.device_put(rng.integers(0, 256 if len(x.shape) > 2 else 1000, x.shape).astype(x.dtype))
 
         batches = [jax.tree.map(random, dict(example)) for _ in range(2)]
-        done = 0
-
-        def steps(count: int):
-            nonlocal state, done
-            for _ in range(count):
-                state, metrics = compiled(state._replace(frozen={}), {}, batches[done % 2], run.root)
-                done += 1
-            jax.block_until_ready((state, metrics))
-            return metrics
-
-        metrics = {key: float(x) for key, x in steps(3).items()}
-        loss = next(x for key, x in metrics.items() if key.endswith("/loss"))
-        times = rounds(steps)
-        memory_stats = jax.devices()[0].memory_stats() or {}  # before the profiler runs
-        if profile := os.environ.get("PROFILE"):
-            Path(profile, f"{name}.profile.txt").write_text(step_timing.report(lambda: steps(1), compiled.as_text(), longest=400))
-        cost = compiled.cost_analysis() or {}
+        counted, text = flops.count(traced.jaxpr), compiled.as_text()
         return {
-            **times,
-            "loss": loss,
+            "compiling": time.perf_counter() - start,
             "parameters": memory.size(run.abstract.params),
-            "peak_bytes": memory_stats.get("peak_bytes_in_use"),
-            "compiled_bytes": memory.of_program(compiled)["total"],
             "flops": counted.flops,
-            "moved_bytes": traffic(compiled.as_text()),
-            "bytes_by_xla": cost.get("bytes accessed"),
+            "moved_bytes": traffic(text),
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
         }
+
+    def measure(seconds: float) -> dict:
+        metrics = {key: float(x) for key, x in steps(3).items()}
+        loss = next(x for key, x in metrics.items() if key.endswith("/loss"))
+        times = rounds(steps, seconds)
+        memory_stats = jax.devices()[0].memory_stats() or {}  # before the profiler runs
+        if profile := os.environ.get("PROFILE"):
+            report = step_timing.report(lambda: steps(1), compiled.as_text(), longest=400)
+            Path(profile, f"{name}.profile.txt").write_text(report)
+        return {**times, "loss": loss, "peak_bytes": memory_stats.get("peak_bytes_in_use")}
 
     return [compiling, measure]
 
@@ -162,21 +95,14 @@ def ours(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
 # ---------------------------------------------------------------- theirs
 
 
-def theirs(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
+def theirs(name: str, size: Size) -> list[Callable[[float], dict]]:
     import torch
     import torch_steps
-    from train_step import references, torch_nt_xent
 
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(0)
-    encoders = references()  # before timm is imported
-    make = {"simclr_resnet50": torch_steps.simclr, "vit_b16": torch_steps.vit, "vit_vqgan_small": torch_steps.vit_vqgan}[name]
-    shape = (batch, 2, 3, pixels, pixels) if name == "simclr_resnet50" else (batch, 3, pixels, pixels)
-    with torch.device(device):
-        train, parameters = make(torch, pixels, encoders, torch_nt_xent)
-        batches = [(torch.randint(0, 256, shape, dtype=torch.uint8), torch.randint(0, 1000, (batch,))) for _ in range(2)]
+    train = batches = None
     done = 0
 
     def steps(count: int):
@@ -188,19 +114,29 @@ def theirs(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
             torch.cuda.synchronize()
         return loss
 
-    def compiling() -> dict:
+    def compiling(_) -> dict:
+        nonlocal train, batches
         start = time.perf_counter()
+        views = (2,) if name.startswith("simclr") else ()
+        shape = (size.batch, *views, 3, size.pixels, size.pixels)
+        with torch.device("cuda" if cuda else "cpu"):
+            train, parameters = getattr(torch_steps, CASES[name].reference)(size)
+            batches = [
+                (torch.randint(0, 256, shape, dtype=torch.uint8), torch.randint(0, 1000, (size.batch,)))
+                for _ in range(2)
+            ]
         loss = float(steps(3))
         if cuda:
             torch.cuda.empty_cache()  # for processes that are measured meanwhile
-        return {"compiling": time.perf_counter() - start, "loss": loss}
+        return {"compiling": time.perf_counter() - start, "loss": loss, "parameters": parameters}
 
-    def measure() -> dict:
+    def measure(seconds: float) -> dict:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        times = rounds(steps)
+        steps(1)
+        times = rounds(steps, seconds)
         peak = torch.cuda.max_memory_allocated() if cuda else None
-        return {**times, "parameters": parameters, "peak_bytes": peak, "torch": torch.__version__}
+        return {**times, "peak_bytes": peak, "torch": torch.__version__}
 
     return [compiling, measure]
 
@@ -208,140 +144,211 @@ def theirs(name: str, batch: int, pixels: int) -> list[Callable[[], dict]]:
 # ---------------------------------------------------------------- both
 
 
-def rounds(steps: Callable) -> dict:
-    """Seconds of a step: the median over rounds, the shortest and the longest."""
-    count = int(os.environ["ROUNDS"])
-    steps(STEPS if count > 1 else 1)
-    seconds = []
-    for _ in range(count):
+def rounds(steps: Callable, seconds: float) -> dict:
+    """Seconds of a step: the median over rounds, the shortest and the longest. At least one round, at most for about `seconds`."""
+    end, each = time.perf_counter() + seconds, []
+    while not each or (len(each) < ROUNDS and time.perf_counter() + STEPS * each[-1] < end):
         start = time.perf_counter()
         steps(STEPS)
-        seconds.append((time.perf_counter() - start) / STEPS)
-    return {"seconds": statistics.median(seconds), "range": [min(seconds), max(seconds)]}
+        each.append((time.perf_counter() - start) / STEPS)
+    return {"seconds": statistics.median(each), "range": [min(each), max(each)], "rounds": len(each)}
 
 
-def child(name: str, side: str, batch: int, pixels: int) -> None:
-    """Build a case, then run one stage (compile, measure) for each line on stdin."""
-    stages = {"ours": ours, "theirs": theirs}[side](name, batch, pixels)
-    for stage in stages:
-        sys.stdin.readline()
-        print(json.dumps(stage()), flush=True)
+def child(name: str, side: str, size: Size) -> None:
+    """Build a case, then run one stage (compile, measure) for each line on stdin, which has the seconds to use."""
+    for stage in {"ours": ours, "theirs": theirs}[side](name, size):
+        print(json.dumps(stage(float(sys.stdin.readline()))), flush=True)
 
 
 class Process:
-    """A child process. `found` holds its results, or 'error', the end of its log, if it failed or timed out."""
+    """A child process. `found` holds its results, or 'error', the end of its log, if it failed or was too late."""
 
     def __init__(self, name: str, side: str, arguments):
         self.name, self.side, self.found = name, side, {}
-        sizes = [str(arguments.batch or CASES[name].batch), str(arguments.pixels or CASES[name].pixels)]
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment |= {"ROUNDS": str(arguments.rounds)}
         if arguments.profile:  # kernels in CUDA graphs have no names
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
             environment |= {"PROFILE": str(arguments.logs), "XLA_FLAGS": flags}
         self.log = Path(arguments.logs, f"{name}.{side}.txt")
-        command = ["timeout", str(arguments.limit), sys.executable, __file__, "--child", name, side, *sizes]
+        command = [sys.executable, __file__, "--child", name, side, json.dumps(size_of(name, arguments))]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
             )
 
-    def start_stage(self) -> None:
+    def run(self, seconds: float, until: float) -> None:
+        """Run the next stage, and give the process up at the time `until`."""
+        if "error" in self.found:
+            return
         try:
-            self.process.stdin.write("go\n")
+            self.process.stdin.write(f"{seconds}\n")
             self.process.stdin.flush()
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, until - time.perf_counter()))
+            line = self.process.stdout.readline() if ready else ""
         except BrokenPipeError:
-            pass  # `finish_stage` reports the error
-
-    def finish_stage(self) -> None:
-        line = self.process.stdout.readline()
-        self.found |= json.loads(line) if line else {"error": self.log.read_text()[-1500:]}
+            ready, line = True, ""
+        self.found |= json.loads(line) if line else {"error": self.log.read_text()[-1500:] if ready else "out of time"}
         print(f"{time.strftime('%X')} {self.name} {self.side} {line.strip() or self.found['error']}", flush=True)
+        if "error" in self.found:
+            self.end()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
 
 
-def measure_all(cases: list[str], arguments) -> dict[str, dict]:
-    """{case: {side: results}}"""
-    mine = [Process(name, "ours", arguments) for name in cases]
-    compared = [] if arguments.ours else [name for name in cases if not name.endswith("augmented")]
-    other = [Process(name, "theirs", arguments) for name in compared]
-    for process in other:
-        process.start_stage()
-    for process in mine:
-        process.start_stage()
-        process.finish_stage()
-    for process in other:
-        process.finish_stage()
-    for process in [*mine, *other]:
-        if "error" not in process.found:
-            process.start_stage()
-            process.finish_stage()
-        process.process.communicate()
-    found = {name: {} for name in cases}
-    for process in [*mine, *other]:
-        found[process.name][process.side] = process.found
+def size_of(name: str, arguments) -> Size:
+    size = CASES[name].smoke if arguments.smoke else CASES[name].size
+    return size if arguments.batch is None else size._replace(batch=arguments.batch)
+
+
+def measure_all(arguments, done: Callable[[str, dict, dict], None]) -> dict[str, dict]:
+    """{case: {side: results}}; `done(case, ours, theirs)` is called after each case."""
+    end = time.perf_counter() + 60 * arguments.minutes - SPARE
+    compiled = time.perf_counter() + 60 * arguments.minutes * COMPILING
+    sides = ("ours",) if arguments.ours else ("ours", "theirs")
+    found = {name: {} for name in arguments.cases}
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(3) as three:
+
+        def compile_(name: str, side: str) -> Process | None:
+            if time.perf_counter() > compiled:
+                return None
+            process = Process(name, side, arguments)
+            process.run(0, compiled)
+            return process
+
+        waiting = {
+            (name, side): (one if side == "ours" else three).submit(compile_, name, side)
+            for name in found
+            for side in sides
+        }
+        processes = {key: future.result() for key, future in waiting.items()}
+    left = len(processes)
+    try:
+        for name in found:
+            for side in sides:
+                process = processes[name, side]
+                if process:
+                    share = (end - time.perf_counter()) / left
+                    process.run(max(0.0, share - 5), end)  # 5 seconds to warm up
+                    process.end()
+                found[name][side] = process.found if process else {"error": "out of time"}
+                left -= 1
+            done(name, found[name]["ours"], found[name].get("theirs", {}))
+    finally:
+        for process in filter(None, processes.values()):
+            process.end()
     return found
 
 
-def rehearse(topology: str, path: Path, cases: list[str]) -> None:
-    found = {}
-    for name in cases:
-        case, out = CASES[name], path.with_suffix(f".{name}.json")
-        flags = [*case.overrides, f"--config.batch_size={case.batch}", "--config.dtype=bfloat16"]
-        command = ["rehearse", f"--config={ROOT / 'configs' / case.config}", f"--topology={topology}", f"--output={out}", *flags]
-        subprocess.run([sys.executable, str(ROOT / "launch.py"), *command], check=True)
-        found[name] = json.loads(out.read_text())
-        out.unlink()
-        path.write_text(json.dumps(found, indent=1))
+# ---------------------------------------------------------------- results
 
 
-def table(found: dict[str, dict], predicted: dict) -> None:
-    times = f"{'ours':>10}{'torch':>10}{'ratio':>7}{'bound':>10}{'reached':>9}"
-    print(f"{'case':27}{times}{'GiB':>7}{'torch':>7}{'pred.':>7}{'MFU':>7}")
+def bound(mine: dict) -> tuple[float | None, float | None]:
+    """(bound in seconds, peak in FLOP/s) of a step on a device of `rehearsal.chips`."""
+    from ssl_jax.rehearsal import chips, gpus, roofline
+
+    kind = next((kind for kind, device in gpus.NAMES.items() if mine.get("device") == device), None)
+    if kind is None or "flops" not in mine:
+        return None, None
+    chip = chips.CHIPS[kind]
+    return max(roofline.times(chip, mine["flops"], mine["moved_bytes"], []).values()), chip.flops
+
+
+def metrics_of(mine: dict, other: dict) -> dict[str, tuple]:
+    """{metric of docs/results/speed.csv: (value, low, high)}; without what is unknown."""
+    second, theirs_, (least, peak) = mine.get("seconds"), other.get("seconds"), bound(mine)
+    found = {
+        "step_ms": second and tuple(1e3 * x for x in (second, *mine["range"])),
+        "step_ms_pytorch": theirs_ and tuple(1e3 * x for x in (theirs_, *other["range"])),
+        "ratio": second
+        and theirs_
+        and (theirs_ / second, other["range"][0] / mine["range"][1], other["range"][1] / mine["range"][0]),
+        "mfu_percent": peak and second and (100 * mine["flops"] / second / peak,),
+        "bound_ms": least and (1e3 * least,),
+        "percent_of_bound": least and second and (100 * least / second,),
+        "memory_gib": mine.get("peak_bytes") and (mine["peak_bytes"] / 2**30,),
+        "memory_gib_pytorch": other.get("peak_bytes") and (other["peak_bytes"] / 2**30,),
+        "compiling_s": mine.get("compiling") and (mine["compiling"],),
+        "compiling_s_pytorch": other.get("compiling") and (other["compiling"],),
+    }
+    return {metric: value for metric, value in found.items() if value}
+
+
+def rows(name: str, size: Size, mine: dict, other: dict) -> list[dict]:
+    from hlo_table import commit
+
+    common = dict(method=CASES[name].recipe.partition(".")[0], config="benchmarks/accelerator.py", protocol="pytorch-accelerator",
+                  subject=f"{CASES[name].title}, batch {size.batch}", commit=commit(),
+                  machine=mine.get("device", "").replace("NVIDIA ", "").lower().replace(" ", "-"),
+                  note=f"jax {mine.get('jax')}, torch {other.get('torch')}, {mine.get('rounds')} rounds")  # fmt: skip
+    found = metrics_of(mine, other)
+    names = ("value", "low", "high")
+    return [
+        {**common, "metric": metric, **{name: f"{x:.4g}" for name, x in zip(names, value, strict=False)}}  # a value, or with its range
+        for metric, value in found.items()
+    ]
+
+
+def table(found: dict[str, dict]) -> str:
+    heads = (
+        "step_ms",
+        "step_ms_pytorch",
+        "ratio",
+        "mfu_percent",
+        "bound_ms",
+        "percent_of_bound",
+        "memory_gib",
+        "memory_gib_pytorch",
+    )
+    lines = [f"{'case':18}" + "".join(f"{head:>19}" for head in heads)]
     for name, sides in found.items():
-        mine, other, rehearsed = sides.get("ours", {}), sides.get("theirs", {}), predicted.get(name, {})
-        bound = rehearsed.get("prediction", {}).get("bound", {}).get("step_seconds")
-        compute = rehearsed.get("busy_seconds", {}).get("compute")
-        chip = compute and rehearsed["flops"]["flops"] / compute  # FLOP/s
-        second, theirs_ = mine.get("seconds"), other.get("seconds")
-        cells = [
-            (second and 1e3 * second, "8.1f", 10, " ms"),
-            (theirs_ and 1e3 * theirs_, "7.1f", 10, " ms"),
-            (second and theirs_ and theirs_ / second, ".2f", 7, ""),
-            (bound and 1e3 * bound, "7.1f", 10, " ms"),
-            (bound and second and 100 * bound / second, ".0f", 9, " %"),
-            (mine.get("peak_bytes") and mine["peak_bytes"] / 2**30, ".1f", 7, ""),
-            (other.get("peak_bytes") and other["peak_bytes"] / 2**30, ".1f", 7, ""),
-            (rehearsed.get("compiled_bytes") and rehearsed["compiled_bytes"]["total"] / 2**30, ".1f", 7, ""),
-            (chip and second and 100 * mine["flops"] / second / chip, ".0f", 7, " %"),
-        ]
-        print(f"{name:27}" + "".join(f"{format(x, form) + unit if x else '-':>{width}}" for x, form, width, unit in cells))
+        values = metrics_of(sides.get("ours", {}), sides.get("theirs", {}))
+        lines.append(
+            f"{name:18}" + "".join(f"{values[head][0]:19.2f}" if head in values else f"{'-':>19}" for head in heads)
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--predictions", type=Path, default=None, help="file written with --rehearse")
-    parser.add_argument("--rehearse", default=None, metavar="TOPOLOGY", help="write --predictions instead of measuring")
+    parser.add_argument("--smoke", action="store_true", help="small sizes, for a CPU; its times say nothing")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
+    parser.add_argument(
+        "--rows", type=Path, default=None, help="append to this CSV file; default accelerator.csv in --logs"
+    )
     parser.add_argument("--logs", type=Path, default=Path("."), help="folder for the logs of the processes")
-    parser.add_argument("--batch", type=int, default=None, help="batch size, for a quick try")
-    parser.add_argument("--pixels", type=int, default=None, help="image size, for a quick try")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds of the median; 1 for a quick try")
+    parser.add_argument("--batch", type=int, default=None, help="batch size of all cases, for a quick try")
     parser.add_argument("--ours", action="store_true", help="without PyTorch")
-    parser.add_argument("--profile", action="store_true", help="without CUDA graphs; tables of our time by operation in --logs")
-    parser.add_argument("--limit", type=float, default=480, help="seconds for each process, including waits")
-    parser.add_argument("--child", nargs=4, default=None, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--profile", action="store_true", help="without CUDA graphs; tables of our time by operation in --logs"
+    )
+    parser.add_argument("--child", nargs=3, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        name, side, *sizes = arguments.child
-        return child(name, side, *map(int, sizes))
-    if arguments.rehearse:
-        if arguments.predictions is None:
-            parser.error("--rehearse writes to --predictions=FILE; give one")
-        return rehearse(arguments.rehearse, arguments.predictions, arguments.cases)
-    predicted = json.loads(arguments.predictions.read_text()) if arguments.predictions else {}
-    found = measure_all(arguments.cases, arguments)
-    table(found, predicted)
+        name, side, size = arguments.child
+        return child(name, side, Size(*json.loads(size)))
+    arguments.logs.mkdir(parents=True, exist_ok=True)
+    path = arguments.rows or arguments.logs / "accelerator.csv"
+
+    def done(name: str, mine: dict, other: dict) -> None:
+        from hlo_table import append
+
+        if mine.get("parameters") and other.get("parameters") and mine["parameters"] != other["parameters"]:
+            parser.exit(1, f"{name}: {mine['parameters']:,} parameters, the reference has {other['parameters']:,}\n")
+        append(path, rows(name, size_of(name, arguments), mine, other))
+
+    found = measure_all(arguments, done)
+    print(table(found))
     print(json.dumps({"benchmark": "accelerator", "cases": found}))
+    if failed := [
+        f"{name} {side}" for name, sides in found.items() for side, result in sides.items() if "error" in result
+    ]:
+        parser.exit(1, f"failed: {', '.join(failed)}\n")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ Four paths turn the same encoded JPEGs into two random resized crops each:
     reader       the same through `Reader`, with a label, as batches are read
     reference    Pillow decodes once and torchvision's RandomResizedCrop runs twice: a careful PyTorch loader
     two decodes  Pillow decodes for every crop
-The paths run in turns, one round each, so that none empties the caches of another. They run in one thread. Time is CPU
-time of the process, so that other work on the machine affects all paths alike. Prints images/s (an image is one pair of
+With `--side 256` three more read smaller copies, which `launch.py prepare` writes into a temporary directory:
+    jpeg, raw    `Reader` on the copy of this form, from its file
+    Pillow jpeg  the reference on the encoded images of the JPEG copy
+The paths run in turns of ten images, so that the changing speed of a machine affects all of them alike, and caches little. They run
+in one thread. Time is CPU time of the process. Prints images/s (an image is one pair of
 crops), the ratio per round, and one line of JSON.
 
 It also measures the resize alone, with OpenCV's area and linear interpolation for comparison: agreement with Pillow's
@@ -18,8 +21,10 @@ antialiased resize in dB, and milliseconds. `--png` writes the crops of both pat
 import argparse
 import io
 import json
+import os
 import pathlib
 import sys
+import tempfile
 import time
 
 import cv2
@@ -31,10 +36,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from ssl_jax.data import geometry
 from ssl_jax.data.decode import Picture
 from ssl_jax.data.features import Feature
+from ssl_jax.data.preparation import FORMS, prepare
 from ssl_jax.data.reader import Reader
 from ssl_jax.data.sources import Source, open_source
 
 SIZE = 224
+TURN = 10  # images of one path before the next path has its turn
 
 
 def torchvision_crop(interpolation):
@@ -70,8 +77,8 @@ class Bytes(Source):
         return self
 
 
-def paths(interpolation, images):
-    """{name: function (encoded bytes, index in `images`) -> two crops}"""
+def paths(interpolation, images, copies):
+    """{name: function (encoded bytes, index in `images`) -> two crops}; copies: {form: source of the smaller images}."""
     crop = torchvision_crop(interpolation)
     rng = np.random.default_rng(0)
     ops = (("random_resized_crops", {"size": SIZE, "crops": 2, "interpolation": interpolation}),)
@@ -84,26 +91,44 @@ def paths(interpolation, images):
         return np.stack([np.asarray(crop(image)) for _ in range(2)])
 
     reader = Reader(Bytes(images), ops, ("image", "label"))
-    return {
+    functions = {
         "ours": lambda data, i: geometry.apply_host_ops(ops, Picture(data), rng),
         "reader": lambda data, i: reader.read(i, (0, i)),
         "reference": lambda data, i: reference(data),
         "two decodes": lambda data, i: np.stack([np.asarray(crop(decode(data))) for _ in range(2)]),
     }
+    readers = {form: Reader(source, ops, ("image", "label")) for form, source in copies.items()}
+    for form in copies:
+        functions[form] = lambda data, i, form=form: readers[form].read(i, (0, i))
+    if copies:
+        small = [copies["jpeg"][i]["image"] for i in range(len(images))]
+        functions["Pillow jpeg"] = lambda data, i: reference(small[i])
+    return functions
 
 
-def compare_paths(images, interpolation, rounds):
+def smaller_copies(arguments, folder):
+    """{form: (source of the smaller images, bytes of an image)}"""
+    found = {}
+    for form in FORMS if arguments.side else ():
+        choices = {"data_dir": arguments.data_dir, "side": arguments.side, "form": form}
+        (written,) = prepare(arguments.dataset, [arguments.split], pathlib.Path(folder) / form, **choices)
+        found[form] = open_source(f"{folder}/{form}", arguments.split), written.bytes / written.examples
+    return found
+
+
+def compare_paths(images, interpolation, rounds, copies):
     """{path: CPU seconds for all images, [rounds]}"""
-    functions = paths(interpolation, images)
+    functions = paths(interpolation, images, copies)
     for function in functions.values():
         function(images[0], 0)
     seconds = {name: np.zeros(rounds) for name in functions}
     for i in range(rounds):
-        for name, function in functions.items():
-            start = time.process_time()
-            for index, data in enumerate(images):
-                function(data, index)
-            seconds[name][i] = time.process_time() - start
+        for first in range(0, len(images), TURN):
+            for name, function in functions.items():
+                start = time.process_time()
+                for index in range(first, min(first + TURN, len(images))):
+                    function(images[index], index)
+                seconds[name][i] += time.process_time() - start
     return seconds
 
 
@@ -155,19 +180,26 @@ def main():
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--interpolation", default="bicubic", choices=list(geometry.INTERPOLATIONS))
+    parser.add_argument("--side", type=int, default=0, help="also read copies with this short side (default: none)")
     parser.add_argument("--png", default="", help="write crops of both paths here")
     arguments = parser.parse_args()
     source = open_source(arguments.dataset, arguments.split, arguments.data_dir)
     images = [source[i]["image"] for i in range(min(arguments.images, len(source)))]
 
-    seconds = compare_paths(images, arguments.interpolation, arguments.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        copies = smaller_copies(arguments, folder)
+        sources = {form: source for form, (source, _) in copies.items()}
+        seconds = compare_paths(images, arguments.interpolation, arguments.rounds, sources)
     rates = {name: len(images) / np.median(values) for name, values in seconds.items()}
-    print(f"{len(images)} JPEGs, two {SIZE}-pixel crops each, {arguments.interpolation}, one thread, CPU time")
-    print(f"{'path':14}{'images/s':>10}{'ours is faster by':>22}{'(rounds)':>18}")
-    ratios = {name: values / seconds["ours"] for name, values in seconds.items()}
+    print(f"{len(images)} JPEGs of {np.mean([*map(len, images)]) / 1e3:.0f} kB, two {SIZE}-pixel crops each, "
+          f"{arguments.interpolation}, one thread, CPU time, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    for form, (_, size) in copies.items():
+        print(f"copy with a short side of {arguments.side}, {form}: {size / 1e3:.0f} kB an image")
+    print(f"{'path':14}{'images/s':>10}{'faster than reference by':>26}{'(rounds)':>18}")
+    ratios = {name: seconds["reference"] / values for name, values in seconds.items()}
     for name, rate in rates.items():
         bounds = f"{ratios[name].min():.2f} .. {ratios[name].max():.2f}"
-        print(f"{name:14}{rate:10.0f}{np.median(ratios[name]):21.2f}x{bounds:>18}")
+        print(f"{name:14}{rate:10.0f}{np.median(ratios[name]):25.2f}x{bounds:>18}")
     resizes = compare_resizes(images, arguments.interpolation)
     print(f"\n{'shrinking':14}{'dB to Pillow':>14}{'ms':>8}")
     for name, (decibel, milliseconds) in resizes.items():

@@ -14,6 +14,7 @@ from jax.profiler import ProfileData, ProfileOptions
 # The first of these opcodes in an instruction, or in the computation that it fuses, sets its kind.
 KINDS = (
     ("convolution", "convolution"),
+    ("custom-call", "oneDNN and other libraries"),
     ("dot", "matrix product"),
     ("reduce", "reduction"),
     ("reduce-window", "pooling"),

@@ -12,8 +12,26 @@ from torch.nn.utils.parametrizations import spectral_norm
 # ---------------------------------------------------------------- BigGAN
 
 
-def conv(inputs, outputs, kernel=3):
-    return spectral_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
+def conv(inputs, outputs, kernel=3, bias=True):
+    return spectral_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
+
+
+class NonLocal(nn.Module):
+    """Attention of all pixels to 2 x 2 maxima."""
+
+    def __init__(self, channels):
+        super().__init__()
+        narrow, half = max(channels // 8, 1), max(channels // 2, 1)
+        self.query, self.key = conv(channels, narrow, 1, False), conv(channels, narrow, 1, False)
+        self.value, self.output = conv(channels, half, 1, False), conv(half, channels, 1, False)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        queries, keys = self.query(x).flatten(2), F.max_pool2d(self.key(x), 2).flatten(2)
+        values = F.max_pool2d(self.value(x), 2).flatten(2)
+        mixed = F.scaled_dot_product_attention(queries.mT, keys.mT, values.mT, scale=1.0).mT
+        mixed = mixed.reshape(len(x), -1, *x.shape[2:]).contiguous(memory_format=torch.channels_last)
+        return x + self.gamma * self.output(mixed)
 
 
 class ConditionalNorm(nn.Module):
@@ -40,10 +58,13 @@ class GeneratorBlock(nn.Module):
 
 
 class BigGANGenerator(nn.Module):
-    def __init__(self, channels, multiples, classes, embedding, latent):
+    def __init__(self, channels, multiples, classes, embedding, latent, pixels=32, attention=0):
         super().__init__()
         self.widths = [channels * m for m in multiples]
-        self.base, self.chunk = 32 >> (len(multiples) - 1), latent // len(multiples)
+        self.base, self.chunk = pixels >> (len(multiples) - 1), latent // len(multiples)
+        sides = [self.base << i for i in range(1, len(multiples))]
+        attends = zip(sides, self.widths[1:], strict=True)
+        self.attention = nn.ModuleList(NonLocal(w) if side == attention else nn.Identity() for side, w in attends)
         self.embed = nn.Embedding(classes, embedding)
         self.project = spectral_norm(nn.Linear(self.chunk, self.base**2 * self.widths[0]))
         pairs = itertools.pairwise(self.widths)
@@ -54,8 +75,8 @@ class BigGANGenerator(nn.Module):
         first, *chunks = z.split(self.chunk, 1)
         label = self.embed(label)
         x = self.project(first).view(len(z), self.widths[0], self.base, self.base).to(memory_format=torch.channels_last)
-        for block, chunk in zip(self.blocks, chunks, strict=True):
-            x = block(x, torch.cat([label, chunk], 1))
+        for block, attend, chunk in zip(self.blocks, self.attention, chunks, strict=True):
+            x = attend(block(x, torch.cat([label, chunk], 1)))
         return torch.tanh(self.last(F.relu(self.norm(x))))
 
 
@@ -74,11 +95,14 @@ class DiscriminatorBlock(nn.Module):
 
 
 class BigGANDiscriminator(nn.Module):
-    def __init__(self, channels, multiples, halved, classes):
+    def __init__(self, channels, multiples, halved, classes, pixels=32, attention=0):
         super().__init__()
-        widths = [3, *(channels * m for m in multiples)]
-        pairs = enumerate(itertools.pairwise(widths))
-        self.blocks = nn.Sequential(*(DiscriminatorBlock(a, b, i == 0, i < halved) for i, (a, b) in pairs))
+        widths, blocks = [3, *(channels * m for m in multiples)], []
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
+            blocks.append(DiscriminatorBlock(a, b, i == 0, i < halved))
+            if i < halved and pixels >> (i + 1) == attention:
+                blocks.append(NonLocal(b))
+        self.blocks = nn.Sequential(*blocks)
         self.linear = spectral_norm(nn.Linear(widths[-1], 1))
         self.embed = spectral_norm(nn.Embedding(classes, widths[-1]))
 
@@ -98,7 +122,9 @@ def fir(channels, gain=1.0):
 
 
 def smooth(x, padding, gain=1.0):
-    return F.conv2d(F.pad(x, (padding[0], padding[1], padding[0], padding[1])), fir(x.shape[1], gain), groups=x.shape[1])
+    return F.conv2d(
+        F.pad(x, (padding[0], padding[1], padding[0], padding[1])), fir(x.shape[1], gain), groups=x.shape[1]
+    )
 
 
 def upsample(x):

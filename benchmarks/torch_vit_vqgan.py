@@ -1,4 +1,4 @@
-"""The small tokenizer of ViT-VQGAN in PyTorch, with the same networks as ours: the reference of `accelerator.py`."""
+"""The tokenizer of ViT-VQGAN in PyTorch, with the same networks as ours: the reference of `accelerator.py`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import nn
 torch_vision.torchvision()  # timm imports torchvision, whose operators must be declared
 import timm  # noqa: E402
 
-WIDTH, DEPTH, HEADS, HIDDEN = 512, 8, 8, 2048
 LEAST_LOG_SCALE, EPSILON = -7.0, 0.1  # of the logit-Laplace likelihood, as in ours
 
 
 class Trunk(nn.Module):
-    def __init__(self, tokens):
+    def __init__(self, tokens, size):
         super().__init__()
-        self.positions = nn.Parameter(0.02 * torch.randn(tokens, WIDTH))
+        self.positions = nn.Parameter(0.02 * torch.randn(tokens, size.width))
         block = timm.models.vision_transformer.Block
-        self.blocks = nn.Sequential(*(block(WIDTH, HEADS, HIDDEN / WIDTH, qkv_bias=True) for _ in range(DEPTH)))
-        self.norm = nn.LayerNorm(WIDTH, eps=1e-6)
+        self.blocks = nn.Sequential(
+            *(block(size.width, size.heads, size.hidden / size.width, qkv_bias=True) for _ in range(size.depth))
+        )
+        self.norm = nn.LayerNorm(size.width, eps=1e-6)
 
     def forward(self, x):
         return self.norm(self.blocks(x + self.positions))
@@ -29,17 +30,18 @@ class Trunk(nn.Module):
 class Tokenizer(nn.Module):
     """Images in [0, 1] to codes of norm 1, and back to the mean and log-scale of each value."""
 
-    def __init__(self, pixels, patch=8, codes=8192, dim=32):
+    def __init__(self, pixels, size, patch=8, codes=8192, dim=32):
         super().__init__()
+        width, hidden = size.width, size.hidden
         self.patch, self.side, inputs = patch, pixels // patch, 3 * patch**2
         tokens = self.side**2
-        self.embed, self.encoder = nn.Linear(inputs, WIDTH), Trunk(tokens)
-        self.encoder_tanh, self.features = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
-        self.to_code = nn.Linear(WIDTH, dim)
+        self.embed, self.encoder = nn.Linear(inputs, width), Trunk(tokens, size)
+        self.encoder_tanh, self.features = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.to_code = nn.Linear(width, dim)
         self.shift = nn.Parameter(torch.zeros(dim))
         self.codebook = nn.Parameter(torch.randn(codes, dim))
-        self.from_code, self.decoder = nn.Linear(dim, WIDTH), Trunk(tokens)
-        self.decoder_tanh, self.head = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, 2 * inputs)
+        self.from_code, self.decoder = nn.Linear(dim, width), Trunk(tokens, size)
+        self.decoder_tanh, self.head = nn.Linear(width, hidden), nn.Linear(hidden, 2 * inputs)
 
     def encode(self, x):
         b = len(x)

@@ -1,13 +1,14 @@
 """One SimCLR train step, ours against the same model, loss and optimizer in eager PyTorch, on the CPU.
 
     JAX_PLATFORMS=cpu PYTHONPATH=. python benchmarks/train_step.py [--cases resnet18_32 resnet50_224 vit_s16_224]
-        [--pairs 5] [--profile profiles/]
+        [--pairs 5] [--profile profiles/] [--convolutions xla]
 
 A step converts two uint8 crops per image to floats and runs forward, NT-Xent over the batch, backward and update. Ours is
 the step that `launch.py train` compiles (`methods.simclr` with `engine.loop`, on one device), without augmentations. The
 reference is torchvision's ResNet (channels-last) or timm's ViT with a two-layer head, and one thread per core. A pair is
-one step of each, in turns. The table gives medians over pairs, and the ratio of wall-clock time with its range. A ratio
-above 1 means that ours is faster. Ends with one line of JSON.
+two steps of each, in turns, of which the second is timed: in training one step follows another, and the first one after the
+other side's works on memory that the system has taken back. The table gives medians over pairs, and the ratio of wall-clock
+time with its range. A ratio above 1 means that ours is faster. Ends with one line of JSON.
 
 Quote figures of a quiet machine only. PyTorch's threads wait by spinning, so other work on the cores costs the reference
 more wall-clock and CPU time than ours, and both ratios come out too high. The table and the JSON have the load average
@@ -16,8 +17,8 @@ that later ones do not exceed the number of cores.
 
 `--profile` writes, per case, the time of our step by kind of operation, and the longest operations.
 
-XLA allocates its working memory in every step. Huge pages save a tenth of the time, on both sides: put
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command.
+XLA allocates its working memory in every step. Put GLIBC_TUNABLES of the Makefile before the command, as it does for training:
+huge pages, and one heap that keeps freed memory, for both sides.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.experiment.config import load
 from ssl_jax.methods import build_method
+from ssl_jax.models import conv
 from ssl_jax.objectives.contrastive import nt_xent
 
 TEMPERATURE = 0.5
@@ -185,6 +187,7 @@ def compare(name: str, pairs: int, profile: Path | None) -> dict:
     for i in range(pairs):
         order = (0, 1) if i % 2 == 0 else (1, 0)
         for side in order:
+            (our_step, their_step)[side](images)
             seconds[i, side] = timed((our_step, their_step)[side], images)
     if profile:
         profile.mkdir(parents=True, exist_ok=True)
@@ -218,6 +221,7 @@ def machine() -> dict:
     return {
         "cpu": models[0] if models else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
+        "convolutions": conv.convolutions(),
         "huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "flax", "torch", "torchvision", "timm")},
@@ -228,6 +232,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--convolutions", default="auto", help="as config.convolutions")
     parser.add_argument(
         "--profile", type=Path, default=None, help="folder for tables of where our step spends its time"
     )
@@ -236,6 +241,7 @@ def main():
         parser.error("this compares CPU steps; set JAX_PLATFORMS=cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     check_losses_agree()
+    conv.use_convolutions(arguments.convolutions)
 
     described = machine()
     print(", ".join(f"{key} {value}" for key, value in described.items()))
