@@ -121,3 +121,33 @@ def invert_above(image, threshold):
 def solarize(image, key, p=0.2, threshold=0.5):
     """With probability p, inverts values at or above the threshold (0.5 is PIL's 128)."""
     return jnp.where(jax.random.uniform(key) < p, invert_above(image, threshold), image)
+
+
+def drop_colors(image, key, p=1.0):
+    """With probability p, keeps one random channel and fills the others with faint noise around its mean.
+
+    Color dropping of Doersch et al. 2015, section 3.1, against chromatic aberration, which tells where in a photograph a patch lies.
+    The noise is Gaussian, with a hundredth of the standard deviation of the channel that stays. Unlike `project_colors` it hides
+    the aberration of every lens.
+    """
+    apply_key, channel_key, noise_key = jax.random.split(key, 3)
+    keep = jnp.arange(3) == jax.random.randint(channel_key, (), 0, 3)
+    kept = jnp.sum(jnp.where(keep, image, 0.0), axis=-1, keepdims=True)
+    mean, deviation = jnp.mean(kept), jnp.std(kept)
+    noise = mean + 0.01 * deviation * jax.random.normal(noise_key, image.shape)
+    dropped = jnp.clip(jnp.where(keep, image, noise), 0.0, 1.0)
+    return jnp.where(jax.random.uniform(apply_key) < p, dropped, image)
+
+
+# I - a a' / (a' a) for a = (-1, 2, -1), the axis from green to magenta.
+PROJECTION = ((5 / 6, 1 / 3, -1 / 6), (1 / 3, 1 / 3, 1 / 3), (-1 / 6, 1 / 3, 5 / 6))
+
+
+def project_colors(image, key, p=1.0):
+    """With probability p, removes the axis from green to magenta from the colors, and clips to [0, 1].
+
+    Projection of Doersch et al. 2015, section 3.1, against chromatic aberration. Grays stay. It leaves an aberration between red and
+    blue, which `drop_colors` or `grayscale` removes.
+    """
+    projected = jnp.stack([sum(w * image[..., c] for c, w in enumerate(row)) for row in PROJECTION], axis=-1)
+    return jnp.where(jax.random.uniform(key) < p, jnp.clip(projected, 0.0, 1.0), image)

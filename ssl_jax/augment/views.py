@@ -29,6 +29,8 @@ OPERATIONS = {
         color.grayscale,
         blur.blur,
         color.solarize,
+        color.drop_colors,
+        color.project_colors,
     )
 }
 
@@ -219,6 +221,25 @@ def make_views(recipes):
 
         return groups
     return _views_from(check_recipes(recipes), 0)
+
+
+def make_patch_views(recipe):
+    """The function (patches, key) -> patches, which applies one recipe to each patch of float32 [B, N, H, W, 3] in [0, 1].
+
+    Each patch has its own random numbers, from fold_in(fold_in(key, example), patch). For what all patches of an image share, use
+    `config.views` before cutting them. Raises UserError for an invalid recipe.
+    """
+    (operations,) = check_recipes([recipe])
+
+    def views(patches, key):
+        def of_example(example, patches):
+            example_key = jax.random.fold_in(key, example)
+            keys = jax.vmap(lambda patch: jax.random.fold_in(example_key, patch))(jnp.arange(len(patches)))
+            return jax.vmap(lambda patch, patch_key: _apply_recipe(operations, patch, patch_key))(patches, keys)
+
+        return jax.vmap(of_example)(jnp.arange(len(patches)), patches)
+
+    return views
 
 
 def _checked_group(name, group):

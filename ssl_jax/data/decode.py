@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -45,6 +46,7 @@ _UPRIGHT = {
     7: (True, True, True),
     8: (True, True, False),
 }
+_RAW = re.compile(rb"P6\n([1-9]\d{0,4}) ([1-9]\d{0,4})\n255\n")  # as `raw_image` writes it
 
 
 class CorruptImage(Exception):
@@ -111,6 +113,12 @@ class Picture:
             return
         if reason := sniff(data[:MAGIC_BYTES]):
             raise CorruptImage(reason)
+        if raw := _RAW.match(data):
+            self.width, self.height = map(int, raw.groups())
+            self._check_size(self.height, self.width)
+            if len(data) == raw.end() + 3 * self.height * self.width:  # else Pillow says what is wrong
+                self._array = np.frombuffer(data, np.uint8, offset=raw.end()).reshape(self.height, self.width, 3)
+                return
         header = read_header(data)
         self._upright, self._progressive = _UPRIGHT[header.orientation], header.progressive
         if data[:2] == b"\xff\xd8":
@@ -210,6 +218,11 @@ class Picture:
                 f"{self.width}x{self.height} pixels take {count >> 20} MiB decoded, more than the bound of {DECODED_BYTES >> 20}"
             )
         return count
+
+
+def raw_image(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] as a PPM file, which `Picture` reads without a copy."""
+    return b"P6\n%d %d\n255\n" % pixels.shape[1::-1] + pixels.tobytes()
 
 
 def mask_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

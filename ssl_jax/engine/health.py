@@ -101,6 +101,11 @@ RULES = (
         1000,
     ),
     Rule(
+        "the images are gray: fewer than 1 % of a batch have colors, so there is nothing to predict; give data in color",
+        _all(("/colored",), lambda x: x < 0.01),
+        100,
+    ),
+    Rule(
         "the discriminator memorizes its training images (accuracy 30 points above held-out images); stop early, or augment",
         _memorized,
         0,

@@ -95,6 +95,20 @@ class ModelFns(NamedTuple):
     tokens: Callable | None = None  # (params, mutable, images) -> int32 [B, h, w], below the size of the codebook
     decode: Callable | None = None  # (params, mutable, tokens int32 [B, h, w]) -> pictures
     codebook: Callable | None = None  # (params, mutable) -> float32 [codes, D]
+    # `batch` has the features of `Method.inputs`, with images as above. A pretext task asks about views of each example:
+    pretext: Callable | None = None
+    # (params, mutable, batch, key) -> {kind of question: {'logits': float32 [B, Q, C], 'answers': int32 [B, Q]}}: Q questions of
+    # each kind with C possible answers; a task with a single kind calls it ''
+    draw_pretext: Callable | None = None
+    # (params, mutable, batch, key) -> {'pictures': float32 [B, 2, h, w, 3] in [0, 1], 'right': bool [B]}: one question of `pretext`
+    # about each example, the most likely answer, and whether it is right
+    motion: Callable | None = None
+    # (params, mutable, batch, key) -> {axis: {'predicted': float32 [B], 'true': float32 [B]}}: the motion between two views
+    affinity: Callable | None = None
+    # (params, mutable, images) -> {'pmi': float32 [B, N, N], 'corners': int32 [N, 2], 'size': int32 []}: pointwise mutual
+    # information in nats of N square patches of each image, with the row and column of their top left pixels
+    inpaint: Callable | None = None
+    # (params, mutable, images) -> {'pictures': pictures, the images with painted holes; 'removed': bool [B or 1, h, w], the holes}
 
 
 class Sampler(NamedTuple):
@@ -141,6 +155,9 @@ class Method(NamedTuple):
     frozen: Mapping[str, Callable[[], Tree]] = {}
     # {name: read}: arrays that only training needs (a perceptual network), read into `State.frozen`
     couples_batch: bool = False  # the loss mixes examples, so gradient accumulation is refused
+    reads: str = ""
+    # what the encoder reads of pixels x in [0, 1], if not (x - model.mean) / model.std: for the card of an export
+    absent: Mapping[str, str] = {}  # {input: what to do if the data do not have it}, the end of the error message
     notes: Mapping[str, str] = {}  # added to the protocol of every evaluation: {'likelihood': 'bernoulli, ...'}
 
 

@@ -79,6 +79,32 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way =
     return jnp.mean(jnp.logaddexp(normalizer, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
 
 
+def patch_info_nce(predictions: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """InfoNCE of predicted patches: each prediction against all patches of all images of the global batch.
+
+    Contrastive predictive coding, for one offset and one direction: van den Oord et al. 2018 (arXiv:1807.03748), section 3.3; Henaff
+    et al. 2020 (arXiv:1905.09272), section 2.1. Similarities are plain dot products. Gradients flow through all targets, also through
+    those of rows that are never predicted, since they are negatives.
+
+    Args:
+        predictions: [B, rows - offset, columns, D], row by row for the last rows of `targets`.
+        targets: [B, rows, columns, D], any length.
+
+    Returns:
+        (mean loss in nats, {'accuracy': share of predictions nearest to their own patch}). Equal similarities give
+        ln(B rows columns).
+    """
+    rows, columns, width = targets.shape[1:]
+    keys, queries = (x.astype(jnp.float32).reshape(-1, width) for x in (targets, predictions))
+    positives = targets[:, rows - predictions.shape[1] :].astype(jnp.float32).reshape(-1, width)
+    places = jnp.arange(len(keys)).reshape(-1, rows, columns)[:, rows - predictions.shape[1] :].reshape(-1)
+    similarities = _product(queries, keys.T)
+    positive = jnp.sum(queries * positives, -1)
+    rival = jnp.max(jnp.where(places[:, None] == jnp.arange(len(keys)), -jnp.inf, similarities), -1)
+    loss = jnp.mean(jax.nn.logsumexp(similarities, axis=-1) - positive)
+    return loss, {"accuracy": jnp.mean(positive > rival)}
+
+
 def clip(
     images: jax.Array, texts: jax.Array, scale: jax.Array | float, way: Way = "dense"
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
