@@ -46,6 +46,7 @@ class EvaluatedModel(NamedTuple):
     extractor: Callable[[str, str], Extractor]  # (specification, resize) -> the network
     cache: dict  # results that do not change within a run, such as features of real images
     fns: ModelFns = ModelFns()  # functions of the method with params and mutable bound: fns.reconstruct(images)
+    inputs: tuple[str, ...] = ("image",)  # the features of the data in a batch of the method, the image first
     codes: int | None = None  # size of the codebook
     samples: Callable | None = None
     # (count, seed, truncation[, labels]) -> uint8 batches [B, H, W, 3]; `labels` int [count] replace the sampled ones
@@ -168,6 +169,18 @@ class Context:
 
         batch = 0
         return with_key
+
+    def encode_batches(self, function: Callable, layer: str, count: int | None, seed: int) -> Features:
+        """Output `layer` of (batch, key) -> {layer: array} for the first `count` test examples; not cached.
+
+        A batch has the inputs of the method. That of number i has the key fold_in(key(seed), i).
+        """
+        names = self.model.inputs[1:]
+
+        def of_columns(images, key, *others):
+            return function({"image": images, **dict(zip(names, others, strict=True))}, key)
+
+        return self.encode_with(self.with_batch_keys(of_columns, seed), "test", layer, count, names)
 
     def images(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of a batch of images, for `jax.eval_shape`."""

@@ -13,7 +13,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
 from ssl_jax.evals.evaluator import LAYER, SEED, Evaluator, Option
 from ssl_jax.evals.lib import multilabel_probe
-from ssl_jax.evals.lib.features import Features, hits
+from ssl_jax.evals.lib.features import Features, hits, share_of_each_class
 from ssl_jax.evals.lib.linear_probe import CONVERGED, Solver, convergence, fit, predict, solver_options
 
 SOLVER_OPTIONS = ("learning_rates", "weight_decays", "epochs", "batch_size", "l2", "iterations")
@@ -30,6 +30,7 @@ def evaluate(
     solver: Solver = "sgd",
     layer: str = "pooled",
     standardize: bool = True,
+    labels: float = 1.0,
     validation: float = 0.1,
     seed: int = 0,
     learning_rates: Sequence[float] | None = None,
@@ -55,9 +56,12 @@ def evaluate(
         "iterations": iterations,
     }
     options = solver_options(solver, given)
-    bank = context.features("bank", layer)
+    bank, train = context.features("bank", layer), context.name("bank")
+    if labels < 1:
+        bank = share_of_each_class(bank, labels, seed)
+        train = f"{labels:g} of the labels of each class of {train}: {len(bank.y)}"
     if bank.y.ndim == 2:
-        return _several(context, bank, layer, standardize, validation, seed, **options)
+        return _several(context, bank, train, layer, standardize, validation, seed, **options)
     fitted = fit(bank, solver, standardize, validation, seed, context.mesh, **options)
     query = context.features("test", layer)
     scores = predict(fitted.probe, query.x, context.mesh)[:, 0]
@@ -73,12 +77,12 @@ def evaluate(
     protocol = (
         f"linear probe {solver} ({extent}) {chosen} chosen of {len(fitted.grid)} on {validation:.0%} of train,"
         f" refitted on all, {'standardized' if standardize else 'unscaled'} frozen features without augmentation"
-        f" seed={seed} layer={layer} train={context.name('bank')} test={context.name('test')}{convergence(fitted)}"
+        f" seed={seed} layer={layer} train={train} test={context.name('test')}{convergence(fitted)}"
     )
     return Result(metrics, protocol)
 
 
-def _several(context: Context, bank: Features, layer, standardize, validation, seed, *, l2, iterations) -> Result:
+def _several(context: Context, bank: Features, train: str, layer, standardize, validation, seed, *, l2, iterations) -> Result:
     """`evaluate` for label vectors."""
     fitted = multilabel_probe.fit(bank, l2, iterations, standardize, validation, seed, context.mesh)
     query = context.features("test", layer)
@@ -86,8 +90,8 @@ def _several(context: Context, bank: Features, layer, standardize, validation, s
     protocol = (
         f"linear probe lbfgs (logistic regression per class) l2={fitted.l2:g} chosen of {len(l2)} on {validation:.0%} of train,"
         f" refitted on all, {'standardized' if standardize else 'unscaled'} frozen features without augmentation seed={seed}"
-        f" layer={layer} train={context.name('bank')} test={context.name('test')}; mean over {int(query.y.any(0).sum())} classes of"
-        f" scikit-learn's average precision{f' ({fitted.unconverged} fits not converged)' if fitted.unconverged else ''}"
+        f" layer={layer} train={train} test={context.name('test')}; mean over {int(query.y.any(0).sum())} classes of"
+        f" scikit-learn's average precision{convergence(fitted)}"
     )
     if not query.y.any():
         raise UserError(f"{context.name('test')} has no image of any class; check the labels and the split")
@@ -101,6 +105,7 @@ EVALUATOR = Evaluator(
         "solver": Option("how a probe is fitted: stochastic gradient descent, logistic regression, or least squares"),
         "layer": LAYER,
         "standardize": Option("subtract the mean of the training features and divide by their standard deviation"),
+        "labels": Option("share of the labels that is used, the same of each class and at least one of each", above=0, most=1),
         "validation": Option("share of the training images that is held out to choose the probe", above=0, below=1),
         "seed": SEED,
         "learning_rates": Option("candidate learning rates for a batch of 256; multiplied by batch_size / 256 (sgd)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssl_jax.engine.sharding import from_local_rows
+from ssl_jax.engine.sharding import from_local_rows, put_global
 from ssl_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -105,6 +106,11 @@ def flat_mesh(mesh: Mesh | None) -> Mesh:
     return Mesh(devices, ("shard",), axis_types=(AxisType.Auto,))
 
 
+def replicate_tree(tree, mesh: Mesh):
+    """Put every array of `tree` on all devices, as float32."""
+    return jax.tree.map(lambda leaf: put_global(np.asarray(leaf, np.float32), NamedSharding(mesh, PartitionSpec())), tree)
+
+
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) ranges of at most `size` that cover range(count)."""
     for start in range(0, count, size):
@@ -145,10 +151,49 @@ def hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return np.isfinite(own[:, 0]) & (rank < k)
 
 
+def share_of_each_class(features: Features, share: float, seed: int) -> Features:
+    """A random `share` of the examples of each class, at least one of each, in the order of the data.
+
+    The shares of one seed are nested. Of examples with several classes, y [N, C], it is a share of all.
+    """
+    generator = np.random.default_rng([seed, 2])
+    y = features.y
+    groups = [np.arange(len(y))] if y.ndim == 2 else [np.flatnonzero(y == label) for label in np.unique(y)]
+    kept = np.sort(np.concatenate([generator.permutation(rows)[: max(1, round(share * len(rows)))] for rows in groups]))
+    return Features(features.x[kept], y[kept])
+
+
 def pool(feature: jax.Array) -> jax.Array:
     """float32 [B, D]; maps [B, h, w, C] and tokens [B, N, C] are averaged over space."""
     space = tuple(range(1, feature.ndim - 1))
     return feature.astype(jnp.float32).mean(space) if space else feature.astype(jnp.float32)
+
+
+def grid_side(shape: Sequence[int], most: int) -> tuple[int, int]:
+    """Rows and columns to which `pool_to_grid` pools a layer of this shape; (1, 1) for tokens and vectors."""
+    if len(shape) != 4:
+        return 1, 1
+    side = max(1, math.isqrt(most // shape[-1]))
+    return min(side, shape[1]), min(side, shape[2])
+
+
+def pool_to_grid(feature: jax.Array, most: int, largest: bool = False) -> jax.Array:
+    """Maps [B, h, w, C] -> float32 [B, rows * columns * C]: the largest square grid with at most `most` numbers, row by row.
+
+    Cells are those of PyTorch's adaptive pools: cell i of n covers pixels floor(i h / n) to ceil((i + 1) h / n), and holds their
+    mean, or their maximum if `largest`. Maps are not enlarged. Tokens [B, N, C] and grids of one cell become one [B, C], vectors
+    stay. 9,600 numbers give the grids of the papers: 10, 6, 5, 5, 6 for the five convolutions of Caffe's AlexNet (Zhang et al. 2016,
+    arXiv:1603.08511), 12, 7, 5, 6, 6 for RotNet's (arXiv:1803.07728) and 12, 6, 4, 3, 2 for a ResNet-50.
+    """
+    x = feature.astype(jnp.float32)
+    reduce = jnp.max if largest else jnp.mean
+    if x.ndim != 4:
+        return reduce(x, axis=tuple(range(1, x.ndim - 1)))
+    for axis, cells in enumerate(grid_side(x.shape, most), 1):
+        size = x.shape[axis]
+        bounds = [(i * size // cells, -(-(i + 1) * size // cells)) for i in range(cells)]
+        x = jnp.stack([reduce(jax.lax.slice_in_dim(x, *bound, axis=axis), axis=axis) for bound in bounds], axis)
+    return x.reshape(len(x), -1)
 
 
 @jax.jit

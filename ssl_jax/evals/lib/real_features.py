@@ -75,7 +75,7 @@ def classifier(context: Context, network: Extractor, size: tuple[int, int]) -> t
     cache, key = context.model.cache, ("classifier", network.name, network.sha256, network.resize, size)
     if key not in cache:
         bank = Features(train.x, train.y)
-        require_labels(bank, "an evaluation of conditional samples")
+        require_labels(bank, "a classifier of real images")
         cache[key] = linear_probe.fit(bank, "lbfgs", mesh=context.mesh)
     return cache[key], train.y
 
