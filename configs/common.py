@@ -42,6 +42,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.batch_size = 256
     config.accumulate = 1  # parts of a batch; an update averages their gradients
     config.dtype = "auto"  # of the computation: 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators
+    config.convolutions = "auto"  # on CPUs by xla or onednn (requirements-cpu.txt); auto: onednn if installed
     config.xla = "default"  # options of XLA by name, see ssl_jax/engine/xla_options.py
     config.on_nonfinite = "stop"  # or 'skip': skip steps whose loss or gradient is not finite
 
@@ -82,7 +83,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     )
     config.eval_batch_size = 256
     config.references = {}  # {name: {metric: value}} shown beside the results
-    config.baselines = ("raw pixels", "untrained")  # evaluated before the first step
+    config.baselines = ("raw pixels", "untrained")  # evaluated behind the first evaluation of the run
     return config
 
 
@@ -131,6 +132,52 @@ def simclr_views(
     if blur:
         recipe.append(("blur", dict(p=0.5, sigma=(0.1, 2.0))))
     return tuple(recipe)
+
+
+def pretext(config) -> None:
+    """A task about views on the embedded scenes: 20 epochs of 64 images, then its own accuracy and a probe of every layer."""
+    config.batch_size, config.total = 64, "20 epochs"
+    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch"))
+    config.evals.linear.update(dict(l2=(1e-3, 1e-2, 1e-1)))
+    config.evals.pretext = dict(kind="pretext")
+    config.evals.layers = dict(kind="linear_by_layer")  # the last layers belong to the task: watch the middle ones
+    config.evaluate_every, config.checkpoint_every = "20 epochs", "2 epochs"
+
+
+def shrink_pretext(config, changes: Mapping[str, Any] | None = None) -> None:
+    """`shrink` for such a task: narrow, smooth at the start, and with a constant rate.
+
+    Answers start at zero, so a rate that falls within eight steps would show nothing.
+    """
+    config.optim.net.schedule = "constant"
+    shrink(config, {
+        "model.encoder.width": 0.125,
+        "model.encoder.zero_init_residual": True,  # as in configs/simclr.py
+        "optim.net.lr": 1e-2,
+        "optim.net.warmup": "0.1 epochs",
+        **(changes or {}),
+    })  # fmt: skip
+
+
+def pretext_cifar10(config) -> None:
+    """The same task on CIFAR-10, 5 epochs."""
+    config.data.name = "cifar10"
+    config.total = "5 epochs"
+    config.evaluate_every, config.checkpoint_every = "5 epochs", "0.5 epochs"
+    config.optim.net.warmup = "0.25 epochs"
+    config.log_every_steps = 50
+
+
+def pretext_imagenet(config) -> None:
+    """ImageNet for a task about views: evaluated at the end, with probes of every layer by SGD."""
+    config.data.name, config.data.test_split = "imagenet2012", "validation"
+    config.data.workers = 16
+    config.evals = dict(
+        layers=dict(kind="linear_by_layer", features=9600, normalization="channel", solver="sgd"),
+        pretext=dict(kind="pretext", examples=10_000),
+    )
+    config.evaluate_every, config.checkpoint_every = "0 steps", "1 epoch"
+    config.log_every_steps, config.baselines, config.best_metric = 50, (), ""
 
 
 def resized(size: int):

@@ -28,6 +28,7 @@ VERBS = {
     "sample": "write image grids of a generative run",
     "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
     "configs": "list the configs, their variants and expected numbers",
+    "prepare": "write a smaller copy of a dataset, which is read faster",
     "rehearse": "compile a config for devices that are not there: memory, FLOPs, collectives, time",
     "report": "write a workdir as one self-contained HTML page",
     "submit": "train a config on Slurm, GKE, a Cloud TPU, or detached on this machine",

@@ -1,4 +1,4 @@
-"""Write image grids of a generative run.
+"""Write image grids of a generative run, and pictures of pretext tasks.
 
   python launch.py sample --workdir=runs/gan
   python launch.py sample --workdir=runs/gan --count=100 --seed=1 --truncation=0.5 --step=4000
@@ -13,6 +13,9 @@ Writes to WORKDIR/samples/ (or --output):
   reconstruction.png  test images above their reconstructions (the only page of tokenizers and autoencoders)
   traversal.png       variational autoencoders: a row per latent, with values from -3 to 3 in the code of a test image
   completion.png      priors: test images, the part that is kept, and completions of it
+  pretext.png         pretext tasks: questions about test images above the answers, green if right
+  motion.png          egomotion: predicted against true motion between two views, a panel for each axis
+  affinity.png        co-occurrence: test images, the affinity of a patch with all others, segments by it and by color, the mask
   neighbors.png       a row per sample: the sample, then its nearest training images in the features of --extractor
 """
 

@@ -28,7 +28,7 @@ from ssl_jax.where import RECIPES, find_config
 # that of a stage, whose weights are checked by fingerprint.
 MAY_CHANGE = (
     "mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "best_metric", "evals",
-    "eval_batch_size", "workdir", "data.bank_split",
+    "eval_batch_size", "workdir", "data.bank_split", "convolutions",
 )  # fmt: skip
 STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")
 DURATION = re.compile(r"total|evaluate_every|checkpoint_every|optim\.[^.]+\.warmup")

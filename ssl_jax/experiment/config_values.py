@@ -126,11 +126,18 @@ OPS = Kind(
     lambda v: _is_sequence(v) and all(_is_sequence(p) and len(p) == 2 and isinstance(p[0], str) and _is_table(p[1]) for p in v),
     "a sequence of pairs (name, arguments), such as [('resize_crop', dict(resize=256, crop=224))]",
 )
+AXES = Kind(
+    lambda v: _is_sequence(v) and len(v) > 0 and all(
+        _is_sequence(a) and len(a) == 3 and NAME.accepts(a[0]) and POSITIVE.accepts(a[1]) and whole(2, SIZE).accepts(a[2]) for a in v
+    ),
+    "a sequence of (name, limit above 0, number of bins from 2 on), such as [('dx', 4.0, 9)]",
+)  # fmt: skip
 
 _MISSING = object()
 # Keys that every config of a file must have. Of other keys the first pattern that matches the whole dotted key says what it may hold.
 KEYS = {
     "method": NAME, "seed": AT_LEAST_0, "batch_size": COUNT, "accumulate": whole(1, SIZE), "dtype": NAME, "xla": TEXT,
+    "convolutions": NAME,
     "on_nonfinite": NAME, "total": ANY, "evaluate_every": ANY,
     "checkpoint_every": ANY, "log_every_steps": whole(1), "keep_checkpoints": whole(1), "best_metric": TEXT,
     "data": table(), "mesh": table(), "stages": table(table()), "warm_start": table(),
@@ -161,6 +168,23 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model": table(),
     r"model\.mean": entries(number(), 3),
     r"model\.std": entries(POSITIVE, 3),
+    r"model\.standardize": TRUTH,
+    # pretext tasks
+    r"model\.turns": entries(whole(0, 3), least=2),
+    r"model\.(grid|tile|puzzles)": COUNT,
+    r"model\.(jitter|permutations\.count)": AT_LEAST_0,
+    r"model\.(layer|permutations\.kind)": NAME,
+    r"model\.pairs\.(start|limits)": entries(WEIGHT, 4),
+    r"model\.pairs\.(size|length)": whole(1, 2**14),
+    r"model\.pairs\.whole_pixels": TRUTH,
+    r"model\.axes": AXES,
+    r"model\.pairs\.motions": entries(entries(number(), 4), least=2),
+    r"model\.margin": POSITIVE,
+    r"model\.(tile|patch)_operations": OPS,
+    r"model\.offsets": entries(COUNT, least=1),
+    r"model\.directions": entries(NAME, least=1),
+    r"model\.target_dim": whole(0, SIZE),
+    r"model\.embedding_scale": POSITIVE,
     # widths and counts; some are texts ('tiny') or factors (0.25) in some models
     r"model\.(.*\.)?encoder\.width": either(whole(1, SIZE), number(above=0, most=1024)),
     r"model\.(.*\.)?remat": either(TRUTH, TEXT),
@@ -179,6 +203,11 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.(.*\.)?(dropout|label_dropout|smoothing|mixing|target|top_p)": SHARE,
     r"model\.(.*\.)?decay": BELOW_1,
     r"model\.(.*\.)?(temperature|variance)": POSITIVE,
+    # pretext tasks
+    r"model\.(stride|target\.(neighbors|window|bins))": COUNT,
+    r"model\.target\.sigma": POSITIVE,
+    r"model\.target\.(rebalance|hue_weight)": WEIGHT,
+    r"model\.maps": entries(NAME, least=1),
     # weights of terms
     r"model\.(.*\.)?(weight|weights\..*|beta|contraction|absolute|squared|entropy|commitment|orthogonal|guidance|free_bits)": WEIGHT,
     r"model\.(.*\.)?(logit_laplace|sparsity|revive|ramp|level|condition_std|kernel_std|choice_temperature)": WEIGHT,

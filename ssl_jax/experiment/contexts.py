@@ -39,6 +39,7 @@ def model_context(experiment: Experiment, state: State) -> Context:
             functools.partial(open_extractor, mesh=experiment.run.mesh),
             experiment.cache,
             fns,
+            ("image", *(name for name in experiment.method.inputs if name != "image")),
             codes=jax.eval_shape(fns.codebook).shape[0] if fns.codebook else None,
             samples=open_samples(experiment, state),
             sampled_labels=open_labels(experiment),

@@ -150,9 +150,9 @@ class Evaluations:
         """Labels of the evaluations that `subject` lacks at `step` with these options. A collective: all processes get one list."""
         entries = self.at(subject, step)
 
-        def done(label):  # entries of earlier versions have no options; they are taken to be those of the config
-            wanted = evals.complete(self.spec[label])
-            return any(label in entry["protocols"] and entry.get("evals", {}).get(label, wanted) == wanted for entry in entries)
+        def done(label):  # entries of earlier versions have fewer options or none; what they lack was the default
+            found = (entry.get("evals", {}).get(label, self.spec[label]) for entry in entries if label in entry["protocols"])
+            return any(evals.same(options, self.spec[label]) for options in found)
 
         return [label for label in self.spec if any(gather(not done(label)))]
 
@@ -181,11 +181,11 @@ class Evaluations:
         return {**found, "metrics": _select(found["metrics"], labels), "protocols": _select(found["protocols"], labels)}
 
     def show(self, config) -> None:
-        """Print a row per metric of the newest entry, with the other subjects under the same protocol and the references."""
+        """Print a row per metric of the newest entry, behind the other subjects under the same protocol; then the references."""
         if not any(entry["metrics"] for entry in self.entries):
             return
         newest, subjects = self._newest(), {}
-        for subject in dict.fromkeys(entry["subject"] for entry in self.entries):
+        for subject in sorted(dict.fromkeys(entry["subject"] for entry in self.entries), key=lambda name: name == "trained"):
             entries = [entry for entry in self.entries if entry["subject"] == subject]
             metrics = {name: x for entry in entries for name, x in entry["metrics"].items() if comparable(entry, newest, name)}
             if subject == newest["subject"]:

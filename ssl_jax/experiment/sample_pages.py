@@ -1,4 +1,4 @@
-"""The pages of `launch.py sample`: a grid, truncation, interpolation, mixing, reconstructions, nearest neighbors."""
+"""The pages of `launch.py sample`: a grid, truncation, interpolation, mixing, reconstructions, nearest neighbors, pretext tasks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.engine.method import State, inference_state
-from ssl_jax.engine.pictures import save_grid
+from ssl_jax.engine.pictures import save_grid, save_picture
 from ssl_jax.errors import UserError
+from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Extractor
 from ssl_jax.evals.kinds.knn import neighbors
 from ssl_jax.evals.lib import rejection
@@ -28,6 +29,8 @@ from ssl_jax.experiment.workdir import read_config
 STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0.2)}  # truncation of each row
 ROWS, COLUMNS = 6, 10
 OF_IMAGES = ("reconstruction", "traversal")  # pages that need no sampler
+# Pages that an evaluation of the run draws, and the function that its picture needs.
+EVALUATED = {"pretext": "draw_pretext", "motion": "motion", "affinity": "affinity", "inpainting": "inpaint"}
 
 
 def save_pages(
@@ -58,7 +61,10 @@ def save_pages(
     rejection.check_labels(acceptance, "--acceptance", open_labels(experiment))
     network = open_extractor(extractor, "legacy", mesh=experiment.run.mesh)
     state = restore(workdir, experiment, step)
-    sampler = None if experiment.sampler is None and experiment.fns.reconstruct else open_sampler(experiment, state)
+    own = [evaluation.to_dict() for evaluation in experiment.config.evals.values() if evaluation.kind in EVALUATED]
+    drawn = [entry for entry in own if getattr(experiment.fns, EVALUATED[entry["kind"]])]
+    no_sampler = experiment.sampler is None and (experiment.fns.reconstruct or drawn)
+    sampler = None if no_sampler else open_sampler(experiment, state)
 
     def prefer(labels):
         batches, *_ = rejection.select_samples(model_context(experiment, state), network, labels, seed, truncation, acceptance)
@@ -82,6 +88,10 @@ def save_pages(
         if pictures is not None:
             save_grid(pictures, folder / f"{name}.png")
             yield folder / f"{name}.png"
+    for entry in drawn:
+        name = entry["kind"]
+        save_picture(evals.run({name: entry}, model_context(experiment, state))[name].picture, folder / f"{name}.png")
+        yield folder / f"{name}.png"
 
 
 def grid(

@@ -33,6 +33,7 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
         about: 'step', 'total_steps', 'metrics', 'protocols', 'versions'.
     """
     mean, std = normalization(source.config)
+    then = {"then": source.method.reads} if source.method.reads else {"then": "(x - mean) / std", "mean": mean, "std": std}
     height, width, _ = source.image_shape
     return {
         "schema": SCHEMA,
@@ -49,8 +50,7 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
             "height": height,
             "width": width,
             "free": ["batch", "height", "width"] if form == "safetensors" else ["batch"],
-            "normalization": {"scale": "x / 255", "then": "(x - mean) / std", "mean": mean, "std": std,
-                              "applied_by": "encode"},
+            "normalization": {"scale": "x / 255", **then, "applied_by": "encode"},
         },
         "features": {name: ["b", *value.shape[1:]] for name, value in features.items()},
         "compute_dtype": source.config.dtype,

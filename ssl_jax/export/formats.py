@@ -25,7 +25,7 @@ from ssl_jax.export.source import Source, encoder_function, find_encoder, normal
 from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
-from ssl_jax.models.common import portable
+from ssl_jax.models.portable import portable
 from ssl_jax.models.pretrained.arrays import read_arrays
 
 # 'encode': images -> features. Tokenizers also have 'tokens': images -> tokens, and 'decode': tokens -> images.

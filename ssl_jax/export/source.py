@@ -109,7 +109,7 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
     expected = jax.eval_shape(lambda key, x: init_variables(encoder, key, x), jax.random.key(0), images)
     params = encoder_weights(method, source.params, source.mutable)
     stats = encoder_statistics(method, source.mutable) if expected[1] else {}
-    if jax.tree.structure((params, stats)) == jax.tree.structure(expected):
+    if _shapes((params, stats)) == _shapes(expected):  # others have another input (colorization) or several encoders (split-brain)
         features = encoder_function(config)(params, stats, source.probe)
         if _same(features, source.expected, TOLERANCES[config.dtype]):
             return params, stats
@@ -119,8 +119,13 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
     )
 
 
+def _shapes(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.shape, tree)
+
+
 def _same(features: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> bool:
-    """Whether both have 'pooled' features of the same shape, and all common features agree."""
-    if "pooled" not in expected or features["pooled"].shape != expected["pooled"].shape:
+    """Whether both have 'pooled' features, and all common features have the same shape and agree."""
+    common = set(features) & set(expected)
+    if "pooled" not in common or any(features[name].shape != expected[name].shape for name in common):
         return False
     return difference(features, expected) <= tolerance

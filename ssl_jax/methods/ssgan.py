@@ -58,9 +58,9 @@ def build(config, stages) -> Method:
     def rotation_loss(params, state, x):
         """(cross-entropy, accuracy, new state) on the last `rotated` of x in all four orientations."""
         rotated, turns = rotations(x[-model.rotated :])
-        (_, features), state = discriminate(params, state, rotated)
+        (_, features), state = discriminate(params, state, rotated.reshape(-1, *x.shape[1:]))
         logits, head_state = run(head, params["rotation"], state["rotation"], features["pooled"], train=True)
-        value, logs = cross_entropy(logits, turns)
+        value, logs = cross_entropy(logits, turns.ravel())
         return value, logs["accuracy"], {**state, "rotation": head_state}
 
     def init(key, batch, frozen):

@@ -40,6 +40,23 @@ CAPTIONS = {
         "Use of the codebook",
         "Left: a square per code, gray where it never occurs in the test images. Right: how often the codes occur.",
     ),
+    "pretext": (
+        "The pretext task",
+        "Rows of questions about test images, each above the answer of the model: green if it is right, red if it is wrong.",
+    ),
+    "motion": (
+        "Predicted motion",
+        "A panel for each axis of the motion between two views of test images: what the model predicts, over the true motion.",
+    ),
+    "affinity": (
+        "Affinity of patches",
+        "Test images with a framed patch; how likely each patch occurs together with it; segments by all affinities; segments by "
+        "color alone; the mask.",
+    ),
+    "inpainting": (
+        "Painted holes",
+        "From above: test images with a hole, what the model paints, the smooth continuation of the border, the true image.",
+    ),
     "neighbors": (
         "Nearest neighbors",
         "A row per test image: the image, then the training images with the most similar features, best first, with "
