@@ -8,6 +8,8 @@
                   whole networks, and programs compiled for meshes. CI runs them.
   by hand         python -m pytest -m slow: `slow` takes hours.
 
+The facts of single methods that need their networks (leaks, float64 loops) are `full`, too.
+
 `make test` also runs the `full` tests of changed methods: those with a config as parameter `name` whose method file or config
 differs from the branch `main`. So a new method is tested completely before a merge. `python -m pytest tests/test_x.py` runs all
 of a file except `slow`.
@@ -41,7 +43,8 @@ def pytest_collection_modifyitems(items):
             item.own_markers = [mark for mark in item.own_markers if mark.name != "full"]
         name = item.path.stem
         if name == "test_conformance":
-            name += f":{item.callspec.params.get('name', '')}" if hasattr(item, "callspec") else ""
+            method = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""
+            name += f":{'maskgit' if method == 'vq_prior' else method}"  # both stand on one tokenizer
         item.add_marker(pytest.mark.xdist_group(name))
 
 

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 from bad_inputs import ARGUMENTS, FILES, OVERRIDES
+from PIL import Image
 
 from launch import main
 from ssl_jax.experiment import config as configs
@@ -28,7 +29,12 @@ def places(tmp_path_factory):
     (top / "file").write_text("no directory\n")
     config = configs.load(str(ROOT / "configs" / "simclr.py:smoke"))
     (top / "run" / "config.json").write_text(json.dumps(configs.plain(config)))
-    return {"run": top / "run", "folder": top / "folder", "file": top / "file", "mine": top / "mine" / "configs"}
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (top / "images" / split / name).mkdir(parents=True)
+            for number in range(20):
+                Image.new("RGB", (32, 32), (number, 0, 0)).save(top / "images" / split / name / f"{number}.png")
+    return {"mine": top / "mine" / "configs", **{name: top / name for name in ("run", "images", "folder", "file")}}
 
 
 def filled(text, places):

@@ -1,5 +1,6 @@
 """Evaluations of tokens, layers, factors and classes against closed forms and loops, on one and eight devices."""
 
+import math
 import pathlib
 
 import jax
@@ -21,11 +22,14 @@ from ssl_jax.evals.kinds import (
     token_likelihood,
 )
 from ssl_jax.evals.lib import factors as measures
-from ssl_jax.evals.lib import linear_maps  # fmt: skip
+from ssl_jax.evals.lib import linear_maps, linear_probe
+from ssl_jax.evals.lib.features import grid_side, pool_to_grid
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.contexts import model_context, open_eval
 from ssl_jax.experiment.sampler import open_labels
+from ssl_jax.models.backbones.encoders import ENCODERS, build_encoder
+from ssl_jax.models.common import create, run
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -141,6 +145,122 @@ def test_linear_by_layer_probes_all_layers_in_one_pass_and_chooses_on_train():
     assert linear_by_layer.groups({"a": 5, "b": 4, "c": 3, "d": 9}, 8) == [["a"], ["b", "c"], ["d"]]
     with pytest.raises(UserError, match=r"no layer fits layers='stage\\\\d'; the encoder has block1, block10, block2, embedding"):
         linear_by_layer.prepare(given, layers=r"stage\d")
+
+
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("shape", [(3, 13, 13, 8), (2, 2, 9, 4)])
+def test_layers_are_pooled_to_a_grid_as_by_adaptive_pools(largest, shape):
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    found = jax.jit(pool_to_grid, static_argnums=(1, 2))(x, 4 * 4 * shape[-1] + 3, largest)
+    rows, columns = (min(4, side) for side in shape[1:3])
+    expected = np.zeros((shape[0], rows, columns, shape[-1]))
+    for i in range(rows):
+        for j in range(columns):
+            cell = x[
+                :,
+                math.floor(i * shape[1] / rows) : math.ceil((i + 1) * shape[1] / rows),
+                math.floor(j * shape[2] / columns) : math.ceil((j + 1) * shape[2] / columns),
+            ]
+            expected[:, i, j] = cell.max((1, 2)) if largest else cell.astype(np.float64).mean((1, 2))
+    np.testing.assert_allclose(found, expected.reshape(shape[0], -1), atol=1e-6)
+    torch = pytest.importorskip("torch", reason="parity test: pip install -r requirements-reference.txt")
+    pool = torch.nn.AdaptiveMaxPool2d if largest else torch.nn.AdaptiveAvgPool2d
+    theirs = pool((rows, columns))(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, theirs.reshape(shape[0], -1), atol=1e-6)
+
+
+def test_features_that_are_no_maps_or_need_one_cell_are_pooled_over_space():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 5)), jnp.float32)
+    for most in (0, 5, 19):
+        np.testing.assert_allclose(pool_to_grid(x, most), x.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(pool_to_grid(x[:, 0], 9600, True), x[:, 0].max(1))
+    np.testing.assert_array_equal(pool_to_grid(x[:, 0, 0], 9600), x[:, 0, 0])
+    np.testing.assert_array_equal(pool_to_grid(x, 9600), x.reshape(2, -1))  # never enlarged
+
+
+@pytest.mark.parametrize(
+    ("maps", "grids"),
+    [
+        (((55, 96), (27, 256), (13, 384), (13, 384), (13, 256)), (10, 6, 5, 5, 6)),  # Zhang et al., Caffe's AlexNet
+        (((55, 64), (27, 192), (13, 384), (13, 256), (13, 256)), (12, 7, 5, 6, 6)),  # RotNet
+        (((112, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)), (12, 6, 4, 3, 2)),  # ResNet-50 in VISSL
+    ],
+)
+def test_9600_numbers_give_the_published_grids(maps, grids):
+    assert [grid_side((1, side, side, channels), 9600) for side, channels in maps] == [(side, side) for side in grids]
+
+
+def test_linear_by_layer_in_the_protocol_of_colorization():
+    """Maps in which only the place of a bright pixel tells the class; channels of very different scales and offsets."""
+    generator = np.random.default_rng(0)
+    labels = {split: generator.integers(0, 4, n) for split, n in (("train", 240), ("test", 120))}
+    images = {}
+    for split, y in labels.items():
+        x = generator.integers(0, 90, (len(y), 8, 8, 1))
+        x[np.arange(len(y)), 1 + 4 * (y // 2), 2 + 4 * (y % 2)] = 255
+        images[split] = x.astype(np.uint8)
+
+    @jax.jit
+    def encode(x):
+        x = x / 255.0
+        return {"conv1": jnp.concatenate([x, 1e-3 * x + 5], -1), "conv2_1": x[:, ::2, ::2], "pooled": x.mean((1, 2))}
+
+    given = make_context(images["train"], images["test"], encode, labels, size=100)
+    plain, protocol, _ = linear_by_layer.evaluate(given, solver="ridge")
+    assert list(plain)[:2] == ["conv1_top1", "conv2_1_top1"]
+    assert plain["conv1_top1"] < 50 and "standardized frozen features without augmentation" in protocol
+    options = dict(features=2 * 2 * 2 + 1, pooling="max", normalization="channel", solver="ridge")
+    metrics, protocol, _ = linear_by_layer.evaluate(given, **options)
+    assert metrics["conv1_top1"] == 100
+    assert "standardized by channel (BatchNorm without scale and offset), frozen features max-pooled to at most 9 numbers" in protocol
+
+    def by_hand(split):
+        x = images[split].reshape(-1, 2, 4, 2, 4).max((2, 4)) / 255.0
+        return np.stack([x, 1e-3 * x + 5], -1)
+
+    mean, std = by_hand("train").mean((0, 1, 2)), by_hand("train").std((0, 1, 2))
+    assert std[0] / std[1] == pytest.approx(1000, rel=1e-3)
+    found = {name: parts for name, *parts in linear_by_layer._features(given, {"conv1": 8}, 9, True)}
+    bank, query, channels = found["conv1"]
+    bank, query = linear_by_layer.by_channel(bank, query, channels)
+    for features, split in ((bank, "train"), (query, "test")):
+        expected = ((by_hand(split) - mean) / std).reshape(len(images[split]), -1)
+        np.testing.assert_allclose(features.x, expected, atol=2e-3)  # the second channel is 5 in float32
+    fitted = linear_probe.fit(bank, "ridge", standardize=False)
+    top1 = 100 * np.mean(linear_probe.predict(fitted.probe, query.x)[:, 0].argmax(1) == labels["test"])
+    assert metrics["conv1_top1"] == pytest.approx(top1)
+    unscaled = linear_by_layer.evaluate(given, **{**options, "normalization": "none"}).protocol
+    assert "2 layers, unscaled frozen features max-pooled" in unscaled
+
+
+ENCODERS_SMALL = {
+    "alexnet": (dict(width=0.25, conv1=(5, 1, 2)), ["conv1", "conv2", "conv3", "conv4", "conv5"]),
+    "nin": (dict(width=0.125), ["block1", "block2", "block3", "block4"]),
+    "vgg": (dict(width=0.125), [f"conv{g}_{i}" for g in range(1, 6) for i in range(1, 3 if g < 3 else 4)]),
+    "resnet": (dict(depth=10, width=0.25, stem="cifar"), ["layer1", "layer2", "layer3", "layer4"]),
+    "resnet_v2": (dict(depth=10, width=0.25, stem="cifar", groups=3), ["layer1", "layer2", "layer3"]),
+    "revnet": (dict(depth=10, width=1 / 32, stem="stride2"), ["layer1", "layer2", "layer3", "layer4"]),
+    "vit": (dict(variant="mu/8"), ["block0"]),
+    "mlp": (dict(widths=(8, 4)), ["layer1", "layer2"]),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_has_layers_by_name_from_input_to_output(name):
+    fields, layers = ENCODERS_SMALL[name]
+    module = build_encoder({"name": name, **fields})
+
+    def encode(images):
+        x = images / 255.0
+        params, state = create(module, jax.random.key(0), x)
+        return run(module, params, state, x, train=False)[0]
+
+    given = make_context(np.zeros((2, 32, 32, 3), np.uint8), encode=encode, size=2)
+    found = linear_by_layer.matching_layers(given, linear_by_layer.LAYERS, 9600)
+    assert list(found) == layers
+    assert all(0 < width <= 9600 for width in found.values())
+    names = linear_by_layer.matching_layers(given, "|".join([layers[-1], layers[0]]), 9600)
+    assert list(names) == list(dict.fromkeys([layers[0], layers[-1]]))
 
 
 # --- factors of variation

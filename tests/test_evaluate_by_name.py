@@ -30,32 +30,52 @@ TINY = (
     "--config.data.train_split=train[:64]", "--config.data.test_split=test[:64]", "--config.eval_batch_size=32",
     "--config.batch_size=32", "--config.total=2 steps",
 )  # fmt: skip
-FEATURES = {"knn", "linear", "fewshot", "representation"}  # of anything, raw pixels too
+FEATURES = {"knn", "linear", "fewshot", "nonlinear", "representation"}  # of anything, raw pixels too
 SMALLEST = {
-    "classifier": {}, "codebook": {}, "denoising": dict(components=4, examples=16), "discriminator_memorization": dict(examples=32),
+    "affinity": dict(examples=8), "classifier": {}, "codebook": {}, "colors": dict(examples=32), "inpainting": dict(examples=32),
+    "convolutional": dict(channels=8, epochs=1, batch_size=32),
+    "nonlinear": dict(epochs=1, batch_size=32), "denoising": dict(components=4, examples=16),
+    "discriminator_memorization": dict(examples=32),
     "disentanglement": dict(examples=64), "fewshot": dict(shots=(1,), seeds=(0,)),
-    "generation": dict(examples=32, subsets=2, subset_size=16), "knn": dict(k=3), "likelihood": dict(k=2),
+    "generation": dict(examples=32, subsets=2, subset_size=16), "knn": dict(k=3), "likelihood": dict(k=2), "motion": dict(examples=32),
     "linear": dict(solver="ridge", l2=(1e-2,)), "linear_by_layer": dict(solver="ridge"), "pca_baseline": dict(examples=32),
-    "perceptual_path": dict(examples=32), "reconstruction": dict(examples=32, extractor="random_conv"),
+    "perceptual_path": dict(examples=32), "pretext": dict(examples=32), "reconstruction": dict(examples=32, extractor="random_conv"),
     "representation": dict(examples=32), "sample_class_accuracy": dict(examples=32), "token_likelihood": dict(examples=32),
 }  # fmt: skip
 SUPPORT = {  # beside FEATURES
-    "autoencoder": {"denoising", "linear_by_layer", "disentanglement", "reconstruction", "pca_baseline"},
-    "bigan": {"denoising", "linear_by_layer", "generation", "discriminator_memorization", "reconstruction"},
-    "bigbigan": {"denoising", "linear_by_layer", "generation", "discriminator_memorization", "reconstruction"},
-    "biggan": {"sample_class_accuracy", "linear_by_layer", "generation", "discriminator_memorization"},
-    "gan": {"linear_by_layer", "generation", "discriminator_memorization"},
+    "autoencoder": {"convolutional", "denoising", "linear_by_layer", "disentanglement", "colors", "reconstruction", "pca_baseline"},
+    "bigan": {
+        "convolutional", "denoising", "linear_by_layer", "generation", "discriminator_memorization", "colors", "reconstruction",
+    },
+    "bigbigan": {
+        "convolutional", "denoising", "linear_by_layer", "generation", "discriminator_memorization", "colors", "reconstruction",
+    },
+    "biggan": {"convolutional", "sample_class_accuracy", "linear_by_layer", "generation", "discriminator_memorization"},
+    "colorization": {"convolutional", "denoising", "linear_by_layer", "colors", "reconstruction"},
+    "context_encoder": {"convolutional", "denoising", "inpainting", "linear_by_layer", "colors", "reconstruction"},
+    "cooccurrence": {"affinity", "convolutional", "linear_by_layer", "pretext"},
+    "egomotion": {"convolutional", "linear_by_layer", "motion", "pretext"},
+    "equivariance": {"convolutional", "linear_by_layer", "pretext"},
+    "cpc": {"convolutional", "linear_by_layer", "pretext"},
+    "gan": {"convolutional", "linear_by_layer", "generation", "discriminator_memorization"},
     "maskgit": {"sample_class_accuracy", "linear_by_layer", "generation"},
-    "rbm_stack": {"denoising", "linear_by_layer", "disentanglement", "reconstruction", "pca_baseline"},
-    "simclr": {"linear_by_layer"},
-    "ssgan": {"linear_by_layer", "generation", "discriminator_memorization"},
+    "jigsaw": {"convolutional", "linear_by_layer", "pretext"},
+    "rbm_stack": {"denoising", "linear_by_layer", "disentanglement", "colors", "reconstruction", "pca_baseline"},
+    "relative_patch": {"convolutional", "linear_by_layer", "pretext"},
+    "rotation": {"convolutional", "linear_by_layer", "pretext"},
+    "simclr": {"convolutional", "linear_by_layer"},
+    "split_brain": {"convolutional", "denoising", "linear_by_layer", "colors", "reconstruction"},
+    "ssgan": {"convolutional", "linear_by_layer", "generation", "discriminator_memorization"},
     "stylegan": {"linear_by_layer", "generation", "discriminator_memorization", "perceptual_path"},
-    "supervised": {"classifier", "linear_by_layer"},
-    "vae": {"denoising", "linear_by_layer", "disentanglement", "generation", "likelihood", "reconstruction", "pca_baseline"},
-    "vit_vqgan": {"codebook", "denoising", "linear_by_layer", "discriminator_memorization", "reconstruction"},
+    "supervised": {"convolutional", "classifier", "linear_by_layer"},
+    "vae": {
+        "convolutional", "denoising", "linear_by_layer", "disentanglement", "generation", "likelihood", "colors", "reconstruction",
+        "pca_baseline",
+    },
+    "vit_vqgan": {"codebook", "denoising", "linear_by_layer", "discriminator_memorization", "colors", "reconstruction"},
     "vq_prior": {"sample_class_accuracy", "linear_by_layer", "generation", "token_likelihood"},
-    "vqvae": {"codebook", "denoising", "linear_by_layer", "reconstruction"},
-}
+    "vqvae": {"convolutional", "codebook", "denoising", "linear_by_layer", "colors", "reconstruction"},
+}  # fmt: skip
 SLOW = ("bigbigan", "biggan", "maskgit", "stylegan", "vit_vqgan")  # minutes each
 
 
@@ -86,16 +106,13 @@ def load_tiny(name):
     return config
 
 
-def every_method(quick, slow=()):
-    """All methods: those in `quick` in every run, those in `slow` by hand, the others in `make test-all`."""
-
-    def marks(name):
-        return () if name in quick else pytest.mark.slow if name in slow else pytest.mark.full
-
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in sorted(SUPPORT)])
+def every_method(slow=()):
+    """All methods: those in `slow` by hand, the others in `make test-all`."""
+    marked = {name: pytest.mark.slow if name in slow else pytest.mark.full for name in sorted(SUPPORT)}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marked.items()])
 
 
-@every_method(set(SUPPORT) - {"maskgit", "vq_prior"})  # whose stage is slow
+@every_method()
 def test_method_supports_the_evaluations_whose_functions_it_has(name):
     """`check_needs` works from shapes and compiles nothing."""
     experiment, offered = build_experiment(load_tiny(name)), set()
@@ -109,7 +126,7 @@ def test_method_supports_the_evaluations_whose_functions_it_has(name):
     assert offered == FEATURES | SUPPORT[name]
 
 
-@every_method(set(), SLOW)
+@every_method(SLOW)
 def test_every_supported_kind_is_measured_with_its_baselines(name):
     experiment = build_experiment(load_tiny(name))
     spec = {kind: {"kind": kind, **SMALLEST[kind]} for kind in sorted(FEATURES | SUPPORT[name])}
@@ -122,6 +139,15 @@ def test_every_supported_kind_is_measured_with_its_baselines(name):
     assert set(of_pixels) == set(evals.pixel_evals(spec)) == FEATURES
     comparison = [{"protocols": {kind: found[kind].protocol for kind in FEATURES}} for found in (results, of_pixels)]
     assert all(comparable(*comparison, f"{kind}/top1") for kind in FEATURES)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "pages"), [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"])])
+def test_sample_writes_the_pictures_of_pretext_tasks(name, pages, tmp_path):
+    workdir = save_run(load_tiny(name), tmp_path)
+    assert main(["sample", f"--workdir={workdir}"]) == 0
+    assert sorted(path.stem for path in (tmp_path / "samples").iterdir()) == pages
+    assert all(len(np.unique(Image.open(path))) > 10 for path in (tmp_path / "samples").iterdir())
 
 
 def test_every_method_is_in_the_table_of_supported_kinds():
@@ -246,6 +272,7 @@ def test_evaluate_measures_missing_baselines_of_a_new_evaluation(run, capsys):
     assert [entry["subject"] for entry in entries(run)][-2:] == ["untrained", "raw pixels"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -261,6 +288,7 @@ def test_evaluate_refuses_bad_input_before_opening_data(run, arguments, message,
     assert message in error and "\n" not in error
 
 
+@pytest.mark.full
 def test_evaluation_that_the_method_does_not_support_is_named(run, capsys):
     assert main(["evaluate", f"--workdir={run}", "--eval=generation"]) == 2
     assert "kind='generation' needs a method that gives samples, and this does not" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from eval_contexts import make_context
 
+from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.errors import MachineFault
 from ssl_jax.experiment.evaluations import Evaluations
 
@@ -32,3 +33,14 @@ def test_training_ends_where_numbers_cannot_be_saved(unwritable):
     context = make_context(np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), np.uint8))
     with pytest.raises(MachineFault, match="cannot be written"):
         Evaluations(unwritable, SPEC).add("trained", 3, context)
+
+
+def test_options_that_an_earlier_version_lacks_are_taken_to_be_the_defaults(tmp_path):
+    """`kind="linear"` without `labels` used all labels, so nothing is measured again."""
+    options = {"kind": "linear", "solver": "ridge", "l2": [1e-2]}
+    entry = {"subject": "trained", "step": 3, "metrics": {"linear/top1": 50.0}, "protocols": {"linear": "p"}}
+    entry["evals"] = {"linear": options}
+    write_json(tmp_path / "evaluations.json", [entry])
+    for spec, missing in (({}, []), ({"labels": 1.0}, []), ({"labels": 0.01}, ["linear"])):
+        found = Evaluations(tmp_path, {"linear": {**options, "l2": (1e-2,), **spec}})
+        assert found.unmeasured("trained", 3) == missing

@@ -120,6 +120,7 @@ def test_readme_example_of_loading_an_export_runs(workdir):
     assert names["features"].dtype == jnp.float32
 
 
+@pytest.mark.full
 def test_every_form_gives_the_features_of_the_method_for_any_batch(workdir, encoders):
     config = smoke_config()
     method = export.source.build_method(config)
@@ -155,6 +156,21 @@ def test_card_describes_run_input_and_features(workdir, encoders):
     assert set(encoders["stablehlo"].card["stablehlo"]["platforms"]) == {"cpu", "cuda", "tpu"}
     assert set(encoders["safetensors"].card["files"]) == {"weights.safetensors"}
     assert f'version = "{ssl_jax.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(("name", "reads"), [
+    ("rotation", ""), ("jigsaw", "each image with mean 0 and standard deviation 1"), ("colorization", "L / 50 - 1 of CIE Lab"),
+    ("split_brain", "L / 50 - 1 for one half of the encoder, (a, b) / 110 for the other"),
+])  # fmt: skip
+def test_card_says_what_the_encoder_reads(name, reads):
+    config = configs.load(f"{ROOT}/configs/{name}.py:smoke").copy_and_resolve_references()
+    with config.unlocked():
+        config.data.image_shape, config.data.num_classes, config.dtype = (48, 48, 3), 12, "float32"
+    about = {"step": 0, "total_steps": 1, "metrics": {}, "protocols": {}, "versions": {}}
+    method = export.source.build_method(config)
+    source = export.source.Source(config, method, {}, {}, (48, 48, 3), np.zeros((2, 48, 48, 3), np.uint8), {})
+    said = export.card.make_card("stablehlo", source, {}, about)["input"]["normalization"]
+    assert reads in said["then"] and ("mean" in said) == (not reads)
 
 
 def test_stablehlo_weights_hold_only_what_encode_uses(tmp_path):
@@ -486,7 +502,9 @@ def test_export_command_errors_and_export_of_an_earlier_step(workdir, tmp_path, 
 
 def test_export_is_replaced_atomically(workdir, tmp_path, monkeypatch):
     folder = copy(workdir, "safetensors", tmp_path)
-    source = export.Source(smoke_config(), None, {}, {}, (SIZE, SIZE, 3), images(2), {"pooled": np.zeros((2, 3))})
+    config = smoke_config()
+    method = export.source.build_method(config)
+    source = export.Source(config, method, {}, {}, (SIZE, SIZE, 3), images(2), {"pooled": np.zeros((2, 3))})
 
     def writer(fails):
         def write(path, source):

@@ -159,7 +159,7 @@ def test_watchdog_is_paused_outside_of_steps(here, folder, tmp_path, monkeypatch
         monkeypatch.setattr(owner, name, call)
 
     record_pauses(Checkpoints, "restore_latest")
-    for name in ("save_views", "baseline_context", "save_neighbors"):
+    for name in ("save_views", "add_missing", "save_neighbors"):
         record_pauses(training, name)
     record_pauses(write, "write_report")
     record_pauses(Trace, "close")
@@ -169,7 +169,7 @@ def test_watchdog_is_paused_outside_of_steps(here, folder, tmp_path, monkeypatch
     assert here([*command(tmp_path / "run", folder, *settings), "--saved_code=75"]).returncode == 0
     assert {name for name, (pauses, _) in paused.items() if pauses == 0} == {"stop"}
     assert len(paused) == 7
-    assert len({since for _, since in paused.values()}) == 5  # a time limit each for start, baseline, step, closing, end
+    assert len({since for _, since in paused.values()}) == 5  # a time limit each for start, step, baselines, closing, end
     assert watchdogs[0].ends and not watchdogs[0]._thread.is_alive()
     monkeypatch.setattr(training, "train", lambda *_: None)
     assert here(command(tmp_path / "run", folder, *settings)).returncode == 0
@@ -190,7 +190,8 @@ def test_run_killed_with_sigkill_resumes_to_the_same_curve(straight, folder, tmp
     assert 0 < float(re.search(r"goodput (\d+) % of the time from the first start", done.stderr).group(1)) < 100
 
 
-SINGLE_STAGE = ("gan", "bigan", "biggan", "bigbigan", "stylegan", "ssgan", "autoencoder", "rbm_stack", "vae", "vqvae", "vit_vqgan")
+SINGLE_STAGE = ("gan", "bigan", "biggan", "bigbigan", "stylegan", "ssgan", "autoencoder", "rbm_stack", "vae", "vqvae", "vit_vqgan",
+                "colorization", "context_encoder", "split_brain", "cpc")  # fmt: skip
 WITH_TOKENIZER = ("vq_prior", "maskgit")
 
 

@@ -12,6 +12,7 @@ from ssl_jax.engine.health import HealthMonitor, spectral_norms
 HEALTHY = {
     "d/loss": 1.3, "d/accuracy_real": 0.7, "d/accuracy_fake": 0.99, "d/logit_std": 0.8, "d/diversity": 0.9, "game/code_variance": 0.3,
     "ge/mean_variance": 0.3, "ae/code_deviation": 0.3, "vae/active_units": 3.0, "vqvae/usage_of_batch": 0.4,
+    "color/colored": 1.0,
     "d/grad_norm/discriminator": 1.0, "g/grad_norm/generator": 0.1, "judge/accuracy_train": 60.0, "judge/accuracy_test": 55.0,
     "time/slowest_input_process": 0.0, "time/slowest_input_wait": 0.1,
 }  # fmt: skip
@@ -26,6 +27,7 @@ SICK = [
     ({"ae/code_deviation": 1e-5}, 1000, "the code collapses"),
     ({"vae/active_units": 0.0}, 1000, "the posterior collapses"),
     ({"vqvae/usage_of_batch": 0.02}, 1000, "the codebook collapses"),
+    ({"color/colored": 0.0}, 100, "the images are gray"),
     ({"judge/accuracy_train": 98.0}, 0, "memorizes its training images"),
 ]
 

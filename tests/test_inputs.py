@@ -365,7 +365,7 @@ def test_views_of_several_sizes_form_groups():
     assert {name: x.shape for name, x in views.items()} == {"global": (3, 2, 24, 24, 3), "local": (3, 4, 12, 12, 3)}
     np.testing.assert_array_equal(views["global"], jax.jit(make_views([LARGE, LARGE]))(images, key))  # views 0 and 1
     all_small = jax.jit(make_views([SMALL] * 6))(images, key)
-    np.testing.assert_array_equal(views["local"], all_small[:, 2:])  # views 2 to 5
+    np.testing.assert_allclose(views["local"], all_small[:, 2:], atol=1e-6)  # views 2 to 5, in another program
     assert output_size(groups, (32, 32)) == {"global": (24, 24), "local": (12, 12)}
     with pytest.raises(UserError, match=r"group 'local': views\[0\]\[0\]: unknown operation 'flop'"):
         make_views({"global": [LARGE], "local": [[("flop", {})]]})

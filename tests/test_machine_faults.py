@@ -123,9 +123,10 @@ def test_save_in_flight_on_a_full_disk_is_one_line(tmp_path, monkeypatch, caplog
     from test_saves import toy
 
     monkeypatch.setattr(Checkpoints, "_check_space", lambda *_: None)  # something else fills the disk after it
-    with full_disk(tmp_path / "disk", "200k") as disk:
+    with full_disk(tmp_path / "disk", "400k") as disk:  # room for two, however many files Orbax writes
         saved = Checkpoints(disk / "c")
         saved.save(toy(1), {})
+        saved.wait()
         (disk / "fill").write_bytes(bytes(shutil.disk_usage(disk).free - 8192))
         saved.save(toy(2), {})
         with pytest.raises(MachineFault, match=r"could not save a checkpoint .*it resumes from step 1"):

@@ -88,6 +88,7 @@ def test_an_old_run_is_evaluated_exported_reported_and_goes_on(runs, tmp_path, c
     np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.02 * np.abs(theirs).max())
 
 
+@pytest.mark.full
 def test_a_warm_start_from_an_old_run(runs):
     config = configs.load(f"{HERE.parent}/configs/supervised.py:smoke", NARROW)
     state = build_experiment(config, jax.devices()[:1]).run.init()
@@ -96,6 +97,7 @@ def test_a_warm_start_from_an_old_run(runs):
     assert any(np.any(a != b) for a, b in zip(before, now, strict=True))
 
 
+@pytest.mark.full
 def test_an_old_tokenizer_is_restored_under_the_new_names_of_its_modules(runs):
     workdir = runs / "tokens"
     recorded = json.loads((workdir / "evaluations.json").read_text())[-1]["metrics"]
@@ -105,6 +107,7 @@ def test_an_old_tokenizer_is_restored_under_the_new_names_of_its_modules(runs):
     assert again["codebook/perplexity"] == pytest.approx(recorded["codebook/perplexity"], rel=0.02)
 
 
+@pytest.mark.full
 def test_an_old_tokenizer_is_stood_upon_and_loaded(runs):
     """The prior's config holds that of its tokenizer; its weights have the fingerprint that the prior was started with."""
     config = read_config(runs / "prior")

@@ -29,6 +29,7 @@ def lines(slope):
     return types.SimpleNamespace(model=types.SimpleNamespace(between=between)), directions
 
 
+@pytest.mark.full
 def test_perceptual_path_length_is_the_squared_speed_of_unit_features():
     kernels, (context, directions) = random_kernels(), lines(0.5)
 

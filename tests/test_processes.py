@@ -199,10 +199,10 @@ def wait_until(running, text):
 @pytest.mark.full
 def test_sigterm_before_the_first_step_ends_a_single_launched_process(tmp_path):
     runs = Runs(tmp_path, "simclr")
-    running = runs.start("early", 1, "--processes=1", "--config.baselines=('untrained',)")
-    wait_until(running, "parameters in 'net'")  # then the baseline is compiled and measured
+    running = runs.start("early", 1, "--processes=1")
+    wait_until(running, "data 'scenes'")  # then the run is built and its weights are initialized
     running.process.send_signal(signal.SIGTERM)
-    assert "untrained at step 0" not in running.finish(code=128 + signal.SIGTERM, timeout=120)
+    assert "step 1/" not in running.finish(code=128 + signal.SIGTERM, timeout=120)
     assert runs.logged("early") == 0
 
 

@@ -374,3 +374,7 @@ def test_terminal_table_never_mixes_protocols(tmp_path, capsys):
     assert "77.00" in table and "55.00" not in table
     assert "11.00" not in table  # k=20
     assert "12.00" in table  # the same linear probe, with another penalty chosen
+    evaluations.entries.reverse()  # baselines are measured after the first evaluation, and shown before it
+    evaluations.show(config)
+    header = capsys.readouterr().out.split("metric")[1].splitlines()[0]
+    assert 0 < header.index("untrained") < header.index("trained, step 9")

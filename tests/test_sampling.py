@@ -81,6 +81,7 @@ def loops():
     return cached, uncached
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("begin", [0, 3])
 def test_cached_and_uncached_autoregression_sample_equal_tokens(loops, begin):
     cached, uncached = loops

@@ -106,6 +106,7 @@ def test_lazy_phases_and_state_that_each_updates():
     assert updated == {"g": {"w_average"}, "path": {"path_length"}, "d": {"augment"}, "r1": set()}
 
 
+@pytest.mark.full
 def test_lazy_losses_are_scaled_by_their_interval():
     _, value, _, logs = after_one_loss("r1")
     assert value == pytest.approx(2 * logs["penalty"], rel=1e-5)

@@ -144,6 +144,7 @@ def test_vit_equals_timm(spec, name, arguments):
     assert_round_trip(spec, variables, model.state_dict())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("variant", "name"), [("H/14", "vit_huge_patch14_224"), ("g/14", "vit_giant_patch14_224")])
 def test_vit_sizes_h_and_g_equal_timm(variant, name):
     torch, timm = require_torch(), require_timm()

@@ -111,6 +111,7 @@ def test_importance_bound_of_several_samples(digits):
     np.testing.assert_allclose(loss["iwae", 1], loss["elbo", 64], rtol=0.02)  # with one sample it is an ELBO with a sampled KL
 
 
+@pytest.mark.full
 def test_log_prob_of_a_decoder_that_ignores_its_code(digits):
     """log w = log p(x) + log p(z) - log q(z): the ELBO is log p(x) - KL, and the importance bound lies between it and log p(x)."""
     method, state = digits

@@ -38,6 +38,7 @@ def core(d, depth, hidden):
 WIDTHS = {"small": (512, 8, 2048), "base": (768, 12, 3072), "large": (1280, 32, 5120)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("encoder", "decoder", "total"),
     [("small", "small", 55_426_816), ("base", "base", 179_820_032), ("small", "large", 666_797_056)],
@@ -74,6 +75,7 @@ def test_encoder_and_decoder_use_the_same_patch_order():
     np.testing.assert_array_equal(image, np.tile(np.arange(48.0).reshape(4, 4, 3), (2, 2, 3, 1)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("size", "alone"), [("patches", True), ("mu", False)])
 def test_size_patches_encodes_each_patch_independently(size, alone):
     x = jnp.asarray(normal(0, 1, 12, 12, 1))
@@ -184,6 +186,7 @@ def test_parameter_counts_of_vqgan_at_16_fold_reduction():
     assert (encoder_count, decoder_count) == (encoder, decoder)
 
 
+@pytest.mark.full
 def test_downsampling_pads_right_and_bottom():
     torch = require_torch()
     x = normal(0, 1, 8, 8, 3)

@@ -96,6 +96,7 @@ def test_loss_equals_the_paper_written_out(learned):
     assert not method.couples_batch
 
 
+@pytest.mark.full
 def test_tokens_decode_to_the_reconstruction(learned):
     _, method, state, images, _ = learned
     tokens = method.fns.tokens(state.params, state.mutable, images)
