@@ -34,12 +34,19 @@ CURVES = {
     "vae_curve": ("vae", "vae/loss", "loss, nats"),
     "vit_vqgan_curve": ("vit_vqgan", "tokenizer/squared", "squared error"),
     "biggan_curve": ("biggan", "d/loss", "discriminator loss"),
+    "ssgan_curve": ("ssgan", "d/rotation_accuracy", "accuracy on rotations"),
+    "bigbigan_curve": ("bigbigan", "d/loss", "discriminator loss"),
+    "stylegan_curve": ("stylegan", "d/loss", "discriminator loss"),
 }
 # {picture: (file of a run, rows, columns, pixels of a cell)}: the upper left part of a grid
 GRIDS = {
     "simclr_views": ("simclr/pictures/views.png", 2, 8, 32),
     "gan_samples": ("gan/samples/grid.png", 6, 8, 32),
-    "biggan_samples": ("biggan/samples/grid.png", 6, 8, 32),
+    "biggan_samples": ("biggan/samples/grid.png", 6, 6, 32),
+    "ssgan_samples": ("ssgan/samples/grid.png", 5, 8, 32),
+    "bigbigan_samples": ("bigbigan/samples/grid.png", 4, 8, 32),
+    "bigbigan_reconstruction": ("bigbigan/samples/reconstruction.png", 4, 8, 32),
+    "stylegan_samples": ("stylegan/samples/grid.png", 5, 8, 32),
     "bigan_samples": ("bigan/samples/grid.png", 4, 8, 32),
     "maskgit_samples": ("maskgit/samples/grid.png", 10, 7, 28),
     "vq_prior_samples": ("vq_prior/samples/grid.png", 10, 7, 28),
@@ -48,9 +55,19 @@ GRIDS = {
     "vae_samples": ("vae/samples/grid.png", 4, 8, 28),
     "vae_traversal": ("vae/samples/traversal.png", 6, 10, 28),
     "rbm_stack_reconstruction": ("rbm_stack/samples/reconstruction.png", 4, 10, 28),
+    "context_encoder_reconstruction": ("p_context_encoder_0/samples/reconstruction.png", 4, 10, 32),
+    "split_brain_reconstruction": ("p_split_brain_0/samples/reconstruction.png", 4, 6, 48),
+    "colorization_reconstruction": ("p_colorization_0/samples/reconstruction.png", 4, 6, 48),
     "vit_vqgan_reconstruction": ("vit_vqgan/samples/reconstruction.png", 4, 10, 32),
 }
-COPIES = {"vqvae_codebook": "vqvae_l2/pictures/codebook_00000400.png", "simclr_neighbors": "simclr/pictures/neighbors.png"}
+COPIES = {"vqvae_codebook": "vqvae_l2/pictures/codebook_00000400.png", "simclr_neighbors": "simclr/pictures/neighbors.png",
+          "rotation_answers": "rotation/pictures/pretext_00002250.png",
+          "jigsaw_answers": "p_jigsaw_0/pictures/pretext_00002250.png",
+          "relative_patch_answers": "p_relative_patch_0/pictures/pretext_00002250.png",
+          "egomotion_motion": "p_egomotion_0/pictures/motion_00002250.png",
+          "equivariance_answers": "p_equivariance_0/pictures/pretext_00002250.png",
+          "cpc_answers": "p_cpc_0/pictures/pretext_00001800.png",
+          "cooccurrence_affinity": "p_cooccurrence_0/pictures/affinity_00002250.png"}  # fmt: skip
 # Of the README: (picture of GRIDS, title, rows and columns that are shown, every how many columns one)
 BANNER = (
     ("simclr_views", "SimCLR: two views of each picture", 4, 4, 1),

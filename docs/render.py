@@ -52,7 +52,7 @@ def select(rows, where: dict) -> list[dict[str, str]]:
 
 def shown(value: str) -> str:
     """A number with commas between thousands; other text as it is."""
-    return f"{int(value):,}" if re.fullmatch(r"-?\d{4,}", value) else value
+    return f"{int(value):,}" if re.fullmatch(r"-?[1-9]\d{3,}", value) else value
 
 
 def interval(row: dict[str, str]) -> str:
@@ -168,6 +168,20 @@ def augmentations() -> str:
     )
 
 
+def pretext_functions() -> str:
+    """What methods call on whole batches: functions of `ssl_jax.augment` beside the operations of recipes."""
+    from ssl_jax.augment import hue, lab, masks, motions, permutations, pixels, rotation, tiles, views
+
+    rows = []
+    for module in (rotation, tiles, permutations, lab, hue, masks, motions, views, pixels):
+        for name, function in vars(module).items():
+            own = inspect.isroutine(function) and function.__module__ == module.__name__ and not name.startswith("_")
+            if own and (module is not views or name == "make_patch_views"):
+                module_name = module.__name__.removeprefix("ssl_jax.augment.")
+                rows.append([f"`{module_name}.{name}`", arguments(function, 0), first_paragraph(function)])
+    return markdown(["function", "arguments", "what it does"], rows)
+
+
 def evaluations() -> str:
     """Every kind of evaluation: what it needs, its options with their defaults, and its metrics."""
     from ssl_jax.evals import reference
@@ -193,7 +207,7 @@ def machines() -> str:
     return markdown(["machine", "meaning"], [[f"`{row['machine']}`", row["text"]] for row in read("machines")])
 
 
-GENERATED = {f.__name__: f for f in (config_keys, augmentations, evaluations, contract, protocols, machines)}
+GENERATED = {f.__name__: f for f in (config_keys, augmentations, pretext_functions, evaluations, contract, protocols, machines)}
 
 
 def render(text: str) -> str:
