@@ -28,8 +28,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # the CPU client deadlocks with more devices than threads
 os.environ["XLA_FLAGS"] = f"{flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
-# Started first, so that none of them runs alone at the end.
-LONG = ("test_two_stages", "test_faults", "test_processes", "test_sample", "test_conformance")
+# Started first, in this order, so that none of them runs alone at the end. The first renders the embedded dataset where there is none,
+# and the second does not need it.
+LONG = ("test_faults", "test_processes", "test_two_stages", "test_sample", "test_conformance")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 gc.set_threshold(100_000, 50, 100)  # tracing creates millions of live objects; each module ends with a collection
 
@@ -37,7 +38,7 @@ gc.set_threshold(100_000, 50, 100)  # tracing creates millions of live objects; 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Keep a file, or a config of test_conformance, on one worker, because its tests share compiled programs."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         if hasattr(item, "callspec") and item.callspec.params.get("name") in changed_methods():
             item.own_markers = [mark for mark in item.own_markers if mark.name != "full"]

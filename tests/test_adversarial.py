@@ -124,6 +124,7 @@ def test_gradient_penalty_samples_one_point_per_example():
     np.testing.assert_allclose(got, np.mean((t * np.sqrt(6) - 1) ** 2), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_orthogonality_value_and_gradient():
     kernel = jnp.asarray(np.linalg.qr(np.random.default_rng(0).standard_normal((12, 5)))[0].reshape(2, 2, 3, 5) * [1, 2, 3, 4, 5])
     assert subject.orthogonality(kernel) < 1e-8  # lengths do not matter

@@ -20,6 +20,7 @@ class FoundLossError(Exception):
     """Raised by the stand-in for the loss, so that nothing is compiled."""
 
 
+@pytest.mark.full
 def test_at_most_12_project_frames_from_launch_to_the_loss(tmp_path, monkeypatch):
     frames = []
 

@@ -62,6 +62,7 @@ def test_cutout_zeros_a_square_of_half_the_size():
     assert len(np.unique(rows, axis=0)) == 9
 
 
+@pytest.mark.full
 def test_probability_is_per_image_and_may_be_traced():
     x = pictures(1000)
     policy = tuple(diffaugment.OPERATIONS)
@@ -76,6 +77,7 @@ def test_probability_is_per_image_and_may_be_traced():
     np.testing.assert_allclose(always[:10], jax.jit(diffaugment.augment, static_argnums=2)(x, KEY, policy)[:10], atol=1e-6)
 
 
+@pytest.mark.full
 def test_gradients_reach_the_images():
     x = pictures(4)
     direction = pictures(4, seed=1)

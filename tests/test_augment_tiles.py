@@ -151,6 +151,7 @@ def test_standardize_against_numpy_and_on_one_color(per_channel):
     assert np.isfinite(jax.grad(lambda x: jnp.sum(tiles.standardize(x, per_channel) ** 2))(flat)).all()
 
 
+@pytest.mark.full
 def test_a_recipe_on_patches_draws_for_each_patch_and_equals_the_views_of_the_image():
     patches = jnp.asarray(bytes_(3, 5, 8, 8, 3) / np.float32(255))
     recipe = (("random_crop", {"size": 6, "pad": 1}), ("grayscale", {"p": 0.5}), ("drop_colors", {"p": 0.5}))

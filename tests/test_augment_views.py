@@ -62,6 +62,7 @@ def test_views_do_not_depend_on_devices(simclr_views):
     assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
 
 
+@pytest.mark.full
 def test_views_follow_the_rule_of_random_keys():
     """Different recipes, host crops, and an explicit loop over examples give the same images."""
     images, key = batch(3, views=2), jax.random.key(9)

@@ -68,6 +68,7 @@ def run_loss(config, images):
     return method, state, loss, logs, x, autoencoding.CORRUPTIONS[corruption.name](noise_key, x, corruption.level)
 
 
+@pytest.mark.full
 def test_denoising_loss_with_sparsity_and_contraction_equals_float64():
     """In float64 from the weights: a tied perceptron that denoises, with emphasis, sparsity and contraction."""
     config = load("mnist_t10k_contractive", 28, sparsity=0.3, contraction=0.7, code=dict(size=5),
@@ -129,6 +130,7 @@ def test_grayscale_reconstructions_and_mean_of_input_channels():
     np.testing.assert_allclose(*(encode(state.params, {}, x)["code"] for x in (DIGITS, colored)), atol=1e-5)
 
 
+@pytest.mark.full
 def test_recurrent_encoder_reads_rows_in_order():
     x = jax.random.uniform(jax.random.key(0), (3, 6, 4, 2))
     encoder, decoder = models.RecurrentEncoder(5), models.RecurrentDecoder((6, 4, 2), width=7)

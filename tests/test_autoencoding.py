@@ -28,6 +28,7 @@ def test_saturated_logits_have_finite_losses_and_gradients():
     np.testing.assert_allclose(slope, [[-1, 1]])
 
 
+@pytest.mark.full
 def test_contraction_of_a_sigmoid_layer_equals_its_jacobian_norm():
     x, kernel, bias = (rng.normal(size=s).astype(np.float32) for s in ((6, 9), (9, 4), (4,)))
 

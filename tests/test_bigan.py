@@ -74,6 +74,7 @@ def test_output_shapes_of_convolutional_networks(size, widths, side):
     assert (codes["pooled"].shape, codes["latent"].shape, logits.shape) == ((4, widths[0]), (4, 6), (4,))
 
 
+@pytest.mark.full
 def test_convolutional_networks_range_state_and_conditioning():
     generator, encoder, discriminator = conv_nets(16, (8, 4))
     z = jax.random.uniform(jax.random.key(0), (4, 6), minval=-1)
@@ -157,6 +158,7 @@ def joint_phase(losses):
     return Phase("game", LOSS_GROUPS, lambda train, state, batch, key: (losses(train, batch, key), ({}, {})))
 
 
+@pytest.mark.full
 def test_simultaneous_losses_give_each_group_its_own_gradient():
     losses, state, batch = small_bigan()
     key = jax.random.key(0)

@@ -31,6 +31,7 @@ def test_published_sizes():
     assert variables["params"]["J"]["linear1"]["kernel"].shape == (3584, 2048)
 
 
+@pytest.mark.full
 def test_residual_mlp_equals_numpy():
     module, x = models.ResidualMLP(5, 3), np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     params, state = common.create(module, jax.random.key(0), jnp.asarray(x))
@@ -170,6 +171,7 @@ def test_generator_ema_copies_weights_before_its_start(initialized):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b + 0.1, atol=1e-6), late, state.params["generator"])
 
 
+@pytest.mark.full
 def test_encoder_sees_larger_images_than_discriminator():
     config = load(views=((("random_crop", dict(size=64)),),))
     config.data.image_shape = (64, 64, 3)

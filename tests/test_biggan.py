@@ -159,6 +159,7 @@ def test_conditional_batch_norm_equals_formula():
     np.testing.assert_allclose(new_state["batch_stats"]["norm"]["mean"], 0.1 * mean, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_attention_starts_as_identity_and_equals_formula():
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 16))
     module = NonLocal("normal", jnp.float32)
@@ -202,6 +203,7 @@ def test_discriminator_sum_pooling_and_label_projection():
     assert set(create(alone, jax.random.key(0), pooled, None)[0]) == {"linear"}
 
 
+@pytest.mark.full
 def test_first_discriminator_block_has_no_relu_on_the_image():
     image = -jnp.ones((1, 4, 4, 3))
     for first in (True, False):

@@ -104,6 +104,7 @@ def test_soft_cross_entropy_and_divergence_against_float64():
     np.testing.assert_allclose(histograms.divergence(jnp.log(targets[1]), targets[1]), 0, atol=1e-6)
 
 
+@pytest.mark.full
 def test_loss_of_bins_equals_a_float64_loop():
     """Two images in color and a gray one; the frequencies are not uniform."""
     rgb = np.concatenate([pictures(2, 12), np.full((1, 12, 12, 3), 90)]) / np.float32(255)
@@ -132,6 +133,7 @@ def test_loss_of_bins_equals_a_float64_loop():
     np.testing.assert_allclose(update["frequencies"], 0.9 * frequencies + 0.1 * counts / 18, atol=1e-6)
 
 
+@pytest.mark.full
 def test_loss_of_hue_and_chroma_equals_a_float64_loop():
     rgb = pictures(2, 24).astype(np.float32) / 255
     target = colorization.hue_chroma(stride=4, bins=8, window=6, hue_weight=5.0)
@@ -213,6 +215,7 @@ def test_encoder_gets_no_gradient_from_colors(variant, monkeypatch):
         assert gradient.any()
 
 
+@pytest.mark.full
 def test_encode_sees_bytes_and_floats_alike_and_ignores_colors():
     method, params, state = start(load(), pictures())
     images = pictures(seed=1)
@@ -224,6 +227,7 @@ def test_encode_sees_bytes_and_floats_alike_and_ignores_colors():
     np.testing.assert_allclose(features["pooled"], gray["pooled"], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.full
 def test_head_of_hypercolumns_equals_one_large_layer():
     keys = jax.random.split(jax.random.key(0), 4)
     maps = [jax.random.normal(key, (2, side, side, c)) for key, side, c in zip(keys[:3], (8, 4, 2), (3, 5, 7), strict=True)]
@@ -240,6 +244,7 @@ def test_head_of_hypercolumns_equals_one_large_layer():
 
 
 @pytest.mark.parametrize("config", [load, regression_config, hue_config], ids=["ab_bins", "ab_regression", "hue_chroma"])
+@pytest.mark.full
 def test_certain_predictions_give_back_the_colors(config):
     """Decoded from the logarithms of the true distributions, patches of one color come back."""
     images = pictures(2, 48).astype(np.float32) / 255

@@ -61,6 +61,7 @@ def test_colorfulness_equals_a_loop_and_gray_has_none():
     assert np.allclose(colors.colorfulness(np.repeat(images[..., :1], 3, -1)), 0)
 
 
+@pytest.mark.full
 def test_true_colors_are_perfect():
     found = measure(to_floats)
     assert found["auc"] == found["auc_balanced"] == pytest.approx(100, abs=1e-3)

@@ -503,6 +503,7 @@ def test_context_of_a_run_has_the_functions_of_its_method_and_the_factors_of_its
     assert opened.model.fns.log_prob is opened.model.fns.tokens is opened.model.codes is opened.model.sampled_labels is None
 
 
+@pytest.mark.full
 def test_sampled_labels_equal_the_labels_of_the_latents():
     config = configs.load(f"{ROOT}/configs/biggan.py:smoke", ("--config.eval_batch_size=32",))
     experiment = build_experiment(config)

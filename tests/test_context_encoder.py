@@ -49,6 +49,7 @@ def first_loss(method, params, state, images):
     return jax.jit(method.phases[-1].loss)(params, state, {"image": images}, jax.random.key(1))
 
 
+@pytest.mark.full
 def test_loss_of_a_painting_of_one_color_equals_a_float64_loop():
     """All weights of the decoder are 0, so it paints its bias; pixels of the ring around the hole weigh ten times as much."""
     method, params, state = start(load(NOBODY))
@@ -99,6 +100,7 @@ def test_the_adversary_is_a_part_of_the_loss_as_in_the_papers_code():
     assert set(updates) == {"batch_stats", "discriminator"}
 
 
+@pytest.mark.full
 def test_the_adversary_sees_the_hole_alone():
     """A hole in the center is judged without its context (section 3.2), 20 x 20 pixels of real pictures and of painted ones."""
     method, params, state = start(load())
@@ -116,6 +118,7 @@ def test_the_adversary_sees_the_hole_alone():
     assert (judged(images) != judged(other)).any()
 
 
+@pytest.mark.full
 def test_holes_are_painted_and_the_rest_is_the_image():
     method, params, state = start(load(mask=REGIONS))
     images = pictures(3)

@@ -248,6 +248,7 @@ def test_what_onednn_cannot_do_is_computed_by_xla(backend, monkeypatch):
     np.testing.assert_allclose(half, plain.apply(params, x), atol=1e-2)
 
 
+@pytest.mark.full
 def test_program_that_ends_while_a_convolution_runs_exits_with_0(backend):
     if backend == "xla":
         pytest.skip("of oneDNN")

@@ -59,6 +59,7 @@ def test_balanced_pairs_equals_a_float64_loop():
 
 
 @pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.full
 def test_optimal_logit_is_the_pointwise_mutual_information(times):
     """All pairs of a toy joint distribution of four symbols: the loss of a table of logits is convex, with its minimum at the PMI.
 
@@ -93,6 +94,7 @@ def test_loss_starts_at_the_logarithm_of_two(variant):
     assert logs["chance"] == 0.5
 
 
+@pytest.mark.full
 def test_loss_equals_a_float64_loop_over_neighbors_in_the_image_and_in_another():
     """Joined by hand from features of single patches: 42 pairs of neighbors on a grid of 4, and as many with another image."""
     _, method = load(**{"model.jitter": 0, "views": ((),)})
@@ -245,6 +247,7 @@ def test_pretext_evaluation_equals_the_balanced_loss():
     assert found.metrics["own/chance"] == 50
 
 
+@pytest.mark.full
 def test_patches_of_an_image_in_cifar10_small_are_gray_and_standardized():
     config = importlib.import_module("configs.cooccurrence").get_config("cifar10_small")
     with config.unlocked():

@@ -89,6 +89,7 @@ def test_patch_info_nce_equals_a_float64_loop(offset):
     assert 0 < accuracy < 1
 
 
+@pytest.mark.full
 def test_each_prediction_means_the_patch_offset_rows_below():
     """Places of a batch of 2 with 4 x 3 patches, two rows ahead: 6 to 11 and 18 to 23."""
     targets = jnp.eye(24).reshape(2, 4, 3, 24)
@@ -98,6 +99,7 @@ def test_each_prediction_means_the_patch_offset_rows_below():
     assert patch_info_nce(predictions[::-1], targets)[1]["accuracy"] == 0
 
 
+@pytest.mark.full
 def test_every_patch_of_the_batch_is_a_negative():
     """The gradient reaches all targets, also those of rows that are never predicted, and of other images."""
     targets = jax.random.normal(jax.random.key(0), (2, 4, 3, 5))
@@ -146,6 +148,7 @@ def test_a_prediction_reads_only_its_context(direction, blocks):
         np.testing.assert_array_equal((depends[:, question] & ~about_itself).any(1), read)
 
 
+@pytest.mark.full
 def test_loss_starts_at_the_logarithm_of_the_number_of_patches():
     config = load(**{"model.directions": tuple(TURNS), "model.offsets": (2, 3)})
     loss, logs = first_loss(*start(config, pictures(), predicting=False), pictures())
@@ -154,6 +157,7 @@ def test_loss_starts_at_the_logarithm_of_the_number_of_patches():
 
 
 @pytest.mark.parametrize("target_dim", [0, 8])
+@pytest.mark.full
 def test_loss_of_one_image_equals_a_loop_over_its_questions(target_dim):
     """Candidates are then the patches of this image, as in the evaluation. Directions and offsets weigh the same."""
     offsets = (1, 3)
@@ -171,6 +175,7 @@ def test_loss_of_one_image_equals_a_loop_over_its_questions(target_dim):
     np.testing.assert_allclose(logs["accuracy"], np.mean([part.mean() for part in np.split(hits, ends[:-1])]), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_training_loss_of_a_batch_equals_a_loop_over_latents_of_single_images():
     """Each image is encoded alone and in inference mode, so nothing but the negatives comes from other images."""
     config = load(**{"model.offsets": (1, 2), "model.embedding_scale": 0.5})
@@ -188,6 +193,7 @@ def test_training_loss_of_a_batch_equals_a_loop_over_latents_of_single_images():
     np.testing.assert_allclose((loss, logs["accuracy"]), np.mean(found, 0), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_another_image_changes_the_negatives_and_nothing_else():
     """Without batch statistics the latents, contexts and scores of an image are its own; the loss compares with all images."""
     first, second = pictures(2), np.concatenate([pictures(1), pictures(1, 5)])

@@ -100,6 +100,7 @@ def test_recall_sees_dropped_modes_and_precision_does_not():
     assert few["recall"] < 0.3 and few["coverage"] < 0.35
 
 
+@pytest.mark.full
 def test_neighborhoods_equal_reference_values_of_prdc():
     """README of prdc: N(0, I) in 1000 dimensions, 10,000 rows each, k=5. Here 3,000 rows: equal within noise."""
     got = subject.neighborhoods(rows(0, 3000, 1000), rows(1, 3000, 1000), 5)

@@ -110,6 +110,7 @@ def affine(view):
     return np.concatenate([found.T, [[0, 0, 1]]])
 
 
+@pytest.mark.full
 def test_labels_are_relative_motions_of_the_second_window_in_the_frame_of_the_first():
     """Both windows of a picture of coordinates, fitted by affine maps; the difference of their motions is not the label."""
     config, method = load("synthetic", axes=(("dx", 3.5, 7), ("dy", 3.5, 7), ("rotation", 0.5, 20), ("zoom", 0.2, 3)))

@@ -58,6 +58,7 @@ def test_distances_and_loss_equal_a_float64_loop():
     np.testing.assert_allclose(logs["accuracy"], (far.argmin(1) == motions).mean(), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_features_that_collapse_to_zero_attract_but_pay_the_margin_for_each_negative():
     zero, maps = jnp.zeros((5, 4)), jnp.tile(jnp.eye(4), (3, 1, 1))
     distances = distances_after_maps(maps, zero, zero)
@@ -148,6 +149,7 @@ def affine(view):
     return np.concatenate([found.T, [[0, 0, 1]]])
 
 
+@pytest.mark.full
 def test_the_second_window_is_the_first_after_the_motion_of_the_answer():
     """In the frame of the first window, wherever it is in the picture."""
     config, method = load()

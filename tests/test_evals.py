@@ -93,6 +93,7 @@ def test_knn_equals_lightly():
 
 
 @pytest.mark.parametrize(("k", "count"), [(3, 8000), (50, 1000)])
+@pytest.mark.full
 def test_knn_does_not_depend_on_chunks_or_devices_and_breaks_ties_by_index(k, count):
     """Integer features have exact products and many duplicates, which must be in order of index."""
     generator = np.random.default_rng(0)
@@ -338,6 +339,7 @@ SPEC = {
 }
 
 
+@pytest.mark.full
 def test_run_evaluates_a_config_under_the_transfer_guard():
     assert evals.kinds() == sorted({*evals.kinds(), "fewshot", "knn", "linear", "representation"})
     context = Context(toy_encode, lambda split: image_batches(seed=split == "test"), None, mesh_of(8), two_views)

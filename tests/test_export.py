@@ -469,6 +469,7 @@ def test_parameters_that_inflate_are_refused(tmp_path):
         export.formats.read_orbax(tmp_path, {"config": configs.plain(smoke_config())})
 
 
+@pytest.mark.full
 def test_export_command_errors_and_export_of_an_earlier_step(workdir, tmp_path, capsys):
     config = json.loads((workdir / "config.json").read_text())
     for name in ("checkpoints", "evaluations.json"):

@@ -133,6 +133,7 @@ def test_generation_on_one_and_eight_devices_gives_equal_metrics():
     assert one == pytest.approx(eight, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.full
 def test_metrics_get_worse_with_noise_and_with_missing_modes():
     """In random features Frechet and kernel distances rise with noise; recall and coverage fall with missing modes."""
     real = scene(0, 400, kinds=8)

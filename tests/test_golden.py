@@ -58,6 +58,7 @@ def test_stylegan_step_has_no_involuntary_rematerialization():
     assert "Involuntary full rematerialization" not in done.stderr
 
 
+@pytest.mark.full
 def test_golden_file_detects_unconstrained_activations(monkeypatch):
     """Without `shard_batch` XLA shards features instead of the batch, and all-reduces activations."""
     monkeypatch.setattr(vit, "shard_batch", lambda x: x)

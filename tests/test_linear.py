@@ -87,6 +87,7 @@ def test_ridge_equals_scikit_learn(devices, monkeypatch):
     np.testing.assert_allclose(logits, reference.decision_function(q), atol=1e-5)
 
 
+@pytest.mark.full
 def test_sgd_reaches_the_optimum_and_its_heads_are_independent(monkeypatch):
     bank = blobs(512)
     scale = moments(bank.x)

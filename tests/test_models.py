@@ -197,6 +197,7 @@ SK = {"depth": 50, "width": 0.25, "flavor": "simclr", "sk": True}
     ids=["resnet", "selective kernels", "cifar stem", "vit", "vit gap", "mlp"],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.full
 def test_feature_shapes_and_dtypes(spec, size, expected, dtype):
     module = build_encoder(spec, dtype)
     variables = abstract_variables(module, 2, size, size, 3)
@@ -312,6 +313,7 @@ def test_vit_initializers():
         assert 0.99 * bound < float(jnp.abs(kernel).max()) <= bound
 
 
+@pytest.mark.full
 def test_vit_remat_keeps_gradients():
     _, params, x = small_vit()
     grads = []

@@ -104,6 +104,7 @@ def test_probes_learn_what_a_linear_one_cannot():
         assert f"layer={layer} train=train(256) test=test(128)" in result.protocol
 
 
+@pytest.mark.full
 def test_results_do_not_depend_on_the_number_of_devices():
     (train, y_train), (test, _) = parity(0, 64), parity(2, 40)
     logits = []

@@ -49,6 +49,7 @@ def test_values_statistics_and_gradients_equal_flax(relu, with_residual, shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), ours, flax)
 
 
+@pytest.mark.full
 def test_second_derivatives_equal_flax():
     params, stats, x, residual = arrays()
 

@@ -77,6 +77,7 @@ def info_nce_loop(q, k, temperature):
     return -np.mean([np.log(np.exp(q[i] @ k[i] / temperature) / np.exp(k @ q[i] / temperature).sum()) for i in range(len(q))])
 
 
+@pytest.mark.full
 def test_info_nce_and_clip_equal_loops():
     assert float(info_nce(jnp.asarray(A), jnp.asarray(B), 0.2)[0]) == pytest.approx(info_nce_loop(A, B, 0.2), rel=1e-5)
     both = (info_nce_loop(A, B, 0.2) + info_nce_loop(B, A, 0.2)) / 2
@@ -86,6 +87,7 @@ def test_info_nce_and_clip_equal_loops():
     assert (float(close[0]), float(close[1]["accuracy"])) == (pytest.approx(-2 + np.log(np.exp(2) + 7), rel=1e-5), 1.0)
 
 
+@pytest.mark.full
 def test_losses_of_two_views_by_name():
     z = stack(A, B)
 

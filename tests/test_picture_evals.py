@@ -83,6 +83,7 @@ def test_principal_components_equal_scikit_learn():
         np.testing.assert_allclose(np.abs(ours.code(x)), np.abs(theirs.transform(x.astype(np.float64))), atol=1e-6)
 
 
+@pytest.mark.full
 def test_best_filter_is_the_wiener_filter_and_least_squares_with_clipping():
     x = levels(smooth(0, 60, 3)).reshape(60, -1)
     wiener, sigma = linear_maps.best_filter(x, 0.3, False), 0.3

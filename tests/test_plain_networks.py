@@ -421,6 +421,7 @@ def test_context_network_of_cpc_has_the_published_parameters():
         ContextNet(blocks=0)
 
 
+@pytest.mark.full
 def test_contexts_depend_on_their_row_and_five_above():
     module, z = ContextNet(8), jnp.asarray(images(1, 14, 4))
     params, _ = create(module, jax.random.key(0), z)

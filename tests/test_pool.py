@@ -25,6 +25,7 @@ def test_values_and_gradients_equal_flax(side, window, stride, padding, values):
     np.testing.assert_allclose(backward(g)[0], expected_backward(g)[0], atol=1e-6)
 
 
+@pytest.mark.full
 def test_second_derivatives_and_bfloat16():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
 

@@ -89,6 +89,7 @@ def test_loss_starts_at_the_logarithm_of_the_number_of_answers(name, answers, re
 
 
 @every_method
+@pytest.mark.full
 def test_loss_and_accuracy_equal_a_float64_loop_over_the_questions(name, answers):
     """A network without batch statistics answers in training as in inference, and a key always asks the same questions."""
     _, method = load(name)
@@ -124,6 +125,7 @@ def test_rotation_answers_are_counterclockwise_quarter_turns():
 
 
 @pytest.mark.parametrize("variant", ["", "smoke", "two", "cifar10_small", "cifar10_nin", "imagenet_alexnet", "imagenet_r50"])
+@pytest.mark.full
 def test_recipes_mirror_images_before_they_are_rotated(variant):
     """`config.views` run before the rotation; nothing runs after it, so the views of one image are rotations of one another."""
     config = importlib.import_module("configs.rotation").get_config(variant)

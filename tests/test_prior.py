@@ -57,6 +57,7 @@ def init_params(module):
 # ---------------------------------------------------------------- the causal model
 
 
+@pytest.mark.full
 def test_causal_logits_do_not_depend_on_own_or_later_tokens(causal):
     """Exact: all tokens differ, so row s of the embedding is input s + 1 only."""
     module, params = causal
@@ -71,6 +72,7 @@ def test_causal_logits_do_not_depend_on_own_or_later_tokens(causal):
     assert (jacobian[seen] > 1e-4).all()
 
 
+@pytest.mark.full
 def test_cached_logits_equal_the_full_forward_pass(causal):
     """With the class token, from every length of prefix."""
     module, params = causal
@@ -87,12 +89,14 @@ def test_cached_logits_equal_the_full_forward_pass(causal):
     assert np.ptp(whole[:, 3], axis=0).max() > 0.1
 
 
+@pytest.mark.full
 def test_initial_nll_per_token_is_log_k():
     module = CausalPrior(**{**SIZE, "codes": 512})
     nll = token_nll(forward(module, init_params(module), random_tokens((2, T)))[0], random_tokens((2, T), 1))
     np.testing.assert_allclose(nll, 6.2383, atol=5e-5)
 
 
+@pytest.mark.full
 def test_missing_label_means_single_mean_or_null_class(causal, masked):
     module, params = causal
     tokens = random_tokens((2, T))
@@ -215,6 +219,7 @@ def test_dropout_depends_on_its_key_and_keeps_the_mean(causal):
     assert np.abs(train(jax.random.key(1)) - train(jax.random.key(2))).max() > 0.01
 
 
+@pytest.mark.full
 def test_remat_keeps_gradients(causal):
     module, params = causal
 

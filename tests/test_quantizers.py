@@ -245,6 +245,7 @@ def test_dead_codes_restart_at_vectors_of_the_batch(update, normalize):
         assert np.abs(grad).max() > 0
 
 
+@pytest.mark.full
 def test_k_means_finds_clusters_and_initializes_a_codebook():
     centers = 10 * np.array(list(itertools.product((-1, 1), repeat=4)), np.float32)
     z = np.repeat(centers, 20, 0) + 0.1 * normal(0, 320, 4)

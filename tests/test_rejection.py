@@ -83,6 +83,7 @@ def best(labels, seed, acceptance):
 
 
 @pytest.mark.parametrize(("count", "acceptance", "devices"), [(50, 0.5, None), (41, 0.3, 8), (23, 0.75, None), (5, 0.1, None)])
+@pytest.mark.full
 def test_rejection_keeps_the_best_samples_of_each_class(count, acceptance, devices):
     labels, calls = random_labels(count, 3), []
     given = sample_context(devices and mesh_of(devices), calls)
@@ -109,6 +110,7 @@ def test_rank_in_class_breaks_ties_by_index():
     np.testing.assert_array_equal(rejection.rank_in_class(np.array([1, 0, 1, 1, 0]), np.array([2.0, 5, 1, 2, 5])), [1, 0, 0, 2, 1])
 
 
+@pytest.mark.full
 def test_evaluations_with_acceptance_use_the_selected_samples():
     candidates, kept = best(random_labels(40, 1), 1, 0.5)
     images = painted(candidates, strengths(len(candidates), 1))[kept]

@@ -20,6 +20,7 @@ def largest(kernel):
     return np.linalg.svd(np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1]), compute_uv=False)[0]
 
 
+@pytest.mark.full
 def test_power_iteration_converges_from_below():
     rng = np.random.default_rng(0)
     q, p = np.linalg.qr(rng.standard_normal((40, 12)))[0], np.linalg.qr(rng.standard_normal((12, 12)))[0]

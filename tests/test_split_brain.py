@@ -106,6 +106,7 @@ def test_each_loss_trains_its_own_half_only():
     assert not any(np.any(g) for g in jax.tree.leaves((grads["encoder"]["color"], grads["head"]["color"])))
 
 
+@pytest.mark.full
 def test_features_are_both_halves_side_by_side():
     method, params, state = start(load())
     features = jax.jit(method.encode)(params, state.mutable, pictures())

@@ -116,6 +116,7 @@ def test_lazy_losses_are_scaled_by_their_interval():
     assert float(state.mutable["path_length"]) == 0 < logs["length"]
 
 
+@pytest.mark.full
 def test_truncation_center_is_a_running_mean_of_w():
     state, _, update, _ = after_one_loss("g")
     change = update["w_average"] - state.mutable["w_average"]

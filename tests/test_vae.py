@@ -66,6 +66,7 @@ def perceptron(x, layers, tanh):
     return x @ tanh[layers[-1]]["kernel"] + tanh[layers[-1]]["bias"]
 
 
+@pytest.mark.full
 def test_loss_equals_the_paper_written_out(digits):
     """In float64 from the weights; only the random numbers are the method's."""
     method, state = digits

@@ -50,6 +50,7 @@ def test_scanned_blocks_equal_unrolled_blocks(remat, monkeypatch):
     assert jax.jit(loss(looped)).lower(stacked).as_text().count("stablehlo.while") == 1
 
 
+@pytest.mark.full
 def test_scanned_vit_exports_to_separate_pytorch_blocks():
     x = images(1, 16)
     _, stacked = build_vit(x, scan=True)
@@ -60,6 +61,7 @@ def test_scanned_vit_exports_to_separate_pytorch_blocks():
 
 
 @pytest.mark.parametrize(("data", "fsdp", "scan"), [(4, 1, False), (2, 2, False), (2, 2, True)])
+@pytest.mark.full
 def test_tensor_sharding_rules_match_and_keep_outputs(data, fsdp, scan):
     mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": 2}, jax.devices()[:8])
     x = images(8, 16)

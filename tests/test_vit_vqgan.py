@@ -80,6 +80,7 @@ def written_out(config, state, images):
     return RUN(decoder, net["decoder"], {}, e, train=True)[0], z, e
 
 
+@pytest.mark.full
 def test_tokenizer_loss_equals_the_paper_written_out(smoke):
     """Codes (MEAN over elements) + squared error + 0.1 logit-Laplace + 0.1 adversarial, the last one non-saturating."""
     config, method, state, images = smoke

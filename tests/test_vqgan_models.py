@@ -158,6 +158,7 @@ def test_attention_block_equals_pytorch():
     np.testing.assert_allclose(block.apply({"params": params}, x), expected, atol=2e-4)
 
 
+@pytest.mark.full
 def test_parameter_counts_of_vqgan_at_16_fold_reduction():
     encoder_count, out = shapes(build_encoder(dict(name="vqgan"), 256, "float32"), (1, 256, 256, 3))
     decoder_count, image = shapes(build_decoder(dict(name="vqgan"), 3, "float32"), (1, 16, 16, 256))
