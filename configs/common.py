@@ -190,6 +190,11 @@ def stage(recipe) -> dict:
     return dict(workdir="", step=config_dict.placeholder(int), recipe=recipe)
 
 
+def backbone(recipe) -> dict:
+    """The encoder that a task builds on: a finished run; with untrained=True its initial weights."""
+    return dict(**stage(recipe), untrained=False)
+
+
 def generation(config) -> None:
     """Evaluations of samples and features of a generative model. The best checkpoint has the lowest Frechet distance."""
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)

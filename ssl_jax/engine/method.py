@@ -109,6 +109,13 @@ class ModelFns(NamedTuple):
     # information in nats of N square patches of each image, with the row and column of their top left pixels
     inpaint: Callable | None = None
     # (params, mutable, images) -> {'pictures': pictures, the images with painted holes; 'removed': bool [B or 1, h, w], the holes}
+    # A task on top of a backbone:
+    segment: Callable | None = None  # (params, mutable, images) -> float32 logits [B, H, W, classes] for each pixel
+    detect: Callable | None = None
+    # (params, mutable, images) -> {'boxes': float32 [B, N, 4] as (ymin, xmin, ymax, xmax) in fractions of the image, 'scores':
+    # float32 [B, N] in [0, 1], falling; 'labels': int32 [B, N]}: the N best boxes of each image; a score of 0 is padding
+    answer: Callable | None = None
+    # (params, mutable, batch) -> {'logits': float32 [B, answers], 'attention': float32 [B, h, w], which sums to 1 over h and w}
 
 
 class Sampler(NamedTuple):

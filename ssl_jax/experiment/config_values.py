@@ -155,6 +155,7 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"mesh\.\w+": MESH,
     r"stages\.\w+\.(workdir|recipe)": TEXT,
     r"stages\.\w+\.step": optional(AT_LEAST_0),
+    r"stages\.\w+\.untrained": TRUTH,
     r"optim\.\w+\.lr": optional(number()),  # that it is positive, `engine.optim` says, with what to do instead
     r"optim\.\w+\.(b1|b2|momentum)": BELOW_1,
     r"optim\.\w+\.hold": SHARE,
@@ -169,6 +170,8 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.mean": entries(number(), 3),
     r"model\.std": entries(POSITIVE, 3),
     r"model\.standardize": TRUTH,
+    # transfers
+    r"model\.backbone": NAME,
     # pretext tasks
     r"model\.turns": entries(whole(0, 3), least=2),
     r"model\.(grid|tile|puzzles)": COUNT,

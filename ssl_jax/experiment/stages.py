@@ -2,8 +2,9 @@
 
   config.stages = dict(tokenizer=dict(workdir="runs/tokens", recipe="configs/vit_vqgan.py"))
 
-`step` says which checkpoint (None: the newest). The resolved config of the stage, its step and a fingerprint of its weights become
-part of the run's config. A run therefore never resumes, is never evaluated or exported with other weights.
+`step` says which checkpoint (None: the newest); `untrained=True` takes the initial weights of that run instead. The resolved config
+of the stage, its step and a fingerprint of its weights become part of the run's config. A run therefore never resumes, is never
+evaluated or exported with other weights.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from ssl_jax.engine.checkpoint import Checkpoints, checksums
 from ssl_jax.engine.renamed_keys import first_names
 from ssl_jax.errors import UserError
 from ssl_jax.experiment.workdir import read_config
+from ssl_jax.methods import build_method
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +53,9 @@ def _open(name: str, stage) -> tuple[dict, dict]:
     if not Path(stage.workdir, "config.json").is_file():
         raise UserError(f"{flag} holds no run (no config.json); train --config={stage.recipe}, or give the directory of a run")
     trained, frozen = open_stages(read_config(Path(stage.workdir)))
+    if stage.get("untrained"):
+        log.info("stage %s: %s of %s with its initial weights", name, trained.method, stage.workdir)
+        return {"config": trained}, _initial(trained, frozen)
     saved = Checkpoints(Path(stage.workdir) / "checkpoints", read_only=True)
     try:
         steps, step = saved.steps(), stage.get("step")
@@ -65,3 +74,11 @@ def _open(name: str, stage) -> tuple[dict, dict]:
     log.info("stage %s: %s of %s at step %d, weights %s", name, trained.method, stage.workdir, step, fingerprint)
     weights["mutable"] = {**weights["mutable"], **frozen}
     return {"config": trained, "step": step, "fingerprint": fingerprint}, weights
+
+
+def _initial(config, frozen: Mapping) -> dict:
+    """The weights of a run before its first step, from its seed."""
+    method = build_method(config)
+    batch = {name: np.zeros((8, *spec.shape), spec.dtype) for name, spec in method.inputs.items()}
+    params, mutable = jax.device_get(jax.jit(method.init)(jax.random.key(config.seed), batch, dict(frozen)))
+    return {"params": params, "mutable": {**mutable, **frozen}}
