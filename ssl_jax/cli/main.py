@@ -26,6 +26,7 @@ VERBS = {
     "train": "train a config in a workdir, or resume it",
     "evaluate": "evaluate the checkpoint of a run: kNN, linear probe, ...",
     "sample": "write image grids of a generative run",
+    "transfer": "train one encoder's tasks: classification, segmentation, detection, questions; one table",
     "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
     "configs": "list the configs, their variants and expected numbers",
     "prepare": "write a smaller copy of a dataset, which is read faster",

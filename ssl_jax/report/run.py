@@ -16,6 +16,7 @@ from ssl_jax.engine.durations import to_steps
 from ssl_jax.engine.records import LARGE, finite, parse, read_json
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.experiment.transfer import Row, read_transfers
 
 PIXELS = 1 << 26  # of a picture; the largest of ours have some millions
 # What the disk and Pillow raise on a damaged picture.
@@ -48,6 +49,7 @@ class RunRecord(NamedTuple):
     entries: list[ReportEntry]  # in ascending order of steps
     pictures: dict[str, bytes]  # {name: PNG}
     warnings: dict[str, int]  # {line of log.txt: how often}
+    transfers: list[Row]  # of transfer/transfer.csv
     missing: list[str]
 
     def setting(self, name: str, default: Any = None) -> Any:
@@ -128,7 +130,8 @@ def read_run(workdir: Path) -> RunRecord:
     pictures = _pictures(workdir / "pictures", missing)
     entries.sort(key=lambda entry: entry.step)
     starts = _lines(workdir / "starts.jsonl", "time/clock", missing)
-    return RunRecord(workdir, config, provenance, lines, starts, entries, pictures, _warnings(workdir / "log.txt", missing), missing)
+    warnings, transfers = _warnings(workdir / "log.txt", missing), read_transfers(workdir, missing)
+    return RunRecord(workdir, config, provenance, lines, starts, entries, pictures, warnings, transfers, missing)
 
 
 def _config(workdir: Path, missing: list[str]) -> dict:

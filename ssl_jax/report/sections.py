@@ -163,7 +163,7 @@ def evaluations(run: RunRecord) -> str:
     """The table: a group of rows per evaluation under its protocol, a column per subject and per reference."""
     latest = run.latest
     if not latest:
-        return _section("Evaluations", _missing("the run has not been evaluated."))
+        return section("Evaluations", _missing("the run has not been evaluated."))
     columns = {_column(run, subject): entry.metrics for subject, entry in latest.items()}
     heads = [*columns]
     gain = {"untrained", "trained"} <= set(latest)
@@ -189,7 +189,7 @@ def evaluations(run: RunRecord) -> str:
     table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     quoted = "Quoted numbers stand in config.references, under the protocols of their sources."
     quoted = f'<p class="note">{quoted}</p>' if run.references else ""
-    return _section("Evaluations", f'<div class="card"><div class="scroll"><table>{table}</table></div>{quoted}</div>')
+    return section("Evaluations", f'<div class="card"><div class="scroll"><table>{table}</table></div>{quoted}</div>')
 
 
 def _protocol(run: RunRecord, label: str) -> str:
@@ -227,7 +227,7 @@ def curves(run: RunRecord) -> str:
         for title, lines in groups.items()
     ]
     training = _charts(figures, "no step is logged yet.")
-    return _section("Evaluations over steps", evaluated) + _section("Training", training)
+    return section("Evaluations over steps", evaluated) + section("Training", training)
 
 
 def _charts(figures: list[str], otherwise: str) -> str:
@@ -277,7 +277,7 @@ def pictures(run: RunRecord) -> str:
     parts = []
     for stem, members in series.items():
         if not members:
-            parts.append(_section(CAPTIONS[stem][0], _missing(f"pictures/{stem}.png does not exist; {EXPECTED[stem]}.")))
+            parts.append(section(CAPTIONS[stem][0], _missing(f"pictures/{stem}.png does not exist; {EXPECTED[stem]}.")))
         elif stem != _opening(series):
             parts.append(_picture(run, stem, members))
     return "\n".join(parts)
@@ -293,7 +293,7 @@ def _picture(run: RunRecord, stem: str, members: list[str]) -> str:
     image = f'<img alt="{text(heading)}" src="data:image/png;base64,{data}">'
     caption = f'<figcaption class="note">{text(caption)}</figcaption>'
     film = _film(run, members) if len(members) > 1 else ""
-    return _section(heading, f'<figure class="picture card {text(stem)}"><div class="scroll">{image}</div>{caption}{film}</figure>')
+    return section(heading, f'<figure class="picture card {text(stem)}"><div class="scroll">{image}</div>{caption}{film}</figure>')
 
 
 def _film(run: RunRecord, members: list[str]) -> str:
@@ -322,23 +322,23 @@ def warnings(run: RunRecord) -> str:
         lines.insert(0, f"{skipped:,} of {len(run.lines):,} logged steps skipped an update (not finite)")
     items = "".join(f"<li>{text(line)}</li>" for line in lines + run.missing)
     body = f'<ul class="card">{items}</ul>' if items else '<p class="soft">Nothing.</p>'
-    return _section("Skipped updates, warnings, missing files", body)
+    return section("Skipped updates, warnings, missing files", body)
 
 
 def settings(run: RunRecord) -> str:
     """The resolved config, with the names for --config.NAME=VALUE."""
     if not run.config:
-        return _section("Settings", _missing("config.json."))
+        return section("Settings", _missing("config.json."))
     flat = sorted(_flat(run.config), key=lambda item: "." in item[0])  # stable: general settings first
     summary = f"<summary>Resolved config, {len(flat)} values</summary>"
-    return _section("Settings", f'<details class="card">{summary}{_settings_table(flat)}</details>')
+    return section("Settings", f'<details class="card">{summary}{_settings_table(flat)}</details>')
 
 
 def provenance(run: RunRecord) -> str:
     """Commit, devices, versions."""
     flat = list(_flat(run.provenance))
     body = f'<div class="card">{_settings_table(flat)}</div>' if flat else _missing("provenance.json.")
-    return _section("Versions and machine", body)
+    return section("Versions and machine", body)
 
 
 def _settings_table(items: list[tuple[str, str]]) -> str:
@@ -372,7 +372,7 @@ def _is_recipe(value: Any) -> bool:
     )  # fmt: skip
 
 
-def _section(heading: str, body: str) -> str:
+def section(heading: str, body: str) -> str:
     return f"<section><h2>{text(heading)}</h2>{body}</section>"
 
 

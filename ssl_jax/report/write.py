@@ -10,6 +10,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.report import sections
 from ssl_jax.report.page import PAGE
 from ssl_jax.report.run import read_run
+from ssl_jax.report.transfers import transfers
 
 
 def write_report(workdir: Path) -> Path:
@@ -26,6 +27,7 @@ def write_report(workdir: Path) -> Path:
         sections.header(run),
         sections.opening(run),
         sections.evaluations(run),
+        transfers(run.transfers),
         sections.curves(run),
         sections.pictures(run),
         sections.warnings(run),
