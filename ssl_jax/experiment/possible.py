@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_jax.data import labels
 from ssl_jax.data.catalog import open_data
+from ssl_jax.data.decode import CorruptImage
 from ssl_jax.data.sources import Source
 from ssl_jax.errors import UserError
 from ssl_jax.evals import evaluator
@@ -19,6 +20,8 @@ from ssl_jax.experiment.contexts import split_of
 from ssl_jax.experiment.record import Experiment
 
 log = logging.getLogger(__name__)
+
+LOOKED_AT = 64  # examples that the checks of a method see before a run
 
 
 class Possible(NamedTuple):
@@ -83,8 +86,20 @@ def possible(config) -> Possible:
 
 
 def check_training_labels(experiment: Experiment) -> None:
-    """Raises UserError for labels that a method is to be trained on and that are no classes; not all may have been read."""
-    config = experiment.config
+    """Raises UserError for labels that a method is to be trained on and that are no classes, or that its `checks` refuse.
+
+    Not all may have been read: the checks see `LOOKED_AT` examples of the train split.
+    """
+    config, reader = experiment.config, experiment.batches.reader
+    count = len(experiment.batches.source) if experiment.method.checks else 0
+    for index in range(0, count, -(-count // LOOKED_AT) if count else 1):
+        try:
+            values = reader.decode(index)
+        except CorruptImage:  # left out with a warning when its turn comes
+            continue
+        for name, check in experiment.method.checks.items():
+            if why := check(values[name]):
+                raise UserError(f"data '{config.data.name}:{config.data.train_split}': {name!r} of {reader.source.called(index)} {why}")
     if _learns_classes(experiment):
         why = labels.fault(_Splits(config).labels("train"), config.data.num_classes)
         if why:
@@ -95,11 +110,14 @@ def check_training_labels(experiment: Experiment) -> None:
 
 
 def labels_in_range(batches: Iterable[Mapping], experiment: Experiment) -> Iterator[Mapping]:
-    """`batches`. Raises UserError for the first label that is no class, since its loss would be NaN."""
+    """`batches`. Raises UserError for the first label that is no class, since its loss would be NaN, or that a check refuses."""
     data, learns = experiment.config.data, _learns_classes(experiment)
     for batch in batches:
         if learns and (why := labels.fault(labels.Labels(batch["label"], False), data.num_classes)):
             raise UserError(f"a training batch of '{data.name}:{data.train_split}' {why}; correct the labels of the data")
+        for name, check in experiment.method.checks.items():
+            if why := check(batch[name]):
+                raise UserError(f"{name!r} in a training batch of '{data.name}:{data.train_split}' {why}")
         yield batch
 
 
