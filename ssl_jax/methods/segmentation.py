@@ -21,8 +21,8 @@ from ssl_jax.objectives.classification import pixel_cross_entropy
 
 
 def build(config, stages) -> Method:
-    """`config.model`: backbone ('frozen' or 'trained'), maps (names of its layers, side by side; ("last",) is the last one), head (a name
-    in `HEADS` and its fields), classes, and ignore, the label of pixels without a class. `config.views`: one recipe of colors.
+    """`config.model`: backbone ('frozen' or 'trained'), maps (names of its layers, side by side; ("last",) is the last one), head (a
+    name in `HEADS` and its fields), classes, and ignore, the label of pixels without a class. `config.views`: one recipe of colors.
     """
     model, shape = config.model, tuple(config.data.image_shape)
     if not model.classes:
@@ -71,6 +71,7 @@ def build(config, stages) -> Method:
         fns=ModelFns(segment=segment),
         encoder=backbone.encoder,
         encoder_stats=backbone.encoder_stats,
+        reads=stages["backbone"].method.reads,
         couples_batch=True,  # the loss is a mean over the valid pixels of the whole batch
         absent={"mask": "name the mask of each image, --config.data.features.mask=NAME"},
         checks={"mask": lambda masks: wrong_ids(masks, model.classes, model.ignore)},

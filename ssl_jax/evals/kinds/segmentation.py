@@ -29,7 +29,7 @@ def prepare(context: Context, *, names: Sequence[str], **_) -> None:
     if names and len(names) != classes:
         raise UserError(f"the evaluation 'segmentation' has {len(names)} names for {classes} classes; give one for each, or none")
     if height * width > confusion.MOST_PIXELS:
-        raise UserError(f"the evaluation 'segmentation' counts up to {confusion.MOST_PIXELS} pixels of an image; use config.data.eval_ops")
+        raise UserError(f"the evaluation 'segmentation' counts at most {confusion.MOST_PIXELS} pixels of an image; use eval_ops")
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """A linear classifier of the cells of a map, on frozen features: what an encoder knows about places, without training a head.
 
-The logistic probe of CAPI (Darcet et al. 2025, arXiv:2502.08769): the class of a cell is the most frequent one of its pixels. All pixels
-of a cell get the class that is found for it. `miou_ceiling` is what the right class of every cell would reach.
+The logistic probe of CAPI (Darcet et al. 2025, arXiv:2502.08769): the class of a cell is the most frequent one of its pixels. All
+pixels of a cell get the class that is found for it. `miou_ceiling` is what the right class of every cell would reach.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def evaluate(
     found = linear_probe.predict(fitted.probe, query.x, context.mesh)[:, 0].argmax(-1)
     classes = max(bank.counts.shape[1], query.counts.shape[1])
     if names and len(names) < classes:
-        raise UserError(f"the evaluation 'segmentation_linear' has {len(names)} names, and the masks have class {classes - 1}; name each")
+        raise UserError(f"'segmentation_linear' has {len(names)} names, and the masks have class {classes - 1}; name each, or none")
     metrics = confusion.measures(of_cells(query.counts, found, classes), names)
     metrics["miou_ceiling"] = confusion.measures(of_cells(query.counts, query.counts.argmax(1), classes))["miou"]
     protocol = (
-        f"segmentation by linear probe lbfgs{linear_probe.convergence(fitted)} of {len(chosen)} of the {bank.rows}x{bank.columns} cells of"
-        f" layer={layer}, {mask} ignore={ignore} l2={tuple(l2)} iterations={iterations} seed={seed}"
+        f"segmentation by linear probe lbfgs{linear_probe.convergence(fitted)} of {len(chosen)} of the {bank.rows}x{bank.columns} cells"
+        f" of layer={layer}, {mask} ignore={ignore} l2={tuple(l2)} iterations={iterations} seed={seed}"
         f" train={context.name('train', bank.images)} test={context.name('test', query.images)}"
     )
     return Result(metrics, protocol)
