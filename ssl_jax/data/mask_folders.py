@@ -34,7 +34,7 @@ class Pairs(NamedTuple):
 def find_pairs(root: str, follow_links: bool = False) -> Pairs | None:
     """The pictures of a folder with a folder of images and one of masks, at its top or in folders of its top; else None."""
     tree = scan(os.path.abspath(root), follow_links)
-    sides = {folder: _side(folder) for folder in tree.folders}
+    sides = {tree.folders[i]: _side(tree.folders[i]) for i in np.unique(tree.folder_of)}  # of folders with pictures
     image_folders, mask_folders = ({rest for kind, rest in filter(None, sides.values()) if kind == side} for side in ("image", "mask"))
     return _pairs(tree, sides) if image_folders & mask_folders else None
 
