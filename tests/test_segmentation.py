@@ -28,7 +28,7 @@ from ssl_jax.evals.kinds import segmentation, segmentation_linear
 from ssl_jax.evals.lib import confusion
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import build_experiment
-from ssl_jax.experiment.possible import check_training_labels, labels_in_range
+from ssl_jax.experiment.possible import check_examples, checked
 from ssl_jax.methods import segmentation as method
 from ssl_jax.methods.segmentation import wrong_ids
 from ssl_jax.models.common import create, run
@@ -334,11 +334,11 @@ def test_method_refuses_other_maps_crops_and_ids(stage):
             experiment_of(stage, override)
     experiment = experiment_of(stage, "--config.model.classes=2")
     with pytest.raises(UserError, match=r"'mask' of example \d+ has class id 2, and config.model.classes=2"):
-        check_training_labels(experiment)
+        check_examples(experiment)
     batch = {"mask": np.full((2, 48, 48, 1), 2, np.uint8)}
     with pytest.raises(UserError, match=r"'mask' in a training batch of 'scenes:.*' has class id 2"):
-        next(labels_in_range([batch], experiment))
-    check_training_labels(experiment_of(stage))
+        next(checked([batch], experiment))
+    check_examples(experiment_of(stage))
 
 
 @pytest.mark.full

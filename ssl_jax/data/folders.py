@@ -67,12 +67,13 @@ class FolderSource(Source):
     """
 
     def __init__(
-        self, root: str, split: str, names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}, follow_links: bool = False
+        self, root: str, split: str, names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}, follow_links: bool = False,
+        tree: Tree | None = None,
     ):
         super().__init__()
         self.root, self.split = os.path.abspath(root), split
         self.name, self.image_shape = os.path.basename(self.root), None
-        tree = scan(self.root, follow_links)
+        tree = tree or scan(self.root, follow_links)
         self.rejected = tree.rejected
         self._say_rejected()
         if not tree.paths:

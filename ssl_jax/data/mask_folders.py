@@ -13,7 +13,7 @@ import numpy as np
 
 from ssl_jax.data.features import Feature, rename_features
 from ssl_jax.data.folders import REMEDY, are_splits, in_test, read_picture, split_of
-from ssl_jax.data.scan import Tree, scan
+from ssl_jax.data.scan import Tree
 from ssl_jax.data.source import Source, digest, printable
 from ssl_jax.errors import UserError
 
@@ -31,9 +31,8 @@ class Pairs(NamedTuple):
     masks: dict[str, str]
 
 
-def find_pairs(root: str, follow_links: bool = False) -> Pairs | None:
+def find_pairs(tree: Tree) -> Pairs | None:
     """The pictures of a folder with a folder of images and one of masks, at its top or in folders of its top; else None."""
-    tree = scan(os.path.abspath(root), follow_links)
     sides = {tree.folders[i]: _side(tree.folders[i]) for i in np.unique(tree.folder_of)}  # of folders with pictures
     image_folders, mask_folders = ({rest for kind, rest in filter(None, sides.values()) if kind == side} for side in ("image", "mask"))
     return _pairs(tree, sides) if image_folders & mask_folders else None

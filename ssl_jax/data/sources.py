@@ -13,6 +13,7 @@ from ssl_jax.data import norb
 from ssl_jax.data.folders import FolderSource
 from ssl_jax.data.mask_folders import MaskFolder, find_pairs
 from ssl_jax.data.prepared import TfdsSource, contents, find_prepared, prepared_directory
+from ssl_jax.data.scan import scan
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 
@@ -71,9 +72,10 @@ def open_source(
     if directory is not None:
         return TfdsSource(directory, split, name, names, kinds)
     if os.path.isdir(path):
-        if pairs := find_pairs(path, follow_links):
+        tree = scan(os.path.abspath(path), follow_links)
+        if pairs := find_pairs(tree):
             return MaskFolder(path, split, pairs, names, kinds)
-        return FolderSource(path, split, names, kinds, follow_links)
+        return FolderSource(path, split, names, kinds, follow_links, tree)
     if os.path.isfile(path):
         raise UserError(f"data '{name}' is a file; unpack it if it is an archive, and give its folder")
     if is_path(name):

@@ -86,20 +86,8 @@ def possible(config) -> Possible:
 
 
 def check_training_labels(experiment: Experiment) -> None:
-    """Raises UserError for labels that a method is to be trained on and that are no classes, or that its `checks` refuse.
-
-    Not all may have been read: the checks see `LOOKED_AT` examples of the train split.
-    """
-    config, reader = experiment.config, experiment.batches.reader
-    count = len(experiment.batches.source) if experiment.method.checks else 0
-    for index in range(0, count, -(-count // LOOKED_AT) if count else 1):
-        try:
-            values = reader.decode(index)
-        except CorruptImage:  # left out with a warning when its turn comes
-            continue
-        for name, check in experiment.method.checks.items():
-            if why := check(values[name]):
-                raise UserError(f"data '{config.data.name}:{config.data.train_split}': {name!r} of {reader.source.called(index)} {why}")
+    """Raises UserError for labels that a method is to be trained on and that are no classes; not all may have been read."""
+    config = experiment.config
     if _learns_classes(experiment):
         why = labels.fault(_Splits(config).labels("train"), config.data.num_classes)
         if why:
@@ -109,12 +97,33 @@ def check_training_labels(experiment: Experiment) -> None:
             )
 
 
+def check_examples(experiment: Experiment) -> None:
+    """Raises UserError for the first of `LOOKED_AT` examples of the train split that `Method.checks` refuse; the message names it."""
+    data, reader = experiment.config.data, experiment.batches.reader
+    count = len(experiment.batches.source)
+    for index in range(0, count, -(-count // LOOKED_AT)) if experiment.method.checks else ():
+        try:
+            values = reader.decode(index)
+        except CorruptImage:  # left out with a warning when its turn comes
+            continue
+        for name, check in experiment.method.checks.items():
+            if why := check(values[name]):
+                raise UserError(f"data '{data.name}:{data.train_split}': {name!r} of {reader.source.called(index)} {why}")
+
+
 def labels_in_range(batches: Iterable[Mapping], experiment: Experiment) -> Iterator[Mapping]:
-    """`batches`. Raises UserError for the first label that is no class, since its loss would be NaN, or that a check refuses."""
+    """`batches`. Raises UserError for the first label that is no class, since its loss would be NaN."""
     data, learns = experiment.config.data, _learns_classes(experiment)
     for batch in batches:
         if learns and (why := labels.fault(labels.Labels(batch["label"], False), data.num_classes)):
             raise UserError(f"a training batch of '{data.name}:{data.train_split}' {why}; correct the labels of the data")
+        yield batch
+
+
+def checked(batches: Iterable[Mapping], experiment: Experiment) -> Iterator[Mapping]:
+    """`batches`. Raises UserError for the first one that `Method.checks` refuse."""
+    data = experiment.config.data
+    for batch in batches:
         for name, check in experiment.method.checks.items():
             if why := check(batch[name]):
                 raise UserError(f"{name!r} in a training batch of '{data.name}:{data.train_split}' {why}")
