@@ -146,8 +146,11 @@ def test_every_supported_kind_is_measured_with_its_baselines(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "pages"), [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"])])
-def test_sample_writes_the_pictures_of_pretext_tasks(name, pages, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "pages"),
+    [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"]), ("segmentation", ["segmentation"])],
+)
+def test_sample_writes_the_pictures_of_pretext_tasks_and_transfers(name, pages, tmp_path):
     workdir = save_run(load_tiny(name), tmp_path)
     assert main(["sample", f"--workdir={workdir}"]) == 0
     assert sorted(path.stem for path in (tmp_path / "samples").iterdir()) == pages

@@ -79,8 +79,8 @@ def build(config, stages) -> Method:
 
 
 def wrong_ids(masks: np.ndarray, classes: int, ignore: int) -> str:
-    """What is wrong with the class ids of masks, '' if nothing is."""
-    ids = np.unique(masks)
+    """What is wrong with the class ids of masks (uint8), '' if nothing is."""
+    ids = np.flatnonzero(np.bincount(masks.ravel()))  # every batch is looked at, and sorting takes three times as long
     wrong = ids[(ids >= classes) & (ids != ignore)]
     if not len(wrong):
         return ""
