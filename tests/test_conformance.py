@@ -363,6 +363,11 @@ def test_model_fns_have_their_documented_shapes_and_types(name):
                 "pmi": ((n, None, None), "float32"), "corners": ((None, 2), "int32"), "size": ((), "int32"),
             }),
             "motion": ((batch, jax.random.key(0)), {"predicted": row, "true": row}),
+            "segment": ((images,), ((n, *shape[:2], None), "float32")),
+            "detect": ((images,), {
+                "boxes": ((n, None, 4), "float32"), "scores": ((n, None), "float32"), "labels": ((n, None), "int32"),
+            }),
+            "answer": ((batch,), {"logits": ((n, None), "float32"), "attention": ((n, None, None), "float32")}),
             "inpaint": ((images,), {"pictures": pictures, "removed": ((None, None, None), "bool")}),
         }
 

@@ -41,6 +41,7 @@ SMALLEST = {
     "linear": dict(solver="ridge", l2=(1e-2,)), "linear_by_layer": dict(solver="ridge"), "pca_baseline": dict(examples=32),
     "perceptual_path": dict(examples=32), "pretext": dict(examples=32), "reconstruction": dict(examples=32, extractor="random_conv"),
     "representation": dict(examples=32), "sample_class_accuracy": dict(examples=32), "token_likelihood": dict(examples=32),
+    "segmentation": dict(examples=32), "segmentation_linear": dict(examples=32, images=32, cells=500, l2=(1e-2,), iterations=10),
 }  # fmt: skip
 SUPPORT = {  # beside FEATURES
     "autoencoder": {"convolutional", "denoising", "linear_by_layer", "disentanglement", "colors", "reconstruction", "pca_baseline"},
@@ -62,6 +63,7 @@ SUPPORT = {  # beside FEATURES
     "jigsaw": {"convolutional", "linear_by_layer", "pretext"},
     "rbm_stack": {"denoising", "linear_by_layer", "disentanglement", "colors", "reconstruction", "pca_baseline"},
     "relative_patch": {"convolutional", "linear_by_layer", "pretext"},
+    "segmentation": {"convolutional", "segmentation", "linear_by_layer"},
     "rotation": {"convolutional", "linear_by_layer", "pretext"},
     "simclr": {"convolutional", "linear_by_layer"},
     "split_brain": {"convolutional", "denoising", "linear_by_layer", "colors", "reconstruction"},
@@ -76,6 +78,8 @@ SUPPORT = {  # beside FEATURES
     "vq_prior": {"sample_class_accuracy", "linear_by_layer", "generation", "token_likelihood"},
     "vqvae": {"convolutional", "codebook", "denoising", "linear_by_layer", "colors", "reconstruction"},
 }  # fmt: skip
+for offered in SUPPORT.values():  # both need the maps of 'layer2', which the same encoders have
+    offered |= {"segmentation_linear"} if "convolutional" in offered else set()
 SLOW = ("bigbigan", "biggan", "maskgit", "stylegan", "vit_vqgan")  # minutes each
 
 
@@ -142,8 +146,11 @@ def test_every_supported_kind_is_measured_with_its_baselines(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "pages"), [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"])])
-def test_sample_writes_the_pictures_of_pretext_tasks(name, pages, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "pages"),
+    [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"]), ("segmentation", ["segmentation"])],
+)
+def test_sample_writes_the_pictures_of_pretext_tasks_and_transfers(name, pages, tmp_path):
     workdir = save_run(load_tiny(name), tmp_path)
     assert main(["sample", f"--workdir={workdir}"]) == 0
     assert sorted(path.stem for path in (tmp_path / "samples").iterdir()) == pages

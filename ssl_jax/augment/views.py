@@ -34,6 +34,8 @@ OPERATIONS = {
     )
 }
 
+MOVING = ("random_resized_crop", "random_crop", "flip")  # pixels change their places, so labels of pixels would not fit
+
 # How an operation changes the size: (height, width), arguments -> (height, width). Other operations keep the size.
 SIZES = {
     "random_resized_crop": lambda hw, size, **_: geometry.size_pair(size),
@@ -221,6 +223,22 @@ def make_views(recipes):
 
         return groups
     return _views_from(check_recipes(recipes), 0)
+
+
+def in_place_view(recipes):
+    """`make_views` of one recipe that leaves every pixel in its place, for images whose pixels or boxes have labels.
+
+    Raises UserError for several recipes, or an operation of MOVING; the host crops and mirrors images and labels together.
+    """
+    checked = check_recipes(() if _is_groups(recipes) else recipes)
+    if len(checked) != 1:
+        raise UserError(f"config.views has {len(checked)} recipes, and images with labels in place need one view: give one recipe")
+    for name, _ in checked[0]:
+        if name in MOVING:
+            raise UserError(
+                f"config.views: {name} moves pixels but not their labels; use config.data.ops, which crop and mirror both (flip=0.5)"
+            )
+    return make_views(checked)
 
 
 def make_patch_views(recipe):

@@ -1,4 +1,4 @@
-"""Write image grids of a generative run, and pictures of pretext tasks.
+"""Write image grids of a generative run, and pictures of pretext tasks and transfers.
 
   python launch.py sample --workdir=runs/gan
   python launch.py sample --workdir=runs/gan --count=100 --seed=1 --truncation=0.5 --step=4000
@@ -16,6 +16,7 @@ Writes to WORKDIR/samples/ (or --output):
   pretext.png         pretext tasks: questions about test images above the answers, green if right
   motion.png          egomotion: predicted against true motion between two views, a panel for each axis
   affinity.png        co-occurrence: test images, the affinity of a patch with all others, segments by it and by color, the mask
+  segmentation.png    segmentation: test images, the true classes of their pixels, the predicted ones, and the errors in red
   neighbors.png       a row per sample: the sample, then its nearest training images in the features of --extractor
 """
 

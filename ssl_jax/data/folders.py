@@ -67,12 +67,13 @@ class FolderSource(Source):
     """
 
     def __init__(
-        self, root: str, split: str, names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}, follow_links: bool = False
+        self, root: str, split: str, names: Mapping[str, str] = {}, kinds: Mapping[str, str] = {}, follow_links: bool = False,
+        tree: Tree | None = None,
     ):
         super().__init__()
         self.root, self.split = os.path.abspath(root), split
         self.name, self.image_shape = os.path.basename(self.root), None
-        tree = scan(self.root, follow_links)
+        tree = tree or scan(self.root, follow_links)
         self.rejected = tree.rejected
         self._say_rejected()
         if not tree.paths:
@@ -97,7 +98,7 @@ class FolderSource(Source):
         if self.label_names is not None:
             taken &= label_of >= 0
         if parts[0].split is None and split != "all":
-            taken &= _in_test(tree.hashes, taken) == (split == "test")
+            taken &= in_test(tree.hashes, taken) == (split == "test")
         indices = np.flatnonzero(taken)
         self.paths = [tree.paths[i] for i in indices.tolist()]
         if not self.paths:
@@ -168,17 +169,7 @@ class FolderSource(Source):
         return len(self.paths)
 
     def __getitem__(self, index):
-        path = os.path.join(self.root, self.paths[index])
-        try:
-            with open(path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_FILE_BYTES:
-                    raise CorruptImage(f"file of {size >> 20} MiB, larger than the bound of {MAX_FILE_BYTES >> 20}")
-                data = file.readall()
-        except OSError as error:
-            if error.errno not in OWN_ERRORS or _is_gone(os.path.dirname(path)):
-                raise unreadable(path, error) from error
-            raise CorruptImage(f"file cannot be read: {one_line(error)}") from error
+        data = read_picture(self.root, self.paths[index])
         return {name: data if self._own[name] == "image" else self.labels[index] for name in self.features}
 
     def select(self, features):
@@ -188,6 +179,21 @@ class FolderSource(Source):
 
     def called(self, index):
         return f"example {index} ({printable(self.paths[index])})"
+
+
+def read_picture(root: str, path: str) -> bytes:
+    """The file `path` below `root`. Raises CorruptImage if it cannot be read or is too large, MachineFault if the disk fails."""
+    path = os.path.join(root, path)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise CorruptImage(f"file of {size >> 20} MiB, larger than the bound of {MAX_FILE_BYTES >> 20}")
+            return file.readall()
+    except OSError as error:
+        if error.errno not in OWN_ERRORS or _is_gone(os.path.dirname(path)):
+            raise unreadable(path, error) from error
+        raise CorruptImage(f"file cannot be read: {one_line(error)}") from error
 
 
 def _is_gone(folder: str) -> bool:
@@ -203,10 +209,10 @@ def _divide(tree: Tree, asked: str) -> list[Part]:
     """The splits, or one part without a split. `asked` makes splits of the folders beside one of that name."""
     used = [tree.folders[i] for i in np.unique(tree.folder_of)]
     base, top = "", _children(used, "")
-    if len(top) == 1 and "" not in used and split_of(top[0]) is None and _are_splits(_children(used, top[0])):
+    if len(top) == 1 and "" not in used and split_of(top[0]) is None and are_splits(_children(used, top[0])):
         base = top[0]  # a folder around the splits
         top = _children(used, base)
-    divided = _are_splits(top)
+    divided = are_splits(top)
     if not divided and not (asked in top and len(top) > 1 and asked not in ("all", "train", "test")):
         return [Part("", None, {folder: folder.split("/")[0] or None for folder in used})]
     parts = []
@@ -225,7 +231,7 @@ def _divide(tree: Tree, asked: str) -> list[Part]:
     return sorted(parts, key=lambda part: (order.index(part.split) if part.split in order else -1, part.folder))
 
 
-def _are_splits(names: list[str]) -> bool:
+def are_splits(names: list[str]) -> bool:
     """'train' may also be a class. It is a split if no other folder, or another split's folder, is beside it."""
     found = [split_of(name) for name in names]
     return bool(found) and (None not in found or len({*found} - {None}) > 1)
@@ -244,7 +250,7 @@ def _is_labeled(part: Part, per_folder: Mapping[str, int]) -> bool:
     return labeled > 0 and (strays == 0 or (classes > 1 and strays * classes < labeled))
 
 
-def _in_test(hashes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+def in_test(hashes: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """bool [N]: which of the `taken` images are the test split, of a folder without splits."""
     test = taken & (hashes % 10 == 0)
     if test.sum() in (0, taken.sum()):  # very few images: one of them is the test split

@@ -163,6 +163,10 @@ class Reader:
     def _pixels(self, values: dict) -> dict:
         return {name: value.pixels() if isinstance(value, Picture) else value for name, value in values.items()}
 
+    def decode(self, index: int) -> dict:
+        """One example as it is stored, without host geometry and of any size. Raises CorruptImage."""
+        return self._pixels(self._values(index))
+
     def _check_shapes(self, index, values, spec):
         for key, value in values.items():
             if value.shape != spec[key][0]:

@@ -1,4 +1,4 @@
-"""Sources of images: the embedded scenes, any prepared TFDS dataset, or a folder of images.
+"""Sources of images: the embedded scenes, any prepared TFDS dataset, a folder of images, or one of images and masks.
 
 A source has random access and returns *encoded* images, so that the reader decides how much to decode. It can be pickled
 (worker processes reopen their files). It never imports TensorFlow, because it reads TFDS through ArrayRecord.
@@ -11,13 +11,15 @@ from collections.abc import Mapping
 
 from ssl_jax.data import norb
 from ssl_jax.data.folders import FolderSource
+from ssl_jax.data.mask_folders import MaskFolder, find_pairs
 from ssl_jax.data.prepared import TfdsSource, contents, find_prepared, prepared_directory
+from ssl_jax.data.scan import scan
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 
 EMBEDDED = "scenes"
 
-__all__ = ["EMBEDDED", "FolderSource", "Source", "TfdsSource", "is_path", "open_source"]
+__all__ = ["EMBEDDED", "FolderSource", "MaskFolder", "Source", "TfdsSource", "is_path", "open_source"]
 
 
 def is_path(name: str) -> bool:
@@ -38,7 +40,7 @@ def open_source(
     Args:
       name: 'scenes' (embedded, prepared on first use; 'scenes/tiny' for tests), 'smallnorb/pairs' (see `norb`), a TFDS name
         ('cifar10', 'ds/config', 'ds:1.2.0') that is prepared below `data_dir`, the path of a prepared TFDS directory, or the
-        path of a folder of images.
+        path of a folder of images, or of images and masks (`MaskFolder`).
       split: TFDS syntax ('train', 'train[:90%]', 'train+test') for TFDS; 'all', 'train', 'test' or the name of a split's
         folder for folders.
       data_dir: TFDS data directory; '' is $TFDS_DATA_DIR, else TFDS's own default (for 'scenes': a cache directory).
@@ -70,7 +72,10 @@ def open_source(
     if directory is not None:
         return TfdsSource(directory, split, name, names, kinds)
     if os.path.isdir(path):
-        return FolderSource(path, split, names, kinds, follow_links)
+        tree = scan(os.path.abspath(path), follow_links)
+        if pairs := find_pairs(tree):
+            return MaskFolder(path, split, pairs, names, kinds)
+        return FolderSource(path, split, names, kinds, follow_links, tree)
     if os.path.isfile(path):
         raise UserError(f"data '{name}' is a file; unpack it if it is an archive, and give its folder")
     if is_path(name):

@@ -69,7 +69,8 @@ def _frozen(stage: Stage) -> Backbone:
     def read(net, stats, frozen, images, train):
         weights = frozen["backbone"]
         layers = stage.method.encode(weights["params"], weights["mutable"], images)
-        return jax.lax.stop_gradient(layers), stats
+        # By name, because a tree would be sorted, and the last map is looked for by its place.
+        return {name: jax.lax.stop_gradient(x) for name, x in layers.items()}, stats
 
     return Backbone(lambda frozen: ({}, {}), read, None, ("batch_stats", "backbone"))
 

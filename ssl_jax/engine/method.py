@@ -165,6 +165,8 @@ class Method(NamedTuple):
     reads: str = ""
     # what the encoder reads of pixels x in [0, 1], if not (x - model.mean) / model.std: for the card of an export
     absent: Mapping[str, str] = {}  # {input: what to do if the data do not have it}, the end of the error message
+    checks: Mapping[str, Callable[[Any], str]] = {}
+    # {input: (NumPy array of one or several examples) -> what is wrong with it, or ''}: on the host, before a step reads it
     notes: Mapping[str, str] = {}  # added to the protocol of every evaluation: {'likelihood': 'bernoulli, ...'}
 
 

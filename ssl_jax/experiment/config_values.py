@@ -172,6 +172,9 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.standardize": TRUTH,
     # transfers
     r"model\.backbone": NAME,
+    r"model\.classes": optional(whole(2, 255)),  # masks have 8 bits, and one value is ignored
+    r"model\.ignore": whole(0, 255),
+    r"model\.head\.name": NAME,
     # pretext tasks
     r"model\.turns": entries(whole(0, 3), least=2),
     r"model\.(grid|tile|puzzles)": COUNT,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_jax.data import labels
 from ssl_jax.data.catalog import open_data
+from ssl_jax.data.decode import CorruptImage
 from ssl_jax.data.sources import Source
 from ssl_jax.errors import UserError
 from ssl_jax.evals import evaluator
@@ -19,6 +20,8 @@ from ssl_jax.experiment.contexts import split_of
 from ssl_jax.experiment.record import Experiment
 
 log = logging.getLogger(__name__)
+
+LOOKED_AT = 64  # examples that the checks of a method see before a run
 
 
 class Possible(NamedTuple):
@@ -94,12 +97,36 @@ def check_training_labels(experiment: Experiment) -> None:
             )
 
 
+def check_examples(experiment: Experiment) -> None:
+    """Raises UserError for the first of `LOOKED_AT` examples of the train split that `Method.checks` refuse; the message names it."""
+    data, reader = experiment.config.data, experiment.batches.reader
+    count = len(experiment.batches.source)
+    for index in range(0, count, -(-count // LOOKED_AT)) if experiment.method.checks else ():
+        try:
+            values = reader.decode(index)
+        except CorruptImage:  # left out with a warning when its turn comes
+            continue
+        for name, check in experiment.method.checks.items():
+            if why := check(values[name]):
+                raise UserError(f"data '{data.name}:{data.train_split}': {name!r} of {reader.source.called(index)} {why}")
+
+
 def labels_in_range(batches: Iterable[Mapping], experiment: Experiment) -> Iterator[Mapping]:
     """`batches`. Raises UserError for the first label that is no class, since its loss would be NaN."""
     data, learns = experiment.config.data, _learns_classes(experiment)
     for batch in batches:
         if learns and (why := labels.fault(labels.Labels(batch["label"], False), data.num_classes)):
             raise UserError(f"a training batch of '{data.name}:{data.train_split}' {why}; correct the labels of the data")
+        yield batch
+
+
+def checked(batches: Iterable[Mapping], experiment: Experiment) -> Iterator[Mapping]:
+    """`batches`. Raises UserError for the first one that `Method.checks` refuse."""
+    data = experiment.config.data
+    for batch in batches:
+        for name, check in experiment.method.checks.items():
+            if why := check(batch[name]):
+                raise UserError(f"{name!r} in a training batch of '{data.name}:{data.train_split}' {why}")
         yield batch
 
 

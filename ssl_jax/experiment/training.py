@@ -37,7 +37,14 @@ from ssl_jax.experiment.data_record import check_there, record_data
 from ssl_jax.experiment.evaluations import Evaluations
 from ssl_jax.experiment.neighbors import save_neighbors
 from ssl_jax.experiment.overrides import refuse_derived
-from ssl_jax.experiment.possible import Possible, check_training_labels, labels_in_range, possible
+from ssl_jax.experiment.possible import (
+    Possible,
+    check_examples,
+    check_training_labels,
+    checked,
+    labels_in_range,
+    possible,
+)
 from ssl_jax.experiment.progress import Progress
 from ssl_jax.experiment.provenance import provenance
 from ssl_jax.experiment.record import Experiment
@@ -138,6 +145,7 @@ def train(
     config, run, total = experiment.config, experiment.run, experiment.durations["total"]
     measured = possible(config)
     check_training_labels(experiment)
+    check_examples(experiment)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints, measured.best_metric)
     first = min(experiment.durations.values())
     checkpoints.check_present(last_logged(workdir), least=min(2 * first, total))
@@ -163,7 +171,7 @@ def train(
     writer, health = MetricsWriter(workdir, start), HealthMonitor()
     for line in read_metrics(workdir):
         health.update(line["step"], line)
-    batches = labels_in_range(iterate(experiment.batches, start, total, config.data.workers), experiment)
+    batches = checked(labels_in_range(iterate(experiment.batches, start, total, config.data.workers), experiment), experiment)
     try:
         with loop.Signals(max(config.log_every_steps, SAVE_AGREED)) as signals, Progress(start, total, config.batch_size) as progress:
 

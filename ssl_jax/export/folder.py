@@ -17,7 +17,7 @@ from ssl_jax import files
 from ssl_jax.engine.orbax_paths import check_text
 from ssl_jax.errors import MachineFault, UserError, machine_fault
 from ssl_jax.export.card import CARD, make_card, open_card, seal
-from ssl_jax.export.formats import FORMATS, Functions
+from ssl_jax.export.formats import FORMATS, TASKS, Functions, described
 from ssl_jax.export.source import TOLERANCES, Source, difference, plain
 
 WRITING, OLD = ".writing-", ".old-"  # in the names of folders beside an export while it is written
@@ -71,6 +71,13 @@ def _write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) ->
             tokens = jax.jit(source.method.fns.tokens)(source.params, source.mutable, source.probe)
             changed = float(np.mean(np.asarray(functions["tokens"](source.probe)) != np.asarray(tokens)))
             assert changed <= 0.01, f"{changed:.0%} of the tokens of the {form} form differ"  # rounding may decide near ties
+        outputs = {name: functions[name](source.probe) for name in TASKS if name in functions}
+        for name, output in outputs.items():
+            expected = jax.jit(getattr(source.method.fns, name))(source.params, source.mutable, source.probe)
+            apart = difference(*(x if isinstance(x, dict) else {"": x} for x in jax.device_get((output, expected))))
+            assert apart <= TOLERANCES[source.config.dtype], f"{name!r} of the {form} form differs from the method by {apart:.1e}"
+        if outputs:
+            fields = {**fields, "outputs": {name: described(output) for name, output in outputs.items()}}
         card = {**make_card(form, source, features, about), "largest_difference": error, **fields}
         card = seal(building, card)
         _put_in_place(building, folder)
@@ -125,16 +132,21 @@ class Encoder:
     def tokens(self, images: np.ndarray | jax.Array) -> jax.Array:
         """uint8 RGB [B, H, W, 3] -> int32 [B, h, w]. Raises UserError for other images, and if the export is no tokenizer."""
         check_images(images, self.card["input"])
-        return self._tokenizer_function("tokens")(images)
+        return self._function("tokens")(images)
 
     def decode(self, tokens: np.ndarray | jax.Array) -> jax.Array:
         """int32 [B, h, w] -> float32 [B, H, W, 3] in [0, 1]. Raises UserError if the export is no tokenizer."""
-        return self._tokenizer_function("decode")(tokens)
+        return self._function("decode")(tokens)
 
-    def _tokenizer_function(self, name):
+    def segment(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """uint8 RGB [B, H, W, 3] -> float32 logits [B, H, W, classes]. Raises UserError for other images, and for other exports."""
+        check_images(images, self.card["input"])
+        return self._function("segment", "a run of configs/segmentation.py")(images)
+
+    def _function(self, name, what="a tokenizer"):
         if name not in self.functions:
             method = self.card["config"]["method"]
-            raise UserError(f"this export of {method!r} has no function {name!r}; export a tokenizer as orbax or stablehlo")
+            raise UserError(f"this export of {method!r} has no function {name!r}; export {what} as orbax or stablehlo")
         return self.functions[name]
 
 
@@ -156,6 +168,10 @@ def load(path: str | Path) -> Encoder:
         found = {name: ["b", *value.shape[1:]] for name, value in found.items()}
         if found != card["features"]:
             raise ValueError(f"features {found}, not {card['features']}")
+        for name in (name for name in TASKS if name in functions):
+            found, listed = described(jax.eval_shape(functions[name], images)), card.get("outputs", {}).get(name)
+            if found != listed:
+                raise ValueError(f"{name!r} gives {found}, not {listed}")
     except (UserError, MachineFault):
         raise
     except Exception as error:  # the card says what is built, and Orbax and Flax raise types of their own

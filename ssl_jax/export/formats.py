@@ -21,18 +21,20 @@ from ssl_jax.engine.renamed_keys import MODULES, rename
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
 from ssl_jax.export.program import bounded, check_calls, check_signature, read_program, signature
-from ssl_jax.export.source import Source, encoder_function, find_encoder, normalization
+from ssl_jax.export.source import Source, encoder_config, encoder_function, find_encoder, normalization
 from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
 from ssl_jax.models.portable import portable
 from ssl_jax.models.pretrained.arrays import read_arrays
 
-# 'encode': images -> features. Tokenizers also have 'tokens': images -> tokens, and 'decode': tokens -> images.
+# 'encode': images -> features. Tokenizers also have 'tokens': images -> tokens, and 'decode': tokens -> images. A task on top of an
+# encoder has its own function in TASKS, whose outputs the card describes.
 Functions = Mapping[str, Callable]
 
 WEIGHTS, PROGRAM, PARAMS = "weights.safetensors", "{}.stablehlo", "params"
-EXPORTED = ("encode", "tokens", "decode")
+TASKS = ("segment",)  # fields of `ModelFns`
+EXPORTED = ("encode", "tokens", "decode", *TASKS)
 PLATFORMS = ("cpu", "cuda", "tpu")
 INFLATED = 1000  # largest size of the arrays by that of their compressed files
 
@@ -45,12 +47,12 @@ def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
     """The encoder with torchvision's or timm's names. Raises NoTorchLayout if their model would compute something else."""
     try:
         params, stats = find_encoder(source)
-        spec = source.config.model.encoder
+        spec = encoder_config(source.config).model.encoder
         weights = to_torch(spec, *jax.device_get((params, stats)), image_size=source.image_shape[0])
     except UserError as error:
         raise NoTorchLayout(str(error)) from error
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    return {"torch": torch_recipe(spec, *normalization(source.config), weights)}
+    return {"torch": torch_recipe(spec, *normalization(encoder_config(source.config)), weights)}
 
 
 def exported_functions(method) -> dict[str, Callable]:
@@ -59,10 +61,16 @@ def exported_functions(method) -> dict[str, Callable]:
     return {name: offered[name] for name in EXPORTED if offered[name]}
 
 
+def described(output: Any) -> dict[str, list]:
+    """{name of an output: [dtype, 'b', sizes of one example]}; the name of a single array is ''."""
+    entries = output if isinstance(output, dict) else {"": output}
+    return {name: [str(x.dtype), "b", *x.shape[1:]] for name, x in entries.items()}
+
+
 def read_safetensors(folder: Path, card: Mapping) -> Functions:
     """The encoder of the card's config with the file's weights, for any image size that it accepts."""
     config = ml_collections.ConfigDict(card["config"])
-    variables = jax.device_put(from_torch(config.model.encoder, read_arrays(folder / WEIGHTS)))
+    variables = jax.device_put(from_torch(encoder_config(config).model.encoder, read_arrays(folder / WEIGHTS)))
     return {"encode": functools.partial(encoder_function(config), *variables)}
 
 

@@ -84,6 +84,12 @@ def check_signature(name: str, path: Path, exported: jax_export.Exported, card: 
         problem = problem or _differs("takes", x, 4, np.uint8, (*size, 3))
     if name == "tokens":
         problem = problem or _differs("gives", out, 3, np.int32, getattr(out, "shape", ())[1:])
+    if name in card.get("outputs", {}):
+        entries = out if isinstance(out, dict) else {"": out}
+        found = {key: [str(aval.dtype), *aval.shape[1:]] for key, aval in entries.items()}
+        listed = {key: [kind, *sides] for key, (kind, _, *sides) in card["outputs"][name].items()}
+        if found != listed:
+            problem = problem or f"it gives {found or 'nothing'}, its card lists {listed}"
     if name == "encode":
         found = {key: list(aval.shape[1:]) for key, aval in out.items()} if isinstance(out, dict) and out else None
         listed = {key: list(shape[1:]) for key, shape in card.get("features", {}).items()}

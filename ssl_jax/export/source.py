@@ -58,6 +58,12 @@ def input_shape(config) -> tuple[int, int, int]:
     return tuple(int(n) for n in output_shape(config.data.eval_ops) or config.data.image_shape[-3:])
 
 
+def encoder_config(config) -> Any:
+    """The config that describes the encoder: that of the stage 'backbone' for a task on top of one."""
+    backbone = config.get("stages", {}).get("backbone")
+    return encoder_config(backbone.config) if backbone and "encoder" not in config.model else config
+
+
 def normalization(config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) per channel of pixels in [0, 1]; (0, 1) for a method without input normalization."""
     mean, std = (config.model.get(name, default) for name, default in (("mean", (0.0,) * 3), ("std", (1.0,) * 3)))
@@ -84,7 +90,8 @@ def difference(features: Mapping[str, Any], expected: Mapping[str, Any]) -> floa
 
 def encoder_function(config) -> Callable[[Tree, Tree, Any], dict[str, jax.Array]]:
     """(params, batch_stats, uint8 [B, H, W, 3]) -> features of `config.model.encoder`; equal configs compile once."""
-    recipe = [plain(config)["model"]["encoder"], config.dtype, *normalization(config)]
+    own = encoder_config(config)
+    recipe = [plain(own)["model"]["encoder"], config.dtype, *normalization(own)]
     return functools.partial(_encoder_features, json.dumps(recipe))
 
 
@@ -105,7 +112,8 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
     method, config = source.method, source.config
     if method.encoder is None:
         raise UserError(f"method {config.method!r} has no separate encoder; export with --format=orbax or --format=stablehlo")
-    encoder, images = build_encoder(config.model.encoder, config.dtype), jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
+    spec = encoder_config(config).model.encoder
+    encoder, images = build_encoder(spec, config.dtype), jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     expected = jax.eval_shape(lambda key, x: init_variables(encoder, key, x), jax.random.key(0), images)
     params = encoder_weights(method, source.params, source.mutable)
     stats = encoder_statistics(method, source.mutable) if expected[1] else {}
@@ -115,7 +123,7 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
             return params, stats
     raise UserError(
         f"the features of method {config.method!r} are not those of config.model.encoder alone, so PyTorch's "
-        f"{config.model.encoder.name} cannot compute them; export with --format=orbax or --format=stablehlo"
+        f"{spec.name} cannot compute them; export with --format=orbax or --format=stablehlo"
     )
 
 

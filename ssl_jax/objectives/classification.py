@@ -1,4 +1,4 @@
-"""Cross-entropy with integer labels."""
+"""Cross-entropy with integer labels, of images or of pixels."""
 
 from __future__ import annotations
 
@@ -21,3 +21,28 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     target = jnp.take_along_axis(log_p, labels[:, None], -1)[:, 0]
     loss = -jnp.mean((1 - smoothing) * target + smoothing * jnp.mean(log_p, -1))
     return loss, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == labels)}
+
+
+def pixel_cross_entropy(logits: jax.Array, labels: jax.Array, ignore: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean softmax cross-entropy over the pixels that have a class (Long et al. 2015, arXiv:1411.4038, section 4).
+
+    Each valid pixel of the whole batch has the same weight. DINOv3's code divides by the number of all pixels instead, so that images
+    with many ignored pixels count less. A batch without a valid pixel has loss 0 and no gradient.
+
+    Args:
+        logits: [B, H, W, C], any float type; computed in float32.
+        labels: integers [B, H, W]: classes in [0, C), or `ignore`.
+        ignore: the label of pixels without a class.
+
+    Returns:
+        (loss, {'accuracy': share of the valid pixels that are right, 'valid': share of the pixels that are valid}), both in [0, 1].
+    """
+    labels = labels.astype(jnp.int32)
+    valid = labels != ignore
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    own = labels[..., None] == jnp.arange(logits.shape[-1])  # a comparison has a faster gradient than a look-up
+    each = -jnp.sum(jnp.where(own, log_p, 0), -1)
+    count = jnp.sum(valid)
+    right = jnp.sum(valid & (jnp.argmax(logits, -1) == labels))
+    some = jnp.maximum(count, 1)
+    return jnp.sum(jnp.where(valid, each, 0)) / some, {"accuracy": right / some, "valid": count / valid.size}

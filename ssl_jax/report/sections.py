@@ -53,6 +53,10 @@ CAPTIONS = {
         "Test images with a framed patch; how likely each patch occurs together with it; segments by all affinities; segments by "
         "color alone; the mask.",
     ),
+    "segmentation": (
+        "Classes of pixels",
+        "From above: test images, the true classes of their pixels (white: ignored), the predicted classes, and the errors in red.",
+    ),
     "inpainting": (
         "Painted holes",
         "From above: test images with a hole, what the model paints, the smooth continuation of the border, the true image.",
