@@ -14,6 +14,7 @@ Each op takes flip=P: it mirrors with that probability.
     random_resized_crop(size, ...)            -> [size, size, 3]
     resize_crop(resize, crop)                 -> [crop, crop, 3]          short side, then center: evaluation
     resize_random_crop(resize, crop)          -> [crop, crop, 3]          short side, then anywhere (BiGAN, VQGAN)
+    resize_whole(height, width)               -> [height, width, 3]       all of the image, whatever its shape
 
 The literature uses three crop distributions, which differ in their mean area:
   torchvision  area uniform, aspect log-uniform, ten tries, else the largest center crop (MoCo, SimSiam, MAE, DINO, ...)
@@ -247,6 +248,14 @@ def resize_random_crop(
     return [window._replace(part=(top, left, crop, crop), mirror=_mirrored(rng, 1, flip)[0])]
 
 
+def resize_whole(
+    old_height: int, old_width: int, rng: np.random.Generator, *, height: int, width: int, interpolation: str = "bicubic",
+    flip: float = 0.0,
+) -> list[Window]:  # fmt: skip
+    """Resize the whole image to `height` x `width`, which may change its proportions: [height, width, 3]."""
+    return [Window(None, (height, width), (0, 0, height, width), _mirrored(rng, 1, flip)[0], interpolation)]
+
+
 def _mirrored(rng, count, flip) -> list[bool]:
     return (rng.random(count) < flip).tolist() if flip else [False] * count  # without flips the generator stays untouched
 
@@ -264,6 +273,7 @@ OPS = {
     "random_resized_crop": Op(random_resized_crop, lambda size, **_: (size, size, 3), lambda **_: True),
     "resize_crop": Op(resize_crop, lambda crop, **_: (crop, crop, 3), lambda flip=0.0, **_: flip > 0),
     "resize_random_crop": Op(resize_random_crop, lambda crop, **_: (crop, crop, 3), lambda **_: True),
+    "resize_whole": Op(resize_whole, lambda height, width, **_: (height, width, 3), lambda flip=0.0, **_: flip > 0),
 }
 
 
@@ -296,7 +306,7 @@ def _check_value(name, argument, value):
     def fail(expected):
         raise UserError(f"host op {name}: {argument}={value!r}; expected {expected}")
 
-    if argument in ("size", "crops", "resize", "crop"):
+    if argument in ("size", "crops", "resize", "crop", "height", "width"):
         most = MOST_CROPS if argument == "crops" else MOST_PIXELS
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             fail(f"a positive whole number, at most {most}")
