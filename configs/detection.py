@@ -75,7 +75,7 @@ def bccd(config):
 
 
 def folder(config):
-    """COCO's folders: pictures, and a JSON file of annotations (docs/guides/data.md). FCOS on strides of 8, 16 and 32 pixels; crowds are ignored."""
+    """COCO's folders: pictures, and a JSON file of annotations (docs/guides/data.md). Crowds are ignored."""
     scenes(config)
     config.stages.backbone.recipe = "configs/simclr.py:imagenet"
     _photographs(config, "/path/to/folder", 512, 512)

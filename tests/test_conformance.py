@@ -62,6 +62,8 @@ def fill_in(config, size):
     """Set up `config` and its stages for images of `size` [H, W, 3] and 10 classes."""
     with config.unlocked():
         config.data.image_shape, config.data.num_classes, config.dtype = size, 10, "float32"
+        for name in config.data.get("classes", {}):
+            config.data.classes[name] = 10
         for stage in config.stages.values():
             stage.config = abstract_stage(stage.recipe, size)[0]
 
@@ -364,6 +366,11 @@ def test_model_fns_have_their_documented_shapes_and_types(name):
             }),
             "motion": ((batch, jax.random.key(0)), {"predicted": row, "true": row}),
             "inpaint": ((images,), {"pictures": pictures, "removed": ((None, None, None), "bool")}),
+            "segment": ((images,), ((n, *shape[:2], None), "float32")),
+            "detect": ((images,), {
+                "boxes": ((n, None, 4), "float32"), "scores": ((n, None), "float32"), "labels": ((n, None), "int32"),
+            }),
+            "answer": ((batch,), {"logits": ((n, None), "float32"), "attention": ((n, None, None), "float32")}),
         }
 
     assert len({fns.tokens is None, fns.decode is None, fns.codebook is None}) == 1, "a tokenizer has all three"

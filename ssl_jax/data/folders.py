@@ -168,17 +168,7 @@ class FolderSource(Source):
         return len(self.paths)
 
     def __getitem__(self, index):
-        path = os.path.join(self.root, self.paths[index])
-        try:
-            with open(path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_FILE_BYTES:
-                    raise CorruptImage(f"file of {size >> 20} MiB, larger than the bound of {MAX_FILE_BYTES >> 20}")
-                data = file.readall()
-        except OSError as error:
-            if error.errno not in OWN_ERRORS or _is_gone(os.path.dirname(path)):
-                raise unreadable(path, error) from error
-            raise CorruptImage(f"file cannot be read: {one_line(error)}") from error
+        data = read_picture(os.path.join(self.root, self.paths[index]))
         return {name: data if self._own[name] == "image" else self.labels[index] for name in self.features}
 
     def select(self, features):
@@ -188,6 +178,20 @@ class FolderSource(Source):
 
     def called(self, index):
         return f"example {index} ({printable(self.paths[index])})"
+
+
+def read_picture(path: str) -> bytes:
+    """The encoded picture. Raises CorruptImage for a file that cannot be read, MachineFault if its disk fails."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise CorruptImage(f"file of {size >> 20} MiB, larger than the bound of {MAX_FILE_BYTES >> 20}")
+            return file.readall()
+    except OSError as error:
+        if error.errno not in OWN_ERRORS or _is_gone(os.path.dirname(path)):
+            raise unreadable(path, error) from error
+        raise CorruptImage(f"file cannot be read: {one_line(error)}") from error
 
 
 def _is_gone(folder: str) -> bool:

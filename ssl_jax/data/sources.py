@@ -1,4 +1,4 @@
-"""Sources of images: the embedded scenes, any prepared TFDS dataset, or a folder of images.
+"""Sources of images: the embedded scenes, any prepared TFDS dataset, or a folder of images, with annotations or without.
 
 A source has random access and returns *encoded* images, so that the reader decides how much to decode. It can be pickled
 (worker processes reopen their files). It never imports TensorFlow, because it reads TFDS through ArrayRecord.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ssl_jax.data import norb
+from ssl_jax.data import coco, norb
 from ssl_jax.data.folders import FolderSource
 from ssl_jax.data.prepared import TfdsSource, contents, find_prepared, prepared_directory
 from ssl_jax.data.source import Source
@@ -38,7 +38,7 @@ def open_source(
     Args:
       name: 'scenes' (embedded, prepared on first use; 'scenes/tiny' for tests), 'smallnorb/pairs' (see `norb`), a TFDS name
         ('cifar10', 'ds/config', 'ds:1.2.0') that is prepared below `data_dir`, the path of a prepared TFDS directory, or the
-        path of a folder of images.
+        path of a folder of images (see `folders`; if `names` has features of its annotations, `coco`).
       split: TFDS syntax ('train', 'train[:90%]', 'train+test') for TFDS; 'all', 'train', 'test' or the name of a split's
         folder for folders.
       data_dir: TFDS data directory; '' is $TFDS_DATA_DIR, else TFDS's own default (for 'scenes': a cache directory).
@@ -69,6 +69,8 @@ def open_source(
     directory = (None if is_path(name) else find_prepared(data_dir, name)) or prepared_directory(path)
     if directory is not None:
         return TfdsSource(directory, split, name, names, kinds)
+    if any(feature in coco.FEATURES and feature != "image" for feature in names.values()) and coco.annotation_files(path):
+        return coco.CocoSource(path, split, names, kinds)
     if os.path.isdir(path):
         return FolderSource(path, split, names, kinds, follow_links)
     if os.path.isfile(path):

@@ -7,6 +7,7 @@ compare backbones train the same head on each.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -131,6 +132,6 @@ def from_fine_to_coarse(layers, names) -> list[jax.Array]:
     """The maps [B, h, w, C] called `names`. Raises UserError if one does not exist, or is finer than the one before."""
     maps = [feature_map(layers, name) for name in names]
     sizes = [x.shape[1:3] for x in maps]
-    if any(one < other for one, other in zip(sizes, sizes[1:], strict=False)):
+    if any(one < other for one, other in itertools.pairwise(sizes)):
         raise UserError(f"config.model.maps={tuple(names)} have the sizes {sizes}; give them from fine to coarse")
     return maps

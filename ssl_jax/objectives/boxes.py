@@ -20,7 +20,8 @@ def areas(boxes: jax.Array) -> jax.Array:
 
 
 def _shared_and_union(a, b):
-    shared = areas(jnp.concatenate([low := jnp.maximum(a[..., :2], b[..., :2]), jnp.maximum(jnp.minimum(a[..., 2:], b[..., 2:]), low)], -1))
+    low, high = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
+    shared = areas(jnp.concatenate([low, jnp.maximum(low, high)], -1))
     return shared, areas(a) + areas(b) - shared
 
 

@@ -121,9 +121,10 @@ def find_points(outputs: dict[str, jax.Array], most: int) -> dict[str, jax.Array
     peaks = jnp.where(heat == around, heat, 0).reshape(batch, -1)
     scores, index = jax.lax.top_k(peaks, min(most, peaks.shape[1]))
     place = index // classes
-    at = [jnp.take_along_axis(outputs[name].astype(jnp.float32).reshape(batch, -1, 2), place[..., None], 1) for name in ("size", "offset")]
+    flat = (outputs[name].astype(jnp.float32).reshape(batch, -1, 2) for name in ("size", "offset"))
+    size, offset = (jnp.take_along_axis(x, place[..., None], 1) for x in flat)
     grid = jnp.array([rows, columns], jnp.float32)
-    center, half = (jnp.stack([place // columns, place % columns], -1) + at[1]) / grid, jnp.maximum(at[0], 0) / grid / 2
+    center, half = (jnp.stack([place // columns, place % columns], -1) + offset) / grid, jnp.maximum(size, 0) / grid / 2
     boxes = jnp.clip(jnp.concatenate([center - half, center + half], -1), 0, 1)
     return {"boxes": boxes, "scores": scores, "labels": index % classes}
 
@@ -148,8 +149,8 @@ def grid_of(shapes: Sequence[tuple[int, int]], size: tuple[int, int], reach: tup
     for level, (rows, columns) in enumerate(shapes):
         stride = (size[0] / rows + size[1] / columns) / 2
         low, high = 0 if level == 0 else reach[0] * stride, jnp.inf if level == len(shapes) - 1 else reach[1] * stride
-        each = jnp.ones((rows * columns, 1), jnp.float32)
-        parts.append((geometry.centers_of_cells(rows, columns), each * jnp.array([1 / rows, 1 / columns]), each * jnp.array([low, high])))
+        constants = (jnp.tile(jnp.array([pair], jnp.float32), (rows * columns, 1)) for pair in ((1 / rows, 1 / columns), (low, high)))
+        parts.append((geometry.centers_of_cells(rows, columns), *constants))
     return Grid(*(jnp.concatenate(part) for part in zip(*parts, strict=True)))
 
 

@@ -68,8 +68,8 @@ class Points(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array], size: tuple[int, int], train: bool) -> dict[str, jax.Array]:
-        """[[B, h, w, C], ...] from fine to coarse, of images of `size` pixels -> {'heat': logits [B, H, W, classes], 'size': [B, H, W, 2]
-        and 'offset': [B, H, W, 2], both (y, x) in cells}. The heat starts at 0.1.
+        """[[B, h, w, C], ...] from fine to coarse -> {'heat': logits [B, H, W, classes], 'size' and 'offset': [B, H, W, 2], (y, x) in
+        cells}. `size` is that of the images in pixels. Probabilities start at 0.1.
 
         Raises:
             UserError: the finest map is finer than `stride`.
