@@ -140,12 +140,12 @@ def test_overlap_of_a_crowd_is_over_the_area_of_the_detection():
 
 def test_voc_average_precision_of_right_wrong_right_by_both_rules():
     right = np.array([True, False, True])
-    assert round(voc_area(right, 3, "2007"), 4) == 0.5455
-    assert round(voc_area(right, 3, "2010"), 4) == 0.5556
-    assert voc_area(np.ones(10, bool), 10, "2007") == voc_area(np.ones(10, bool), 10, "2010") == 1
+    assert round(voc_area(right, 3, "11_points"), 4) == 0.5455
+    assert round(voc_area(right, 3, "all_points"), 4) == 0.5556
+    assert voc_area(np.ones(10, bool), 10, "11_points") == voc_area(np.ones(10, bool), 10, "all_points") == 1
 
 
-def voc_case(found, ignored=(False, False), rule="2010"):
+def voc_case(found, ignored=(False, False), rule="all_points"):
     truth = Truth(corners([(0, 0, 10, 10), (20, 20, 10, 10)]), np.zeros(2, int), np.array(ignored))
     boxes = Found(corners([box for box, _ in found]), np.zeros(len(found), int), np.array([score for _, score in found]))
     return voc([truth], [boxes], 1, rule)[0]

@@ -445,11 +445,11 @@ def two_images(shift=0.0):
 
 
 def test_perfect_detections_have_an_average_precision_of_100():
-    result = evaluation(*two_images(), voc="2007")
+    result = evaluation(*two_images(), voc="11_points")
     expected = {"d/ap": 100, "d/ap50": 100, "d/ap75": 100, "d/ar": 100, "d/ap_small": 100, "d/ap50_ring": 100,
                 "d/ap50_two_words": 100, "d/voc_ap50": 100}  # fmt: skip
     assert result.metrics == pytest.approx(expected)
-    assert "24x32 pixels" in result.protocol and "voc=2007" in result.protocol and "\n" not in result.protocol
+    assert "24x32 pixels" in result.protocol and "voc=11_points" in result.protocol and "\n" not in result.protocol
     assert result.picture.shape[2] == 3 and len(np.unique(result.picture.reshape(-1, 3), axis=0)) > 5
 
 

@@ -143,7 +143,10 @@ def test_every_supported_kind_is_measured_with_its_baselines(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "pages"), [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"]), ("detection", ["detection"])])
+@pytest.mark.parametrize(
+    ("name", "pages"),
+    [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"]), ("detection", ["detection"])],
+)
 def test_sample_writes_the_pictures_of_pretext_tasks(name, pages, tmp_path):
     workdir = save_run(load_tiny(name), tmp_path)
     assert main(["sample", f"--workdir={workdir}"]) == 0

@@ -130,6 +130,11 @@ class CocoSource(Source):
 def _choose(root: str, files: Mapping[str, str], asked: str) -> tuple[str, str]:
     """(name of the split, path of its file)."""
     where = f"folder '{printable(root)}'"
+    if not files:
+        raise UserError(
+            f"{where} has no annotations (annotations/instances_SPLIT.json or SPLIT/_annotations.coco.json), and config.data.features "
+            "asks for boxes; put them there, or give other data"
+        )
     if "" in files:
         if asked not in ("all", "train", "test"):
             raise UserError(f"{where} has no split '{asked}'; {files['']} holds all, train, test")

@@ -69,7 +69,7 @@ def open_source(
     directory = (None if is_path(name) else find_prepared(data_dir, name)) or prepared_directory(path)
     if directory is not None:
         return TfdsSource(directory, split, name, names, kinds)
-    if any(feature in coco.FEATURES and feature != "image" for feature in names.values()) and coco.annotation_files(path):
+    if os.path.isdir(path) and any(feature in coco.FEATURES and feature != "image" for feature in names.values()):
         return coco.CocoSource(path, split, names, kinds)
     if os.path.isdir(path):
         return FolderSource(path, split, names, kinds, follow_links)

@@ -32,7 +32,7 @@ def prepare(context: Context, **_) -> None:
 
 
 def evaluate(
-    context: Context, *, examples: int | None = None, voc: Literal["none", "2007", "2010"] = "none"
+    context: Context, *, examples: int | None = None, voc: Literal["none", "11_points", "all_points"] = "none"
 ) -> Result:
     """The first `examples` test images; None: all. In percent, means over the classes that have objects.
 
@@ -86,7 +86,7 @@ EVALUATOR = Evaluator(
     evaluate,
     {
         "examples": Option("number of test images, the first ones", least=1),
-        "voc": Option("VOC's average precision, too: at 11 recalls, as until 2007, or the whole area, as since 2010"),
+        "voc": Option("VOC's average precision, too: at 11 recalls, as until 2009, or the whole area, as since 2010"),
     },
     needs=("detect",),
     data=BOXES,

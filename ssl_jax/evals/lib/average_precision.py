@@ -141,7 +141,7 @@ def voc(truths: Sequence[Truth], found: Sequence[Found], classes: int, rule: str
     object is ignored (difficult) is neither. Boxes are not one pixel larger, as those of the devkit are.
 
     Args:
-        rule: '2007' takes the mean at the recalls 0, 0.1, ..., 1; '2010' the whole area.
+        rule: '11_points' takes the mean at the recalls 0, 0.1, ..., 1, as VOC did until 2009; 'all_points' the whole area.
     """
     result = -np.ones(classes)
     for label in range(classes):
@@ -167,6 +167,6 @@ def voc_area(right: np.ndarray, objects: int, rule: str) -> float:
     """The average precision of detections in the order of scores, bool [M]: which are right."""
     hits = np.cumsum(right)
     recall, envelope = hits / objects, _envelope(hits / np.arange(1, len(right) + 1))
-    if rule == "2007":
+    if rule == "11_points":
         return float(np.mean([np.append(envelope, 0)[np.searchsorted(recall, tenth / 10 - 1e-12)] for tenth in range(11)]))
     return float(np.sum(np.diff(recall, prepend=0) * envelope))
