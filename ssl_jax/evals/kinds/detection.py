@@ -88,8 +88,7 @@ EVALUATOR = Evaluator(
         "examples": Option("number of test images, the first ones", least=1),
         "voc": Option("VOC's average precision, too: at 11 recalls, as until 2009, or the whole area, as since 2010"),
     },
-    needs=("detect",),
-    data=BOXES,
+    needs=("detect",),  # its method reads the boxes, so the data have them
     prepare=prepare,
 )
 
