@@ -68,6 +68,7 @@ def bccd(config):
     config.stages.backbone.recipe = "configs/simclr.py:cifar10_small"
     _photographs(config, "bccd", 240, 320)
     config.batch_size, config.total = 8, "100 epochs"
+    config.model.maps = ("layer3", "layer4")  # of strides 8 and 16
     config.model.head.stride = 8
     config.model.objects = 40
     config.optim.net.update(dict(lr=1e-3, warmup="5 epochs"))
