@@ -62,6 +62,8 @@ def fill_in(config, size):
     """Set up `config` and its stages for images of `size` [H, W, 3] and 10 classes."""
     with config.unlocked():
         config.data.image_shape, config.data.num_classes, config.dtype = size, 10, "float32"
+        for name in config.data.get("classes", {}):
+            config.data.classes[name] = 10
         for stage in config.stages.values():
             stage.config = abstract_stage(stage.recipe, size)[0]
 

@@ -33,7 +33,7 @@ TINY = (
 FEATURES = {"knn", "linear", "fewshot", "nonlinear", "representation"}  # of anything, raw pixels too
 SMALLEST = {
     "affinity": dict(examples=8), "classifier": {}, "codebook": {}, "colors": dict(examples=32), "inpainting": dict(examples=32),
-    "convolutional": dict(channels=8, epochs=1, batch_size=32),
+    "convolutional": dict(channels=8, epochs=1, batch_size=32), "detection": dict(examples=32),
     "nonlinear": dict(epochs=1, batch_size=32), "denoising": dict(components=4, examples=16),
     "discriminator_memorization": dict(examples=32),
     "disentanglement": dict(examples=64), "fewshot": dict(shots=(1,), seeds=(0,)),
@@ -55,6 +55,7 @@ SUPPORT = {  # beside FEATURES
     "colorization": {"convolutional", "denoising", "linear_by_layer", "colors", "reconstruction"},
     "context_encoder": {"convolutional", "denoising", "inpainting", "linear_by_layer", "colors", "reconstruction"},
     "cooccurrence": {"affinity", "convolutional", "linear_by_layer", "pretext"},
+    "detection": {"convolutional", "detection", "linear_by_layer"},
     "egomotion": {"convolutional", "linear_by_layer", "motion", "pretext"},
     "equivariance": {"convolutional", "linear_by_layer", "pretext"},
     "cpc": {"convolutional", "linear_by_layer", "pretext"},
@@ -148,8 +149,9 @@ def test_every_supported_kind_is_measured_with_its_baselines(name):
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "pages"),
-    [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"]), ("segmentation", ["segmentation"])],
-)
+    [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"]), ("segmentation", ["segmentation"]),
+     ("detection", ["detection"])],
+)  # fmt: skip
 def test_sample_writes_the_pictures_of_pretext_tasks_and_transfers(name, pages, tmp_path):
     workdir = save_run(load_tiny(name), tmp_path)
     assert main(["sample", f"--workdir={workdir}"]) == 0

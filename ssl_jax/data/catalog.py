@@ -21,6 +21,7 @@ class DatasetEntry(NamedTuple):
     classes: int | None  # None without labels
     splits: Mapping[str, int]  # {name: examples}
     vocabulary: Mapping[str, int] = {}  # {text feature: tokens in its vocabulary}
+    class_counts: Mapping[str, int] = {}  # {feature: number of its classes}, of features beside the label
 
 
 class DatasetFacts(NamedTuple):
@@ -30,6 +31,7 @@ class DatasetFacts(NamedTuple):
     num_classes: int | None
     examples: int
     vocabulary: dict[str, int]  # {text feature: tokens in its vocabulary}
+    class_counts: Mapping[str, int] = {}  # {name in a batch: number of classes}, of the features that declare them
 
 
 def _labeled(size: int | None, classes: int, splits: dict[str, int]) -> DatasetEntry:
@@ -58,7 +60,7 @@ NORB_PAIRS = {
 
 # Sizes from TFDS's catalog. mnist_t10k splits MNIST's 10,000 test digits.
 CATALOG = {
-    "scenes": DatasetEntry(SCENES, 12, {"train": 7200, "test": 1800}, {"question": 26}),
+    "scenes": DatasetEntry(SCENES, 12, {"train": 7200, "test": 1800}, {"question": 26}, {"objects/label": 13}),
     "cifar10": _labeled(32, 10, {"train": 50_000, "test": 10_000}),
     "cifar100": _labeled(32, 100, {"train": 50_000, "test": 10_000}),
     "mnist": _labeled(28, 10, {"train": 60_000, "test": 10_000}),
@@ -78,7 +80,8 @@ def open_data(data, split: str) -> Source:
 def read_facts(data, source: Source, vocabulary: Mapping[str, Vocabulary]) -> DatasetFacts:
     """Facts about an opened training split."""
     sizes = {name: len(each.tokens) for name, each in vocabulary.items()}
-    return DatasetFacts(describe(source, data.ops, vocabulary), source.num_classes, len(source), sizes)
+    counts = {name: len(names) for name, names in source.class_names.items()}
+    return DatasetFacts(describe(source, data.ops, vocabulary), source.num_classes, len(source), sizes, counts)
 
 
 def facts(data) -> DatasetFacts:
@@ -101,7 +104,7 @@ def facts(data) -> DatasetFacts:
         features[name] = Feature(tuple(shape), dtype, "pose" if dtype == "float32" else "plain")
     if classes:
         features.setdefault("label", Feature((), "int32"))
-    _, features = rename_features(features, *_feature_options(data), data.name)
+    paths, features = rename_features(features, *_feature_options(data), data.name)
     shape = output_shape(data.ops) or given or features["image"].shape
     if None in shape:
         raise UserError(
@@ -114,7 +117,8 @@ def facts(data) -> DatasetFacts:
             raise UserError(f"data '{data.name}': unknown vocabulary size of '{name}'; give --config.data.vocabulary.{name}=N")
     features = after_host_ops(features, data.ops, sizes)
     features["image"] = features["image"]._replace(shape=shape)
-    return DatasetFacts(features, classes, data.examples or _count(data, entry.splits), sizes)
+    counts = {name: entry.class_counts[path] for name, path in paths.items() if path in entry.class_counts}
+    return DatasetFacts(features, classes, data.examples or _count(data, entry.splits), sizes, counts)
 
 
 def _feature_options(data) -> tuple[dict, dict]:

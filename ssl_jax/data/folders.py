@@ -169,7 +169,7 @@ class FolderSource(Source):
         return len(self.paths)
 
     def __getitem__(self, index):
-        data = read_picture(self.root, self.paths[index])
+        data = read_picture(os.path.join(self.root, self.paths[index]))
         return {name: data if self._own[name] == "image" else self.labels[index] for name in self.features}
 
     def select(self, features):
@@ -181,9 +181,8 @@ class FolderSource(Source):
         return f"example {index} ({printable(self.paths[index])})"
 
 
-def read_picture(root: str, path: str) -> bytes:
-    """The file `path` below `root`. Raises CorruptImage if it cannot be read or is too large, MachineFault if the disk fails."""
-    path = os.path.join(root, path)
+def read_picture(path: str) -> bytes:
+    """The encoded picture. Raises CorruptImage for a file that cannot be read, MachineFault if its disk fails."""
     try:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size

@@ -125,7 +125,7 @@ class MaskFolder(Source):
 
     def __getitem__(self, index):
         found = {"image": self.paths[index], "mask": self.masks[index]}
-        return {name: read_picture(self.root, found[self._own[name]]) for name in self.features}
+        return {name: read_picture(os.path.join(self.root, found[self._own[name]])) for name in self.features}
 
     def select(self, features):
         other = self.__class__.__new__(self.__class__)

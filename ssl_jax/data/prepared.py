@@ -172,6 +172,8 @@ class TfdsSource(Source):
         label = _at(builder.info.features, self._paths["label"]) if "label" in features else None
         self.num_classes = getattr(label, "num_classes", None)
         self.label_names = tuple(label.names) if self.num_classes is not None else None
+        typed = ((each, _at(builder.info.features, path)) for each, path in self._paths.items())
+        self.class_names = {each: tuple(kind.names) for each, kind in typed if getattr(kind, "num_classes", None)}
         counts = ", ".join(f"{name} {info.num_examples}" for name, info in sorted(builder.info.splits.items()))
         classes = f"{self.num_classes} classes" if self.num_classes is not None else "no classes"
         log.info("data '%s': splits %s; %s", self.name, counts, classes)

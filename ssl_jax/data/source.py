@@ -21,6 +21,7 @@ class Source(abc.ABC):
       name, split: as given to `open_source`.
       features: {name: feature} of `source[i]`, see `ssl_jax.data.features`; nested ones by path, 'objects/bbox'.
       num_classes, label_names: of the feature 'label'; None without labels.
+      class_names: {feature: names of its classes}, of all features that declare them, also in lists; empty for folders of classes.
       image_shape: (H, W, 3) of decoded images if the dataset declares one shape for all, else None.
       fingerprint: 16 hex digits over files, sizes and split; equal on every machine with the same data.
       caches: decoded columns of small images, filled by the reader; not pickled.
@@ -31,11 +32,12 @@ class Source(abc.ABC):
     features: dict[str, Feature]
     num_classes: int | None
     label_names: tuple[str, ...] | None
+    class_names: dict[str, tuple[str, ...]]
     image_shape: tuple[int, int, int] | None
     fingerprint: str
 
     def __init__(self):
-        self.caches = {}
+        self.caches, self.class_names = {}, {}
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

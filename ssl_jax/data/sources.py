@@ -1,4 +1,4 @@
-"""Sources of images: the embedded scenes, any prepared TFDS dataset, a folder of images, or one of images and masks.
+"""Sources of images: the embedded scenes, any prepared TFDS dataset, a folder of images, alone or with masks or annotations.
 
 A source has random access and returns *encoded* images, so that the reader decides how much to decode. It can be pickled
 (worker processes reopen their files). It never imports TensorFlow, because it reads TFDS through ArrayRecord.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ssl_jax.data import norb
+from ssl_jax.data import coco, norb
 from ssl_jax.data.folders import FolderSource
 from ssl_jax.data.mask_folders import MaskFolder, find_pairs
 from ssl_jax.data.prepared import TfdsSource, contents, find_prepared, prepared_directory
@@ -40,7 +40,7 @@ def open_source(
     Args:
       name: 'scenes' (embedded, prepared on first use; 'scenes/tiny' for tests), 'smallnorb/pairs' (see `norb`), a TFDS name
         ('cifar10', 'ds/config', 'ds:1.2.0') that is prepared below `data_dir`, the path of a prepared TFDS directory, or the
-        path of a folder of images, or of images and masks (`MaskFolder`).
+        path of a folder of images: alone, with masks (`MaskFolder`), or with annotations if `names` has features of them (`coco`).
       split: TFDS syntax ('train', 'train[:90%]', 'train+test') for TFDS; 'all', 'train', 'test' or the name of a split's
         folder for folders.
       data_dir: TFDS data directory; '' is $TFDS_DATA_DIR, else TFDS's own default (for 'scenes': a cache directory).
@@ -71,6 +71,8 @@ def open_source(
     directory = (None if is_path(name) else find_prepared(data_dir, name)) or prepared_directory(path)
     if directory is not None:
         return TfdsSource(directory, split, name, names, kinds)
+    if os.path.isdir(path) and any(feature in coco.FEATURES and feature != "image" for feature in names.values()):
+        return coco.CocoSource(path, split, names, kinds)
     if os.path.isdir(path):
         tree = scan(os.path.abspath(path), follow_links)
         if pairs := find_pairs(tree):

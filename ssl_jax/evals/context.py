@@ -48,6 +48,7 @@ class EvaluatedModel(NamedTuple):
     fns: ModelFns = ModelFns()  # functions of the method with params and mutable bound: fns.reconstruct(images)
     inputs: tuple[str, ...] = ("image",)  # the features of the data in a batch of the method, the image first
     codes: int | None = None  # size of the codebook
+    class_names: Mapping[str, tuple[str, ...]] = {}  # {feature: names of its classes}, of the features that declare them
     samples: Callable | None = None
     # (count, seed, truncation[, labels]) -> uint8 batches [B, H, W, 3]; `labels` int [count] replace the sampled ones
     sampled_labels: Callable | None = None  # (count, seed) -> int32 [count]: the classes that `samples` are conditioned on

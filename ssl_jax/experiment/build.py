@@ -45,6 +45,8 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
         config.data.examples = facts.examples
         if facts.vocabulary:
             config.data.vocabulary = facts.vocabulary
+        for name, count in config.data.get("classes", {}).items():
+            config.data.classes[name] = count or facts.class_counts.get(name)
         if config.dtype == "auto":
             config.dtype = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     if config.dtype not in ("float32", "bfloat16"):

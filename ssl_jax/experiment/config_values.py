@@ -171,10 +171,18 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.std": entries(POSITIVE, 3),
     r"model\.standardize": TRUTH,
     # transfers
+    r"data\.classes\.\w+": optional(COUNT),
     r"model\.backbone": NAME,
     r"model\.classes": optional(whole(2, 255)),  # masks have 8 bits, and one value is ignored
     r"model\.ignore": whole(0, 255),
     r"model\.head\.name": NAME,
+    r"model\.weights\.(heat|size|offset|class|box)": WEIGHT,
+    r"model\.(objects|detections)": whole(1, 2**14),
+    r"model\.head\.candidates": whole(1, 2**13),
+    r"model\.head\.stride": COUNT,
+    r"model\.head\.towers": whole(0, 64),
+    r"model\.head\.reach": entries(POSITIVE, 2),
+    r"model\.head\.overlap": SHARE,
     # pretext tasks
     r"model\.turns": entries(whole(0, 3), least=2),
     r"model\.(grid|tile|puzzles)": COUNT,
