@@ -172,6 +172,7 @@ class TfdsSource(Source):
         label = _at(builder.info.features, self._paths["label"]) if "label" in features else None
         self.num_classes = getattr(label, "num_classes", None)
         self.label_names = tuple(label.names) if self.num_classes is not None else None
+        self.class_names = _class_names(builder.info.features, self._paths)
         counts = ", ".join(f"{name} {info.num_examples}" for name, info in sorted(builder.info.splits.items()))
         classes = f"{self.num_classes} classes" if self.num_classes is not None else "no classes"
         log.info("data '%s': splits %s; %s", self.name, counts, classes)
@@ -277,6 +278,13 @@ class TfdsSource(Source):
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._open()
+
+
+def _class_names(features, paths: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    import tensorflow_datasets as tfds
+
+    found = {name: _at(features, path) for name, path in paths.items()}
+    return {name: tuple(each.names) for name, each in found.items() if isinstance(each, tfds.features.ClassLabel)}
 
 
 def _at(tree, path):

@@ -1,0 +1,1 @@
+"""Networks of tasks on top of a backbone."""
