@@ -62,6 +62,7 @@ def fill_in(config, size):
     """Set up `config` and its stages for images of `size` [H, W, 3] and 10 classes."""
     with config.unlocked():
         config.data.image_shape, config.data.num_classes, config.dtype = size, 10, "float32"
+        config.data.vocabulary = dict.fromkeys(config.data.vocabulary, 10)
         for stage in config.stages.values():
             stage.config = abstract_stage(stage.recipe, size)[0]
 
@@ -176,7 +177,7 @@ def test_every_variant_locks_and_builds_abstractly(name):
 @every_config
 def test_inputs_of_a_method_equal_the_data(name):
     exp = shared_experiment(name, 1, 1)
-    spec = element_spec(exp.batches.source, exp.config.data.ops, exp.method.inputs)
+    spec = element_spec(exp.batches.source, exp.config.data.ops, exp.method.inputs, exp.vocabulary)
     assert spec == {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in exp.method.inputs.items()}
 
 
@@ -363,6 +364,11 @@ def test_model_fns_have_their_documented_shapes_and_types(name):
                 "pmi": ((n, None, None), "float32"), "corners": ((None, 2), "int32"), "size": ((), "int32"),
             }),
             "motion": ((batch, jax.random.key(0)), {"predicted": row, "true": row}),
+            "segment": ((images,), ((n, *shape[:2], None), "float32")),
+            "detect": ((images,), {
+                "boxes": ((n, None, 4), "float32"), "scores": ((n, None), "float32"), "labels": ((n, None), "int32"),
+            }),
+            "answer": ((batch,), {"logits": ((n, None), "float32"), "attention": ((n, None, None), "float32")}),
             "inpaint": ((images,), {"pictures": pictures, "removed": ((None, None, None), "bool")}),
         }
 

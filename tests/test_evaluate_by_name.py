@@ -41,6 +41,7 @@ SMALLEST = {
     "linear": dict(solver="ridge", l2=(1e-2,)), "linear_by_layer": dict(solver="ridge"), "pca_baseline": dict(examples=32),
     "perceptual_path": dict(examples=32), "pretext": dict(examples=32), "reconstruction": dict(examples=32, extractor="random_conv"),
     "representation": dict(examples=32), "sample_class_accuracy": dict(examples=32), "token_likelihood": dict(examples=32),
+    "vqa": dict(examples=32, train_examples=64),
 }  # fmt: skip
 SUPPORT = {  # beside FEATURES
     "autoencoder": {"convolutional", "denoising", "linear_by_layer", "disentanglement", "colors", "reconstruction", "pca_baseline"},
@@ -74,6 +75,7 @@ SUPPORT = {  # beside FEATURES
     },
     "vit_vqgan": {"codebook", "denoising", "linear_by_layer", "discriminator_memorization", "colors", "reconstruction"},
     "vq_prior": {"sample_class_accuracy", "linear_by_layer", "generation", "token_likelihood"},
+    "vqa": {"linear_by_layer", "vqa"},
     "vqvae": {"convolutional", "codebook", "denoising", "linear_by_layer", "colors", "reconstruction"},
 }  # fmt: skip
 SLOW = ("bigbigan", "biggan", "maskgit", "stylegan", "vit_vqgan")  # minutes each
@@ -142,7 +144,9 @@ def test_every_supported_kind_is_measured_with_its_baselines(name):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "pages"), [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"])])
+@pytest.mark.parametrize(
+    ("name", "pages"), [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"]), ("vqa", ["vqa"])]
+)
 def test_sample_writes_the_pictures_of_pretext_tasks(name, pages, tmp_path):
     workdir = save_run(load_tiny(name), tmp_path)
     assert main(["sample", f"--workdir={workdir}"]) == 0

@@ -171,7 +171,11 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.std": entries(POSITIVE, 3),
     r"model\.standardize": TRUTH,
     # transfers
-    r"model\.backbone": NAME,
+    r"model\.(backbone|image)": NAME,
+    r"model\.question\.length": whole(1, 4096),
+    r"model\.fusion\.hops": LAYERS,
+    r"model\.fusion\.(projection|attended)": COUNT,
+    r"model\.fusion\.hidden": COUNT,
     # pretext tasks
     r"model\.turns": entries(whole(0, 3), least=2),
     r"model\.(grid|tile|puzzles)": COUNT,

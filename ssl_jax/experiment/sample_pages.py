@@ -30,7 +30,7 @@ STRENGTHS = {"psi": (1.0, 0.7, 0.5, 0.3, 0.0), "normal": (None, 2.0, 1.0, 0.5, 0
 ROWS, COLUMNS = 6, 10
 OF_IMAGES = ("reconstruction", "traversal")  # pages that need no sampler
 # Pages that an evaluation of the run draws, and the function that its picture needs.
-EVALUATED = {"pretext": "draw_pretext", "motion": "motion", "affinity": "affinity", "inpainting": "inpaint"}
+EVALUATED = {"pretext": "draw_pretext", "motion": "motion", "affinity": "affinity", "inpainting": "inpaint", "vqa": "answer"}
 
 
 def save_pages(

@@ -24,16 +24,16 @@ IMAGES = ("read", "none")
 
 
 def build(config, stages) -> Method:
-    """`config.model`: backbone ('frozen' or 'trained') and layer (see `engine.backbone`), image ('read', or 'none': zeros for features),
-    question (a name in `QUESTIONS` with its fields, and length, the most words of a question), fusion (a name in `FUSIONS` with its
-    fields). `config.data.vocabulary` names question and answer, which become token ids and classes.
+    """`config.model`: backbone ('frozen' or 'trained') and layer (see `engine.backbone`); image ('read', or 'none': features are
+    zeros); question (a name in `QUESTIONS` with its fields, and length, the most words of a question); fusion (a name in `FUSIONS`
+    with its fields). `config.data.vocabulary` names question and answer, which become token ids and classes.
     """
     model, sizes = config.model, config.data.vocabulary
     if model.image not in IMAGES:
         raise UserError(f"config.model.image={model.image!r} is unknown; choose {' or '.join(IMAGES)}")
     for name in ("question", "answer"):
         if not sizes.get(name):
-            raise UserError(f"config.data.vocabulary has no {name!r}, which the method 'vqa' reads; give config.data.vocabulary.{name}=None")
+            raise UserError(f"method 'vqa' reads {name!r} by its vocabulary; give --config.data.vocabulary.{name}=None")
     if sizes.answer < 2:
         raise UserError(f"method 'vqa' on {config.data.name!r}: the train split has one answer only; nothing is to be learned")
     backbone = open_backbone(config, stages)

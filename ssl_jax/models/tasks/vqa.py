@@ -95,8 +95,9 @@ class Film(nn.Module):
             y = BatchNorm(**norm, use_scale=False, use_bias=False, name=f"block{block}_bn")(y)
             x = shard_batch(x + nn.relu(modulate(y, film[:, block, 0], film[:, block, 1])))
         x = nn.relu(conv(with_coordinates(x), self.projection, 1, "projection"))
-        x = Dense(self.hidden, use_bias=False, dtype=self.dtype, name="hidden")(x.max((1, 2))), places_of_maxima(x)
-        x, attention = BatchNorm(**norm, relu=True, name="hidden_bn")(x[0]), x[1]
+        attention = places_of_maxima(x)
+        x = Dense(self.hidden, use_bias=False, dtype=self.dtype, name="hidden")(x.max((1, 2)))
+        x = BatchNorm(**norm, relu=True, name="hidden_bn")(x)
         return LinearHead(self.answers, name="answers")(x), attention
 
 
