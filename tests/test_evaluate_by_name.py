@@ -75,7 +75,7 @@ SUPPORT = {  # beside FEATURES
     },
     "vit_vqgan": {"codebook", "denoising", "linear_by_layer", "discriminator_memorization", "colors", "reconstruction"},
     "vq_prior": {"sample_class_accuracy", "linear_by_layer", "generation", "token_likelihood"},
-    "vqa": {"linear_by_layer", "vqa"},
+    "vqa": {"convolutional", "linear_by_layer", "vqa"},
     "vqvae": {"convolutional", "codebook", "denoising", "linear_by_layer", "colors", "reconstruction"},
 }  # fmt: skip
 SLOW = ("bigbigan", "biggan", "maskgit", "stylegan", "vit_vqgan")  # minutes each

@@ -23,7 +23,7 @@ class Source(abc.ABC):
       name, split: as given to `open_source`.
       features: {name: feature} of `source[i]`, see `ssl_jax.data.features`; nested ones by path, 'objects/bbox'.
       num_classes, label_names: of the feature 'label'; None without labels.
-      class_names: {name: names of its classes} of every feature that is the label of an example.
+      class_names: {name: names of its classes} of every feature that holds classes.
       image_shape: (H, W, 3) of decoded images if the dataset declares one shape for all, else None.
       fingerprint: 16 hex digits over files, sizes and split; equal on every machine with the same data.
       caches: decoded columns of small images, filled by the reader; not pickled.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssl_jax.data.decode import CorruptImage
 from ssl_jax.data.sources import Source
 from ssl_jax.errors import UserError
 
@@ -56,7 +57,10 @@ def build_vocabulary(source: Source, names: Sequence[str]) -> dict[str, Vocabula
     read = [name for name in names if name not in source.class_names]
     words, longest, texts = {name: set() for name in read}, dict.fromkeys(read, 0), source.select(tuple(read))
     for index in range(len(texts) if read else 0):
-        example = texts[index]
+        try:
+            example = texts[index]
+        except CorruptImage:  # the pipeline names it when it reads the image
+            continue
         for name in read:
             for text in np.asarray(example[name], object).ravel():
                 found = [as_phrase(text)] if kinds[name] == "phrase" else split_words(text)

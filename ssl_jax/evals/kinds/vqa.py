@@ -137,9 +137,14 @@ def answers_of(context: Context, asked: Asked, question_of: np.ndarray | None = 
 
 
 def fingerprint(images: jax.Array) -> jax.Array:
-    """uint32 [B] of images uint8 [B, H, W, 3]: a weighted sum of all values modulo 2**32. Equal images have equal ones."""
+    """uint32 [B] of images uint8 [B, H, W, 3]: equal for equal images, hardly ever for others.
+
+    The sum modulo 2**32 of numbers that mix the bits of each value and its place.
+    """
     values = images.reshape(len(images), -1).astype(jnp.uint32)
-    return jnp.sum(values * (2 * jnp.arange(values.shape[1], dtype=jnp.uint32) + 1), 1, dtype=jnp.uint32)
+    mixed = (values + 256 * jnp.arange(values.shape[1], dtype=jnp.uint32)) * jnp.uint32(2654435761)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
+    return jnp.sum(mixed ^ (mixed >> 13), 1, dtype=jnp.uint32)
 
 
 def in_halves(whole: jax.Array) -> jax.Array:
@@ -170,17 +175,22 @@ def other_images(prints: np.ndarray, seed: int) -> np.ndarray:
 
 
 def most_frequent(train: Asked, test: Asked) -> tuple[np.ndarray, np.ndarray]:
-    """(majority, by_question): answers int [N] to the test questions, see `evaluate`. Of equally frequent ones the first class."""
-    known = train.answer[train.answer >= 0]
-    if not len(known):
-        raise UserError("the evaluation 'vqa' counts answers, and the train split has none")
-    majority, counts = int(np.bincount(known).argmax()), {}
+    """(majority, by_question): answers int [N] to the test questions, see `evaluate`. Ties go to the first in the split."""
+    every, counts = Counter(), {}
     for question, answer in zip(map(words_of, train.question), train.answer.tolist(), strict=True):
         if answer >= 0:
+            every[answer] += 1
             counts.setdefault(question, Counter())[answer] += 1
-    best = {question: min(found, key=lambda a, found=found: (-found[a], a)) for question, found in counts.items()}
+    if not every:
+        raise UserError("the evaluation 'vqa' counts answers, and the train split has none")
+    majority, best = first(every), {question: first(found) for question, found in counts.items()}
     by_question = np.array([best.get(words_of(question), majority) for question in test.question])
     return np.full(len(test.answer), majority), by_question
+
+
+def first(counts: Counter) -> int:
+    """The most frequent answer; of equally frequent ones the one that was counted first."""
+    return counts.most_common(1)[0][0]
 
 
 def words_of(question: np.ndarray) -> tuple[int, ...]:
