@@ -64,6 +64,7 @@ def fill_in(config, size):
         config.data.image_shape, config.data.num_classes, config.dtype = size, 10, "float32"
         for name in config.data.get("classes", {}):
             config.data.classes[name] = 10
+        config.data.vocabulary = dict.fromkeys(config.data.vocabulary, 10)
         for stage in config.stages.values():
             stage.config = abstract_stage(stage.recipe, size)[0]
 
@@ -178,7 +179,7 @@ def test_every_variant_locks_and_builds_abstractly(name):
 @every_config
 def test_inputs_of_a_method_equal_the_data(name):
     exp = shared_experiment(name, 1, 1)
-    spec = element_spec(exp.batches.source, exp.config.data.ops, exp.method.inputs)
+    spec = element_spec(exp.batches.source, exp.config.data.ops, exp.method.inputs, exp.vocabulary)
     assert spec == {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in exp.method.inputs.items()}
 
 

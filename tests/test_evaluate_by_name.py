@@ -42,6 +42,7 @@ SMALLEST = {
     "perceptual_path": dict(examples=32), "pretext": dict(examples=32), "reconstruction": dict(examples=32, extractor="random_conv"),
     "representation": dict(examples=32), "sample_class_accuracy": dict(examples=32), "token_likelihood": dict(examples=32),
     "segmentation": dict(examples=32), "segmentation_linear": dict(examples=32, images=32, cells=500, l2=(1e-2,), iterations=10),
+    "vqa": dict(examples=32, train_examples=64),
 }  # fmt: skip
 SUPPORT = {  # beside FEATURES
     "autoencoder": {"convolutional", "denoising", "linear_by_layer", "disentanglement", "colors", "reconstruction", "pca_baseline"},
@@ -77,6 +78,7 @@ SUPPORT = {  # beside FEATURES
     },
     "vit_vqgan": {"codebook", "denoising", "linear_by_layer", "discriminator_memorization", "colors", "reconstruction"},
     "vq_prior": {"sample_class_accuracy", "linear_by_layer", "generation", "token_likelihood"},
+    "vqa": {"convolutional", "linear_by_layer", "vqa"},
     "vqvae": {"convolutional", "codebook", "denoising", "linear_by_layer", "colors", "reconstruction"},
 }  # fmt: skip
 for offered in SUPPORT.values():  # both need the maps of 'layer2', which the same encoders have
@@ -150,7 +152,7 @@ def test_every_supported_kind_is_measured_with_its_baselines(name):
 @pytest.mark.parametrize(
     ("name", "pages"),
     [("rotation", ["pretext"]), ("egomotion", ["motion"]), ("cooccurrence", ["affinity"]), ("segmentation", ["segmentation"]),
-     ("detection", ["detection"])],
+     ("detection", ["detection"]), ("vqa", ["vqa"])],
 )  # fmt: skip
 def test_sample_writes_the_pictures_of_pretext_tasks_and_transfers(name, pages, tmp_path):
     workdir = save_run(load_tiny(name), tmp_path)

@@ -15,6 +15,7 @@ Writes to WORKDIR/samples/ (or --output):
   completion.png      priors: test images, the part that is kept, and completions of it
   pretext.png         pretext tasks: questions about test images above the answers, green if right
   motion.png          egomotion: predicted against true motion between two views, a panel for each axis
+  vqa.png             questions about test images, where the model looks, its answers and the true ones
   affinity.png        co-occurrence: test images, the affinity of a patch with all others, segments by it and by color, the mask
   segmentation.png    segmentation: test images, the true classes of their pixels, the predicted ones, and the errors in red
   neighbors.png       a row per sample: the sample, then its nearest training images in the features of --extractor

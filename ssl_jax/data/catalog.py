@@ -58,14 +58,23 @@ NORB_PAIRS = {
     "motion": Feature((2,), "float32", "pose"),
 }
 
+CLEVR_QUESTIONS = {
+    "answer": Feature((), "object", "phrase"),
+    "image": Feature((320, 480, 3), "uint8", "image"),
+    "question": Feature((), "object", "text"),
+}
+
 # Sizes from TFDS's catalog. mnist_t10k splits MNIST's 10,000 test digits.
 CATALOG = {
-    "scenes": DatasetEntry(SCENES, 12, {"train": 7200, "test": 1800}, {"question": 26}, {"objects/label": 13}),
+    "scenes": DatasetEntry(SCENES, 12, {"train": 7200, "test": 1800}, {"answer": 24, "question": 26}, {"objects/label": 13}),
     "cifar10": _labeled(32, 10, {"train": 50_000, "test": 10_000}),
     "cifar100": _labeled(32, 100, {"train": 50_000, "test": 10_000}),
     "mnist": _labeled(28, 10, {"train": 60_000, "test": 10_000}),
     "mnist_t10k": _labeled(28, 10, {"train": 8000, "test": 2000}),
     "smallnorb/pairs": DatasetEntry(NORB_PAIRS, 5, {"train": 24_300, "test": 24_300}),
+    "clevr/questions": DatasetEntry(
+        CLEVR_QUESTIONS, None, {"train": 700_000, "validation": 150_000, "test": 150_000}, {"answer": 28}
+    ),
     "imagenet2012": _labeled(None, 1000, {"train": 1_281_167, "validation": 50_000}),
     "imagenet2012_subset/1pct": _labeled(None, 1000, {"train": 12_811, "validation": 50_000}),
     "imagenet2012_subset/10pct": _labeled(None, 1000, {"train": 128_116, "validation": 50_000}),

@@ -8,6 +8,8 @@ Every feature has a kind, which decides what host geometry does to it. The type 
     boxes    BBoxFeature: (ymin, xmin, ymax, xmax) as fractions of the height and width of the image
     points   only by `config.data.kinds`: (y, x) as fractions of the height and width of the image
     text     Text; becomes token ids if `config.data.vocabulary` names it
+    phrase   only by `config.data.kinds`: text that is one word of `config.data.vocabulary` as a whole, such as an answer; becomes
+             its number, -1 if the train split lacks it
     pose     other floats (poses, motions); random ops refuse them, because they may be in pixels of the whole image
     plain    anything else, such as labels; host geometry leaves it unchanged
 
@@ -27,7 +29,7 @@ import numpy as np
 from ssl_jax.data.geometry import Recipe, is_random, output_shape
 from ssl_jax.errors import UserError
 
-KINDS = ("image", "mask", "boxes", "points", "text", "pose", "plain")
+KINDS = ("image", "mask", "boxes", "points", "text", "phrase", "pose", "plain")
 VALID = "_valid"
 
 
@@ -132,6 +134,8 @@ def after_host_ops(features: Mapping[str, Feature], ops: Recipe, vocabulary: Map
             shape = (*shape[:-3], *size[:-1], shape[-1])
         elif kind == "text" and name in vocabulary:
             shape, dtype = (*shape, None), "int32"
+        elif kind == "phrase" and name in vocabulary:
+            dtype = "int32"
         elif kind in ("boxes", "points"):
             shape = (*crops, *shape)
         found[name] = Feature(shape, dtype, kind)
@@ -167,8 +171,10 @@ def mismatch(inputs: Mapping[str, Any], features: Mapping[str, Feature], ops: Re
             close = difflib.get_close_matches(name, features, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             return f"input {name!r} {wanted}: no such feature; {hint}the data have {listing(features)}"
-        if there.kind == "text" and there.dtype == "object" and wanted.dtype == "int32":
+        if there.dtype == "object" and there.kind in ("text", "phrase") and wanted.dtype == "int32":
             return f"input {name!r} {wanted}: it is text; add the key {name!r} to config.data.vocabulary to read token ids"
+        if there.kind == "text" and there.shape == (*wanted.shape, None):
+            return f"input {name!r} {wanted}: it is text of several words; --config.data.kinds.{name}=phrase makes each text one class"
         fits = len(there.shape) == len(wanted.shape) and all(n in (None, m) for n, m in zip(there.shape, wanted.shape, strict=True))
         if not fits or there.dtype != wanted.dtype:
             return f"input {name!r} {wanted}: the data have it as {there} ({there.kind}); they have {listing(features)}"

@@ -172,8 +172,7 @@ class TfdsSource(Source):
         label = _at(builder.info.features, self._paths["label"]) if "label" in features else None
         self.num_classes = getattr(label, "num_classes", None)
         self.label_names = tuple(label.names) if self.num_classes is not None else None
-        typed = ((each, _at(builder.info.features, path)) for each, path in self._paths.items())
-        self.class_names = {each: tuple(kind.names) for each, kind in typed if getattr(kind, "num_classes", None)}
+        self.class_names = _class_names(builder.info.features, self._paths)
         counts = ", ".join(f"{name} {info.num_examples}" for name, info in sorted(builder.info.splits.items()))
         classes = f"{self.num_classes} classes" if self.num_classes is not None else "no classes"
         log.info("data '%s': splits %s; %s", self.name, counts, classes)
@@ -279,6 +278,12 @@ class TfdsSource(Source):
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._open()
+
+
+def _class_names(features, paths: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Those of labels, also in lists, which pass on the fields of what they hold."""
+    found = {name: _at(features, path) for name, path in paths.items()}
+    return {name: tuple(each.names) for name, each in found.items() if getattr(each, "num_classes", None)}
 
 
 def _at(tree, path):

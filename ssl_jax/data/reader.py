@@ -20,7 +20,7 @@ from ssl_jax.data.geometry import (
     without_crop_axis,
 )
 from ssl_jax.data.source import Source
-from ssl_jax.data.vocabulary import Tokenizer, Vocabulary
+from ssl_jax.data.vocabulary import Numbers, Tokenizer, Vocabulary
 from ssl_jax.errors import UserError
 
 CACHE_BYTES = 1 << 30  # bound of the decoded images of one source in one process
@@ -73,7 +73,8 @@ class Reader:
         self._check(source, available)
         self.features = {name: with_length(available[name], spec) for name, spec in self.inputs.items()}
         self.kinds = {name: each.kind for name, each in self.features.items()}
-        self.tokenizers = {name: Tokenizer(each) for name, each in self.vocabulary.items()}
+        self.tokenizers = {name: Tokenizer(each) for name, each in self.vocabulary.items() if self.kinds[name] == "text"}
+        self.numbers = {name: Numbers(each) for name, each in self.vocabulary.items() if self.kinds[name] == "phrase"}
         # {NAME_valid: NAME}; and the feature whose size is that of the example.
         self.lists = {name: name.removesuffix(VALID) for name in self.inputs if name not in source.features}
         self.frame = next((name for name, kind in self.kinds.items() if kind in ("image", "mask")), None)
@@ -154,8 +155,10 @@ class Reader:
         if name in self.tokenizers:
             tokens = self.tokenizers[name]
             if len(feature.shape) == 1:
-                return tokens(value, feature.shape[0])
-            return padded_to([tokens(text, feature.shape[1]) for text in value], feature, name, where)
+                return tokens(value, feature.shape[0], f"{where}: '{name}'")
+            return padded_to([tokens(text, feature.shape[1], f"{where}: '{name}'") for text in value], feature, name, where)
+        if name in self.numbers:
+            return self.numbers[name](value)
         if feature.shape and self.source.features[name].shape[:1] == (None,):
             return padded_to(value, feature, name, where)
         return _to_device_dtype(value)

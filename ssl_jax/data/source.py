@@ -6,6 +6,8 @@ import abc
 import errno
 import hashlib
 import json
+import types
+from collections.abc import Mapping
 
 from ssl_jax.data.features import Feature
 from ssl_jax.errors import MachineFault
@@ -32,7 +34,7 @@ class Source(abc.ABC):
     features: dict[str, Feature]
     num_classes: int | None
     label_names: tuple[str, ...] | None
-    class_names: dict[str, tuple[str, ...]]
+    class_names: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
     image_shape: tuple[int, int, int] | None
     fingerprint: str
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ssl_jax.data import coco, norb
+from ssl_jax.data import clevr, coco, norb
 from ssl_jax.data.folders import FolderSource
 from ssl_jax.data.mask_folders import MaskFolder, find_pairs
 from ssl_jax.data.prepared import TfdsSource, contents, find_prepared, prepared_directory
@@ -38,7 +38,8 @@ def open_source(
     """Open a split of a dataset.
 
     Args:
-      name: 'scenes' (embedded, prepared on first use; 'scenes/tiny' for tests), 'smallnorb/pairs' (see `norb`), a TFDS name
+      name: 'scenes' (embedded, prepared on first use; 'scenes/tiny' for tests), 'smallnorb/pairs' (see `norb`),
+        'clevr/questions' (see `clevr`), a TFDS name
         ('cifar10', 'ds/config', 'ds:1.2.0') that is prepared below `data_dir`, the path of a prepared TFDS directory, or the
         path of a folder of images: alone, with masks (`MaskFolder`), or with annotations if `names` has features of them (`coco`).
       split: TFDS syntax ('train', 'train[:90%]', 'train+test') for TFDS; 'all', 'train', 'test' or the name of a split's
@@ -63,10 +64,11 @@ def open_source(
 
         return TfdsSource(scenes.prepare(data_dir, name.partition("/")[2] or "full").data_dir, split, name, names, kinds)
     data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    if name == norb.NAME:
+    if name in (norb.NAME, clevr.NAME):
         if names or kinds:
             raise UserError(f"config.data.features and kinds are fixed for '{name}'; leave them empty")
-        return norb.NorbPairs(open_source("smallnorb", split, data_dir))
+        wrapped = norb.NorbPairs if name == norb.NAME else clevr.ClevrQuestions
+        return wrapped(open_source(name.partition("/")[0], split, data_dir))
     path = os.path.expanduser(name)
     directory = (None if is_path(name) else find_prepared(data_dir, name)) or prepared_directory(path)
     if directory is not None:

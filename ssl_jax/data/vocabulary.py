@@ -1,4 +1,7 @@
-"""Texts as token ids: 0 is padding, 1 an unknown word, then the words of the train split in sorted order."""
+"""Texts as token ids: 0 is padding, 1 an unknown word, then the words of the train split in sorted order.
+
+A phrase is one class as a whole, and so is a label: its number counts from 0, and -1 is a phrase that the train split lacks.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssl_jax.data.decode import CorruptImage
 from ssl_jax.data.sources import Source
 from ssl_jax.errors import UserError
 
@@ -17,7 +21,10 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class Vocabulary(NamedTuple):
-    """Vocabulary of one feature. Token i is `tokens[i]`; `longest` counts the tokens of the longest text in the train split."""
+    """Vocabulary of one feature: of words (from 2 on, see `SPECIAL`), or of phrases or names of classes (from 0 on).
+
+    Token i is `tokens[i]`; `longest` counts the tokens of the longest text in the train split, 1 for phrases and classes.
+    """
 
     tokens: tuple[str, ...]
     longest: int
@@ -25,42 +32,69 @@ class Vocabulary(NamedTuple):
 
 def split_words(text: str | bytes) -> list[str]:
     """Lowercase words; each punctuation mark is one word."""
-    return _WORD.findall((text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).lower())
+    return _WORD.findall(as_phrase(text).lower())
+
+
+def as_phrase(text: str | bytes) -> str:
+    """The whole text, as it is."""
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
 
 
 def build_vocabulary(source: Source, names: Sequence[str]) -> dict[str, Vocabulary]:
-    """{name: vocabulary} of the text features `names`. Reads the source once, without its images.
+    """{name: vocabulary} of the features `names`: texts, phrases, or labels, whose classes the data name.
+
+    Reads the source once, without its images; not if all of them are labels.
 
     Raises:
-      UserError: an unknown feature, or one that is not text.
+      UserError: an unknown feature, or one that has no words.
     """
-    for name in names:
-        kind = source.features[name].kind if name in source.features else "missing"
-        if kind != "text":
-            texts = ", ".join(n for n, feature in source.features.items() if feature.kind == "text") or "no texts"
-            raise UserError(f"config.data.vocabulary: '{name}' of data '{source.name}' is {kind}; there are {texts}")
-    words, longest, texts = {name: set() for name in names}, dict.fromkeys(names, 0), source.select(tuple(names))
-    for index in range(len(texts) if names else 0):
-        example = texts[index]
-        for name in names:
+    kinds = {name: source.features[name].kind if name in source.features else "missing" for name in names}
+    for name, kind in kinds.items():
+        if kind not in ("text", "phrase") and name not in source.class_names:
+            texts = [n for n, feature in source.features.items() if feature.kind in ("text", "phrase")]
+            there = ", ".join([*texts, *source.class_names]) or "no texts"
+            raise UserError(f"config.data.vocabulary: '{name}' of data '{source.name}' is {kind}; there are {there}")
+    read = [name for name in names if name not in source.class_names]
+    words, longest, texts = {name: set() for name in read}, dict.fromkeys(read, 0), source.select(tuple(read))
+    for index in range(len(texts) if read else 0):
+        try:
+            example = texts[index]
+        except CorruptImage:  # the pipeline names it when it reads the image
+            continue
+        for name in read:
             for text in np.asarray(example[name], object).ravel():
-                found = split_words(text)
+                found = [as_phrase(text)] if kinds[name] == "phrase" else split_words(text)
                 words[name].update(found)
                 longest[name] = max(longest[name], len(found))
-    return {name: Vocabulary((*SPECIAL, *sorted(words[name])), longest[name]) for name in names}
+    special = {name: () if kinds[name] == "phrase" else SPECIAL for name in read}
+    found = {name: Vocabulary((*special[name], *sorted(words[name])), longest[name]) for name in read}
+    return {name: found[name] if name in found else Vocabulary(source.class_names[name], 1) for name in names}
 
 
 class Tokenizer:
-    """text -> int32 [length], padded with 0. Longer texts, which other splits may have, are truncated."""
+    """text -> int32 [length], padded with 0."""
 
     def __init__(self, vocabulary: Vocabulary):
         self._ids = {word: i for i, word in enumerate(vocabulary.tokens)}
 
-    def __call__(self, text: str | bytes, length: int) -> np.ndarray:
+    def __call__(self, text: str | bytes, length: int, where: str = "a text") -> np.ndarray:
+        """Raises UserError, which begins with `where`, for a text with more words than `length`."""
         out = np.full(length, PADDING, np.int32)
-        ids = [self._ids.get(word, UNKNOWN) for word in split_words(text)[:length]]
+        ids = [self._ids.get(word, UNKNOWN) for word in split_words(text)]
+        if len(ids) > length:
+            raise UserError(f"{where} has {len(ids)} words, more than the declared {length}; declare more")
         out[: len(ids)] = ids
         return out
+
+
+class Numbers:
+    """phrase -> its number in the vocabulary, int32; -1 for a phrase that the train split lacks."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._ids = {phrase: i for i, phrase in enumerate(vocabulary.tokens)}
+
+    def __call__(self, phrase: str | bytes) -> np.ndarray:
+        return np.asarray(self._ids.get(as_phrase(phrase), -1), np.int32)
 
 
 def to_json(vocabulary: Mapping[str, Vocabulary]) -> dict:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.data.vocabulary import Vocabulary
 from ssl_jax.engine.method import ModelFns
 from ssl_jax.engine.sharding import put_global
 from ssl_jax.errors import UserError
@@ -52,6 +53,7 @@ class EvaluatedModel(NamedTuple):
     samples: Callable | None = None
     # (count, seed, truncation[, labels]) -> uint8 batches [B, H, W, 3]; `labels` int [count] replace the sampled ones
     sampled_labels: Callable | None = None  # (count, seed) -> int32 [count]: the classes that `samples` are conditioned on
+    vocabulary: Mapping[str, Vocabulary] = {}  # {feature: words of a text, or names of classes} of `config.data.vocabulary`
     between: Callable | None = None  # (space, seed, t [N] in [0, 1]) -> float32 batches [B, H, W, 3] in about [0, 1]: decoded
     # latents at position t of the path between two random latents
 

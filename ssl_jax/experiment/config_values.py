@@ -172,7 +172,6 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.standardize": TRUTH,
     # transfers
     r"data\.classes\.\w+": optional(COUNT),
-    r"model\.backbone": NAME,
     r"model\.classes": optional(whole(2, 255)),  # masks have 8 bits, and one value is ignored
     r"model\.ignore": whole(0, 255),
     r"model\.head\.name": NAME,
@@ -183,6 +182,11 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.head\.towers": whole(0, 64),
     r"model\.head\.reach": entries(POSITIVE, 2),
     r"model\.head\.overlap": SHARE,
+    r"model\.(backbone|image)": NAME,
+    r"model\.question\.length": whole(1, 4096),
+    r"model\.fusion\.hops": LAYERS,
+    r"model\.fusion\.(projection|attended)": COUNT,
+    r"model\.fusion\.hidden": COUNT,
     # pretext tasks
     r"model\.turns": entries(whole(0, 3), least=2),
     r"model\.(grid|tile|puzzles)": COUNT,

@@ -45,6 +45,7 @@ def model_context(experiment: Experiment, state: State) -> Context:
             samples=open_samples(experiment, state),
             sampled_labels=open_labels(experiment),
             between=open_between(experiment, state),
+            vocabulary=experiment.vocabulary,
         ),
         notes=experiment.method.notes,
     )

@@ -112,9 +112,14 @@ def check_examples(experiment: Experiment) -> None:
 
 
 def labels_in_range(batches: Iterable[Mapping], experiment: Experiment) -> Iterator[Mapping]:
-    """`batches`. Raises UserError for the first label that is no class, since its loss would be NaN."""
+    """`batches`. Raises UserError for the first label or answer that is no class, since its loss would be NaN, or that of another."""
     data, learns = experiment.config.data, _learns_classes(experiment)
+    inputs = experiment.method.inputs
+    classes = {name: size for name, size in data.get("vocabulary", {}).items() if name in inputs and inputs[name].shape == ()}
     for batch in batches:
+        for name, size in classes.items():
+            if why := labels.fault(labels.Labels(batch[name], False), size):
+                raise UserError(f"a training batch of '{data.name}:{data.train_split}' {why} in {name!r}; correct these data")
         if learns and (why := labels.fault(labels.Labels(batch["label"], False), data.num_classes)):
             raise UserError(f"a training batch of '{data.name}:{data.train_split}' {why}; correct the labels of the data")
         yield batch

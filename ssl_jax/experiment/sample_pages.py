@@ -32,7 +32,7 @@ OF_IMAGES = ("reconstruction", "traversal")  # pages that need no sampler
 # Pages that an evaluation of the run draws, and the function that its picture needs.
 EVALUATED = {
     "pretext": "draw_pretext", "motion": "motion", "affinity": "affinity", "inpainting": "inpaint", "segmentation": "segment",
-    "detection": "detect",
+    "detection": "detect", "vqa": "answer",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The vocabulary of a run's texts: built once from the train split, then kept in the workdir."""
+"""The vocabulary of a run's texts and of the names of classes: built once from the train split, then kept in the workdir."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssl_jax.errors import UserError
 
 
 def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary]:
-    """The vocabulary of each text in `config.data.vocabulary`, from `workdir`, or built from the train split and written there.
+    """The vocabulary of each feature in `config.data.vocabulary`, from `workdir`, or built from the train split and written there.
 
     Raises:
         UserError: the vocabulary has another number of words than the config says.
@@ -48,5 +48,5 @@ def _is_vocabulary(each) -> bool:
 def check_lengths(method: Method, vocabulary: Mapping[str, Vocabulary]) -> None:
     """Raises UserError where a text of the train split is longer than the input that `method` declares."""
     for name, (shape, _) in method.inputs.items():
-        if name in vocabulary and shape[-1] < vocabulary[name].longest:
+        if name in vocabulary and shape and shape[-1] < vocabulary[name].longest:
             raise UserError(f"input {name!r} has {shape[-1]} tokens; the longest text has {vocabulary[name].longest}")
