@@ -191,8 +191,8 @@ def stage(recipe) -> dict:
 
 
 def backbone(recipe) -> dict:
-    """The encoder that a task builds on: a finished run; with untrained=True its initial weights."""
-    return dict(**stage(recipe), untrained=False)
+    """The encoder that a task builds on: a finished run, or a file of weights; with untrained=True its initial weights."""
+    return dict(**stage(recipe), weights="", untrained=False)
 
 
 def generation(config) -> None:

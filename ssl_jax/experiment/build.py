@@ -75,6 +75,11 @@ def check_inputs(config, method: Method, facts: DatasetFacts, mesh) -> None:
             f"config.data.eval_ops: {config.data.eval_ops[0][0]} is random, and evaluations need the same pictures every time; give "
             f"--config.data.eval_ops=\"[('resize_crop', dict(resize={size}, crop={size}))]\""
         )
+    if not method.phases:
+        raise UserError(
+            f"config.method={config.method!r} has nothing to train; evaluate its file with launch.py evaluate --weights=FILE, or train "
+            "a task on top of it with config.stages"
+        )
     if config.accumulate < 1:
         raise UserError(f"config.accumulate={config.accumulate} must be at least 1")
     for phase in method.phases:
