@@ -15,7 +15,7 @@ from torch_reference import require_timm, require_torch, require_torchvision
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
-from ssl_jax.models.common import apply, flatten_dict, init_variables
+from ssl_jax.models.common import apply, init_variables
 from ssl_jax.models.pretrained.foreign import read_encoder
 from ssl_jax.models.pretrained.torch_layout import to_torch
 
@@ -163,7 +163,7 @@ def test_the_teacher_of_dino_is_taken_and_its_head_left_out(tmp_path, caplog):
     with caplog.at_level("INFO", "ssl_jax"):
         check_same_features(saved(tmp_path / "flat.safetensors", flat), model, 48, spec)
     assert "of 'teacher.backbone.'" in caplog.text
-    assert f"left out: heads and losses of DINO (2), the other encoder ({len(student) - 1})" in caplog.text
+    assert f"left out: the other encoder ({len(student) - 1}), heads and losses of DINO (2)" in caplog.text
     neck = {**flat, "teacher.neck.weight": flat["teacher.head.mlp.0.weight"]}
     with pytest.raises(UserError, match=r"teacher\.neck\.weight is unexpected"):
         read_encoder(saved(tmp_path / "neck.safetensors", neck))
@@ -193,6 +193,15 @@ def test_moco_v3_has_twelve_heads(tmp_path):
     others = {"module.base_encoder.head.0.weight": torch.zeros(3), "module.predictor.0.weight": torch.zeros(3)}
     path = saved(tmp_path / "vit-s-300ep.pth.tar", {"state_dict": {**momentum, **state, **others}})
     check_same_features(path, model, 48, dict(variant="S12/16", pool="cls"))
+
+
+@pytest.mark.full
+def test_a_vit_without_class_token_gives_the_mean_of_its_patches(tmp_path):
+    model = vit(num_classes=0, **MU, **GAP)
+    found = read_encoder(saved(tmp_path / "gap.pth", with_prefix("module.", model.state_dict())))
+    assert found.spec == {"name": "vit", "variant": "mu/16", "pool": "gap"}
+    x = pixels(48)
+    np.testing.assert_allclose(features(found, x)["pooled"], run_theirs(model, x).numpy(), atol=1e-4)
 
 
 @pytest.mark.full
@@ -254,7 +263,9 @@ def test_one_tensor_that_is_missing_or_unexpected_or_of_another_shape_is_one_lin
         assert line.count(" is ") + line.count(" has ") == 1, line
 
 
-@pytest.mark.parametrize("name", ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc2.weight", "blocks.0.attn.qkv.bias"])
+@pytest.mark.parametrize(
+    "name", ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc2.weight", "blocks.0.attn.qkv.bias"]
+)
 def test_any_missing_tensor_of_a_vit_is_named(name, tmp_path):
     state = state_of(SPEC)
     del state[name]

@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax.engine.checkpoint import Checkpoints, checksums
+from ssl_jax.engine.method import Method
 from ssl_jax.engine.renamed_keys import first_names
 from ssl_jax.errors import UserError
 from ssl_jax.experiment.workdir import read_config
@@ -131,7 +132,11 @@ def _open(name: str, stage) -> tuple[dict, dict]:
 
 def _initial(config, frozen: Mapping) -> dict:
     """The weights of a run before its first step, from its seed."""
-    method = build_method(config)
+    return initial_weights(build_method(config), config.seed, frozen)
+
+
+def initial_weights(method: Method, seed: int, frozen: Mapping) -> dict:
+    """{'params', 'mutable'} of a method before its first step, NumPy."""
     batch = {name: np.zeros((8, *spec.shape), spec.dtype) for name, spec in method.inputs.items()}
-    params, mutable = jax.device_get(jax.jit(method.init)(jax.random.key(config.seed), batch, dict(frozen)))
+    params, mutable = jax.device_get(jax.jit(method.init)(jax.random.key(seed), batch, dict(frozen)))
     return {"params": params, "mutable": {**mutable, **frozen}}
