@@ -1,6 +1,7 @@
 """Features in files: right rows, names and order, also after kill -9, with several processes, and with images that cannot be read."""
 
 import functools
+import io
 import json
 import os
 import pathlib
@@ -63,8 +64,8 @@ def expected(weights, photos):
 
 def flags(weights, photos, output, *others):
     return [
-        "features", f"--weights={weights}", "--config=configs/simclr.py:smoke", f"--config.data.name={photos}", "--config.dtype=float32",
-        "--config.eval_batch_size=16", "--shard_rows=24", f"--output={output}", *others,
+        "features", f"--weights={weights}", "--config=configs/simclr.py:smoke", f"--config.data.name={photos}",
+        "--config.dtype=float32", "--config.eval_batch_size=16", "--shard_rows=24", f"--output={output}", *others,
     ]  # fmt: skip
 
 
@@ -182,7 +183,7 @@ def test_features_of_a_run_are_those_of_its_encoder(tmp_path):
     arguments = ["features", f"--workdir={tmp_path}/run", "--split=test[:40]", "--layer=layer2", "--config.eval_batch_size=16"]
     assert main([*arguments, f"--output={tmp_path}/out"]) == 0
     data = open_source("scenes", "test[:40]")
-    images = np.stack([np.asarray(Image.open(__import__("io").BytesIO(data[i]["image"]))) for i in range(40)])
+    images = np.stack([np.asarray(Image.open(io.BytesIO(data[i]["image"]))) for i in range(40)])
     wanted = experiment.encode(state.params, state.mutable, images)["layer2"].mean((1, 2))
     np.testing.assert_allclose(np.load(tmp_path / "out" / "features.npy"), wanted, atol=1e-4)
     assert (tmp_path / "out" / "names.txt").read_text().split() == [str(i) for i in range(40)]
