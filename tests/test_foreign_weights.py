@@ -15,6 +15,7 @@ from torch_reference import require_timm, require_torch, require_torchvision
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
+from ssl_jax.models.backbones.vit import resize_positions
 from ssl_jax.models.common import apply, init_variables
 from ssl_jax.models.pretrained.foreign import read_encoder
 from ssl_jax.models.pretrained.torch_layout import to_torch
@@ -213,6 +214,14 @@ def test_sizes_of_the_giant_of_dinov2():
     images = jax.ShapeDtypeStruct((1, 518, 518, 3), np.float32)
     ours, _ = jax.eval_shape(functools.partial(init_variables, build_encoder(spec)), jax.random.key(0), images)
     assert sorted(leaf.size for leaf in jax.tree.leaves(ours)) == sorted(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (50, 50), (37, 20)])
+def test_positions_of_another_resolution_are_those_of_timm(grid):
+    resample = require_timm().layers.resample_abs_pos_embed
+    table = np.random.default_rng(0).normal(size=(1, 37 * 37, 8)).astype(np.float32)
+    theirs = resample(require_torch().from_numpy(table), list(grid), num_prefix_tokens=0).numpy()
+    np.testing.assert_allclose(resize_positions(table, grid), theirs, atol=2e-6)
 
 
 # ---- files that do not fit, made without PyTorch

@@ -53,9 +53,9 @@ def evaluate_weights(
             config.evals = ConfigDict(asked)
     evals.check(config.evals)
     read_evaluations(output)  # damaged ones are refused before anything is built
-    spec = measurable(config, bool(asked), subjects)
     start_jax()
     opened = open_weights(path, config)
+    spec = measurable(config, bool(asked), subjects)
     _record(output, path, opened)
     experiment, state = weights_experiment(opened)
     context = model_context(experiment, state)
