@@ -75,7 +75,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = ((".*", "fsdp"),)  # (regex, 'fsdp' | 'replicate' | mesh axes per dimension); covers every parameter
     config.stages = {}  # finished runs that this one uses: {name: dict(workdir=..., recipe=...)}
-    # Initial weights from another run ('': random; None: required), and (regex, replacement) for parameter names.
+    # Initial weights from another run or a file of others ('': random; None: required), and (regex, replacement) for parameter names.
     config.warm_start = dict(workdir="", rules=((r"^net/encoder/", "net/encoder/"),))
     config.evals = dict(
         knn=dict(kind="knn", k=20, temperature=0.07),
@@ -191,8 +191,8 @@ def stage(recipe) -> dict:
 
 
 def backbone(recipe) -> dict:
-    """The encoder that a task builds on: a finished run; with untrained=True its initial weights."""
-    return dict(**stage(recipe), untrained=False)
+    """The encoder that a task builds on: a finished run, or a file of weights; with untrained=True its initial weights."""
+    return dict(**stage(recipe), weights="", untrained=False)
 
 
 def generation(config) -> None:

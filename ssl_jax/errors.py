@@ -72,9 +72,9 @@ class PrintableFormatter(logging.Formatter):
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def workdir_not_made(workdir: Path, error: OSError) -> UserError | MachineFault:
-    """What to raise if `workdir` cannot be created and written."""
-    failed = f"--workdir={workdir} cannot be written ({error.strerror or error})"
+def workdir_not_made(workdir: Path, error: OSError, flag: str = "--workdir") -> UserError | MachineFault:
+    """What to raise if `workdir`, which `flag` has given, cannot be created and written."""
+    failed = f"{flag}={workdir} cannot be written ({error.strerror or error})"
     if error.errno in BAD_PATH:
         return UserError(f"{failed}; choose another directory")
     return MachineFault(f"{failed}; repair its disk, and start again")

@@ -454,6 +454,8 @@ OVERRIDES = [
     ("simclr", "model.mean=" + "9" * 5000, "config.model.mean"),
 ]
 
+WEIGHTS = ("--weights={file}", "--config=configs/simclr.py:smoke")  # a file that holds none
+
 # (arguments, cause)
 ARGUMENTS = [
     # ---- verbs and flags
@@ -561,6 +563,31 @@ ARGUMENTS = [
     (["evaluate", "--workdir={run}", "--config.data.num_classes=5"], "is filled in from the data"),
     (["evaluate", "--workdir={run}", "--config.data={}"], "config.data is a table"),
     (["evaluate", "--workdir={run}", "--truncation=1"], "argument '--truncation=1' is not understood"),
+    # ---- weights of others
+    (["evaluate", "--workdir={run}", "--weights={file}"], "give either --workdir=RUN, or --weights=FILE with --config=CONFIG"),
+    (["evaluate", "--workdir={run}", "--config=configs/simclr.py"], "is for --weights; a run has its own config"),
+    (["evaluate", "--workdir={run}", "--output={w}"], "is for --weights; the numbers of a run go to its workdir"),
+    (["evaluate", "--weights={file}"], "--weights={file} needs --config=configs/NAME.py"),
+    (["evaluate", *WEIGHTS], "--weights needs --output=DIR"),
+    (["evaluate", *WEIGHTS, "--output={w}", "--step=3"], "--step=3 is of a run"),
+    (["evaluate", *WEIGHTS, "--output={file}"], "is a file"),
+    (["evaluate", *WEIGHTS, "--output={w}"], "{file} is not a dictionary of tensors that torch.save wrote"),
+    (["evaluate", *WEIGHTS, "--output={w}", "--eval=knnn"], "did you mean 'knn'"),
+    (["evaluate", *WEIGHTS, "--output={w}", "--config.batch_size=0"], "config.batch_size=0 must be"),
+    (["evaluate", "--weights={w}", "--config=configs/simclr.py:smoke", "--output={w}"], "is no file; give the path of the weights"),
+    (["evaluate", "--weights={file}", "--config=configs/simclrr.py", "--output={w}"], "did you mean configs/simclr.py?"),
+    # ---- features
+    (["features", "--workdir={run}"], "--output"),
+    (["features", "--output={w}"], "give either --workdir=RUN, or --weights=FILE"),
+    (["features", "--weights={file}", "--output={w}"], "needs --config=configs/NAME.py"),
+    (["features", *WEIGHTS, "--output={w}"], "{file} is not a dictionary of tensors that torch.save wrote"),
+    (["features", "--workdir={w}", "--output={w}"], "holds no run"),
+    (["features", "--workdir={run}", "--output={w}", "--format=csv"], "invalid choice: 'csv'"),
+    (["features", "--workdir={run}", "--output={w}", "--shard_rows=0"], "--shard_rows=0 must be at least 1"),
+    (["features", "--workdir={run}", "--output={w}", "--step=-1"], "--step=-1 must not be negative"),
+    (["features", "--workdir={run}", "--output={file}/x"], "is a file"),
+    (["features", "--workdir={run}", "--output={w}", "--config.data.num_classes=5"], "is filled in from the data"),
+    (["features", "--workdir={run}", "--output={w}", "--count=5"], "argument '--count=5' is not understood"),
     # ---- sample
     (["sample", "--workdir={w}"], "holds no run"),
     (["sample", "--workdir={run}", "--count=0"], "--count=0 must be at least 1"),

@@ -9,9 +9,9 @@ import pytest
 from torch_reference import require_timm, require_torch, require_torchvision
 
 from ssl_jax.errors import UserError
-from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.models import common
 from ssl_jax.models.backbones.encoders import build_encoder
+from ssl_jax.models.pretrained.torch_layout import from_torch, to_torch
 
 R10 = {"name": "resnet", "depth": 10, "stem": "cifar"}
 

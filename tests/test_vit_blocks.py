@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ssl_jax.engine.sharding import leaf_names, make_mesh, spec_of
-from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.models import common
 from ssl_jax.models.backbones import vit
 from ssl_jax.models.backbones.encoders import build_encoder
+from ssl_jax.models.pretrained.torch_layout import from_torch, to_torch
 
 
 def build_vit(x, **fields):

@@ -25,6 +25,7 @@ from ssl_jax.where import as_called, program
 VERBS = {
     "train": "train a config in a workdir, or resume it",
     "evaluate": "evaluate the checkpoint of a run: kNN, linear probe, ...",
+    "features": "write the features of images to NumPy or Parquet files",
     "sample": "write image grids of a generative run",
     "transfer": "train one encoder's tasks: classification, segmentation, detection, questions; one table",
     "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
@@ -198,6 +199,26 @@ def add_workdir(sub: argparse.ArgumentParser) -> None:
 def add_step(sub: argparse.ArgumentParser, default: str = "the newest") -> None:
     """The flag --step."""
     sub.add_argument("--step", type=whole("--step", 0), help=f"which checkpoint (default: {default})")
+
+
+def add_encoder(sub: argparse.ArgumentParser) -> None:
+    """The flags of an encoder: --workdir and --step, or --weights and --config."""
+    sub.add_argument("--workdir", type=folder("--workdir"), help="directory of a run")
+    add_step(sub)
+    sub.add_argument("--weights", metavar="FILE", help="instead of a run: an encoder of others (docs/guides/foreign_weights.md)")
+    sub.add_argument("--config", help="with --weights: a config, for its data")
+
+
+def check_encoder(args: argparse.Namespace) -> None:
+    """Raises UserError unless the flags name a run, or a file of weights with a config."""
+    if (args.workdir is None) == (args.weights is None):
+        raise UserError("give either --workdir=RUN, or --weights=FILE with --config=CONFIG")
+    if args.weights is not None and args.config is None:
+        raise UserError(f"--weights={args.weights} needs --config=configs/NAME.py, for its data and evaluations")
+    if args.weights is not None and args.step is not None:
+        raise UserError(f"--step={args.step} is of a run, and --weights={args.weights} has no steps")
+    if args.workdir is not None and args.config is not None:
+        raise UserError(f"--config={args.config} is for --weights; a run has its own config, and --config.KEY=VALUE changes it")
 
 
 def folder(flag: str) -> Callable[[str], Path]:

@@ -177,6 +177,9 @@ class FolderSource(Source):
         other.__dict__.update({**self.__getstate__(), "features": {name: self.features[name] for name in features}})
         return other
 
+    def key(self, index):
+        return self.paths[index]
+
     def called(self, index):
         return f"example {index} ({printable(self.paths[index])})"
 

@@ -56,6 +56,10 @@ class Source(abc.ABC):
         """How messages name an example: 'example 38', with its file if there is one."""
         return f"example {index}"
 
+    def key(self, index: int) -> str:
+        """The name of an example in files of features: its path in a folder of images, else its number in the split."""
+        return str(index)
+
     def __getstate__(self):
         return {**self.__dict__, "caches": {}}
 

@@ -19,12 +19,27 @@ from ssl_jax.errors import UserError
 
 EMBEDDED = "scenes"
 
-__all__ = ["EMBEDDED", "FolderSource", "MaskFolder", "Source", "TfdsSource", "is_path", "open_source"]
+__all__ = ["EMBEDDED", "FolderSource", "MaskFolder", "Source", "TfdsSource", "is_folder_of_images", "is_path", "open_source"]
 
 
 def is_path(name: str) -> bool:
     """Whether `config.data.name` is a path rather than the name of a dataset."""
     return name.startswith(("/", ".", "~"))
+
+
+def is_folder_of_images(name: str, data_dir: str = "") -> bool:
+    """Whether `open_source` reads this as a folder of images."""
+    named = name.partition("/")[0] == EMBEDDED or name == norb.NAME
+    return not named and os.path.isdir(os.path.expanduser(name)) and _prepared(name, _data_dir(data_dir)) is None
+
+
+def _data_dir(data_dir: str) -> str:
+    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def _prepared(name: str, data_dir: str) -> str | None:
+    """The prepared TFDS directory of a dataset, or None."""
+    return (None if is_path(name) else find_prepared(data_dir, name)) or prepared_directory(os.path.expanduser(name))
 
 
 def open_source(
@@ -63,14 +78,13 @@ def open_source(
         from ssl_jax.data import scenes  # imports a renderer that nothing else needs
 
         return TfdsSource(scenes.prepare(data_dir, name.partition("/")[2] or "full").data_dir, split, name, names, kinds)
-    data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    data_dir = _data_dir(data_dir)
     if name in (norb.NAME, clevr.NAME):
         if names or kinds:
             raise UserError(f"config.data.features and kinds are fixed for '{name}'; leave them empty")
         wrapped = norb.NorbPairs if name == norb.NAME else clevr.ClevrQuestions
         return wrapped(open_source(name.partition("/")[0], split, data_dir))
-    path = os.path.expanduser(name)
-    directory = (None if is_path(name) else find_prepared(data_dir, name)) or prepared_directory(path)
+    path, directory = os.path.expanduser(name), _prepared(name, data_dir)
     if directory is not None:
         return TfdsSource(directory, split, name, names, kinds)
     if os.path.isdir(path) and any(feature in coco.FEATURES and feature != "image" for feature in names.values()):

@@ -15,9 +15,11 @@ from ssl_jax.engine.method import Method
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import check_inputs, fill_in, make_run
+from ssl_jax.experiment.stages import check_source, foreign_config
 from ssl_jax.experiment.workdir import read_config
 from ssl_jax.methods import build_method
 from ssl_jax.models.conv import use_convolutions
+from ssl_jax.models.pretrained.foreign import read_encoder
 
 
 class AbstractExperiment(NamedTuple):
@@ -54,11 +56,14 @@ def build_abstract(config, devices, platform: str) -> AbstractExperiment:
 
 
 def abstract_stages(config, platform: str) -> tuple[Any, dict]:
-    """As `open_stages`, with shapes for weights. A stage without a workdir takes the config of its recipe."""
+    """As `open_stages`, with shapes for weights. A stage without a workdir or a file takes the config of its recipe."""
     config, frozen = config.copy_and_resolve_references(), {}
     with config.unlocked():
         for name, stage in config.get("stages", {}).items():
-            if stage.workdir:
+            if stage.get("weights"):
+                check_source(name, stage)
+                stage_config = foreign_config(read_encoder(stage.weights), config)
+            elif stage.workdir:
                 stage_config = read_config(Path(stage.workdir))
             else:
                 if not Path(stage.recipe.partition(":")[0]).is_file():

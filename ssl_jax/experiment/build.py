@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,32 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
             config.data.vocabulary = facts.vocabulary
         for name, count in config.data.get("classes", {}).items():
             config.data.classes[name] = count or facts.class_counts.get(name)
-        if config.dtype == "auto":
-            config.dtype = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype={config.dtype!r} is unknown; choose auto, float32 or bfloat16")
+        config.dtype = compute_type(config.dtype, platform)
     if config.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"config.on_nonfinite={config.on_nonfinite!r} is unknown; choose stop or skip")
     if config.keep_checkpoints < 1:
         raise UserError(f"config.keep_checkpoints={config.keep_checkpoints} would keep none; give 1 or more")
     return config
+
+
+def compute_type(dtype: str, platform: str | None = None) -> str:
+    """'float32' or 'bfloat16'; 'auto' is bfloat16 but on CPUs. Raises UserError for another one."""
+    if dtype == "auto":
+        dtype = "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype={dtype!r} is unknown; choose auto, float32 or bfloat16")
+    return dtype
+
+
+def check_eval_ops(config) -> None:
+    """Raises UserError for `config.data.eval_ops` that do not exist or are random."""
+    check_host_ops(config.data.eval_ops)
+    if is_random(config.data.eval_ops):
+        size = (output_shape(config.data.eval_ops) or (64,))[-2]
+        raise UserError(
+            f"config.data.eval_ops: {config.data.eval_ops[0][0]} is random, and evaluations need the same pictures every time; give "
+            f"--config.data.eval_ops=\"[('resize_crop', dict(resize={size}, crop={size}))]\""
+        )
 
 
 def check_inputs(config, method: Method, facts: DatasetFacts, mesh) -> None:
@@ -70,12 +87,11 @@ def check_inputs(config, method: Method, facts: DatasetFacts, mesh) -> None:
         given = f" with config.data.ops {config.data.ops[0][0]}" if config.data.ops else ""
         remedies = (f"; {remedy}" for name, remedy in method.absent.items() if name not in facts.features)
         raise UserError(f"method {config.method!r} on {config.data.name!r}{given}: {reason}{next(remedies, '')}")
-    check_host_ops(config.data.eval_ops)
-    if is_random(config.data.eval_ops):
-        size = (output_shape(config.data.eval_ops) or (64,))[-2]
+    check_eval_ops(config)
+    if not method.phases:
         raise UserError(
-            f"config.data.eval_ops: {config.data.eval_ops[0][0]} is random, and evaluations need the same pictures every time; give "
-            f"--config.data.eval_ops=\"[('resize_crop', dict(resize={size}, crop={size}))]\""
+            f"config.method={config.method!r} has nothing to train; evaluate its file with launch.py evaluate --weights=FILE, or train "
+            "a task on top of it with config.stages"
         )
     if config.accumulate < 1:
         raise UserError(f"config.accumulate={config.accumulate} must be at least 1")
@@ -118,6 +134,21 @@ def make_run(
     return run, schedules, example
 
 
+def jitted_in(mesh, function: Callable) -> Callable:
+    """`function` compiled under the mesh, as the step is.
+
+    Without it every device would compute the whole batch of sharded parameters.
+    """
+
+    @functools.wraps(function)
+    def in_mesh(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    counts = [name for name in inspect.signature(function).parameters if name == "count"]
+    return jax.jit(in_mesh, static_argnames=counts)
+
+
 def build_experiment(config, devices=None, workdir: Path | None = None) -> Experiment:
     """Check the config, the data and the devices, then describe the run. Compiles nothing.
 
@@ -153,17 +184,7 @@ def build_experiment(config, devices=None, workdir: Path | None = None) -> Exper
     run, schedules, example = make_run(config, method, mesh, durations["total"], frozen)
     check_memory(run.abstract, example, mesh)
 
-    def jitted(function):
-        """Compiled under the mesh, as the step is. Without it every device would compute the whole batch of sharded parameters."""
-
-        @functools.wraps(function)
-        def in_mesh(*args):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return function(*args)
-
-        counts = [name for name in inspect.signature(function).parameters if name == "count"]
-        return jax.jit(in_mesh, static_argnames=counts)
-
+    jitted = functools.partial(jitted_in, mesh)
     encode_views = jitted(encode_views_of(method)) if method.views else None
     fns, sampler = jax.tree.map(jitted, (method.fns, method.sampler))
     return Experiment(

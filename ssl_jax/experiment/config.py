@@ -24,11 +24,11 @@ from ssl_jax.experiment.overrides import apply_overrides
 from ssl_jax.where import RECIPES, find_config
 
 # Keys that may differ when a run resumes in its workdir. They say where and how often, never what is trained. Another
-# eval_batch_size, for another number of devices, evaluates a generator on other samples, as another seed would. `workdir` is
-# that of a stage, whose weights are checked by fingerprint.
+# eval_batch_size, for another number of devices, evaluates a generator on other samples, as another seed would. `workdir` and
+# `weights` are those of a stage, whose numbers are checked by fingerprint.
 MAY_CHANGE = (
     "mesh", "data.workers", "data.data_dir", "log_every_steps", "checkpoint_every", "keep_checkpoints", "best_metric", "evals",
-    "eval_batch_size", "workdir", "data.bank_split", "convolutions",
+    "eval_batch_size", "workdir", "weights", "data.bank_split", "convolutions",
 )  # fmt: skip
 STAGE = re.compile(r"^(stages\.[^.]+\.(config\.)?)+")
 DURATION = re.compile(r"total|evaluate_every|checkpoint_every|optim\.[^.]+\.warmup")

@@ -153,7 +153,7 @@ KEYS = {
 PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     # devices, stages and optimizers
     r"mesh\.\w+": MESH,
-    r"stages\.\w+\.(workdir|recipe)": TEXT,
+    r"stages\.\w+\.(workdir|weights|recipe)": TEXT,
     r"stages\.\w+\.step": optional(AT_LEAST_0),
     r"stages\.\w+\.untrained": TRUTH,
     r"optim\.\w+\.lr": optional(number()),  # that it is positive, `engine.optim` says, with what to do instead

@@ -118,7 +118,7 @@ def load_config(path_and_variant: str, overrides):
     if config.warm_start.workdir is None:
         raise UserError(
             "config.warm_start.workdir is not set, and this recipe starts from the weights of another run; give its directory with "
-            "--config.warm_start.workdir=DIR, or --config.warm_start.workdir= for random weights"
+            "--config.warm_start.workdir=DIR, a file of weights with =FILE, or --config.warm_start.workdir= for random weights"
         )
     for key in ("ops", "eval_ops"):
         check_host_ops(config.data[key])

@@ -22,11 +22,11 @@ from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
 from ssl_jax.export.program import bounded, check_calls, check_signature, read_program, signature
 from ssl_jax.export.source import Source, encoder_config, encoder_function, find_encoder, normalization
-from ssl_jax.export.torch_layout import from_torch, to_torch
 from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
 from ssl_jax.models.portable import portable
 from ssl_jax.models.pretrained.arrays import read_arrays
+from ssl_jax.models.pretrained.torch_layout import from_torch, to_torch
 
 # 'encode': images -> features. Tokenizers also have 'tokens': images -> tokens, and 'decode': tokens -> images. A task on top of an
 # encoder has its own function in TASKS, whose outputs the card describes.

@@ -77,7 +77,7 @@ def _vit(encoder, weights):
         "embed_dim": size.width,
         "depth": size.depth,
         "num_heads": size.heads,
-        "mlp_ratio": size.hidden / size.width,
+        "mlp_ratio": (2 if encoder.mlp == "swiglu" else 1) * size.hidden / size.width,
         "num_classes": 0,
         "dynamic_img_size": True,
     }
@@ -85,6 +85,12 @@ def _vit(encoder, weights):
         arguments |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     if encoder.registers:
         arguments |= {"reg_tokens": encoder.registers, "no_embed_class": True}
-    call = f"VisionTransformer({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
-    code = "import torch\nfrom safetensors.torch import load_file\nfrom timm.models import VisionTransformer\n\n"
+    if encoder.layer_scale is not None:
+        arguments |= {"init_values": encoder.layer_scale}
+    words = [f"{name}={value!r}" for name, value in arguments.items()]
+    code = "import torch\nfrom safetensors.torch import load_file\nfrom timm.models import VisionTransformer\n"
+    if encoder.mlp == "swiglu":
+        words += ["mlp_layer=SwiGLUPacked", "act_layer=torch.nn.SiLU"]
+        code += "from timm.layers import SwiGLUPacked\n"
+    call, code = f"VisionTransformer({', '.join(words)})", code + "\n"
     return "timm", f"timm.models.{call}", f"{code}model = {call}"

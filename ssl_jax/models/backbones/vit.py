@@ -1,7 +1,8 @@
 """Vision Transformers with pre-normalization.
 
 Sources: Dosovitskiy et al. 2021 (arXiv:2010.11929); sizes H from there and g from Zhai et al. 2022 (arXiv:2106.04560);
-registers from Darcet et al. 2024 (arXiv:2309.16588); fixed positions in the layout of MAE and MoCo v3.
+registers from Darcet et al. 2024 (arXiv:2309.16588); fixed positions in the layout of MAE and MoCo v3; LayerScale from Touvron et al.
+2021 (arXiv:2103.17239) and gated MLPs from Shazeer 2020 (arXiv:2002.05202), as DINOv2 has them.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ SIZES = {
     "mu": Size(32, 1, 2, 128),  # for tests
     "Ti": Size(192, 12, 3, 768),
     "S": Size(384, 12, 6, 1536),
+    "S12": Size(384, 12, 12, 1536),  # the ViT-S of MoCo v3, whose heads have half the width
     "B": Size(768, 12, 12, 3072),
     "L": Size(1024, 24, 16, 4096),
     "H": Size(1280, 32, 16, 5120),
     "g": Size(1408, 40, 16, 6144),
+    "g2": Size(1536, 40, 24, 4096),  # the giant of DINOv2, with mlp='swiglu'
 }
 POOLS = ("cls", "gap")
 POSITIONS = ("learned", "sincos2d")
+MLPS = ("gelu", "swiglu")
 REMATS = {  # the activations of each block to keep for the backward pass
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -75,6 +79,8 @@ class ViT(nn.Module):
       pool: 'cls' prepends a class token and returns it; 'gap' averages the patch tokens.
       registers: number of extra tokens, which the output drops. With registers, only patches have positions.
       position: 'learned' for the image size at initialization, with bicubic interpolation for other sizes; or fixed 'sincos2d'.
+      layer_scale: initial value of a learned factor of each channel, at the end of each branch; None: no factors.
+      mlp: 'gelu'; or 'swiglu', whose first layer is twice as wide and gates its second half by SiLU of the first.
       remat: a key of REMATS; trades recomputation for memory.
       scan: loop over the blocks, which compiles as fast as a single block. Parameters are then 'blocks/...' with a leading axis of
         depth instead of 'block0/...' (see `stack`, `unstack`), so per-array optimizer rules such as LARS's trust ratio see all
@@ -88,6 +94,8 @@ class ViT(nn.Module):
     pool: str = "cls"
     registers: int = 0
     position: str = "learned"
+    layer_scale: float | None = None
+    mlp: str = "gelu"
     remat: str = "none"
     scan: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -97,6 +105,7 @@ class ViT(nn.Module):
         for field, value, valid in (
             ("pool", self.pool, POOLS),
             ("position", self.position, POSITIONS),
+            ("mlp", self.mlp, MLPS),
             ("remat", self.remat, tuple(REMATS)),
         ):
             if value not in valid:
@@ -157,10 +166,11 @@ class ViT(nn.Module):
     def _blocks(self, x, size):
         """[B, N, D] -> (output [B, N, D], outputs of the blocks: a list, or [depth, B, N, D])."""
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat], prevent_cse=not self.scan)
+        fields = (size.heads, size.hidden, self.dtype, self.layer_scale, self.mlp)
         if not self.scan:
             outputs = []
             for index in range(size.depth):
-                x = shard_batch(block(size.heads, size.hidden, self.dtype, name=f"block{index}")(x))
+                x = shard_batch(block(*fields, name=f"block{index}")(x))
                 outputs.append(x)
             return x, outputs
 
@@ -169,7 +179,7 @@ class ViT(nn.Module):
             return x, x
 
         looped = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=size.depth)
-        return looped(block(size.heads, size.hidden, self.dtype, name="blocks"), x, None)
+        return looped(block(*fields, name="blocks"), x, None)
 
     def _positions(self, grid, width):
         """[1, N, D], with a row for the class token if there is one and no registers."""
@@ -186,19 +196,35 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); with `layer_scale` each summand is scaled by channel."""
 
     heads: int
     hidden: int
     dtype: jnp.dtype
+    layer_scale: float | None = None
+    mlp: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
-        x = x + Attention(self.heads, self.dtype, name="attention")(y)
+        x = x + self._scaled(Attention(self.heads, self.dtype, name="attention")(y), "ls1")
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        return x + Mlp(self.hidden, self.dtype, name="mlp")(y)
+        return x + self._scaled(Mlp(self.hidden, self.dtype, self.mlp, name="mlp")(y), "ls2")
+
+    def _scaled(self, x, name):
+        return x if self.layer_scale is None else LayerScale(self.layer_scale, name=name)(x)
+
+
+class LayerScale(nn.Module):
+    """A learned factor of each channel."""
+
+    start: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        return x * self.param("gamma", nn.initializers.constant(self.start), (x.shape[-1],)).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -222,16 +248,18 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with the exact GELU between them."""
+    """Two linear layers with the exact GELU between them, or a gate: SiLU of the first half of the channels times the second."""
 
     hidden: int
     dtype: jnp.dtype
+    kind: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
-        y = Dense(self.hidden, kernel_init=_xavier, dtype=self.dtype, name="fc1")(x)
-        y = gelu(y)
+        gated = self.kind == "swiglu"
+        y = Dense(2 * self.hidden if gated else self.hidden, kernel_init=_xavier, dtype=self.dtype, name="fc1")(x)
+        y = nn.silu(y[..., : self.hidden]) * y[..., self.hidden :] if gated else gelu(y)
         return Dense(x.shape[-1], kernel_init=_xavier, dtype=self.dtype, name="fc2")(y)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ssl_jax.models.pretrained.weights_file import check_archive, refused
 
+WHAT, REMEDY = "not a dictionary of tensors that torch.save wrote", "save model.state_dict()"
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the format before PyTorch 1.6
 _DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2", "Byte": "u1", "Bool": "?"}
 
@@ -23,13 +24,39 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Accepts only dictionaries of plain, contiguous tensors; the pickle may use no other class. Raises UserError for any other file.
     """
     path = Path(path)
-    with refused(path, "not a dictionary of tensors that torch.save wrote", "save model.state_dict()"):
-        found = _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path)
+    with refused(path, WHAT, REMEDY):
+        found = _read(path)
         if not isinstance(found, dict) or not all(isinstance(value, np.ndarray) for value in found.values()):
             raise TypeError("it has other contents")
-        if not all(isinstance(name, str) for name in found):
+        if not _of_text(found):
             raise TypeError("a name is no text")
         return dict(found)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """What a training program saved: a dictionary that holds state dicts beside numbers, texts and lists.
+
+    The options of a command line (`argparse.Namespace`) are read as nothing. Raises UserError for any other class.
+    """
+    path = Path(path)
+    with refused(path, WHAT, REMEDY):
+        found = _read(path)
+        if not isinstance(found, dict) or not _of_text(found):
+            raise TypeError("it has other contents")
+        return dict(found)
+
+
+def is_state_dict(value) -> bool:
+    """Whether `value` is a dictionary from names to arrays."""
+    return isinstance(value, dict) and _of_text(value) and all(isinstance(each, np.ndarray) for each in value.values())
+
+
+def _of_text(found: dict) -> bool:
+    return all(isinstance(name, str) for name in found)
+
+
+def _read(path: Path):
+    return _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path)
 
 
 def _read_archive(path):
@@ -72,6 +99,13 @@ def _read_stream(path):
     return found
 
 
+class _Options:
+    """In place of an argparse.Namespace: its values are dropped."""
+
+    def __setstate__(self, state):
+        pass
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file, storage):
         super().__init__(file)
@@ -84,6 +118,8 @@ class _Unpickler(pickle.Unpickler):
             return _tensor
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda data, *_: data
+        if (module, name) == ("argparse", "Namespace"):
+            return _Options
         kind = name.removesuffix("Storage")
         if module == "torch" and kind in _DTYPES and name.endswith("Storage"):
             return np.dtype(_DTYPES[kind])

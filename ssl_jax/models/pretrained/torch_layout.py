@@ -6,7 +6,8 @@ ResNet: `torchvision.models.resnet.ResNet(Bottleneck, [3, 4, 6, 3])` and so on, 
 stem='cifar' set `conv1 = Conv2d(3, 64, 3, 1, 1, bias=False)` and `maxpool = Identity()`; for stem='stride2' the same with stride 2.
 Widths other than 1 keep the names and need a class with scaled channels.
 ViT: `timm.models.VisionTransformer(global_pool='token')` for pool='cls'; for pool='gap'
-`(class_token=False, global_pool='avg', fc_norm=False)`; with registers `(reg_tokens=n, no_embed_class=True)`.
+`(class_token=False, global_pool='avg', fc_norm=False)`; with registers `(reg_tokens=n, no_embed_class=True)`; with layer_scale
+`(init_values=x)`; for mlp='swiglu' `(mlp_layer=SwiGLUPacked, act_layer=SiLU)`.
 """
 
 from __future__ import annotations
@@ -97,13 +98,26 @@ def from_torch(spec: Mapping[str, Any], state_dict: StateDict) -> tuple[Tree, Tr
     Ignores the classifier ('fc.*' or 'head.*') and batch counters. Assumes a square image for learned positions. Raises UserError
     that lists missing, unexpected or misshapen entries.
     """
-    module = _checked_encoder(spec)
-    head = _HEADS[type(module)] + "."
+    head = _HEADS[type(_checked_encoder(spec))] + "."
     given = {
         name: np.asarray(value)
         for name, value in state_dict.items()
         if not name.endswith(_COUNTER) and not name.startswith(head)
     }
+    variables, problems = fitted(spec, given)
+    if problems:
+        shown = "; ".join(f"{name} {what}" for name, what in problems[:4]) + ("; ..." if len(problems) > 4 else "")
+        raise UserError(f"the weights do not fit {dict(spec)}: {shown} ({len(problems)} in all); correct the config")
+    return variables
+
+
+def fitted(spec: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> tuple[tuple[Tree, Tree], list[tuple[str, str]]]:
+    """((params, batch_stats), [(name, what is wrong with it)]) of the encoder of `spec` and arrays that should be exactly its own.
+
+    Raises:
+        UserError: the encoder has no PyTorch layout, or 'pos_embed' is missing or no table of it.
+    """
+    module, given = _checked_encoder(spec), dict(given)
     side = _image_side(module, given)
     if isinstance(module, ViT) and module.position == "sincos2d":
         fixed = _fixed_positions(module, side // parse_variant(module.variant)[1])
@@ -119,21 +133,18 @@ def from_torch(spec: Mapping[str, Any], state_dict: StateDict) -> tuple[Tree, Tr
         for path, leaf in flatten_dict(tree, sep="/").items():
             entry = _entry(module, path)
             if entry.name not in given:
-                problems.append(f"{entry.name} is missing")
+                problems.append((entry.name, "is missing"))
                 continue
             value = given.pop(entry.name)
             shape = entry.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
             if value.shape != shape:
-                problems.append(f"{entry.name} has shape {list(value.shape)}, not {list(shape)}")
+                problems.append((entry.name, f"has shape {list(value.shape)}, not {list(shape)}"))
                 continue
             flat[path] = np.array(entry.from_torch(value), np.float32, order="C")
         trees.append(unflatten_dict(flat, sep="/"))
-    problems += [f"{name} is unexpected" for name in given]
-    if problems:
-        shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
-        raise UserError(f"the weights do not fit {dict(spec)}: {shown} ({len(problems)} in all); correct the config")
+    problems += [(name, "is unexpected") for name in given]
     params, batch_stats = trees
-    return stack(params) if _scans(module) else params, batch_stats
+    return (stack(params) if _scans(module) and not problems else params, batch_stats), problems
 
 
 def _scans(module):
