@@ -171,7 +171,11 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.std": entries(POSITIVE, 3),
     r"model\.standardize": TRUTH,
     # transfers
-    r"model\.backbone": NAME,
+    r"model\.(backbone|pool)": NAME,
+    r"model\.drop_path": BELOW_1,
+    r"model\.head_std": WEIGHT,
+    r"model\.mix\.(mixup|cutmix)": WEIGHT,
+    r"model\.mix\.(p|switch)": SHARE,
     # pretext tasks
     r"model\.turns": entries(whole(0, 3), least=2),
     r"model\.(grid|tile|puzzles)": COUNT,

@@ -73,16 +73,22 @@ class ProjectionHead(nn.Module):
 class LinearHead(nn.Module):
     """One linear layer to logits, in float32: params are {'kernel': [D, classes], 'bias': [classes]}.
 
-    `zero_init` starts at uniform probabilities; otherwise the kernel is a fan-in normal.
+    `zero_init` starts at uniform probabilities; otherwise the kernel is N(0, std), or a fan-in normal if `std` is None. `norm`
+    normalizes the input first (parameters 'norm'): MAE fine-tunes with it, after the mean of the patches.
     """
 
     classes: int
     zero_init: bool = True
+    std: float | None = None
+    norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """[B, D] -> logits [B, classes] float32; `train` changes nothing."""
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        normal = nn.initializers.lecun_normal() if self.std is None else nn.initializers.normal(self.std)
+        init = nn.initializers.zeros if self.zero_init else normal
+        if self.norm:
+            x = nn.LayerNorm(epsilon=1e-6, name="norm")(x.astype(jnp.float32))
         kernel = self.param("kernel", init, (x.shape[-1], self.classes), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.classes,), jnp.float32)
         return jnp.matmul(x.astype(jnp.float32), kernel, precision="highest") + bias
