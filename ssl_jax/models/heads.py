@@ -106,3 +106,25 @@ class ConvolutionalHead(nn.Module):
         for index, kernel in enumerate((3, 1, 1), 1):
             x = conv_relu(x, self.channels, kernel, name=f"conv{index}", train=train, dtype=jnp.float32)
         return LinearHead(self.classes, zero_init=False, name="linear")(x.mean((1, 2)))
+
+
+class AttentiveHead(nn.Module):
+    """One learned query attends to the tokens of an image, and a linear layer reads the result: the attentive probe of CAPI.
+
+    Keys and values are linear maps of normalized tokens. There are D / 64 heads; a single one if 64 does not divide D. No paper's
+    text was at hand: this follows the description of facebookresearch/capi's evaluation.
+    """
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[B, N, D] -> logits [B, classes] float32; `train` changes nothing."""
+        width = x.shape[-1]
+        heads = width // 64 if width % 64 == 0 else 1
+        x = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False)(x.astype(jnp.float32))  # the maps below can scale
+        query = self.param("query", nn.initializers.normal(0.02), (heads, width // heads), jnp.float32)
+        key, value = (Dense(width, name=name)(x).reshape(*x.shape[:2], heads, -1) for name in ("key", "value"))
+        scores = jnp.einsum("hd,bnhd->bhn", query, key) * (width // heads) ** -0.5
+        pooled = jnp.einsum("bhn,bnhd->bhd", jax.nn.softmax(scores), value).reshape(len(x), width)
+        return LinearHead(self.classes, name="linear")(pooled)
