@@ -17,7 +17,7 @@ from ssl_jax.models.heads import AttentiveHead
 
 
 def marked(seed, count, side=4):
-    """Maps [count, side, side, 3] of noise with one marked position: the second channel there tells the class, and its mean does not."""
+    """Maps [count, side, side, 3] of noise with a marked position, where the second channel tells the class; its mean does not."""
     generator = np.random.default_rng(seed)
     x = generator.integers(60, 196, (count, side, side, 3))
     y = generator.integers(0, 2, count)
@@ -93,8 +93,9 @@ def test_steps_of_each_setting_equal_pytorchs_adamw():
                 done += 1
         for path, value in jax.tree.leaves_with_path(found):
             name = jax.tree_util.keystr(path)
+            if name == "['key']['bias']":
+                continue  # it shifts all scores alike: its gradient is rounding noise, which Adam enlarges
             np.testing.assert_allclose(value[setting], leaves[name].detach().numpy(), atol=3e-4, err_msg=name)
-            # The gradient of the bias of the keys is zero: it moves no weight of the attention.
 
 
 @pytest.mark.full

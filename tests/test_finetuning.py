@@ -155,7 +155,7 @@ def method_of(variant, size=32, **changes):
 @pytest.mark.full
 def test_classifier_of_mae_reads_the_mean_of_the_last_block_through_its_own_norm():
     """Against NumPy in float64; the class token and the normalization of the encoder are left out."""
-    config, method = method_of("vit_b16_mae", **{"model.encoder.variant": "mu/16", "views": ((),)})
+    _, method = method_of("vit_b16_mae", **{"model.encoder.variant": "mu/16", "views": ((),)})
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     batch = {"image": images, "label": np.arange(3, dtype=np.int32)}
     params, mutable = jax.jit(method.init)(jax.random.key(0), batch, {})
@@ -270,7 +270,7 @@ def test_parts_that_do_not_fit_are_refused():
         method_of("vit_b16_mae", **{"model.mix.mixup": 0.0, "model.mix.cutmix": 0.0})
     with pytest.raises(UserError, match=r"leaves no place for config.model.head_layers=1"):
         method_of("vit_b16_mae", **{"model.head_layers": 1})
-    config, method = method_of("vit_b16_mae", **{"model.encoder": dict(name="resnet", depth=10, width=0.125)})
+    _, method = method_of("vit_b16_mae", **{"model.encoder": dict(name="resnet", depth=10, width=0.125)})
     batch = {name: spec.batch(2) for name, spec in method.inputs.items()}
     with pytest.raises(UserError, match=r"pool='mean_norm' needs a ViT, and the encoder has .*layer4"):
         jax.eval_shape(method.init, jax.random.key(0), batch, {})

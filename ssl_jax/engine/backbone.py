@@ -43,7 +43,7 @@ def open_backbone(config, stages: Mapping[str, Stage]) -> Backbone:
     if mode not in MODES:
         raise UserError(f"config.model.backbone={mode!r} is unknown; choose {' or '.join(MODES)}")
     if mode == "frozen" and config.model.get("drop_path"):
-        raise UserError(f"config.model.drop_path={config.model.drop_path} needs config.model.backbone='trained'; give 0 for a frozen one")
+        raise UserError(f"config.model.drop_path={config.model.drop_path} needs config.model.backbone='trained'; give 0 if 'frozen'")
     if mode == "frozen":
         return _frozen(stage)
     method, model = stage.method, stage.config.model
