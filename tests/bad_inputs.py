@@ -238,6 +238,11 @@ OVERRIDES = [
     ("vqvae", "model.decoder.stages=1048576", "config.model.decoder.stages=1048576 must be a whole number from 1 to 1024"),
     ("vit_vqgan", "model.decoder.patch=8", "config.model.decoder makes images of 32 x 32 pixels from codes of images of 16 x 16"),
     ("supervised", "model.head_layers=7", "config.model.head has"),
+    ("supervised", "model.drop_path=1", "config.model.drop_path"),
+    ("supervised", "views=((('rand_augment', dict(magnitude=11)),),)", "rand_augment: magnitude=11 is not allowed"),
+    ("supervised", "views=((('rand_augment', dict(layer=2)),),)", "did you mean 'layers'?"),
+    ("supervised", "views=((('erase', dict(area=(0.5, 0.1))),),)", "erase: area=(0.5, 0.1) is not allowed"),
+    ("supervised", "evals.classifier.kind=attentiv", "did you mean 'attentive'?"),
     ("stylegan", "model.generator.channel_base=3", "a layer without channels"),
     ("maskgit", "stages={}", "config.stages has no 'tokenizer'"),
     # ---- pretext tasks
@@ -616,6 +621,23 @@ ARGUMENTS = [
     (["export", "--workdir={run}", "--output={file}"], "is a file"),
     (["export", "--workdir={run}", "--output=s3://bucket/x"], "mount the bucket"),
     (["export", "--workdir={run}", "--config.seed=1"], "export writes a run as it was trained"),
+    # ---- fine-tuning
+    *((["train", "--config=configs/supervised.py:finetune_smoke", "--workdir={w}", f"--config.{override}"], cause)
+      for override, cause in (
+          ("model.drop_path=1", "config.model.drop_path=1.0 must be a finite number of 0 or more and below 1"),
+          ("model.drop_path=nan", "config.model.drop_path=nan must be"),
+          ("model.head_std=-1", "config.model.head_std=-1.0 must be"),
+          ("model.mix.mixup=-0.8", "config.model.mix.mixup=-0.8 must be"),
+          ("model.mix.p=2", "config.model.mix.p=2.0 must be"),
+          ("model.mix.switch=often", "config.model.mix.switch=often must be a number"),
+          ("model.ema.decay=1", "config.model.ema.decay=1.0 must be"),
+          ("model.mix.alpha=1", "unknown key config.model.mix.alpha"),
+          ("model.drop_path=0.5", "config.stages.backbone.workdir is not set"),
+          ("stages.backbone.workdir={folder}", "holds no run"),
+          ("stages.backbone.workdir={run}", "no checkpoints in {run}/checkpoints"),
+          ("stages.backbone.untrained=maybe", "config.stages.backbone.untrained=maybe must be"),
+      )),
+    (["train", "--config=configs/supervised.py:vit_b16_mae", "--workdir={w}"], "--config.warm_start.workdir=DIR"),
     # ---- rehearse
     (["rehearse", "--config=configs/simclr.py:smoke"], "--topology"),
     (["rehearse", "--config=configs/simclr.py:smoke", "--topology=cpu"], "--topology=cpu is unknown"),

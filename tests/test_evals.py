@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from feature_clouds import blobs, fake_context, mesh_of
+from scipy import stats
 from torch_reference import require_lightly, require_torch
 
 from ssl_jax.engine.sharding import put_global
@@ -181,7 +182,7 @@ def test_fewshot_accuracy_is_the_mean_over_seeds():
     result = fewshot.evaluate(fake_context({"train": bank, "test": query}), shots=(1, 10))
     for shots in (1, 10):
         accuracy = []
-        for seed in (0, 1, 2):
+        for seed in (0, 1, 2, 3, 4):
             rows = fewshot.support(bank.y, shots, seed)
             x = bank.x[rows].astype(np.float64)
             a, q = (fewshot.whiten(f, x.mean(0), x.std(0)) for f in (x, query.x))
@@ -189,7 +190,32 @@ def test_fewshot_accuracy_is_the_mean_over_seeds():
             accuracy.append(100 * (model.predict(q).argmax(1) == query.y).mean())
         assert result.metrics[f"{shots}shot_top1"] == pytest.approx(np.mean(accuracy))
         assert result.metrics[f"{shots}shot_top1_std"] == pytest.approx(np.std(accuracy))
+        interval = stats.t.interval(0.95, 4, np.mean(accuracy), stats.sem(accuracy))
+        assert result.metrics[f"{shots}shot_top1_ci"] == pytest.approx((interval[1] - interval[0]) / 2)
     assert result.metrics["10shot_top1"] > result.metrics["1shot_top1"] + 5
+
+
+def test_fewshot_interval_of_one_draw_does_not_exist():
+    """For three values with standard deviation 1 it is 2.484 (t of two degrees of freedom over the root of three)."""
+    assert fewshot.half_interval([0.0, 1.0, 2.0]) == pytest.approx(2.4841377)
+    bank = blobs(60)
+    metrics = fewshot.evaluate(fake_context({"train": bank, "test": bank}), shots=(1,), seeds=(3,)).metrics
+    assert set(metrics) == {"1shot_top1", "1shot_top1_std"}
+
+
+def test_fewshot_draws_are_the_same_for_all_subjects(monkeypatch):
+    """Images are drawn by seed and labels alone, so methods can be compared draw by draw."""
+    draws, real = [], fewshot.support
+    monkeypatch.setattr(fewshot, "support", lambda *given: draws.append(real(*given)) or draws[-1])
+    bank, query = blobs(60), blobs(30, seed=1)
+    for x in (bank.x, -3 * bank.x[:, ::-1], np.ones((60, 7), np.float32)):
+        other = {"train": bank._replace(x=x), "test": query._replace(x=query.x[:, : x.shape[1]])}
+        fewshot.evaluate(fake_context(other), shots=(1, 5))
+    assert len(draws) == 30
+    for first, second, third in zip(draws[:10], draws[10:20], draws[20:], strict=True):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(first, third)
+    assert not np.array_equal(draws[0], draws[1])
 
 
 # --- representation

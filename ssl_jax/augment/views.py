@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.augment import blur, color, geometry
+from ssl_jax.augment import blur, color, erasing, geometry, randaugment
 from ssl_jax.errors import UserError
 
 OPERATIONS = {
@@ -31,6 +31,8 @@ OPERATIONS = {
         color.solarize,
         color.drop_colors,
         color.project_colors,
+        randaugment.rand_augment,
+        erasing.erase,
     )
 }
 
@@ -88,6 +90,9 @@ _ARGUMENTS = {
     "brightness": (lambda v: _is_number(v, 0, _INF), "a strength of 0 or more"),
     "contrast": (lambda v: _is_number(v, 0, _INF), "a strength of 0 or more"),
     "saturation": (lambda v: _is_number(v, 0, _INF), "a strength of 0 or more"),
+    "layers": (lambda v: _is_whole(v, 1) and v <= 16, "a number of operations from 1 to 16"),
+    "magnitude": (lambda v: _is_number(v, 0, 10), "a strength from 0 to 10"),
+    "deviation": (lambda v: _is_number(v, 0, 10), "a standard deviation from 0 to 10"),
     "hue": (lambda v: _is_number(v, 0, 0.5), "a part of a turn, from 0 to 0.5"),
 }
 

@@ -16,7 +16,7 @@ from ssl_jax.augment.tiles import standardize
 from ssl_jax.engine.method import Stage, encoder_statistics, encoder_weights
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
-from ssl_jax.models.common import apply
+from ssl_jax.models.common import apply, init_variables
 
 MODES = ("frozen", "trained")
 
@@ -26,8 +26,8 @@ class Backbone(NamedTuple):
 
     init: Callable  # (frozen: the stages, as in `Method.init`) -> (net, stats): copies of the encoder's weights and statistics
     read: Callable
-    # (net, stats, frozen, images uint8 or float32 in [0, 1] [B, H, W, 3], train) -> ({layer: array} of the encoder, new stats);
-    # `frozen` is `State.frozen` in a loss and `mutable` in `encode` and `fns`
+    # (net, stats, frozen, images uint8 or float32 in [0, 1] [B, H, W, 3], train[, key]) -> ({layer: array} of the encoder, new
+    # stats); `frozen` is `State.frozen` in a loss and `mutable` in `encode` and `fns`; `key` for `config.model.drop_path`
     encoder: tuple[str, ...] | None  # for `Method.encoder`
     encoder_stats: tuple[str, ...]
 
@@ -36,18 +36,20 @@ def open_backbone(config, stages: Mapping[str, Stage]) -> Backbone:
     """The stage 'backbone', by `config.model.backbone`: 'frozen' or 'trained'.
 
     Raises:
-        UserError: no such mode or stage; or the encoder cannot be trained, because it does not read plain images.
+        UserError: no such mode or stage; or the encoder cannot be trained, because it does not read plain images; or a frozen one
+            is to drop paths.
     """
     mode, stage = config.model.backbone, stages["backbone"]
     if mode not in MODES:
         raise UserError(f"config.model.backbone={mode!r} is unknown; choose {' or '.join(MODES)}")
+    if mode == "frozen" and config.model.get("drop_path"):
+        raise UserError(f"config.model.drop_path={config.model.drop_path} needs config.model.backbone='trained'; give 0 if 'frozen'")
     if mode == "frozen":
         return _frozen(stage)
     method, model = stage.method, stage.config.model
     if method.encoder is None or (method.reads and not model.get("standardize")):
         what = f"reads {method.reads}" if method.reads else "is not a single network"
         raise UserError(f"config.model.backbone='trained': the encoder of {stage.config.method!r} {what}; give 'frozen'")
-    encoder = build_encoder(model.encoder, config.dtype)
 
     def init(frozen):
         weights = frozen["backbone"]
@@ -57,16 +59,40 @@ def open_backbone(config, stages: Mapping[str, Stage]) -> Backbone:
             stats = {}
         return {"backbone": encoder_weights(method, weights["params"], weights["mutable"])}, {"backbone": stats}
 
-    def read(net, stats, frozen, images, train):
-        x = standardize(to_float(images)) if model.get("standardize") else to_input(images, model.mean, model.std)
-        layers, new = apply(encoder, net["backbone"], stats["backbone"], x, train)
-        return layers, {**stats, "backbone": new}
+    return _of_encoder(init, "backbone", _encoder(model, config), model)
 
-    return Backbone(init, read, ("net", "backbone"), ("batch_stats", "backbone"))
+
+def own_encoder(config) -> Backbone:
+    """An encoder of `config.model.encoder` that starts at random, the part 'encoder'; its `init` takes (key, images)."""
+    model = config.model
+    encoder = _encoder(model, config)
+
+    def init(key, images):
+        params, stats = init_variables(encoder, key, images)
+        return {"encoder": params}, {"encoder": stats}
+
+    return _of_encoder(init, "encoder", encoder, model)
+
+
+def _encoder(model, config):
+    """The network of `model.encoder`, with the stochastic depth of the task."""
+    rate = config.model.get("drop_path", 0.0)
+    return build_encoder({**model.encoder, **({"drop_path": rate} if rate else {})}, config.dtype)
+
+
+def _of_encoder(init, part: str, encoder, model) -> Backbone:
+    """The backbone whose weights are `part` and whose input is that of `model`."""
+
+    def read(net, stats, frozen, images, train, key=None):
+        x = standardize(to_float(images)) if model.get("standardize") else to_input(images, model.mean, model.std)
+        layers, new = apply(encoder, net[part], stats[part], x, train, key)
+        return layers, {**stats, part: new}
+
+    return Backbone(init, read, ("net", part), ("batch_stats", part))
 
 
 def _frozen(stage: Stage) -> Backbone:
-    def read(net, stats, frozen, images, train):
+    def read(net, stats, frozen, images, train, key=None):
         weights = frozen["backbone"]
         layers = stage.method.encode(weights["params"], weights["mutable"], images)
         # By name, because a tree would be sorted, and the last map is looked for by its place.

@@ -75,16 +75,22 @@ def create(module: nn.Module, key: jax.Array, *args, train: bool = True, **kwarg
     return state.pop("params", {}), state
 
 
-def run(module: nn.Module, params: Tree, state: Tree, *args, train: bool, **kwargs) -> tuple[Any, Tree]:
+def run(
+    module: nn.Module, params: Tree, state: Tree, *args, train: bool, key: jax.Array | None = None, **kwargs
+) -> tuple[Any, Tree]:
     """Run `module`; returns (output, new state).
 
     With train=True batches are normalized by their own statistics and the state is updated; with train=False the state is used and
     returned unchanged.
+
+    Args:
+        key: for modules that drop paths at random when they train (`drop_path`).
     """
     variables = {"params": params, **state}
     if not train:
         return module.apply(variables, *args, train=False, **kwargs), state
-    out, updates = module.apply(variables, *args, train=True, mutable=list(state), **kwargs)
+    rngs = {} if key is None else {"drop_path": key}
+    out, updates = module.apply(variables, *args, train=True, mutable=list(state), rngs=rngs, **kwargs)
     return out, {**state, **updates}
 
 
@@ -96,7 +102,9 @@ def init_variables(module: nn.Module, key: jax.Array, x: jax.Array, train: bool 
     return params, batch_stats
 
 
-def apply(module: nn.Module, params: Tree, batch_stats: Tree, x: jax.Array, train: bool) -> tuple[Any, Tree]:
+def apply(
+    module: nn.Module, params: Tree, batch_stats: Tree, x: jax.Array, train: bool, key: jax.Array | None = None
+) -> tuple[Any, Tree]:
     """`run` for a module whose only state is batch statistics: (output, new batch_stats)."""
-    out, state = run(module, params, {"batch_stats": batch_stats}, x, train=train)
+    out, state = run(module, params, {"batch_stats": batch_stats}, x, train=train, key=key)
     return out, state["batch_stats"]

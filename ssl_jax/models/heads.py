@@ -73,16 +73,22 @@ class ProjectionHead(nn.Module):
 class LinearHead(nn.Module):
     """One linear layer to logits, in float32: params are {'kernel': [D, classes], 'bias': [classes]}.
 
-    `zero_init` starts at uniform probabilities; otherwise the kernel is a fan-in normal.
+    `zero_init` starts at uniform probabilities; otherwise the kernel is N(0, std), or a fan-in normal if `std` is None. `norm`
+    normalizes the input first (parameters 'norm'): MAE fine-tunes with it, after the mean of the patches.
     """
 
     classes: int
     zero_init: bool = True
+    std: float | None = None
+    norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """[B, D] -> logits [B, classes] float32; `train` changes nothing."""
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        normal = nn.initializers.lecun_normal() if self.std is None else nn.initializers.normal(self.std)
+        init = nn.initializers.zeros if self.zero_init else normal
+        if self.norm:
+            x = nn.LayerNorm(epsilon=1e-6, name="norm")(x.astype(jnp.float32))
         kernel = self.param("kernel", init, (x.shape[-1], self.classes), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.classes,), jnp.float32)
         return jnp.matmul(x.astype(jnp.float32), kernel, precision="highest") + bias
@@ -100,3 +106,25 @@ class ConvolutionalHead(nn.Module):
         for index, kernel in enumerate((3, 1, 1), 1):
             x = conv_relu(x, self.channels, kernel, name=f"conv{index}", train=train, dtype=jnp.float32)
         return LinearHead(self.classes, zero_init=False, name="linear")(x.mean((1, 2)))
+
+
+class AttentiveHead(nn.Module):
+    """One learned query attends to the tokens of an image, and a linear layer reads the result: the attentive probe of CAPI.
+
+    Keys and values are linear maps of normalized tokens. There are D / 64 heads; a single one if 64 does not divide D. No paper's
+    text was at hand: this follows the description of facebookresearch/capi's evaluation.
+    """
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[B, N, D] -> logits [B, classes] float32; `train` changes nothing."""
+        width = x.shape[-1]
+        heads = width // 64 if width % 64 == 0 else 1
+        x = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False)(x.astype(jnp.float32))  # the maps below can scale
+        query = self.param("query", nn.initializers.normal(0.02), (heads, width // heads), jnp.float32)
+        key, value = (Dense(width, name=name)(x).reshape(*x.shape[:2], heads, -1) for name in ("key", "value"))
+        scores = jnp.einsum("hd,bnhd->bhn", query, key) * (width // heads) ** -0.5
+        pooled = jnp.einsum("bhn,bnhd->bhd", jax.nn.softmax(scores), value).reshape(len(x), width)
+        return LinearHead(self.classes, name="linear")(pooled)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.common import Conv, shard_batch
+from ssl_jax.models.drop_path import drop_path
 from ssl_jax.models.norm import BatchNorm
 from ssl_jax.models.pool import max_pool
 
@@ -53,6 +54,7 @@ class ResNet(nn.Module):
         'torchvision' projects only if shapes differ, pads the pool by 1 on both sides and initializes with fan-out normals.
       sk: selective kernels with the ResNet-D stem and shortcut; bottlenecks in SimCLR's flavor only.
       zero_init_residual: the last scale of each block starts at zero, so blocks start as the identity.
+      drop_path: stochastic depth in training (`models/drop_path.py`): the rate of the last block; rates rise linearly from 0.
       dtype: of the computation; parameters and statistics are float32.
 
     Raises UserError for impossible fields.
@@ -64,6 +66,7 @@ class ResNet(nn.Module):
     flavor: str = "torchvision"
     sk: bool = False
     zero_init_residual: bool = True
+    drop_path: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
@@ -78,6 +81,8 @@ class ResNet(nn.Module):
             raise UserError(f"resnet width {self.width} gives {64 * self.width} channels; choose a multiple of 1/64")
         if self.sk and (not is_bottleneck(self.depth) or self.flavor != "simclr"):
             raise UserError("resnet sk=True needs depth >= 50 and flavor='simclr'; set those or sk=False")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"resnet drop_path {self.drop_path} is no rate; choose 0 or more and less than 1")
         super().__post_init__()
 
     @nn.compact
@@ -85,7 +90,7 @@ class ResNet(nn.Module):
         """[B, H, W, 3] -> 'stem' (input of group 1), 'layer1' .. 'layer4' [B, h, w, C], 'pooled' [B, D] float32."""
         channels = round(64 * self.width)
         x = self._stem(images.astype(self.dtype), channels, train)
-        out = {"stem": x}
+        out, done, total = {"stem": x}, 0, sum(DEPTHS[self.depth])
         for group, blocks in enumerate(DEPTHS[self.depth], start=1):
             for index in range(blocks):
                 x = Block(
@@ -96,9 +101,11 @@ class ResNet(nn.Module):
                     sk=self.sk,
                     zero_init_residual=self.zero_init_residual,
                     kernel_init=KERNEL_INITS[self.flavor],
+                    drop_path=self.drop_path * done / (total - 1),
                     dtype=self.dtype,
                     name=f"layer{group}_{index}",
                 )(x, train)
+                done += 1
                 x = shard_batch(x)
             out[f"layer{group}"] = x
         out["pooled"] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
@@ -133,6 +140,7 @@ class Block(nn.Module):
     sk: bool
     zero_init_residual: bool
     kernel_init: nn.initializers.Initializer
+    drop_path: float
     dtype: jnp.dtype
 
     @nn.compact
@@ -159,6 +167,9 @@ class Block(nn.Module):
         else:
             x = self._norm(train, "bn1", relu=True)(self._conv(self.channels, 3, self.stride, "conv1")(x))
             last, x = "bn2", self._conv(features, 3, 1, "conv2")(x)
+        if train and self.drop_path and not self.is_initializing():
+            x = self._norm(train, last, scale_init=last_scale)(x)
+            return nn.relu(shortcut + drop_path(x, self.drop_path, self.make_rng("drop_path")))
         return self._norm(train, last, scale_init=last_scale, relu=True)(x, shortcut)
 
     def _selective_kernel(self, x, train):

@@ -19,6 +19,7 @@ import numpy as np
 from ssl_jax.errors import UserError
 from ssl_jax.models.activations import gelu
 from ssl_jax.models.common import Conv, Dense, attention, shard_batch
+from ssl_jax.models.drop_path import drop_path, rates
 
 
 class Size(NamedTuple):
@@ -85,6 +86,7 @@ class ViT(nn.Module):
       scan: loop over the blocks, which compiles as fast as a single block. Parameters are then 'blocks/...' with a leading axis of
         depth instead of 'block0/...' (see `stack`, `unstack`), so per-array optimizer rules such as LARS's trust ratio see all
         blocks as one array. Without `remat` a loop keeps more activations than separate blocks.
+      drop_path: stochastic depth in training (`models/drop_path.py`): the rate of the last block; rates rise linearly from 0.
       dtype: of the computation; parameters are float32.
 
     Raises UserError for impossible fields and for images that patches do not tile.
@@ -98,6 +100,7 @@ class ViT(nn.Module):
     mlp: str = "gelu"
     remat: str = "none"
     scan: bool = False
+    drop_path: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
@@ -112,11 +115,13 @@ class ViT(nn.Module):
                 raise UserError(f"vit has no {field} {value!r}; choose one of {', '.join(valid)}")
         if self.registers < 0:
             raise UserError(f"vit registers {self.registers} is negative; choose 0 or more")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"vit drop_path {self.drop_path} is no rate; choose 0 or more and less than 1")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """[B, H, W, 3] -> features; `train` has no effect, since there is no dropout and no batch statistics.
+        """[B, H, W, 3] -> features; `train` matters with `drop_path` only, since there are no batch statistics.
 
         'block0', ...: [B, N, D], outputs of the blocks; the N tokens are class token (if any), registers, patches.
         'tokens': [B, N, D] after the final normalization; 'patches': [B, h, w, D], its patch tokens on their grid.
@@ -154,7 +159,8 @@ class ViT(nn.Module):
         )
         x = shard_batch(x)
 
-        x, outputs = self._blocks(x, size)
+        dropped = train and self.drop_path > 0 and not self.is_initializing()
+        x, outputs = self._blocks(x, size, rates(self.drop_path, size.depth) if dropped else None)
         out = {f"block{index}": outputs[index] for index in range(size.depth)}
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         patches = x[:, -grid[0] * grid[1] :]
@@ -163,23 +169,24 @@ class ViT(nn.Module):
         out["pooled"] = x[:, 0].astype(jnp.float32) if self.pool == "cls" else patches.mean(axis=1, dtype=jnp.float32)
         return out
 
-    def _blocks(self, x, size):
-        """[B, N, D] -> (output [B, N, D], outputs of the blocks: a list, or [depth, B, N, D])."""
+    def _blocks(self, x, size, dropped):
+        """[B, N, D], rates [depth] or None -> (output [B, N, D], outputs of the blocks: a list, or [depth, B, N, D])."""
         block = Block if self.remat == "none" else nn.remat(Block, policy=REMATS[self.remat], prevent_cse=not self.scan)
         fields = (size.heads, size.hidden, self.dtype, self.layer_scale, self.mlp)
         if not self.scan:
             outputs = []
             for index in range(size.depth):
-                x = shard_batch(block(*fields, name=f"block{index}")(x))
+                rate = None if dropped is None else dropped[index]
+                x = shard_batch(block(*fields, name=f"block{index}")(x, rate))
                 outputs.append(x)
             return x, outputs
 
-        def step(block, x, _):
-            x = shard_batch(block(x))
+        def step(block, x, rate):
+            x = shard_batch(block(x, rate))
             return x, x
 
-        looped = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=size.depth)
-        return looped(block(*fields, name="blocks"), x, None)
+        looped = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=size.depth)
+        return looped(block(*fields, name="blocks"), x, dropped)
 
     def _positions(self, grid, width):
         """[1, N, D], with a row for the class token if there is one and no registers."""
@@ -205,15 +212,17 @@ class Block(nn.Module):
     mlp: str = "gelu"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, D] -> [B, N, D]."""
+    def __call__(self, x: jax.Array, rate: jax.Array | None = None) -> jax.Array:
+        """[B, N, D] -> [B, N, D]; both branches are dropped with probability `rate`, or never."""
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
-        x = x + self._scaled(Attention(self.heads, self.dtype, name="attention")(y), "ls1")
+        x = x + self._branch(Attention(self.heads, self.dtype, name="attention")(y), "ls1", rate)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        return x + self._scaled(Mlp(self.hidden, self.dtype, self.mlp, name="mlp")(y), "ls2")
+        return x + self._branch(Mlp(self.hidden, self.dtype, self.mlp, name="mlp")(y), "ls2", rate)
 
-    def _scaled(self, x, name):
-        return x if self.layer_scale is None else LayerScale(self.layer_scale, name=name)(x)
+    def _branch(self, x, name, rate):
+        """What is added to the input: scaled if there is LayerScale, dropped if there is a rate."""
+        x = x if self.layer_scale is None else LayerScale(self.layer_scale, name=name)(x)
+        return x if rate is None else drop_path(x, rate, self.make_rng("drop_path"))
 
 
 class LayerScale(nn.Module):
