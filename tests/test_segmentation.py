@@ -20,7 +20,7 @@ from ssl_jax.augment.views import in_place_view
 from ssl_jax.data.reader import Reader
 from ssl_jax.data.sources import MaskFolder, open_source
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
-from ssl_jax.engine.method import inference_state
+from ssl_jax.engine.method import Spec, inference_state
 from ssl_jax.engine.sharding import make_mesh
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
@@ -29,6 +29,8 @@ from ssl_jax.evals.lib import confusion
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.possible import check_examples, checked
+from ssl_jax.export import folder, formats
+from ssl_jax.export import source as source_module
 from ssl_jax.methods import segmentation as method
 from ssl_jax.methods.segmentation import wrong_ids
 from ssl_jax.models.common import create, run
@@ -387,17 +389,45 @@ def test_export_of_a_segmentation_is_a_program_from_images_to_logits(stage, back
     for form in ("orbax", "stablehlo"):
         export = load(tmp_path / "export" / form)
         np.testing.assert_allclose(export.segment(images), expected, rtol=1e-4, atol=1e-4)
-        assert export.card["outputs"] == {"segment": {"": ["float32", "b", 48, 48, 3]}}
+        assert export.card["tasks"] == {
+            "segment": {"takes": {"": ["uint8", "b", 48, 48, 3]}, "gives": {"": ["float32", "b", 48, 48, 3]}}
+        }
         assert export.card["encoder"]["name"] == "resnet"
     if backbone == "trained":
         with pytest.raises(UserError, match="has no function 'segment'; export a run of configs/segmentation"):
             load(tmp_path / "export" / "safetensors").segment(images)
     card = tmp_path / "export" / "stablehlo" / "card.json"
     changed = json.loads(card.read_text())
-    changed["outputs"]["segment"][""][-1] = 7
+    changed["tasks"]["segment"]["gives"][""][-1] = 7
     card.write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"segment\.stablehlo is not the function of its card"):
         load(card.parent)
+
+
+@pytest.mark.full
+def test_a_task_that_takes_a_batch_is_exported_as_a_program_of_named_inputs(stage, tmp_path, monkeypatch):
+    """What a method that answers questions needs beside one entry in TASKS and its own probe."""
+    monkeypatch.setitem(formats.TASKS, "answer", ("image", "question"))
+    experiment = experiment_of(stage)
+    state = jax.device_get(experiment.run.init())
+
+    def answer(params, mutable, batch):
+        words = batch["question"].sum(1, keepdims=True).astype(jnp.float32)
+        return {"logits": words * jnp.arange(3.0) + batch["image"].mean((1, 2)), "attention": batch["image"][..., 0] / 255.0}
+
+    plain = experiment.method
+    method = plain._replace(inputs={**plain.inputs, "question": Spec((5,), "int32")}, fns=plain.fns._replace(answer=answer))
+    monkeypatch.setattr(source_module, "build_method", lambda config: method)
+    source = source_module.make_source(experiment.config, state.params, inference_state(state))
+    about = {"step": 0, "total_steps": 1, "metrics": {}, "protocols": {}, "versions": {}}
+    card = folder.write(tmp_path / "export", "stablehlo", source, about)
+    assert card["tasks"]["answer"] == {
+        "takes": {"image": ["uint8", "b", 48, 48, 3], "question": ["int32", "b", 5]},
+        "gives": {"attention": ["float32", "b", 48, 48], "logits": ["float32", "b", 3]},
+    }
+    batch = {"image": PICTURES[:4, :1, :1].repeat(48, 1).repeat(48, 2), "question": np.arange(20, dtype=np.int32).reshape(4, 5)}
+    found = load(tmp_path / "export").functions["answer"](batch)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, answer(None, None, batch))
 
 
 # --- folders of images and masks
