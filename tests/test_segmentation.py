@@ -1,7 +1,6 @@
-"""Segmentation: loss, heads and measures against oracles, what is refused, folders of images and masks, and exports."""
+"""Segmentation: loss, heads and measures against oracles, what is refused, and exports."""
 
 import json
-import os
 import pathlib
 
 import jax
@@ -10,17 +9,14 @@ import ml_collections
 import numpy as np
 import pytest
 from eval_contexts import make_context
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from launch import main
 from ssl_jax import load
 from ssl_jax.augment.views import in_place_view
-from ssl_jax.data.reader import Reader
-from ssl_jax.data.sources import MaskFolder, open_source
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
-from ssl_jax.engine.method import inference_state
+from ssl_jax.engine.method import Spec, inference_state
 from ssl_jax.engine.sharding import make_mesh
 from ssl_jax.errors import UserError
 from ssl_jax.evals import run as evals
@@ -29,6 +25,8 @@ from ssl_jax.evals.lib import confusion
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.possible import check_examples, checked
+from ssl_jax.export import folder, formats
+from ssl_jax.export import source as source_module
 from ssl_jax.methods import segmentation as method
 from ssl_jax.methods.segmentation import wrong_ids
 from ssl_jax.models.common import create, run
@@ -37,7 +35,6 @@ from ssl_jax.objectives.classification import pixel_cross_entropy
 
 ROOT = pathlib.Path(__file__).parent.parent
 RANDOM = np.random.default_rng(0)
-CAMVID = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "/nowhere")) / "camvid"
 
 
 # --- the loss
@@ -387,105 +384,42 @@ def test_export_of_a_segmentation_is_a_program_from_images_to_logits(stage, back
     for form in ("orbax", "stablehlo"):
         export = load(tmp_path / "export" / form)
         np.testing.assert_allclose(export.segment(images), expected, rtol=1e-4, atol=1e-4)
-        assert export.card["outputs"] == {"segment": {"": ["float32", "b", 48, 48, 3]}}
+        assert export.card["tasks"] == {
+            "segment": {"takes": {"": ["uint8", "b", 48, 48, 3]}, "gives": {"": ["float32", "b", 48, 48, 3]}}
+        }
         assert export.card["encoder"]["name"] == "resnet"
     if backbone == "trained":
         with pytest.raises(UserError, match="has no function 'segment'; export a run of configs/segmentation"):
             load(tmp_path / "export" / "safetensors").segment(images)
     card = tmp_path / "export" / "stablehlo" / "card.json"
     changed = json.loads(card.read_text())
-    changed["outputs"]["segment"][""][-1] = 7
+    changed["tasks"]["segment"]["gives"][""][-1] = 7
     card.write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"segment\.stablehlo is not the function of its card"):
         load(card.parent)
 
 
-# --- folders of images and masks
-
-
-def save_pair(root, image, mask, size=(20, 30), mask_size=None, value=1):
-    for path, pixels in ((image, np.zeros((*size, 3), np.uint8)), (mask, np.full(mask_size or size, value, np.uint8))):
-        if path:
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / path)
-
-
-LAYOUTS = {
-    "plain": ("images/{split}_{i}.jpg", "masks/{split}_{i}.png"),
-    "splits above": ("{split}/images/{i}.jpg", "{split}/masks/{i}.png"),
-    "splits below": ("images/{split}/{i}.jpg", "annotations/{split}/{i}.png"),
-    "folders below": ("images/{split}/town/{i}.png", "labels/{split}/town/{i}.png"),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_folders_of_images_and_masks_are_paired_by_stem(tmp_path, layout):
-    for split, count in (("training", 6), ("validation", 4)):
-        for i in range(count):
-            save_pair(tmp_path, *(name.format(split=split, i=i) for name in LAYOUTS[layout]), size=(20 + i, 30), value=i)
-    train, test, whole = (open_source(str(tmp_path), split) for split in ("train", "test", "all"))
-    assert isinstance(train, MaskFolder) and len(whole) == 10 == len(train) + len(test)
-    assert not {*train.paths} & {*test.paths}
-    if layout != "plain":
-        assert (len(train), len(test)) == (6, 4)
-        assert open_source(str(tmp_path), "validation").fingerprint == test.fingerprint != train.fingerprint
-    values = Reader(whole, (("resize_crop", dict(resize=16, crop=16)),), ("image", "mask")).read(3, (0, 0))
-    assert values["image"].shape == (16, 16, 3) and values["mask"].shape == (16, 16, 1)
-    assert whole.called(3) == f"example 3 ({whole.paths[3]})"
-    assert set(np.unique(values["mask"])) == {int(pathlib.Path(whole.paths[3]).stem[-1])}
-
-
-def test_a_folder_without_masks_stays_a_folder_of_classes(tmp_path):
-    for name in ("images", "annotations"):
-        (tmp_path / name).mkdir()
-    save_pair(tmp_path, "images/a/1.png", "images/b/2.png")
-    (tmp_path / "annotations" / "instances.json").write_text("{}")
-    assert not isinstance(open_source(str(tmp_path), "all"), MaskFolder)
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ((("images/a.jpg", "masks/a.png"), ("images/b.jpg", "")), r"'images/b.jpg' has no mask of the same name \(1 of 2"),
-        ((("images/a.jpg", "masks/a.png"), ("", "masks/c.png")), r"'masks/c.png' has no image of the same name \(1 of 2"),
-        ((("images/a.jpg", "masks/a.png"), ("images/a.png", "")), "'images/a.png' and 'images/a.jpg' have one name"),
-        ((("images/a.jpg", "masks/a.jpg"),), "the mask 'masks/a.jpg' is a JPEG, which changes class ids; save masks as PNG"),
-    ],
-)
-def test_a_missing_partner_is_one_line(tmp_path, files, message):
-    for image, mask in files:
-        save_pair(tmp_path, image, mask)
-    with pytest.raises(UserError, match=message) as error:
-        open_source(str(tmp_path), "all")
-    assert "\n" not in str(error.value)
-
-
-def test_a_mask_of_another_size_than_its_image_is_one_line(tmp_path):
-    save_pair(tmp_path, "images/a.jpg", "masks/a.png")
-    save_pair(tmp_path, "images/b.jpg", "masks/b.png", mask_size=(10, 15))
-    reader = Reader(open_source(str(tmp_path), "all"), (("resize_crop", dict(resize=8, crop=8)),), ("image", "mask"))
-    with pytest.raises(UserError, match=r"'mask' of example 1 \(images/b.jpg\) has \(10, 15\) pixels and 'image' \(20, 30\)"):
-        reader.read(1, (0, 0))
-
-
-def test_resize_brings_images_and_masks_to_any_shape(tmp_path):
-    save_pair(tmp_path, "images/a.jpg", "masks/a.png")
-    reader = Reader(open_source(str(tmp_path), "all"), (("resize", dict(height=9, width=24)),), ("image", "mask"))
-    assert reader.spec == {"image": ((9, 24, 3), np.dtype(np.uint8)), "mask": ((9, 24, 1), np.dtype(np.uint8))}
-    assert reader.read(0, (0, 0))["mask"].shape == (9, 24, 1)
-
-
-# --- real data
-
-
 @pytest.mark.full
-@pytest.mark.skipif(not CAMVID.is_dir(), reason="needs camvid below $TFDS_DATA_DIR")
-def test_camvid_has_eleven_classes_with_void_and_the_known_frequencies():
-    source = open_source("camvid", "train", "", {"mask": "segmentation_mask"})
-    reader = Reader(source, (("resize", dict(height=90, width=120)),), ("image", "mask"))
-    masks = np.stack([reader.read(i, (0, 0))["mask"] for i in range(len(source))])
-    assert len(source) == 367 and wrong_ids(masks, 11, 11) == ""
-    shares = np.bincount(masks.ravel(), minlength=12) / masks.size
-    valid = shares[:11] / shares[:11].sum()
-    assert 0.03 < shares[11] < 0.05
-    np.testing.assert_allclose(valid, [0.168, 0.233, 0.010, 0.317, 0.045, 0.097, 0.012, 0.011, 0.059, 0.006, 0.003], atol=0.015)
+def test_a_task_that_takes_a_batch_is_exported_as_a_program_of_named_inputs(stage, tmp_path, monkeypatch):
+    """What a method that answers questions needs beside one entry in TASKS and its own probe."""
+    monkeypatch.setitem(formats.TASKS, "answer", ("image", "question"))
+    experiment = experiment_of(stage)
+    state = jax.device_get(experiment.run.init())
+
+    def answer(params, mutable, batch):
+        words = batch["question"].sum(1, keepdims=True).astype(jnp.float32)
+        return {"logits": words * jnp.arange(3.0) + batch["image"].mean((1, 2)), "attention": batch["image"][..., 0] / 255.0}
+
+    plain = experiment.method
+    method = plain._replace(inputs={**plain.inputs, "question": Spec((5,), "int32")}, fns=plain.fns._replace(answer=answer))
+    monkeypatch.setattr(source_module, "build_method", lambda config: method)
+    source = source_module.make_source(experiment.config, state.params, inference_state(state))
+    about = {"step": 0, "total_steps": 1, "metrics": {}, "protocols": {}, "versions": {}}
+    card = folder.write(tmp_path / "export", "stablehlo", source, about)
+    assert card["tasks"]["answer"] == {
+        "takes": {"image": ["uint8", "b", 48, 48, 3], "question": ["int32", "b", 5]},
+        "gives": {"attention": ["float32", "b", 48, 48], "logits": ["float32", "b", 3]},
+    }
+    batch = {"image": PICTURES[:4, :1, :1].repeat(48, 1).repeat(48, 2), "question": np.arange(20, dtype=np.int32).reshape(4, 5)}
+    found = load(tmp_path / "export").functions["answer"](batch)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, answer(None, None, batch))

@@ -17,7 +17,8 @@ from ssl_jax import files
 from ssl_jax.engine.orbax_paths import check_text
 from ssl_jax.errors import MachineFault, UserError, machine_fault
 from ssl_jax.export.card import CARD, make_card, open_card, seal
-from ssl_jax.export.formats import FORMATS, TASKS, Functions, described
+from ssl_jax.export.formats import FORMATS, TASKS, Functions, compare_tasks
+from ssl_jax.export.program import described
 from ssl_jax.export.source import TOLERANCES, Source, difference, plain
 
 WRITING, OLD = ".writing-", ".old-"  # in the names of folders beside an export while it is written
@@ -71,13 +72,8 @@ def _write(folder: Path, form: str, source: Source, about: Mapping[str, Any]) ->
             tokens = jax.jit(source.method.fns.tokens)(source.params, source.mutable, source.probe)
             changed = float(np.mean(np.asarray(functions["tokens"](source.probe)) != np.asarray(tokens)))
             assert changed <= 0.01, f"{changed:.0%} of the tokens of the {form} form differ"  # rounding may decide near ties
-        outputs = {name: functions[name](source.probe) for name in TASKS if name in functions}
-        for name, output in outputs.items():
-            expected = jax.jit(getattr(source.method.fns, name))(source.params, source.mutable, source.probe)
-            apart = difference(*(x if isinstance(x, dict) else {"": x} for x in jax.device_get((output, expected))))
-            assert apart <= TOLERANCES[source.config.dtype], f"{name!r} of the {form} form differs from the method by {apart:.1e}"
-        if outputs:
-            fields = {**fields, "outputs": {name: described(output) for name, output in outputs.items()}}
+        if tasks := compare_tasks(functions, source):
+            fields = {**fields, "tasks": tasks}
         card = {**make_card(form, source, features, about), "largest_difference": error, **fields}
         card = seal(building, card)
         _put_in_place(building, folder)
@@ -169,9 +165,11 @@ def load(path: str | Path) -> Encoder:
         if found != card["features"]:
             raise ValueError(f"features {found}, not {card['features']}")
         for name in (name for name in TASKS if name in functions):
-            found, listed = described(jax.eval_shape(functions[name], images)), card.get("outputs", {}).get(name)
-            if found != listed:
-                raise ValueError(f"{name!r} gives {found}, not {listed}")
+            listed = card["tasks"][name]
+            takes = {key: jax.ShapeDtypeStruct((2, *sides), kind) for key, (kind, _, *sides) in listed["takes"].items()}
+            found = described(jax.eval_shape(functions[name], takes.get("", takes)))
+            if found != listed["gives"]:
+                raise ValueError(f"{name!r} gives {found}, not {listed['gives']}")
     except (UserError, MachineFault):
         raise
     except Exception as error:  # the card says what is built, and Orbax and Flax raise types of their own

@@ -20,8 +20,16 @@ from ssl_jax.engine.orbax_paths import openable
 from ssl_jax.engine.renamed_keys import MODULES, rename
 from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import UserError
-from ssl_jax.export.program import bounded, check_calls, check_signature, read_program, signature
-from ssl_jax.export.source import Source, encoder_config, encoder_function, find_encoder, normalization
+from ssl_jax.export.program import bounded, check_calls, check_signature, described, read_program, signature
+from ssl_jax.export.source import (
+    TOLERANCES,
+    Source,
+    difference,
+    encoder_config,
+    encoder_function,
+    find_encoder,
+    normalization,
+)
 from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.methods import build_method
 from ssl_jax.models.portable import portable
@@ -29,12 +37,12 @@ from ssl_jax.models.pretrained.arrays import read_arrays
 from ssl_jax.models.pretrained.torch_layout import from_torch, to_torch
 
 # 'encode': images -> features. Tokenizers also have 'tokens': images -> tokens, and 'decode': tokens -> images. A task on top of an
-# encoder has its own function in TASKS, whose outputs the card describes.
+# encoder has its own function, one of TASKS; the card describes what it takes and gives.
 Functions = Mapping[str, Callable]
 
 WEIGHTS, PROGRAM, PARAMS = "weights.safetensors", "{}.stablehlo", "params"
-TASKS = ("segment",)  # fields of `ModelFns`
-EXPORTED = ("encode", "tokens", "decode", *TASKS)
+# {field of `ModelFns`: None if it takes images; else the inputs in the batch that it takes, such as ("image", "question")}
+TASKS: dict[str, tuple[str, ...] | None] = {"segment": None}
 PLATFORMS = ("cpu", "cuda", "tpu")
 INFLATED = 1000  # largest size of the arrays by that of their compressed files
 
@@ -56,15 +64,40 @@ def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
 
 
 def exported_functions(method) -> dict[str, Callable]:
-    """The functions in EXPORTED that `method` has, each (params, mutable, images or tokens) -> output."""
+    """The functions of `names()` that `method` has, each (params, mutable, images or tokens or a batch) -> output."""
     offered = {"encode": method.encode, **method.fns._asdict()}
-    return {name: offered[name] for name in EXPORTED if offered[name]}
+    return {name: offered[name] for name in names() if offered[name]}
 
 
-def described(output: Any) -> dict[str, list]:
-    """{name of an output: [dtype, 'b', sizes of one example]}; the name of a single array is ''."""
-    entries = output if isinstance(output, dict) else {"": output}
-    return {name: [str(x.dtype), "b", *x.shape[1:]] for name, x in entries.items()}
+def names() -> tuple[str, ...]:
+    """All functions that an export may have."""
+    return ("encode", "tokens", "decode", *TASKS)
+
+
+def example_of(name: str, source: Source) -> Any:
+    """Shapes and types of what the function `name` takes, for a batch of 1."""
+    images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8)
+    if name == "decode":
+        return jax.eval_shape(source.method.fns.tokens, source.params, source.mutable, images)
+    if TASKS.get(name) is None:
+        return images
+    return {each: images if each == "image" else source.method.inputs[each].batch(1) for each in TASKS[name]}
+
+
+def compare_tasks(functions: Functions, source: Source) -> dict[str, dict]:
+    """{task: {'takes', 'gives'}} for the card. Asserts that outputs for the probe images are those of the method.
+
+    Other inputs than images are ones.
+    """
+    found = {}
+    for name in (name for name in TASKS if name in functions):
+        example = example_of(name, source)
+        probe = jax.tree.map(lambda x: source.probe if x.dtype == np.uint8 else np.ones((2, *x.shape[1:]), x.dtype), example)
+        outputs = functions[name](probe), jax.jit(getattr(source.method.fns, name))(source.params, source.mutable, probe)
+        error = difference(*(x if isinstance(x, dict) else {"": x} for x in jax.device_get(outputs)))
+        assert error <= TOLERANCES[source.config.dtype], f"{name!r} differs from the method by {error:.1e}"
+        found[name] = {"takes": described(example), "gives": described(outputs[0])}
+    return found
 
 
 def read_safetensors(folder: Path, card: Mapping) -> Functions:
@@ -98,14 +131,11 @@ def read_orbax(folder: Path, card: Mapping) -> Functions:
 
 
 def write_stablehlo(folder: Path, source: Source) -> dict[str, Any]:
-    """A program ({name: weight}, images) -> output with a free batch size for each of EXPORTED, and the weights that they use."""
-    images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8)
+    """A program ({name: weight}, images) -> output with a free batch size for each of `names()`, and the weights that they use."""
     programs, used = {}, set()
     for name, function in exported_functions(source.method).items():
-        example = images
-        if name == "decode":
-            example = jax.eval_shape(source.method.fns.tokens, source.params, source.mutable, images)
-        programs[name], weights = _program(function, {"params": source.params, "mutable": source.mutable}, example)
+        tree = {"params": source.params, "mutable": source.mutable}
+        programs[name], weights = _program(function, tree, example_of(name, source))
         used |= weights.keys()
         (folder / PROGRAM.format(name)).write_bytes(programs[name].serialize())
     tree = {"params": source.params, "mutable": source.mutable}
@@ -127,7 +157,7 @@ def _by_name(tree) -> dict[str, Any]:
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
-def _program(function: Callable, tree, example: jax.ShapeDtypeStruct) -> tuple[jax_export.Exported, dict]:
+def _program(function: Callable, tree, example: Any) -> tuple[jax_export.Exported, dict]:
     """(exported ({name: weight}, x) -> function(tree, x) with a free batch size, for all PLATFORMS; {name: weight} that it uses)
 
     example: shape and type of x for a batch of 1.
@@ -141,7 +171,7 @@ def _program(function: Callable, tree, example: jax.ShapeDtypeStruct) -> tuple[j
 
     def export(names, batch, platforms=None):
         given = {name: jax.ShapeDtypeStruct(weights[name].shape, weights[name].dtype) for name in names}
-        x = jax.ShapeDtypeStruct((batch, *example.shape[1:]), example.dtype)
+        x = jax.tree.map(lambda one: jax.ShapeDtypeStruct((batch, *one.shape[1:]), one.dtype), example)
         with portable():
             return jax_export.export(jax.jit(call), platforms=platforms)(given, x)
 
@@ -157,7 +187,7 @@ def read_stablehlo(folder: Path, card: Mapping) -> Functions:
     """The programs with their weights bound; no model code runs."""
     weights = jax.device_put(read_arrays(folder / WEIGHTS), jax.local_devices()[0])
     functions = {}
-    for name in EXPORTED:
+    for name in names():
         path = folder / PROGRAM.format(name)
         if path.is_file():
             exported = read_program(path, card)

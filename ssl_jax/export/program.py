@@ -75,21 +75,19 @@ def check_signature(name: str, path: Path, exported: jax_export.Exported, card: 
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is no function of weights and a batch ({error}); export again") from None
     wrong = [key for key, aval in given.items() if key not in weights or _type(weights[key]) != _type(aval)]
-    size = (card["input"]["height"], card["input"]["width"])
+    size, tasks = (card["input"]["height"], card["input"]["width"]), card.get("tasks", {})
     problem = f"weight {wrong[0]!r} is missing or has another shape" if wrong else ""
     if name == "decode":
         problem = problem or _differs("takes", x, 3, np.int32, x.shape[1:])
         problem = problem or _differs("gives", out, 4, np.float32, (*size, 3))
-    else:
+    elif name not in tasks:
         problem = problem or _differs("takes", x, 4, np.uint8, (*size, 3))
     if name == "tokens":
         problem = problem or _differs("gives", out, 3, np.int32, getattr(out, "shape", ())[1:])
-    if name in card.get("outputs", {}):
-        entries = out if isinstance(out, dict) else {"": out}
-        found = {key: [str(aval.dtype), *aval.shape[1:]] for key, aval in entries.items()}
-        listed = {key: [kind, *sides] for key, (kind, _, *sides) in card["outputs"][name].items()}
-        if found != listed:
-            problem = problem or f"it gives {found or 'nothing'}, its card lists {listed}"
+    for what, tree in (("takes", x), ("gives", out)) if name in tasks else ():
+        fixed = any(not aval.shape or isinstance(aval.shape[0], int) for aval in jax.tree.leaves(tree))
+        if fixed or described(tree) != tasks[name].get(what):
+            problem = problem or f"it {what} {described(tree) or 'nothing'}, its card lists {tasks[name].get(what)}"
     if name == "encode":
         found = {key: list(aval.shape[1:]) for key, aval in out.items()} if isinstance(out, dict) and out else None
         listed = {key: list(shape[1:]) for key, shape in card.get("features", {}).items()}
@@ -99,20 +97,27 @@ def check_signature(name: str, path: Path, exported: jax_export.Exported, card: 
         raise UserError(f"{path} is not the function of its card: {problem}; copy or export it again")
 
 
+def described(tree: Any) -> dict[str, list]:
+    """{name of an array: [dtype, 'b', sizes of one example]} of arrays by name; the name of a single one is ''."""
+    entries = tree if isinstance(tree, dict) else {"": tree}
+    return {name: [str(x.dtype), "b", *x.shape[1:]] for name, x in entries.items() if hasattr(x, "shape")}
+
+
 def bounded(path: Path, exported: jax_export.Exported, weights: Mapping[str, jax.Array]) -> Callable:
     """x -> program(weights, x). Each shape is compiled once, and then refused if it would allocate too much or loop without end."""
     device, compiled = jax.local_devices()[0], {}
     run = jax.jit(exported.call)
 
     def call(x):
-        if isinstance(x, jax.core.Tracer):  # inside of another program, whose memory is not ours to bound
-            return run(weights, x)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x)):
+            return run(weights, x)  # inside of another program, whose memory is not ours to bound
         x = jax.device_put(x, device)
-        if x.shape not in compiled:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(x))
+        if shapes not in compiled:
             program = run.lower(weights, x).compile()
-            _check_compiled(path, program, max(1, x.shape[0]))
-            compiled[x.shape] = program
-        return compiled[x.shape](weights, x)
+            _check_compiled(path, program, max(1, shapes[0][0]))
+            compiled[shapes] = program
+        return compiled[shapes](weights, x)
 
     return call
 
