@@ -13,7 +13,9 @@ from safetensors.numpy import save_file
 from test_torch_layout import GAP, MU, REGISTERS, pixels, randomize, run_theirs
 from torch_reference import require_timm, require_torch, require_torchvision
 
+from ssl_jax.augment.pixels import to_input
 from ssl_jax.errors import UserError
+from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.backbones.vit import resize_positions
 from ssl_jax.models.common import apply, init_variables
@@ -115,7 +117,7 @@ def dinov2_names(state, registers):
             name = name.replace(old, new) if registers or new == "register_tokens" else name
         out[name] = value
     if registers:
-        position = torch.full((1, 1, out["cls_token"].shape[-1]), 0.25)
+        position = torch.linspace(-0.5, 0.5, out["cls_token"].shape[-1])[None, None]
         out["cls_token"] = out["cls_token"] - position
         out["pos_embed"] = torch.cat([position, out["pos_embed"]], 1)
     return {**out, "mask_token": torch.zeros(1, out["cls_token"].shape[-1])}
@@ -214,6 +216,19 @@ def test_sizes_of_the_giant_of_dinov2():
     images = jax.ShapeDtypeStruct((1, 518, 518, 3), np.float32)
     ours, _ = jax.eval_shape(functools.partial(init_variables, build_encoder(spec)), jax.random.key(0), images)
     assert sorted(leaf.size for leaf in jax.tree.leaves(ours)) == sorted(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.full
+def test_an_export_with_layer_scale_and_a_gated_mlp_loads_in_timm(tmp_path, monkeypatch):
+    require_timm()
+    spec = {"name": "vit", "variant": "mu/14", "registers": 4, "layer_scale": 1.0, "mlp": "swiglu"}
+    state, scope = state_of(spec, 56), {}
+    found = read_encoder(written(tmp_path, state))
+    monkeypatch.chdir(tmp_path)
+    exec(torch_recipe(spec, found.mean, found.std, state)["code"], scope)  # as a reader of the card would
+    images = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
+    theirs = scope["encode"](require_torch().from_numpy(images)).numpy()
+    np.testing.assert_allclose(features(found, to_input(images, found.mean, found.std))["pooled"], theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (50, 50), (37, 20)])
