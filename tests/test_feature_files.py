@@ -20,8 +20,10 @@ from safetensors.numpy import save_file
 from test_foreign_weights import SPEC, features, state_of
 
 from launch import main
+from ssl_jax import files
 from ssl_jax.augment.pixels import to_input
-from ssl_jax.experiment import feature_files
+from ssl_jax.errors import UserError
+from ssl_jax.experiment import feature_files, write_features
 from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSES
 from ssl_jax.models.pretrained.foreign import read_encoder
 
@@ -197,6 +199,15 @@ def test_a_run_that_joined_its_shards_and_was_killed_is_cleaned(tmp_path):
     (tmp_path / "features.npy").write_bytes(b"x")
     feature_files.clean(tmp_path, "npy")
     assert os.listdir(tmp_path) == ["features.npy"]
+
+
+def test_an_output_that_another_process_writes_is_refused(tmp_path):
+    with files.lock(tmp_path / write_features.LOCK):
+        begun = write_features._begun(tmp_path, {"layer": "pooled"})
+        with pytest.raises(UserError, match="is in use by another process"):
+            begun.__enter__()
+    with write_features._begun(tmp_path, {"layer": "pooled"}) as complete:
+        assert not complete
 
 
 def test_a_line_break_in_the_name_of_a_file_needs_parquet(tmp_path, weights, capsys):

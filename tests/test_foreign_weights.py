@@ -236,7 +236,7 @@ def test_positions_of_another_resolution_are_those_of_timm(grid):
     resample = require_timm().layers.resample_abs_pos_embed
     table = np.random.default_rng(0).normal(size=(1, 37 * 37, 8)).astype(np.float32)
     theirs = resample(require_torch().from_numpy(table), list(grid), num_prefix_tokens=0).numpy()
-    np.testing.assert_allclose(resize_positions(table, grid), theirs, atol=3e-5)  # float32 coordinates; another cubic kernel differs by 0.1
+    np.testing.assert_allclose(resize_positions(table, grid), theirs, atol=3e-5)  # another kernel differs by 0.1
 
 
 # ---- files that do not fit, made without PyTorch
