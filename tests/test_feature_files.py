@@ -20,8 +20,14 @@ from safetensors.numpy import save_file
 from test_foreign_weights import SPEC, features, state_of
 
 from launch import main
+from ssl_jax import files
 from ssl_jax.augment.pixels import to_input
-from ssl_jax.experiment import feature_files
+from ssl_jax.data.sources import open_source
+from ssl_jax.engine.checkpoint import Checkpoints, write_json
+from ssl_jax.errors import UserError
+from ssl_jax.experiment import config as configs
+from ssl_jax.experiment import feature_files, write_features
+from ssl_jax.experiment.build import build_experiment
 from ssl_jax.experiment.launch_environment import COORDINATOR, PROCESS, PROCESSES
 from ssl_jax.models.pretrained.foreign import read_encoder
 
@@ -167,12 +173,7 @@ def test_images_that_cannot_be_read_are_left_out(photos, weights, tmp_path):
 
 
 @pytest.mark.full
-def test_features_of_a_run_are_those_of_its_encoder(tmp_path):
-    from ssl_jax.data.sources import open_source
-    from ssl_jax.engine.checkpoint import Checkpoints, write_json
-    from ssl_jax.experiment import config as configs
-    from ssl_jax.experiment.build import build_experiment
-
+def test_features_of_a_run_are_those_of_its_encoder(tmp_path, photos):
     config = configs.load("configs/supervised.py:smoke", ["--config.dtype=float32"])
     experiment = build_experiment(config, jax.devices()[:1])
     state = experiment.run.init()
@@ -188,6 +189,13 @@ def test_features_of_a_run_are_those_of_its_encoder(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "out" / "features.npy"), wanted, atol=1e-4)
     assert (tmp_path / "out" / "names.txt").read_text().split() == [str(i) for i in range(40)]
     assert np.load(tmp_path / "out" / "labels.npy").tolist() == [int(data[i]["label"]) for i in range(40)]
+    # Of data with other classes and sizes than those of the run.
+    assert main([*arguments, f"--config.data.name={photos}", "--split=test", f"--output={tmp_path}/photos"]) == 0
+    names = (tmp_path / "photos" / "names.txt").read_text().splitlines()
+    assert 50 < len(names) < 200
+    images = np.stack([np.asarray(Image.open(photos / name)) for name in names])
+    wanted = experiment.encode(state.params, state.mutable, images)["layer2"].mean((1, 2))
+    np.testing.assert_allclose(np.load(tmp_path / "photos" / "features.npy"), wanted, atol=1e-4)
 
 
 def test_a_run_that_joined_its_shards_and_was_killed_is_cleaned(tmp_path):
@@ -197,6 +205,15 @@ def test_a_run_that_joined_its_shards_and_was_killed_is_cleaned(tmp_path):
     (tmp_path / "features.npy").write_bytes(b"x")
     feature_files.clean(tmp_path, "npy")
     assert os.listdir(tmp_path) == ["features.npy"]
+
+
+def test_an_output_that_another_process_writes_is_refused(tmp_path):
+    with files.lock(tmp_path / write_features.LOCK):
+        begun = write_features._begun(tmp_path, {"layer": "pooled"})
+        with pytest.raises(UserError, match="is in use by another process"):
+            begun.__enter__()
+    with write_features._begun(tmp_path, {"layer": "pooled"}) as complete:
+        assert not complete
 
 
 def test_a_line_break_in_the_name_of_a_file_needs_parquet(tmp_path, weights, capsys):

@@ -22,6 +22,7 @@ from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import abstract_stages
 from ssl_jax.experiment.baselines import initial_state
 from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.overrides import apply_overrides
 from ssl_jax.experiment.stages import open_stages
 from ssl_jax.methods import build_method
 from ssl_jax.models.pretrained.foreign import read_encoder
@@ -52,9 +53,9 @@ def task(mode, **fields):
     """A config with a stage 'backbone'."""
     config = configs.load(RECIPE, ["--config.dtype=float32", "--config.batch_size=16"])
     with config.unlocked():
-        config.stages.backbone = {**common.backbone(RECIPE), **fields}
+        config.stages.backbone = common.backbone(RECIPE)
         config.model.backbone = mode
-    return config
+    return apply_overrides(config, [f"--config.stages.backbone.{name}={value}" for name, value in fields.items()])
 
 
 def opened(config):

@@ -13,7 +13,9 @@ from safetensors.numpy import save_file
 from test_torch_layout import GAP, MU, REGISTERS, pixels, randomize, run_theirs
 from torch_reference import require_timm, require_torch, require_torchvision
 
+from ssl_jax.augment.pixels import to_input
 from ssl_jax.errors import UserError
+from ssl_jax.export.torch_recipe import torch_recipe
 from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.backbones.vit import resize_positions
 from ssl_jax.models.common import apply, init_variables
@@ -115,7 +117,7 @@ def dinov2_names(state, registers):
             name = name.replace(old, new) if registers or new == "register_tokens" else name
         out[name] = value
     if registers:
-        position = torch.full((1, 1, out["cls_token"].shape[-1]), 0.25)
+        position = torch.linspace(-0.5, 0.5, out["cls_token"].shape[-1])[None, None]
         out["cls_token"] = out["cls_token"] - position
         out["pos_embed"] = torch.cat([position, out["pos_embed"]], 1)
     return {**out, "mask_token": torch.zeros(1, out["cls_token"].shape[-1])}
@@ -216,12 +218,25 @@ def test_sizes_of_the_giant_of_dinov2():
     assert sorted(leaf.size for leaf in jax.tree.leaves(ours)) == sorted(p.numel() for p in theirs.parameters())
 
 
+@pytest.mark.full
+def test_an_export_with_layer_scale_and_a_gated_mlp_loads_in_timm(tmp_path, monkeypatch):
+    require_timm()
+    spec = {"name": "vit", "variant": "mu/14", "registers": 4, "layer_scale": 1.0, "mlp": "swiglu"}
+    state, scope = state_of(spec, 56), {}
+    found = read_encoder(written(tmp_path, state))
+    monkeypatch.chdir(tmp_path)
+    exec(torch_recipe(spec, found.mean, found.std, state)["code"], scope)  # as a reader of the card would
+    images = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
+    theirs = scope["encode"](require_torch().from_numpy(images)).numpy()
+    np.testing.assert_allclose(features(found, to_input(images, found.mean, found.std))["pooled"], theirs, atol=1e-4)
+
+
 @pytest.mark.parametrize("grid", [(16, 16), (50, 50), (37, 20)])
 def test_positions_of_another_resolution_are_those_of_timm(grid):
     resample = require_timm().layers.resample_abs_pos_embed
     table = np.random.default_rng(0).normal(size=(1, 37 * 37, 8)).astype(np.float32)
     theirs = resample(require_torch().from_numpy(table), list(grid), num_prefix_tokens=0).numpy()
-    np.testing.assert_allclose(resize_positions(table, grid), theirs, atol=3e-5)  # float32 coordinates; another cubic kernel differs by 0.1
+    np.testing.assert_allclose(resize_positions(table, grid), theirs, atol=3e-5)  # another kernel differs by 0.1
 
 
 # ---- files that do not fit, made without PyTorch

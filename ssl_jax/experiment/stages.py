@@ -3,9 +3,9 @@
   config.stages = dict(tokenizer=dict(workdir="runs/tokens", recipe="configs/vit_vqgan.py"))
   config.stages = dict(backbone=dict(workdir="", weights="dinov2_vits14_pretrain.pth", recipe="configs/simclr.py"))
 
-`step` says which checkpoint (None: the newest); `untrained=True` takes the initial weights of that run instead. The resolved config
-of the stage, its step and a fingerprint of its weights become part of the run's config. A run therefore never resumes, is never
-evaluated or exported with other weights.
+`step` says which checkpoint (None: the newest); `untrained=True` takes the initial weights of that run, or of the network in that
+file, instead. The resolved config of the stage, its step and a fingerprint of its weights become part of the run's config. A run
+therefore never resumes, is never evaluated or exported with other weights.
 """
 
 from __future__ import annotations

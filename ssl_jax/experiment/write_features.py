@@ -30,7 +30,7 @@ from ssl_jax.errors import UserError, workdir_not_made
 from ssl_jax.evals.lib.features import pool
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment import feature_files
-from ssl_jax.experiment.build import check_eval_ops, jitted_in
+from ssl_jax.experiment.build import check_eval_ops, compute_type, jitted_in
 from ssl_jax.experiment.distributed import is_lead, start_jax
 from ssl_jax.experiment.overrides import apply_overrides, refuse_derived
 from ssl_jax.experiment.stages import fingerprint_of, open_stages
@@ -70,7 +70,12 @@ def of_run(workdir: Path, overrides: Sequence[str], step: int | None) -> Feature
     check_eval_ops(config)
     start_jax()
     use_convolutions(config.get("convolutions", "auto"))
-    trained, frozen = open_stages(trained)
+    own = config.copy_and_resolve_references()
+    with own.unlocked():
+        own.dtype = config.dtype = compute_type(config.dtype)
+        del own.data
+        own.data = trained.data  # of whose classes and sizes its weights are
+    own, frozen = open_stages(own)
     saved = Checkpoints(workdir / "checkpoints", read_only=True)
     try:
         steps = saved.agreed_steps()
@@ -82,7 +87,7 @@ def of_run(workdir: Path, overrides: Sequence[str], step: int | None) -> Feature
         saved.close()
     about = {"workdir": str(workdir), "step": step, "fingerprint": fingerprint_of(weights)}
     weights["mutable"] = {**weights["mutable"], **frozen}
-    return FeatureSource(config, build_method(trained), weights, about)
+    return FeatureSource(config, build_method(own), weights, about)
 
 
 def write(source: FeatureSource, output: Path, form: str, split: str | None, layer: str, shard_rows: int) -> None:
