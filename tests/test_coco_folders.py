@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -164,3 +165,23 @@ def test_selected_features_need_no_picture(tmp_path):
     (tmp_path / "train2017" / "0.png").rename(tmp_path / "train2017" / "gone.png")
     (tmp_path / "train2017" / "0.png").write_bytes(b"")
     assert set(opened(tmp_path).select(("box_label",))[0]) == {"box_label"}
+
+
+def test_cells_of_bccd_are_boxes_of_three_classes():
+    from configs import detection
+
+    if not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "bccd")):
+        pytest.skip("needs bccd below $TFDS_DATA_DIR")
+    config = detection.get_config("bccd")
+    source = open_source("bccd", "train", names=config.data.features)
+    assert source.class_names["box_label"] == ("RBC", "WBC", "Platelets")
+    count = config.model.objects
+    inputs = {"image": None, "boxes": Spec((count, 4), "float32"), "boxes_valid": Spec((count,), "bool"),
+              "box_label": Spec((count,), "int32")}  # fmt: skip
+    batch, skipped = Reader(source, config.data.eval_ops, inputs).batch(range(len(source)), [(0, 0)] * len(source))
+    assert batch["image"].shape == (205, 240, 320, 3) and not skipped
+    own = batch["box_label"][batch["boxes_valid"]]
+    assert np.bincount(own).tolist() == [2381, 214, 209]
+    sides = (batch["boxes"][..., 2:] - batch["boxes"][..., :2])[batch["boxes_valid"]]
+    assert (sides > 0).all()
+    assert 45 < np.median(np.sqrt((sides * (240, 320)).prod(-1))) < 57  # the median cell has 102 of 480 x 640 pixels

@@ -259,19 +259,20 @@ GEOMETRY = {
     ("resize_crop", dict(resize=40, crop=32, interpolation="bilinear", flip=1.0)),
     ("random_resized_crop", dict(size=40, area=(0.3, 1.0), flip=0.5, interpolation="bilinear")),
     ("random_resized_crops", dict(size=40, crops=3, area=(0.1, 0.6), flip=0.5, interpolation="bilinear")),
-], ids=["center", "flipped center", "random", "three crops"])  # fmt: skip
+    ("resize_whole", dict(height=56, width=40, flip=0.5, interpolation="bilinear")),
+], ids=["center", "flipped center", "random", "three crops", "whole"])  # fmt: skip
 def test_masks_boxes_and_points_follow_image_crops(ops):
     batches = TrainBatches(Rectangles(), [ops], 12, seed=5, inputs=GEOMETRY)
     batch = batches[0]
     repeated = TrainBatches(Rectangles(), [ops], 12, seed=5, inputs=GEOMETRY)[0]
     assert all(np.array_equal(x, repeated[name]) for name, x in batch.items())
     crops = 3 if ops[0].endswith("crops") else 1
-    size = ops[1].get("size", 32)
+    height, width = (ops[1].get(side, ops[1].get("size", 32)) for side in ("height", "width"))
     shapes = {name: x.shape for name, x in batch.items() if name != "_skipped"}
     lead = (12, 3) if crops == 3 else (12,)
-    assert shapes["image"] == (*lead, size, size, 3) and shapes["mask"] == (*lead, size, size, 1)
+    assert shapes["image"] == (*lead, height, width, 3) and shapes["mask"] == (*lead, height, width, 1)
     assert (shapes["boxes"], shapes["boxes_valid"]) == ((*lead, 3, 4), (*lead, 3))
-    assert shapes["clip"] == (12, 3, *lead[1:], size, size, 3)
+    assert shapes["clip"] == (12, 3, *lead[1:], height, width, 3)
     flat = {name: batch[name].reshape(12 * crops, *batches.spec[name][0][len(lead) - 1 :]) for name in GEOMETRY if name != "clip"}
     inside = 0
     for image, mask, boxes, valid, points, points_valid in zip(
@@ -284,8 +285,8 @@ def test_masks_boxes_and_points_follow_image_crops(ops):
             continue
         inside += 1
         rows, columns = np.flatnonzero(mask.any((1, 2))), np.flatnonzero(mask.any((0, 2)))
-        expected = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / size
-        np.testing.assert_allclose(boxes[0], expected, atol=1.01 / size)
+        expected = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / np.tile((height, width), 2)
+        np.testing.assert_allclose(boxes[0], expected, atol=1.01 / min(height, width))
         for (y, x), is_inside in zip(points, points_valid, strict=True):
             if min(abs(n) for n in (y, x, 1 - y, 1 - x)) > 1e-6:
                 assert is_inside == (0 <= y <= 1 and 0 <= x <= 1)

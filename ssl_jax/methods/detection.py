@@ -114,6 +114,7 @@ def build(config, stages) -> Method:
         fns=ModelFns(detect=detect),
         encoder=backbone.encoder,
         encoder_stats=backbone.encoder_stats,
+        reads="what its backbone reads, see config.stages.backbone",
         couples_batch=True,  # sums are over the objects of the batch
     )
 

@@ -24,7 +24,7 @@ SHOWN, LEAST, SIDE = 8, 0.3, 192  # images of the picture, their least score of 
 def prepare(context: Context, **_) -> None:
     """UserError before training where a split has no object."""
     for split in ("train", "test"):
-        if not any(context.columns(split, BOXES[1:2], count)["boxes_valid"].any() for count in (1024, 2**31 - 1)):
+        if not any(context.columns(split, BOXES[1:2], count)["boxes_valid"].any() for count in (256, 2**31 - 1)):
             raise UserError(
                 f"the evaluation 'detection' needs objects, and no example of {context.name(split, 0).removesuffix('(0)')} has one; "
                 "choose another split, or the feature with the boxes: --config.data.features.boxes=NAME"
