@@ -100,10 +100,10 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
     The probe images verify them: the encoder must reproduce all features that it shares with the method's `encode`.
 
     Raises:
-        UserError: the method declares no encoder, or `encode` is not this encoder on normalized pixels.
+        UserError: the method declares no encoder, or has that of a stage, or `encode` is not this encoder on normalized pixels.
     """
     method, config = source.method, source.config
-    if method.encoder is None:
+    if method.encoder is None or "encoder" not in config.model:
         raise UserError(f"method {config.method!r} has no separate encoder; export with --format=orbax or --format=stablehlo")
     encoder, images = build_encoder(config.model.encoder, config.dtype), jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     expected = jax.eval_shape(lambda key, x: init_variables(encoder, key, x), jax.random.key(0), images)
