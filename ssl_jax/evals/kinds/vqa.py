@@ -105,6 +105,7 @@ def read_questions(context: Context, split: str, count: int) -> Asked:
         names = ("question", "answer")
         batches = ({**batch, "image": batch["question"]} for batch in context.batches(split, names))
 
+        @jax.jit
         def rows(question, answer, index):
             return {"rows": in_halves(jnp.concatenate([index[:, None], answer[:, None], question], 1).astype(jnp.int32))}
 
@@ -136,6 +137,7 @@ def answers_of(context: Context, asked: Asked, question_of: np.ndarray | None = 
     return tuple(from_halves(extract(rows, batches(), "rows", context.mesh, len(own), names).x).T)
 
 
+@jax.jit
 def fingerprint(images: jax.Array) -> jax.Array:
     """uint32 [B] of images uint8 [B, H, W, 3]: equal for equal images, hardly ever for others.
 
@@ -147,6 +149,7 @@ def fingerprint(images: jax.Array) -> jax.Array:
     return jnp.sum(mixed ^ (mixed >> 13), 1, dtype=jnp.uint32)
 
 
+@jax.jit
 def in_halves(whole: jax.Array) -> jax.Array:
     """Whole numbers [B, N] -> float32 [B, 2 N], which holds their upper and lower 16 bits exactly."""
     return side_by_side(whole >> 16, whole & 0xFFFF)
