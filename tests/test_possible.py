@@ -206,6 +206,27 @@ def test_labels_outside_of_the_classes_end_training_with_one_line():
     assert len(list(labels_in_range([{"label": np.array([-1])}], experiment))) == 1
 
 
+def test_answers_outside_of_the_classes_end_training_with_one_line():
+    from types import SimpleNamespace as N
+
+    data = N(name="x", train_split="train", num_classes=None, vocabulary={"question": 9, "answer": 3})
+    inputs = {"question": Spec((4,), "int32"), "answer": Spec((), "int32")}
+    experiment, questions = N(config=N(data=data), method=N(inputs=inputs)), np.full((2, 4), 8)
+    batches = labels_in_range([{"question": questions, "answer": np.array(x)} for x in ([0, 2], [0, -1])], experiment)
+    next(batches)
+    with pytest.raises(UserError, match=r"a training batch of 'x:train' has examples without a label \(label -1\) in 'answer'"):
+        next(batches)
+
+
+def test_texts_of_a_vocabulary_are_numbers_for_evaluations():
+    flags = ("--config.data.name=scenes/tiny", "--config.data.train_split=train", "--config.data.test_split=test")
+    config = load_config(f"{ROOT}/configs/vqa.py:smoke", flags)
+    assert impossible(config, config.evals) == {}
+    with config.unlocked():
+        config.data.vocabulary = {"answer": None}
+    assert impossible(config, config.evals) == {"vqa": "'question' as numbers, and 'scenes/tiny' has object ()"}
+
+
 @pytest.mark.parametrize("count", [1, 3, "groups"])
 def test_simclr_of_another_number_of_views_is_refused(count):
     import jax

@@ -88,8 +88,10 @@ def test_accuracies_and_floors_equal_a_loop():
     yes_no = np.isin(test["answer"], [2, 3])
     count = np.array([q[0] == 4 for q in test["question"].tolist()])
     for who, hits in right.items():
+        ends = [""] if who == "majority" else ["", "_yes_no", "_open", "_count", "_other"]
         for end, rows in (("", yes_no | True), ("_yes_no", yes_no), ("_open", ~yes_no), ("_count", count), ("_other", ~count)):
-            np.testing.assert_allclose(found[who + end], 100 * np.mean(np.array(hits)[rows]), rtol=1e-9)
+            if end in ends:
+                np.testing.assert_allclose(found[who + end], 100 * np.mean(np.array(hits)[rows]), rtol=1e-9)
     assert 95 < found["accuracy"] < 100 and found["margin"] == found["accuracy"] - found["by_question"]
     assert result.protocol == "answers to questions of first of test(70), 4 answers; frequencies of train(90); other images seed=0"
 

@@ -24,7 +24,7 @@ from ssl_jax.experiment.contexts import encode_views_of
 from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.sizes import check_arrays, check_memory
 from ssl_jax.experiment.stages import open_stages
-from ssl_jax.experiment.vocabulary import check_lengths, open_vocabulary
+from ssl_jax.experiment.vocabulary import check_lengths, keep_vocabulary, open_vocabulary
 from ssl_jax.methods import build_method
 from ssl_jax.models.conv import use_convolutions
 
@@ -183,6 +183,7 @@ def build_experiment(config, devices=None, workdir: Path | None = None) -> Exper
     )
     run, schedules, example = make_run(config, method, mesh, durations["total"], frozen)
     check_memory(run.abstract, example, mesh)
+    keep_vocabulary(vocabulary, workdir)
 
     jitted = functools.partial(jitted_in, mesh)
     encode_views = jitted(encode_views_of(method)) if method.views else None

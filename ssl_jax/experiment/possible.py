@@ -115,7 +115,7 @@ def labels_in_range(batches: Iterable[Mapping], experiment: Experiment) -> Itera
     """`batches`. Raises UserError for the first label or answer that is no class, since its loss would be NaN, or that of another."""
     data, learns = experiment.config.data, _learns_classes(experiment)
     inputs = experiment.method.inputs
-    classes = {name: size for name, size in data.get("vocabulary", {}).items() if name in inputs and inputs[name].shape == ()}
+    classes = {name: size for name, size in getattr(data, "vocabulary", {}).items() if name in inputs and inputs[name].shape == ()}
     for batch in batches:
         for name, size in classes.items():
             if why := labels.fault(labels.Labels(batch[name], False), size):
@@ -143,14 +143,14 @@ def _learns_classes(experiment: Experiment) -> bool:
 def _reason(splits: _Splits, entry: Mapping) -> str:
     """What an evaluation needs and the data lack, '' if nothing: "'label', and 'photos' has only image"."""
     kind, train = evals.find(entry["kind"]), splits.source("train")
-    where = repr(splits.config.data.name)
+    where, as_numbers = repr(splits.config.data.name), splits.config.data.get("vocabulary", {})  # of texts
     for name in evaluator.data_features(kind, entry):
         if name in kind.data and name == "label":
             if reason := _labels_reason(splits, kind, evaluator.with_defaults(kind, entry)):
                 return f"'label', and {reason}"
         elif name not in train.features:
             return f"{name!r}, and {where} has only {', '.join(train.features)}"
-        elif None in train.features[name].shape or train.features[name].dtype == "object":
+        elif (None in train.features[name].shape or train.features[name].dtype == "object") and name not in as_numbers:
             return f"{name!r} as numbers, and {where} has {train.features[name]}"
     for split, least in kind.smallest.items():
         if len(splits.source(split)) < least:

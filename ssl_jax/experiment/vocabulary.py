@@ -13,7 +13,7 @@ from ssl_jax.errors import UserError
 
 
 def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary]:
-    """The vocabulary of each feature in `config.data.vocabulary`, from `workdir`, or built from the train split and written there.
+    """The vocabulary of each feature in `config.data.vocabulary`, from `workdir`, or built from the train split.
 
     Raises:
         UserError: the vocabulary has another number of words than the config says.
@@ -29,15 +29,18 @@ def open_vocabulary(config, train, workdir: Path | None) -> dict[str, Vocabulary
         found = from_json(values)
     else:
         found = build_vocabulary(train, list(sizes))
-        if path:
-            write_json(path, to_json(found))
     for name, size in sizes.items():
         if name not in found or size not in (None, len(found[name].tokens)):
             there = f"{len(found[name].tokens)} words" if name in found else "no words"
-            raise UserError(
-                f"config.data.vocabulary.{name}={size}, but {path or 'the train split'} has {there}; leave the number out"
-            )
+            where = path if path and path.exists() else "the train split"
+            raise UserError(f"config.data.vocabulary.{name}={size}, but {where} has {there}; leave the number out")
     return found
+
+
+def keep_vocabulary(vocabulary: Mapping[str, Vocabulary], workdir: Path | None) -> None:
+    """Write it to `workdir`, unless it is there; a start that was refused leaves none behind, which may be of other data."""
+    if vocabulary and workdir and not (workdir / "vocabulary.json").exists():
+        write_json(workdir / "vocabulary.json", to_json(vocabulary))
 
 
 def _is_vocabulary(each) -> bool:

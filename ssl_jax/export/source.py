@@ -107,10 +107,10 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
     The probe images verify them: the encoder must reproduce all features that it shares with the method's `encode`.
 
     Raises:
-        UserError: the method declares no encoder, or `encode` is not this encoder on normalized pixels.
+        UserError: the method declares no encoder (it has none, or a frozen one), or `encode` is not this encoder on normalized pixels.
     """
     method, config = source.method, source.config
-    if method.encoder is None or "encoder" not in config.model:  # a trained backbone is described by its stage
+    if method.encoder is None:
         raise UserError(f"method {config.method!r} has no separate encoder; export with --format=orbax or --format=stablehlo")
     spec = encoder_config(config).model.encoder
     encoder, images = build_encoder(spec, config.dtype), jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)

@@ -50,16 +50,16 @@ def prepare(context: Context, *, examples: int, train_examples: int, **_) -> Non
 
 
 def evaluate(context: Context, *, examples: int = 10_000, train_examples: int = 100_000, seed: int = 0) -> Result:
-    """The first `examples` test questions. Names are WHO or WHO_GROUP, in percent of right answers.
+    """The first `examples` test questions; percent of right answers. An answer that the train split lacks is wrong.
 
     accuracy: of the model.
     shuffled: of the model where each question is asked about another image of these, drawn once by `seed`.
-    majority: of the most frequent answer of the train split.
     by_question: of the most frequent answer to the same question in the train split; to a new question, the majority. It is what can
         be known without looking.
+    majority: of the most frequent answer of the train split.
     margin: accuracy - by_question, in points.
-    Groups are yes_no and open (by the true answer), and the kinds of questions in the split (by their words, see `PATTERNS`): color,
-    count, object, presence, other. An answer that the train split lacks is wrong.
+    The first three also of groups, as in accuracy_open: yes_no and open (by the true answer), and the kinds of questions in the split
+    (by their words, see `PATTERNS`): color, count, object, presence, other.
     """
     train, test = read_questions(context, "train", train_examples), read_questions(context, "test", examples)
     names, words = (context.model.vocabulary[name].tokens for name in ("answer", "question"))
@@ -73,10 +73,10 @@ def evaluate(context: Context, *, examples: int = 10_000, train_examples: int = 
     groups = {"": np.ones(len(given), bool), **by_answer(test.answer, names), **by_words(test.question, words)}
     metrics = {}
     for group, rows in groups.items():
-        end = f"_{group}" if group else ""
-        for who, answers in (("accuracy", given), ("shuffled", shuffled), ("majority", majority), ("by_question", by_question)):
-            metrics[who + end] = 100 * float((answers == test.answer)[rows].mean())
-        metrics[f"margin{end}"] = metrics[f"accuracy{end}"] - metrics[f"by_question{end}"]
+        for who, answers in (("accuracy", given), ("shuffled", shuffled), ("by_question", by_question)):
+            metrics[f"{who}_{group}" if group else who] = 100 * float((answers == test.answer)[rows].mean())
+    metrics["majority"] = 100 * float((majority == test.answer).mean())
+    metrics["margin"] = metrics["accuracy"] - metrics["by_question"]
     protocol = (
         f"answers to questions of first of {context.name('test', len(given))}, {len(names)} answers; frequencies of"
         f" {context.name('train', len(train.answer))}; other images seed={seed}"
@@ -105,6 +105,7 @@ def read_questions(context: Context, split: str, count: int) -> Asked:
         names = ("question", "answer")
         batches = ({**batch, "image": batch["question"]} for batch in context.batches(split, names))
 
+        @jax.jit
         def rows(question, answer, index):
             return {"rows": in_halves(jnp.concatenate([index[:, None], answer[:, None], question], 1).astype(jnp.int32))}
 
@@ -136,6 +137,7 @@ def answers_of(context: Context, asked: Asked, question_of: np.ndarray | None = 
     return tuple(from_halves(extract(rows, batches(), "rows", context.mesh, len(own), names).x).T)
 
 
+@jax.jit
 def fingerprint(images: jax.Array) -> jax.Array:
     """uint32 [B] of images uint8 [B, H, W, 3]: equal for equal images, hardly ever for others.
 
@@ -147,6 +149,7 @@ def fingerprint(images: jax.Array) -> jax.Array:
     return jnp.sum(mixed ^ (mixed >> 13), 1, dtype=jnp.uint32)
 
 
+@jax.jit
 def in_halves(whole: jax.Array) -> jax.Array:
     """Whole numbers [B, N] -> float32 [B, 2 N], which holds their upper and lower 16 bits exactly."""
     return side_by_side(whole >> 16, whole & 0xFFFF)
