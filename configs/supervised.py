@@ -189,7 +189,6 @@ def vit_b16(config):
     config.views = (augmented,)
     config.model = dict(
         encoder=dict(name="vit", variant="B/16", pool="cls", position="sincos2d", remat="none"),
-        head=dict(widths=(768,)),
         head_layers=0,
         pool="pooled",
         head_std=0.0,

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from ssl_jax.engine import loop
+from ssl_jax.engine.backbone import encoder_model
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.layer_decay import resnet_layer_decay, vit_layer_decay
 from ssl_jax.engine.method import encoder_statistics, encoder_weights, inference_state
@@ -17,6 +19,7 @@ from ssl_jax.engine.sharding import leaf_names, match
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.build import build_experiment
+from ssl_jax.export.source import find_encoder, make_source
 from ssl_jax.methods import build_method
 from ssl_jax.models.backbones import resnet, vit
 from ssl_jax.models.backbones.encoders import build_encoder
@@ -227,6 +230,23 @@ def test_trained_backbone_starts_as_a_copy_and_is_averaged():
     pooled = apply(encoder, found, stats, images / np.float32(255), False)[0]["pooled"]
     np.testing.assert_allclose(outputs["pooled"], pooled, atol=1e-5)
     assert outputs["logits"].shape == (32, exp.config.data.num_classes)
+
+
+@pytest.mark.full
+def test_export_of_a_fine_tuned_backbone_is_the_averaged_encoder():
+    exp = experiment()
+    state = jax.device_get(exp.run.init())
+    mutable = inference_state(state)
+    mutable["ema"] = jax.tree.map(lambda x: x * 0.99, mutable["ema"])
+    params, _ = find_encoder(make_source(exp.config, state.params, mutable))
+    jax.tree.map(np.testing.assert_array_equal, params, mutable["ema"]["net"]["backbone"])
+
+
+def test_encoder_of_a_run_on_a_run_on_a_run_is_that_of_the_first():
+    first = ConfigDict(dict(model=dict(encoder=dict(name="resnet"), mean=(0.5,) * 3)))
+    second = ConfigDict(dict(model=dict(backbone="trained"), stages=dict(backbone=dict(config=first))))
+    third = ConfigDict(dict(model=dict(backbone="trained"), stages=dict(backbone=dict(config=second))))
+    assert encoder_model(third).encoder.name == "resnet" and encoder_model(first) is first.model
 
 
 @pytest.mark.full

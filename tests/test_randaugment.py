@@ -125,18 +125,20 @@ def test_erased_area_has_the_distribution_of_random_erasing():
     image = jnp.full((size, size, 3), 2.0)  # a value that the noise hardly takes
     out = jax.jit(jax.vmap(lambda key: erasing.erase(image, key, p=1.0)))(jax.random.split(jax.random.key(0), count))
     erased = np.asarray(out[..., 0] != 2.0)
-    found = erased.mean((1, 2))
-    expected = []
+    shapes = [(mask.any(1).sum(), mask.any(0).sum()) for mask in erased]
+    found, expected = np.array([(h * w / size**2, np.log(h / w)) for h, w in shapes]), []
+    np.testing.assert_allclose(found[:, 0], erased.mean((1, 2)))  # rectangles
     for _ in range(count):
         for _ in range(10):
             area = generator.uniform(0.02, 1 / 3) * size * size
             ratio = np.exp(generator.uniform(np.log(0.3), np.log(1 / 0.3)))
             h, w = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
             if h < size and w < size:
-                expected.append(h * w / size**2)
+                expected.append((h * w / size**2, np.log(h / w)))
                 break
-    for q in (10, 50, 90):
-        assert abs(np.percentile(found, q) - np.percentile(expected, q)) < 0.012
+    for q in (5, 25, 50, 75, 95):
+        share, ratio = np.abs(np.percentile(found, q, axis=0) - np.percentile(expected, q, axis=0))
+        assert share < 0.012 and ratio < 0.08, q
     assert np.abs(erased.mean(0) - erased.mean(0)[::-1, ::-1]).max() < 0.05  # no side is preferred
     noise = (np.asarray(out)[erased] - erasing.MEAN) / erasing.STD
     np.testing.assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.01)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import geometry
+from ssl_jax.engine import sharding
 from ssl_jax.engine.optim import make_optimizer
 from ssl_jax.errors import UserError
 from ssl_jax.models.autoencoders import build_decoder
@@ -224,6 +225,25 @@ def test_fine_tuning_has_simclrs_crops():
     assert config.data.ops[0][1]["sampling"] == "simclr"
     assert rate(config, "net", 128_116, 0) == pytest.approx(0.16, rel=0.01)
     assert config.batch_size == 1024
+
+
+def test_fine_tuning_of_mae_has_the_published_rates():
+    """From 0 to 5e-4 x 1024 / 256 in 5 epochs, to 1e-6 at the end of 100; by layer, as MAE's code; biases and norms do not decay."""
+    config = load("supervised", "vit_b16_mae")
+    alike = config.copy_and_resolve_references()
+    with alike.unlocked():
+        del alike.optim.net["lr_multipliers"], alike.optim.net["weight_decay_mask"]
+    rates = [rate(alike, "net", 1_281_167, epoch) for epoch in (-0.5, 2, 4.5, 99.5)]
+    np.testing.assert_allclose(rates, [0, 1e-3, 2e-3, 1e-6], rtol=2e-3, atol=1e-7)
+    assert config.model.mix.to_dict() == dict(mixup=0.8, cutmix=1.0, p=1.0, switch=0.5)
+    assert (config.model.smoothing, config.model.drop_path, config.model.head_std) == (0.1, 0.1, 2e-5)
+    names = ["net/encoder/patch_embed/kernel", "net/encoder/block0/mlp/fc1/bias", "net/encoder/block11/norm1/scale",
+             "net/encoder/cls_token", "net/classifier/kernel"]  # fmt: skip
+    multipliers = sharding.match(config.optim.net.lr_multipliers, names, "rules", all_used=False)
+    np.testing.assert_allclose(multipliers, [0.65**13, 0.65**12, 0.65, 0.65**13, 1])
+    assert sharding.match(config.optim.net.weight_decay_mask, names, "mask", all_used=False) == [1, 0, 0, 0, 1]
+    one_percent = load("supervised", "imagenet_1pct")
+    assert (one_percent.total, one_percent.data.name) == ("60 epochs", "imagenet2012_subset/1pct")
 
 
 # ---------------------------------------------------------------- MaskGIT

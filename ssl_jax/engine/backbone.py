@@ -32,6 +32,13 @@ class Backbone(NamedTuple):
     encoder_stats: tuple[str, ...]
 
 
+def encoder_model(config):
+    """The part of a resolved config with `encoder`, `mean` and `std`: `config.model`, or that of the run whose encoder it trains on."""
+    if "encoder" in config.model or "backbone" not in config.get("stages", {}):
+        return config.model
+    return encoder_model(config.stages.backbone.config)
+
+
 def open_backbone(config, stages: Mapping[str, Stage]) -> Backbone:
     """The stage 'backbone', by `config.model.backbone`: 'frozen' or 'trained'.
 
@@ -46,7 +53,7 @@ def open_backbone(config, stages: Mapping[str, Stage]) -> Backbone:
         raise UserError(f"config.model.drop_path={config.model.drop_path} needs config.model.backbone='trained'; give 0 if 'frozen'")
     if mode == "frozen":
         return _frozen(stage)
-    method, model = stage.method, stage.config.model
+    method, model = stage.method, encoder_model(stage.config)
     if method.encoder is None or (method.reads and not model.get("standardize")):
         what = f"reads {method.reads}" if method.reads else "is not a single network"
         raise UserError(f"config.model.backbone='trained': the encoder of {stage.config.method!r} {what}; give 'frozen'")

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax import export as jax_export
 from safetensors.numpy import save_file
 
+from ssl_jax.engine.backbone import encoder_model
 from ssl_jax.engine.orbax_paths import openable
 from ssl_jax.engine.renamed_keys import MODULES, rename
 from ssl_jax.engine.sharding import leaf_names
@@ -25,7 +26,6 @@ from ssl_jax.export.source import (
     TOLERANCES,
     Source,
     difference,
-    encoder_config,
     encoder_function,
     find_encoder,
     normalization,
@@ -55,7 +55,7 @@ def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
     """The encoder with torchvision's or timm's names. Raises NoTorchLayout if their model would compute something else."""
     try:
         params, stats = find_encoder(source)
-        spec = encoder_config(source.config).model.encoder
+        spec = encoder_model(source.config).encoder
         weights = to_torch(spec, *jax.device_get((params, stats)), image_size=source.image_shape[0])
     except UserError as error:
         raise NoTorchLayout(str(error)) from error
@@ -103,7 +103,7 @@ def compare_tasks(functions: Functions, source: Source) -> dict[str, dict]:
 def read_safetensors(folder: Path, card: Mapping) -> Functions:
     """The encoder of the card's config with the file's weights, for any image size that it accepts."""
     config = ml_collections.ConfigDict(card["config"])
-    variables = jax.device_put(from_torch(encoder_config(config).model.encoder, read_arrays(folder / WEIGHTS)))
+    variables = jax.device_put(from_torch(encoder_model(config).encoder, read_arrays(folder / WEIGHTS)))
     return {"encode": functools.partial(encoder_function(config), *variables)}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.data.geometry import output_shape
+from ssl_jax.engine.backbone import encoder_model
 from ssl_jax.engine.method import Method, encoder_statistics, encoder_weights
 from ssl_jax.errors import UserError
 from ssl_jax.methods import build_method
@@ -58,15 +59,9 @@ def input_shape(config) -> tuple[int, int, int]:
     return tuple(int(n) for n in output_shape(config.data.eval_ops) or config.data.image_shape[-3:])
 
 
-def encoder_config(config) -> Any:
-    """The config that describes the encoder: that of the stage 'backbone' for a task on top of one."""
-    backbone = config.get("stages", {}).get("backbone")
-    return encoder_config(backbone.config) if backbone and "encoder" not in config.model else config
-
-
 def normalization(config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) per channel of pixels in [0, 1]; (0, 1) for a method without input normalization."""
-    mean, std = (config.model.get(name, default) for name, default in (("mean", (0.0,) * 3), ("std", (1.0,) * 3)))
+    mean, std = (encoder_model(config).get(name, default) for name, default in (("mean", (0.0,) * 3), ("std", (1.0,) * 3)))
     return tuple(mean), tuple(std)
 
 
@@ -90,8 +85,7 @@ def difference(features: Mapping[str, Any], expected: Mapping[str, Any]) -> floa
 
 def encoder_function(config) -> Callable[[Tree, Tree, Any], dict[str, jax.Array]]:
     """(params, batch_stats, uint8 [B, H, W, 3]) -> features of `config.model.encoder`; equal configs compile once."""
-    own = encoder_config(config)
-    recipe = [plain(own)["model"]["encoder"], config.dtype, *normalization(own)]
+    recipe = [plain(encoder_model(config))["encoder"], config.dtype, *normalization(config)]
     return functools.partial(_encoder_features, json.dumps(recipe))
 
 
@@ -112,8 +106,8 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
     method, config = source.method, source.config
     if method.encoder is None:
         raise UserError(f"method {config.method!r} has no separate encoder; export with --format=orbax or --format=stablehlo")
-    spec = encoder_config(config).model.encoder
-    encoder, images = build_encoder(spec, config.dtype), jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
+    encoder = build_encoder(encoder_model(config).encoder, config.dtype)
+    images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     expected = jax.eval_shape(lambda key, x: init_variables(encoder, key, x), jax.random.key(0), images)
     params = encoder_weights(method, source.params, source.mutable)
     stats = encoder_statistics(method, source.mutable) if expected[1] else {}
@@ -123,7 +117,7 @@ def find_encoder(source: Source) -> tuple[Tree, Tree]:
             return params, stats
     raise UserError(
         f"the features of method {config.method!r} are not those of config.model.encoder alone, so PyTorch's "
-        f"{spec.name} cannot compute them; export with --format=orbax or --format=stablehlo"
+        f"{encoder_model(config).encoder.name} cannot compute them; export with --format=orbax or --format=stablehlo"
     )
 
 

@@ -41,8 +41,8 @@ def build(config, stages) -> Method:
         )
     staged, mixing = "backbone" in stages, model.get("mix") or {}
     encoder = open_backbone(config, stages) if staged else own_encoder(config)
-    head = None if staged else construct(ProjectionHead, "head", model.head, dtype=config.dtype)
     _check(model, staged)
+    head = construct(ProjectionHead, "head", model.head, dtype=config.dtype) if model.head_layers else None
     if mixing:
         check_mix(mixing["mixup"], mixing["cutmix"])
     pool, std, decay = model.get("pool", "pooled"), model.get("head_std", 0.0), model.get("ema", {}).get("decay", 0.0)

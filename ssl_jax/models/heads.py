@@ -111,8 +111,8 @@ class ConvolutionalHead(nn.Module):
 class AttentiveHead(nn.Module):
     """One learned query attends to the tokens of an image, and a linear layer reads the result: the attentive probe of CAPI.
 
-    Keys and values are linear maps of normalized tokens. There are D / 64 heads; a single one if 64 does not divide D. No paper's
-    text was at hand: this follows the description of facebookresearch/capi's evaluation.
+    Keys and values are linear maps of normalized tokens. There are D / 64 heads, as in facebookresearch/capi; a single one if 64 does
+    not divide D.
     """
 
     classes: int

@@ -1,9 +1,9 @@
 """An attentive probe: one learned query attends to the tokens or map positions of a frozen layer, and a linear layer reads the result.
 
-Beside the linear probe for methods whose class token or mean underrates them, such as MAE, I-JEPA and CAPI (Darcet et al. 2025,
-facebookresearch/capi: 12,500 steps of 128 images per GPU, ten learning rates, three weight decays). All settings are trained at once
-on 90 % of the training images; the other 10 % decide, and the chosen probe is tested once. Features are cached in host memory: one
-float32 per number of the layer and image.
+Beside the linear probe for methods whose class token or mean underrates them, such as MAE, I-JEPA and CAPI (facebookresearch/capi:
+12,500 steps of 128 images per GPU, ten learning rates, three weight decays). All settings are trained at once on 90 % of the training
+images; the other 10 % decide, and the chosen probe is tested once. The optimizer, AdamW, and the candidates are ours. Features are
+cached in host memory, one float32 per number of the layer and image, so there is no augmentation.
 """
 
 from __future__ import annotations
