@@ -195,6 +195,11 @@ def backbone(recipe) -> dict:
     return dict(**stage(recipe), weights="", untrained=False)
 
 
+# Learning rates of a task on a backbone, in parts of `lr`.
+SAME = ((".*", 1.0),)
+SLOWER_BACKBONE = ((r"^net/backbone/", 0.1), (".*", 1.0))
+
+
 def generation(config) -> None:
     """Evaluations of samples and features of a generative model. The best checkpoint has the lowest Frechet distance."""
     config.evals.generation = dict(kind="generation", extractor="random_conv", examples=2048)

@@ -13,7 +13,6 @@ from configs import common
 from configs.common import Variant
 
 FEATURES = dict(boxes="objects/bbox", box_label="objects/label")
-LOWER = ((r"^net/backbone/", 0.1), (".*", 1.0))  # learning rates, in parts of that of the head
 
 
 def scenes(config):
@@ -31,7 +30,7 @@ def scenes(config):
         objects=8,
         detections=100,
     )
-    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch"))
+    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch", lr_multipliers=common.SAME))
     config.evals = dict(detection=dict(kind="detection"))
     config.best_metric, config.baselines = "detection/ap", ()
     config.evaluate_every, config.checkpoint_every = "10 epochs", "2 epochs"
@@ -47,7 +46,7 @@ def smoke(config):
 def finetune(config):
     scenes(config)
     config.model.backbone = "trained"
-    config.optim.net.lr_multipliers = LOWER
+    config.optim.net.lr_multipliers = common.SLOWER_BACKBONE
 
 
 def scratch(config):
@@ -87,7 +86,7 @@ def folder(config):
     config.model.head.update(dict(width=256, towers=4))
     config.model.objects = 100
     config.batch_size, config.total = 64, "24 epochs"
-    config.optim.net.update(dict(lr=5e-4, warmup="0.5 epochs", lr_multipliers=LOWER))
+    config.optim.net.update(dict(lr=5e-4, warmup="0.5 epochs", lr_multipliers=common.SLOWER_BACKBONE))
 
 
 def _fcos(config, reach, candidates):

@@ -30,7 +30,7 @@ def scenes(config):
         classes=3,
         ignore=255,
     )
-    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch"))
+    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch", lr_multipliers=common.SAME))
     config.evals = dict(segmentation=dict(kind="segmentation", names=SCENES_CLASSES))
     config.evaluate_every, config.checkpoint_every = "5 epochs", "1 epoch"
     config.best_metric, config.baselines = "segmentation/miou", ()
@@ -51,7 +51,7 @@ def linear(config):
 def finetune(config):
     scenes(config)
     config.model.backbone = "trained"
-    config.optim.net.lr_multipliers = (("^net/backbone/", 0.1), (".*", 1.0))
+    config.optim.net.lr_multipliers = common.SLOWER_BACKBONE
 
 
 def scratch(config):

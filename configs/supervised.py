@@ -93,28 +93,32 @@ def imagenet_vit_g14(config):
     config.sharding = (*TENSOR_RULES, (".*", "fsdp"))
 
 
-def finetune_backbone(config):
-    """All weights, with the rates of earlier layers decayed: on a copy of a finished run's encoder."""
+def transfer(config):
+    """A classifier on a tenth of the labels, above the encoder of a finished run."""
     scenes(config)
     config.stages.backbone = common.backbone("configs/simclr.py")
     config.data.train_split = "train[:10%]"
     config.batch_size = 64
-    on_backbone(config)
-    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch", lr_multipliers=resnet_layer_decay(0.8)))
-
-
-def on_backbone(config):
-    """The encoder and its input are those of the stage."""
-    for key in ("encoder", "head", "mean", "std", "loss", "similarities"):
+    for key in ("encoder", "head", "mean", "std", "loss", "similarities"):  # the encoder and its input are those of the stage
         del config.model[key]
-    config.model.backbone = "trained"  # or 'frozen', which trains the classifier only
+    config.model.backbone = "frozen"
+    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch", lr_multipliers=common.SAME))
+    config.evals = dict(classifier=dict(kind="classifier"))
+    config.best_metric, config.baselines = "classifier/top1", ()
+
+
+def finetune_backbone(config):
+    """All weights, with the rates of earlier layers decayed."""
+    transfer(config)
+    config.model.backbone = "trained"
+    config.optim.net.lr_multipliers = resnet_layer_decay(0.8)
 
 
 def scratch(config):
     """The same network and training as :finetune_backbone, from the initial weights of that run; no rates are decayed."""
-    finetune_backbone(config)
+    transfer(config)
     config.stages.backbone.untrained = True
-    del config.optim.net["lr_multipliers"]
+    config.model.backbone = "trained"
 
 
 def finetune_smoke(config):
@@ -243,8 +247,10 @@ VARIANTS = (
             "embedded scenes with a tenth of the labels: --config.warm_start.workdir=<a run of configs/simclr.py>",
             hardware="2 CPU cores", expected="kNN 71.39, linear 74.50 (from scratch 49.61, 56.11)",
             source="ours, 1 seed"),
-    Variant("finetune_backbone", finetune_backbone,
-            "the same labels on the encoder of a run of any method: --config.stages.backbone.workdir=DIR", hardware="2 CPU cores"),
+    Variant("transfer", transfer,
+            "a classifier on the same labels, above the frozen encoder of any run: --config.stages.backbone.workdir=DIR",
+            hardware="2 CPU cores"),
+    Variant("finetune_backbone", finetune_backbone, "the encoder of :transfer is trained, too", hardware="2 CPU cores"),
     Variant("scratch", scratch, "the same network and labels from initial weights: --config.stages.backbone.workdir=DIR",
             hardware="2 CPU cores"),
     Variant("finetune_smoke", finetune_smoke, "every part of fine-tuning in seconds, for tests"),

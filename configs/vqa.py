@@ -25,7 +25,7 @@ def scenes(config):
         question=dict(name="gru", embedding=32, width=128, length=8),
         fusion=dict(name="film", width=64, blocks=2, projection=128, hidden=128),
     )
-    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch"))
+    config.optim = dict(net=dict(name="adamw", lr=2e-3, weight_decay=1e-4, warmup="1 epoch", lr_multipliers=common.SAME))
     config.evals = dict(vqa=dict(kind="vqa"))
     config.evaluate_every, config.checkpoint_every = "10 epochs", "2 epochs"
     config.baselines, config.best_metric = (), "vqa/accuracy"
@@ -59,7 +59,7 @@ def finetune(config):
     """The encoder is trained with the task, at a tenth of its learning rate."""
     scenes(config)
     config.model.backbone = "trained"
-    config.optim.net.lr_multipliers = ((r"^net/backbone/", 0.1), (".*", 1.0))
+    config.optim.net.lr_multipliers = common.SLOWER_BACKBONE
 
 
 def scratch(config):

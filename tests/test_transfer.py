@@ -21,6 +21,7 @@ def get_config(variant=""):
     with config.unlocked():
         config.stages = dict(backbone=common.backbone("configs/simclr.py:smoke"))
         config.model.backbone = "frozen"
+        config.optim.net.lr_multipliers = common.SAME
         config.best_metric = variant or "knn/top1"
     return config
 """

@@ -32,10 +32,11 @@ TASKS = {
     "detection": "configs/detection.py",
     "vqa": "configs/vqa.py",
 }
+SLOWER = "--config.optim.net.lr_multipliers=(('^net/backbone/', 0.1), ('.*', 1.0))"  # pretrained weights need small steps
 STARTS = {  # where the backbone starts, and whether it is trained with the task
     "untrained": ("--config.stages.backbone.untrained=True", "--config.model.backbone=frozen"),
     "pretrained": ("--config.model.backbone=frozen",),
-    "finetuned": ("--config.model.backbone=trained",),
+    "finetuned": ("--config.model.backbone=trained", SLOWER),
     "scratch": ("--config.stages.backbone.untrained=True", "--config.model.backbone=trained"),
 }
 WORDS = {
@@ -97,6 +98,8 @@ def plan(
         bare = configs.load(recipe, ())
         if "backbone" not in bare.stages or "backbone" not in bare.model or not bare.best_metric:
             raise UserError(f"--tasks: {task} builds on no backbone, or has no config.best_metric; see docs/guides/transfer.md")
+        if "lr_multipliers" not in bare.optim.get("net", {}):
+            raise UserError(f"--tasks: {task} has no config.optim.net.lr_multipliers; give it configs.common.SAME")
         for start, seed in itertools.product(starts, seeds):
             flags = (*encoder, *STARTS[start], f"--config.seed={seed}", "--config.baselines=()", *overrides)
             config = configs.load(recipe, flags)

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 
+from ssl_jax.engine.backbone import encoder_model
 from ssl_jax.engine.checkpoint import write_json
 from ssl_jax.engine.records import read_json
 from ssl_jax.engine.renamed_keys import translate
 from ssl_jax.errors import UserError
-from ssl_jax.export.source import Source, encoder_config, normalization, plain
+from ssl_jax.export.source import Source, normalization, plain
 from ssl_jax.models.pretrained.weights_file import refused
 from ssl_jax.version import VERSION
 
@@ -32,15 +33,14 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
         features: outputs of this form for the probe images.
         about: 'step', 'total_steps', 'metrics', 'protocols', 'versions'.
     """
-    own = encoder_config(source.config)
-    mean, std = normalization(own)
+    mean, std = normalization(source.config)
     then = {"then": source.method.reads} if source.method.reads else {"then": "(x - mean) / std", "mean": mean, "std": std}
     height, width, _ = source.image_shape
     return {
         "schema": SCHEMA,
         "format": form,
         "method": source.config.method,
-        "encoder": plain(own).get("model", {}).get("encoder"),
+        "encoder": plain(encoder_model(source.config)).get("encoder"),
         "step": about["step"],
         "total_steps": about["total_steps"],
         "input": {

@@ -60,7 +60,7 @@ def write_safetensors(folder: Path, source: Source) -> dict[str, Any]:
     except UserError as error:
         raise NoTorchLayout(str(error)) from error
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    return {"torch": torch_recipe(spec, *normalization(encoder_config(source.config)), weights)}
+    return {"torch": torch_recipe(spec, *normalization(source.config), weights)}
 
 
 def exported_functions(method) -> dict[str, Callable]:
