@@ -40,6 +40,7 @@ def softmax(x):
     return e / e.sum()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("width", [128, 48])
 def test_head_equals_a_loop(width):
     """Two heads of 64 channels, and a single one where 64 does not divide the width."""

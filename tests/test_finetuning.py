@@ -44,7 +44,7 @@ def multipliers(rules, spec, size=32):
     ("depth", "decay", "golden"),
     [
         (12, 0.65, {0: 0.003697, 1: 0.005688, 6: 0.049022, 12: 0.65}),
-        (24, 0.75, {0: 0.000753, 1: 0.001003, 6: 0.004228, 24: 0.75}),
+        pytest.param(24, 0.75, {0: 0.000753, 1: 0.001003, 6: 0.004228, 24: 0.75}, marks=pytest.mark.full),
     ],
 )
 def test_layer_decay_has_the_golden_rates_of_mae(depth, decay, golden):
@@ -283,6 +283,7 @@ def test_fine_tuning_takes_the_same_step_on_eight_devices():
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4)
 
 
+@pytest.mark.full
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"config.model.pool='cls' is unknown; choose pooled or mean_norm"):
         method_of("vit_b16_mae", **{"model.pool": "cls"})

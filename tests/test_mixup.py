@@ -31,6 +31,7 @@ def loop(images, labels, weights, classes, smoothing):
     return out, targets
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("alphas", "smoothing"), [((0.8, 0.0), 0.0), ((0.0, 1.0), 0.1), ((0.8, 1.0), 0.1)])
 def test_mixed_images_and_targets_equal_a_loop(alphas, smoothing):
     images, key = batch(), jax.random.key(3)
