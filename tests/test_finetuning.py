@@ -130,7 +130,7 @@ def test_resnet_drops_paths_in_training_only():
     block = resnet.Block(32, 1, False, False, False, False, resnet.KERNEL_INITS["torchvision"], 0.999999, jnp.float32)
     y = jax.random.normal(jax.random.key(4), (2, 3, 3, 32))
     variables = block.init(jax.random.key(5), y, True)
-    dropped, _ = block.apply(variables, y, True, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(6)})
+    dropped, _ = block.apply(variables, y, True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(6)})
     np.testing.assert_array_equal(dropped, jnp.maximum(y, 0))
     assert np.isfinite(kept).all()
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, stats, new)

@@ -68,7 +68,7 @@ def test_range_of_images_and_shapes_of_features(generator, discriminator, size):
     assert -1 <= images.min() < 0 < images.max() <= 1
     keys = {"params": jax.random.key(2), "dropout": jax.random.key(3)}
     d_params, d_state = create(discriminator, keys, images)
-    (logits, features), _ = run(discriminator, d_params, d_state, images, train=True, rngs={"dropout": keys["dropout"]})
+    (logits, features), _ = run(discriminator, d_params, d_state, images, train=True, key=keys["dropout"])
     assert logits.shape == (6,)
     assert features["pooled"].ndim == 2
     still, same = run(generator, params, new_state, z, train=False)

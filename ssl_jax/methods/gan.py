@@ -50,7 +50,7 @@ def build(config, stages) -> Method:
         return run(generator, params, state, sample_latents(key, count)["z"], train=True)
 
     def discriminate(params, state, x, key=None, train=True):
-        return run(discriminator, params, state, x, train=train, rngs={"dropout": key} if train else None)
+        return run(discriminator, params, state, x, train=train, key=key)
 
     def penalty(params, state, real, fake, key):
         def score(x):

@@ -84,12 +84,12 @@ def run(
     returned unchanged.
 
     Args:
-        key: for modules that drop paths at random when they train (`drop_path`).
+        key: for modules that drop units or paths at random when they train.
     """
     variables = {"params": params, **state}
     if not train:
         return module.apply(variables, *args, train=False, **kwargs), state
-    rngs = {} if key is None else {"drop_path": key}
+    rngs = {} if key is None else {"dropout": key}
     out, updates = module.apply(variables, *args, train=True, mutable=list(state), rngs=rngs, **kwargs)
     return out, {**state, **updates}
 

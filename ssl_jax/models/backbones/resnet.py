@@ -169,7 +169,7 @@ class Block(nn.Module):
             last, x = "bn2", self._conv(features, 3, 1, "conv2")(x)
         if train and self.drop_path and not self.is_initializing():
             x = self._norm(train, last, scale_init=last_scale)(x)
-            return nn.relu(shortcut + drop_path(x, self.drop_path, self.make_rng("drop_path")))
+            return nn.relu(shortcut + drop_path(x, self.drop_path, self.make_rng("dropout")))
         return self._norm(train, last, scale_init=last_scale, relu=True)(x, shortcut)
 
     def _selective_kernel(self, x, train):

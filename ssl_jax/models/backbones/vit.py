@@ -185,7 +185,7 @@ class ViT(nn.Module):
             x = shard_batch(block(x, rate))
             return x, x
 
-        looped = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=size.depth)
+        looped = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=size.depth)
         return looped(block(*fields, name="blocks"), x, dropped)
 
     def _positions(self, grid, width):
@@ -222,7 +222,7 @@ class Block(nn.Module):
     def _branch(self, x, name, rate):
         """What is added to the input: scaled if there is LayerScale, dropped if there is a rate."""
         x = x if self.layer_scale is None else LayerScale(self.layer_scale, name=name)(x)
-        return x if rate is None else drop_path(x, rate, self.make_rng("drop_path"))
+        return x if rate is None else drop_path(x, rate, self.make_rng("dropout"))
 
 
 class LayerScale(nn.Module):
