@@ -140,18 +140,20 @@ def point_outputs(seed=0, classes=3, shape=(12, 16)):
 
 
 def test_point_losses_equal_a_float64_loop_over_objects_and_cells():
-    outputs, objects = point_outputs(), targets()
+    shape = (60, 80)  # fine enough for heat around the peaks
+    outputs, objects = point_outputs(shape=shape), targets()
     found = point_losses(outputs, objects)
     heat, size, offset, count = 0.0, 0.0, 0.0, objects.boxes.shape[0] * objects.boxes.shape[1]
     for image in range(2):
-        wanted = np.asarray(heat_map(*(x[image] for x in objects[:3]), (12, 16), 3), np.float64)
+        wanted = np.asarray(heat_map(*(x[image] for x in objects[:3]), shape, 3), np.float64)
+        assert ((wanted > 0) & (wanted < 1)).sum() > 20
         p = 1 / (1 + np.exp(-np.float64(outputs["heat"][image])))
         for place, y in np.ndenumerate(wanted):
             heat -= (1 - p[place]) ** 2 * np.log(p[place]) if y == 1 else (1 - y) ** 4 * p[place] ** 2 * np.log(1 - p[place])
         for box in np.float64(objects.boxes[image]):
-            center = (box[:2] + box[2:]) / 2 * (12, 16)
+            center = (box[:2] + box[2:]) / 2 * shape
             y, x = np.floor(center).astype(int)
-            size += np.abs(outputs["size"][image, y, x] - (box[2:] - box[:2]) * (12, 16)).sum()
+            size += np.abs(outputs["size"][image, y, x] - (box[2:] - box[:2]) * shape).sum()
             offset += np.abs(outputs["offset"][image, y, x] - (center - (y, x))).sum()
     np.testing.assert_allclose([found["heat"], found["size"], found["offset"]], np.array([heat, size, offset]) / count, rtol=1e-4)
 
