@@ -70,12 +70,12 @@ def scratch(config):
 
 
 def easy_vqa(config):
-    """64 x 64 pixels and 107 questions; three quarters of them ask for yes or no. 10 epochs."""
+    """64 x 64 pixels and 107 questions; three quarters of them ask for yes or no. 20 epochs."""
     scenes(config)
     config.data.name = "easy_vqa"
     config.stages.backbone.recipe = "configs/simclr.py:cifar10_small"
     config.model.question.length = 12
-    config.total = "10 epochs"
+    config.total = "20 epochs"
 
 
 def easy_vqa_question_only(config):
