@@ -210,7 +210,7 @@ def test_crops_show_their_boxes():
 @pytest.mark.parametrize(
     ("ops", "message"),
     [
-        ([("resize", {})], "unknown host op 'resize'; valid: random_resized_crops, random_resized_crop, resize_crop"),
+        ([("rotate", {})], "unknown host op 'rotate'; valid: random_resized_crops, random_resized_crop, resize_crop"),
         ([("resize_crop", {"resize": 8})], "'crop' is missing; valid: resize, crop, interpolation"),
         ([("resize_crop", {"resize": 8, "crop": 9})], "crop=9 > resize=8"),
         (

@@ -259,7 +259,7 @@ GEOMETRY = {
     ("resize_crop", dict(resize=40, crop=32, interpolation="bilinear", flip=1.0)),
     ("random_resized_crop", dict(size=40, area=(0.3, 1.0), flip=0.5, interpolation="bilinear")),
     ("random_resized_crops", dict(size=40, crops=3, area=(0.1, 0.6), flip=0.5, interpolation="bilinear")),
-    ("resize_whole", dict(height=56, width=40, flip=0.5, interpolation="bilinear")),
+    ("resize", dict(height=56, width=40, flip=0.5, interpolation="bilinear")),
 ], ids=["center", "flipped center", "random", "three crops", "whole"])  # fmt: skip
 def test_masks_boxes_and_points_follow_image_crops(ops):
     batches = TrainBatches(Rectangles(), [ops], 12, seed=5, inputs=GEOMETRY)
