@@ -150,7 +150,7 @@ def test_catalog_equals_the_data():
         source = open_source("scenes", split)
         data = load("simclr.py:smoke", f"--config.data.train_split={split}").data
         assert catalog.facts(data) == catalog.read_facts(data, source, {})
-    assert catalog.facts(load("supervised.py:imagenet").data)[1:] == (1000, 1_281_167, {})
+    assert catalog.facts(load("supervised.py:imagenet").data)[1:] == (1000, 1_281_167, {}, {"label": 1000})
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -21,7 +21,7 @@ class DatasetEntry(NamedTuple):
     classes: int | None  # None without labels
     splits: Mapping[str, int]  # {name: examples}
     vocabulary: Mapping[str, int] = {}  # {text feature: tokens in its vocabulary}
-    class_counts: Mapping[str, int] = {}  # {feature: number of its classes}, of features beside the label
+    class_counts: Mapping[str, int] = {}  # {feature: number of its classes}, of the features that declare them
 
 
 class DatasetFacts(NamedTuple):
@@ -35,7 +35,8 @@ class DatasetFacts(NamedTuple):
 
 
 def _labeled(size: int | None, classes: int, splits: dict[str, int]) -> DatasetEntry:
-    return DatasetEntry({"image": Feature((size, size, 3), "uint8", "image"), "label": Feature((), "int32")}, classes, splits)
+    features = {"image": Feature((size, size, 3), "uint8", "image"), "label": Feature((), "int32")}
+    return DatasetEntry(features, classes, splits, class_counts={"label": classes})
 
 
 SCENES = {
@@ -50,6 +51,8 @@ SCENES = {
     "pose": Feature((4,), "float32", "pose"),
     "question": Feature((), "object", "text"),
 }
+
+SCENES_CLASSES = {"answer": 24, "label": 12, "objects/label": 13}
 
 NORB_PAIRS = {
     "image": Feature((96, 96, 3), "uint8", "image"),
@@ -66,7 +69,7 @@ CLEVR_QUESTIONS = {
 
 # Sizes from TFDS's catalog. mnist_t10k splits MNIST's 10,000 test digits.
 CATALOG = {
-    "scenes": DatasetEntry(SCENES, 12, {"train": 7200, "test": 1800}, {"answer": 24, "question": 26}, {"objects/label": 13}),
+    "scenes": DatasetEntry(SCENES, 12, {"train": 7200, "test": 1800}, {"answer": 24, "question": 26}, SCENES_CLASSES),
     "cifar10": _labeled(32, 10, {"train": 50_000, "test": 10_000}),
     "cifar100": _labeled(32, 100, {"train": 50_000, "test": 10_000}),
     "mnist": _labeled(28, 10, {"train": 60_000, "test": 10_000}),

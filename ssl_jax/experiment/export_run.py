@@ -41,7 +41,7 @@ def export(workdir: Path, folder: Path, form: str, step: int | None, dtype: str)
     step, saved = read_checkpoint(workdir, total, step)
     _, frozen = open_stages(config)
     source = make_source(config, saved["params"], {**saved["mutable"], **frozen})
-    about = {"step": step, "total_steps": total, **scores(workdir, step), "versions": versions(workdir)}
+    about = {"step": step, "total_steps": total, **scores(workdir, step), "versions": versions(workdir), "vocabulary": words(workdir)}
     for name in FORMATS if form == "all" else [form]:
         try:
             card = write(folder / name, name, source, about)
@@ -86,3 +86,9 @@ def versions(workdir: Path) -> dict:
     path = workdir / "provenance.json"
     training = read_json(path, dict, remedy="move it away, and export again") if path.exists() else None
     return {"training": training, "export": provenance()}
+
+
+def words(workdir: Path) -> dict:
+    """The vocabulary of the run's texts and answers; empty where it reads none."""
+    path = workdir / "vocabulary.json"
+    return read_json(path, dict, remedy="restore it from a backup") if path.exists() else {}

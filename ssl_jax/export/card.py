@@ -31,7 +31,7 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
 
     Args:
         features: outputs of this form for the probe images.
-        about: 'step', 'total_steps', 'metrics', 'protocols', 'versions'.
+        about: 'step', 'total_steps', 'metrics', 'protocols', 'versions', and 'vocabulary' of a run that reads texts.
     """
     mean, std = normalization(source.config)
     then = {"then": source.method.reads} if source.method.reads else {"then": "(x - mean) / std", "mean": mean, "std": std}
@@ -57,6 +57,7 @@ def make_card(form: str, source: Source, features: Mapping[str, jax.Array], abou
         "compute_dtype": source.config.dtype,
         "metrics": about["metrics"],
         "protocols": about["protocols"],
+        "vocabulary": about.get("vocabulary", {}),
         "data": {name: source.config.data.get(name) for name in ("name", "train_split", "test_split")},
         "license": None,
         "versions": {"ssl_jax": VERSION, **about["versions"]},

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ssl_jax import files
+from ssl_jax.data.vocabulary import Tokenizer, from_json
 from ssl_jax.engine.orbax_paths import check_text
 from ssl_jax.errors import MachineFault, UserError, machine_fault
 from ssl_jax.export.card import CARD, make_card, open_card, seal
@@ -138,6 +139,26 @@ class Encoder:
         """uint8 RGB [B, H, W, 3] -> float32 logits [B, H, W, classes]. Raises UserError for other images, and for other exports."""
         check_images(images, self.card["input"])
         return self._function("segment", "a run of configs/segmentation.py")(images)
+
+    def detect(self, images: np.ndarray | jax.Array) -> dict[str, jax.Array]:
+        """uint8 RGB [B, H, W, 3] -> boxes, scores and labels as `ModelFns.detect` gives them.
+
+        Raises UserError for other images, and for other exports.
+        """
+        check_images(images, self.card["input"])
+        return self._function("detect", "a run of configs/detection.py")(images)
+
+    def answer(self, images: np.ndarray | jax.Array, questions: Sequence[str]) -> dict[str, jax.Array]:
+        """uint8 RGB [B, H, W, 3] and B questions -> logits and attention as `ModelFns.answer` gives them.
+
+        `card["vocabulary"]["answer"]["tokens"]` names the answers. Words that the training had not seen count as unknown.
+        Raises UserError for other images, for a question that is too long, and for other exports.
+        """
+        check_images(images, self.card["input"])
+        function = self._function("answer", "a run of configs/vqa.py")
+        read = Tokenizer(from_json(self.card["vocabulary"])["question"])
+        length = self.card["tasks"]["answer"]["takes"]["question"][-1]
+        return function({"image": images, "question": np.stack([read(text, length, f"question {text!r}") for text in questions])})
 
     def _function(self, name, what="a tokenizer"):
         if name not in self.functions:

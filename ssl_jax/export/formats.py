@@ -42,7 +42,7 @@ Functions = Mapping[str, Callable]
 
 WEIGHTS, PROGRAM, PARAMS = "weights.safetensors", "{}.stablehlo", "params"
 # {field of `ModelFns`: None if it takes images; else the inputs in the batch that it takes, such as ("image", "question")}
-TASKS: dict[str, tuple[str, ...] | None] = {"segment": None}
+TASKS: dict[str, tuple[str, ...] | None] = {"segment": None, "detect": None, "answer": ("image", "question")}
 PLATFORMS = ("cpu", "cuda", "tpu")
 INFLATED = 1000  # largest size of the arrays by that of their compressed files
 

@@ -140,8 +140,8 @@ class Block(nn.Module):
     sk: bool
     zero_init_residual: bool
     kernel_init: nn.initializers.Initializer
-    drop_path: float
     dtype: jnp.dtype
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

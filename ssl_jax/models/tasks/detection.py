@@ -26,7 +26,7 @@ def _prior(share: float):
 
 
 def _resize(x, shape):
-    return x if x.shape[1:3] == tuple(shape) else jax.image.resize(x, (len(x), *shape, x.shape[-1]), "bilinear")
+    return x if x.shape[1:3] == tuple(shape) else jax.image.resize(x, (x.shape[0], *shape, x.shape[-1]), "bilinear")
 
 
 def _conv_norm(x, width, kernel, name, train, dtype, relu=True):
@@ -130,6 +130,6 @@ class Fcos(nn.Module):
                 y = last(x).astype(jnp.float32)
                 if name == "distances":
                     y = jax.nn.softplus(y * self.param(f"scale{level}", nn.initializers.ones, (), jnp.float32))
-                rows.append(y.reshape(len(y), -1, channels))
+                rows.append(y.reshape(y.shape[0], -1, channels))
             found[name] = jnp.concatenate(rows, 1)
         return found
