@@ -127,7 +127,7 @@ def test_resnet_drops_paths_in_training_only():
     out, new = jax.jit(lambda key: apply(dropping, params, stats, x, True, key))(jax.random.key(3))
     assert np.abs(out["layer1"]).max() > 0
     kept = np.abs(np.asarray(out["layer4"])).max((1, 2, 3))
-    block = resnet.Block(32, 1, False, False, False, False, resnet.KERNEL_INITS["torchvision"], 0.999999, jnp.float32)
+    block = resnet.Block(32, 1, False, False, False, False, resnet.KERNEL_INITS["torchvision"], jnp.float32, 0.999999)
     y = jax.random.normal(jax.random.key(4), (2, 3, 3, 32))
     variables = block.init(jax.random.key(5), y, True)
     dropped, _ = block.apply(variables, y, True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(6)})

@@ -40,7 +40,7 @@ def model_context(experiment: Experiment, state: State) -> Context:
             experiment.cache,
             fns,
             ("image", *(name for name in experiment.method.inputs if name != "image")),
-            class_names=experiment.batches.source.class_names,
+            class_names=experiment.batches.source.class_names if experiment.batches else {},  # a file of weights has no train split
             codes=jax.eval_shape(fns.codebook).shape[0] if fns.codebook else None,
             samples=open_samples(experiment, state),
             sampled_labels=open_labels(experiment),
