@@ -53,4 +53,4 @@ def test_objective_of_the_tutorial_passes_its_oracle_test(copy):
 @pytest.mark.parametrize("method", ["simsiam", "motion_regression"])
 def test_method_of_the_tutorial_passes_all_conformance_tests(copy, method):
     output = pytest_in(copy, "tests/test_conformance.py", "-m", "not slow", "-k", method)
-    assert int(re.search(r"(\d+) passed", output)[1]) >= 14
+    assert int(re.search(r"(\d+) passed", output)[1]) >= 13
