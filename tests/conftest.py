@@ -31,6 +31,7 @@ os.environ["XLA_FLAGS"] = f"{flags(8)} {os.environ.get('XLA_FLAGS', '')}".strip(
 # Started first, in this order, so that none of them runs alone at the end. The first renders the embedded dataset where there is none,
 # and the second does not need it.
 LONG = ("test_faults", "test_processes", "test_two_stages", "test_sample", "test_conformance")
+BESIDE = {"vq_prior": "maskgit", "segmentation": "detection", "vqa": "detection"}  # these stand on one tokenizer, or one encoder
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 gc.set_threshold(100_000, 50, 100)  # tracing creates millions of live objects; each module ends with a collection
 
@@ -45,7 +46,7 @@ def pytest_collection_modifyitems(items):
         name = item.path.stem
         if name == "test_conformance":
             method = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""
-            name += f":{'maskgit' if method == 'vq_prior' else method}"  # both stand on one tokenizer
+            name += f":{BESIDE.get(method, method)}"
         item.add_marker(pytest.mark.xdist_group(name))
 
 

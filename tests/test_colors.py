@@ -69,6 +69,7 @@ def test_true_colors_are_perfect():
     assert found["colorfulness"] == pytest.approx(found["colorfulness_true"])
 
 
+@pytest.mark.full
 def test_images_that_stay_gray_are_as_good_as_gray_ones():
     found = measure(without_color)
     assert found["auc"] == pytest.approx(found["auc_gray"], abs=1e-2) and found["auc"] < 80

@@ -181,6 +181,7 @@ def test_impossible_area_is_one_line():
         build_method(load(mask={**REGIONS, "area": (0.5, 0.2)}))
 
 
+@pytest.mark.full
 def test_images_of_another_size_are_not_painted():
     method, params, state = start(load())
     with pytest.raises(UserError, match="paints images of the size of its views, 32 x 32, and these have 48 x 48"):

@@ -236,6 +236,7 @@ def test_evaluation_scores_affinities_on_masks_beside_color():
     assert "2 segments of 36 patches of 8 pixels seed=0" in oracle.protocol
 
 
+@pytest.mark.full
 def test_pretext_evaluation_equals_the_balanced_loss():
     _, method = load(**{"model.jitter": 0, "views": ((),)})
     state = with_random_classifier(start(method))

@@ -121,6 +121,7 @@ def test_predictions_of_zero_have_the_loss_of_guessing():
 
 @pytest.mark.parametrize("direction", ["down", "left", *(pytest.param(name, marks=pytest.mark.full) for name in ("up", "right"))])
 @pytest.mark.parametrize("blocks", [pytest.param(1, marks=pytest.mark.full), 2])
+@pytest.mark.full
 def test_a_prediction_reads_only_its_context(direction, blocks):
     """One patch after another is changed, and each score is compared. A score depends on the patch that it is about, and on the
     patches that the context of the prediction may read: none ahead of its row, as many rows behind it and columns beside it as there
@@ -242,6 +243,7 @@ def test_it_learns_stripes():
     assert losses[-1] < np.log(GRID) + 0.7, "ln 5 is best: the five patches of a column are equal"
 
 
+@pytest.mark.full
 def test_features_are_those_of_the_patches():
     method, state = start(load(), pictures())
     encode = jax.jit(lambda images: method.encode(state.params, state.mutable, images))

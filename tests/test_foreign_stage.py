@@ -114,6 +114,7 @@ def test_untrained_weights_of_a_file_are_of_the_same_network(weights):
     jax.tree.map(np.testing.assert_array_equal, again, frozen[True])
 
 
+@pytest.mark.full
 def test_shapes_of_a_stage_from_a_file(weights):
     config = task("frozen", weights=weights["resnet"])
     shapes, arrays = abstract_stages(config, "cpu")[1]["backbone"], open_stages(config)[1]["backbone"]

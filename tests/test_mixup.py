@@ -108,6 +108,7 @@ def test_soft_cross_entropy_equals_pytorchs():
     assert float(logs["accuracy"]) == pytest.approx((logits.argmax(1) == targets.argmax(1)).mean())
 
 
+@pytest.mark.full
 def test_smoothed_targets_without_mixing_are_label_smoothing():
     """Smoothing is in the targets, so the loss must not smooth again."""
     images, labels = batch(), LABELS

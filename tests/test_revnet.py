@@ -23,6 +23,7 @@ def filled(module, *shapes, seed=0):
     return jax.tree.map(fill, (params, state))
 
 
+@pytest.mark.full
 def test_stack_of_units_is_invertible():
     """Five units with real branches, normalized by the statistics of the batch, then undone one by one from the output alone."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6, 6, 16)), jnp.float32)

@@ -100,6 +100,7 @@ def test_beta_free_bits_and_warmup_weigh_the_kl(digits):
     np.testing.assert_allclose(loss, 300 - logs["log_likelihood"], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_importance_bound_of_several_samples(digits):
     _, state = digits
     small = dict(widths=(16,))

@@ -108,6 +108,7 @@ def test_tokenizer_loss_equals_the_paper_written_out(smoke):
     assert [p.name for p in method.phases] == list(ORDER)
 
 
+@pytest.mark.full
 def test_tokens_decode_to_the_reconstruction(smoke):
     config, method, state, images = smoke
     tokens = method.fns.tokens(state.params, state.mutable, images)
