@@ -119,8 +119,8 @@ def test_predictions_of_zero_have_the_loss_of_guessing():
 # --- the method
 
 
-@pytest.mark.parametrize("direction", ["down", "left", *(pytest.param(name, marks=pytest.mark.full) for name in ("up", "right"))])
-@pytest.mark.parametrize("blocks", [pytest.param(1, marks=pytest.mark.full), 2])
+@pytest.mark.parametrize("direction", ["down", "left", "up", "right"])
+@pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.full
 def test_a_prediction_reads_only_its_context(direction, blocks):
     """One patch after another is changed, and each score is compared. A score depends on the patch that it is about, and on the
