@@ -96,6 +96,7 @@ def test_bigbigan_sums_hinge_losses_and_routes_gradients():
     assert (of_encoder[0], of_generator[0]) == (5 + 7 * 1, -(3 + 7 * 2))
 
 
+@pytest.mark.full
 def test_r1_and_gradient_penalty_of_linear_and_quadratic_scores():
     rng = np.random.default_rng(0)
     x, w, a = rng.standard_normal((8, 2, 3)), rng.standard_normal((2, 3)), rng.standard_normal((6, 6))

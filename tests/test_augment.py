@@ -118,6 +118,7 @@ def test_jitter_in_every_order_against_a_loop(style):
 @pytest.mark.parametrize(
     ("values", "order"), [((1.4, 0.3, 1.9, 0.4), (2, 0, 3, 1)), ((0.5, 1.8, 0.2, -0.3), (1, 3, 2, 0))]
 )
+@pytest.mark.full
 def test_jitter_matches_torchvision(values, order):
     torch, functional = require_torch(), require_torchvision().transforms.functional
     image = random_image(9, 7, seed=1)
@@ -192,6 +193,7 @@ BOXES = [((3, 5, 31, 22), (16, 24)), ((0, 0, 40, 50), (24, 24)), ((10, 7, 9, 12)
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("box", "size"), BOXES)
+@pytest.mark.full
 def test_crop_matches_torch_pil_and_jax(box, size, interpolation):
     torch = require_torch()
     from PIL import Image

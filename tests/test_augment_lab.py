@@ -78,6 +78,7 @@ def test_lab_to_rgb_is_the_inverse_and_clips():
     assert outside.min() >= 0 and outside.max() <= 1
 
 
+@pytest.mark.full
 def test_lab_has_finite_gradients_that_equal_differences():
     def curve(x):
         return jnp.sum(jnp.sin(lab.lab_to_rgb(lab.rgb_to_lab(x) + jnp.array([0, 1.0, -1.0]))))
@@ -215,6 +216,7 @@ def test_possible_chroma_is_a_trapezoid():
     np.testing.assert_allclose(hue.possible_chroma(gray), [0, 0.5, 1, 1, 1, 0.3, 0], atol=1e-6)
 
 
+@pytest.mark.full
 def test_expected_color_of_certain_and_of_contradictory_hues():
     gray, bins = jnp.array([0.4]), 32
     one = jax.nn.one_hot
@@ -228,6 +230,7 @@ def test_expected_color_of_certain_and_of_contradictory_hues():
 
 
 # Against chromatic aberration
+@pytest.mark.full
 def test_drop_colors_leaves_one_channel_and_faint_noise():
     images = np.random.default_rng(0).random((90, 16, 16, 3), dtype=np.float32)
     out = jax.jit(jax.vmap(color.drop_colors))(images, jax.random.split(jax.random.key(0), 90))

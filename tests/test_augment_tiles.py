@@ -266,6 +266,7 @@ def test_random_regions_have_the_area_that_was_drawn(hw):
     assert np.unique(share).size > 3 and len({m.tobytes() for m in drawn}) > 60
 
 
+@pytest.mark.full
 def test_random_regions_are_connected_areas_anywhere_in_the_image():
     draw = jax.jit(masks.random_region_masks, static_argnums=(1, 2, 3, 4))
     drawn = np.asarray(draw(KEY, 512, (32, 32), (0.25, 0.25), 8))
@@ -310,6 +311,7 @@ def test_gradients_with_respect_to_removed_pixels_are_exactly_zero():
 
 # All of them on several devices
 @pytest.mark.parametrize("name", ["rotations", "tiles", "grid_patches", "puzzle", "masks", "warp", "lab", "hue"])
+@pytest.mark.full
 def test_each_device_makes_the_same_views_of_its_own_images(name):
     """On 8 devices as on one, without communication, since the batch is the outermost axis everywhere."""
     rows, bins = permutations.permutation_set("affine"), lab.ab_bins(20)

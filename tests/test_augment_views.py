@@ -34,6 +34,7 @@ def simclr_views():
     return jax.jit(make_views([SIMCLR, SIMCLR]))
 
 
+@pytest.mark.full
 def test_views_are_distinct_and_in_range(simclr_views):
     """Two views of sixteen copies of one image: 32 different images."""
     same = np.repeat(batch(1), 16, axis=0)
@@ -49,6 +50,7 @@ def test_views_are_distinct_and_in_range(simclr_views):
     assert np.all(np.abs(other - views).mean((2, 3, 4)) > 1e-3)
 
 
+@pytest.mark.full
 def test_views_do_not_depend_on_devices(simclr_views):
     images = batch(16)
     alone = simclr_views(images, jax.random.key(5))

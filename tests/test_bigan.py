@@ -99,6 +99,7 @@ def test_convolutional_networks_range_state_and_conditioning():
     assert np.abs(with_z - without).max() > 1e-3  # z conditions the score
 
 
+@pytest.mark.full
 def test_alexnet_trunk_equals_pytorch():
     """Shapes, groups and pools of conv1 to conv5 against torch layers with the same weights."""
     torch = require_torch()
@@ -174,6 +175,7 @@ def test_simultaneous_losses_give_each_group_its_own_gradient():
     assert np.abs(grads["encoder"] - other["encoder"]).max() > 1e-2
 
 
+@pytest.mark.full
 def test_simultaneous_losses_ignore_the_losses_of_other_groups():
     losses, state, batch = small_bigan()
     key = jax.random.key(0)

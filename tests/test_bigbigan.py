@@ -14,6 +14,7 @@ from ssl_jax.models.gan import bigbigan as models
 from ssl_jax.objectives import adversarial
 
 
+@pytest.mark.full
 def test_published_sizes():
     """Donahue and Simonyan 2019 with BigGAN-128: H sees 120 latents, J the 1536 features of F and the 2048 of H."""
 
@@ -190,6 +191,7 @@ def test_encoder_sees_larger_images_than_discriminator():
         models.build_discriminator(dict(depth=3), 32, "float32")
 
 
+@pytest.mark.full
 def test_code_metrics_of_standard_normal_and_collapsed_codes():
     code = jax.random.normal(jax.random.key(0), (20_000, 6))
     metrics = subject.code_metrics(code, jnp.zeros_like(code), code)

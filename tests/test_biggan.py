@@ -51,6 +51,7 @@ def normalized(params, state):
     ("size", "latent", "attention", "parameters"),
     [(128, 120, 64, 70_433_988), (256, 140, 128, 82_097_604), (256, 140, 64, 82_235_844), (512, 160, 64, 82_468_068)],
 )
+@pytest.mark.full
 def test_parameter_counts_of_generators(size, latent, attention, parameters):
     generator = BigGANGenerator(size, classes=1000, attention=(attention,))
     assert count(generator, jnp.zeros((2, latent))) == parameters
@@ -146,6 +147,7 @@ def test_images_depend_on_class_and_on_each_latent_chunk(small):
     np.testing.assert_allclose(make(z, None), make(z, jnp.zeros_like(label)), atol=1e-5)
 
 
+@pytest.mark.full
 def test_conditional_batch_norm_equals_formula():
     x, c = jax.random.normal(jax.random.key(0), (8, 3, 5, 4)) * 3 + 1, jax.random.normal(jax.random.key(1), (8, 7))
     module = ConditionalNorm("orthogonal", jnp.float32)

@@ -149,6 +149,7 @@ def test_linear_by_layer_probes_all_layers_in_one_pass_and_chooses_on_train():
 
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("shape", [(3, 13, 13, 8), (2, 2, 9, 4)])
+@pytest.mark.full
 def test_layers_are_pooled_to_a_grid_as_by_adaptive_pools(largest, shape):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     found = jax.jit(pool_to_grid, static_argnums=(1, 2))(x, 4 * 4 * shape[-1] + 3, largest)
@@ -190,6 +191,7 @@ def test_9600_numbers_give_the_published_grids(maps, grids):
     assert [grid_side((1, side, side, channels), 9600) for side, channels in maps] == [(side, side) for side in grids]
 
 
+@pytest.mark.full
 def test_linear_by_layer_in_the_protocol_of_colorization():
     """Maps in which only the place of a bright pixel tells the class; channels of very different scales and offsets."""
     generator = np.random.default_rng(0)
@@ -385,6 +387,7 @@ def test_disentanglement_reads_factors_and_reports_a_shuffled_baseline():
 # --- samples of a class
 
 
+@pytest.mark.full
 def test_sample_class_accuracy_counts_samples_of_another_class():
     generator = np.random.default_rng(0)
     colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
@@ -483,6 +486,7 @@ def test_missing_model_functions_raise_and_the_pixel_baseline_skips_them():
 # --- contexts of runs
 
 
+@pytest.mark.full
 def test_context_of_a_run_has_the_functions_of_its_method_and_the_factors_of_its_data():
     small = ("--config.data.train_split=train[:96]", "--config.data.test_split=test[:70]", "--config.eval_batch_size=32")
     config = configs.load(f"{ROOT}/configs/bigan.py:smoke", small)

@@ -130,6 +130,7 @@ def test_holes_are_painted_and_the_rest_is_the_image():
     assert (removed[0] != removed[1]).any()
 
 
+@pytest.mark.full
 def test_channelwise_layer_equals_a_loop_and_keeps_channels_apart():
     x = jax.random.normal(jax.random.key(0), (2, 3, 2, 5))
     params = {"kernel": jax.random.normal(jax.random.key(1), (5, 6, 6)), "bias": jax.random.normal(jax.random.key(2), (6, 5))}

@@ -86,6 +86,7 @@ def test_optimal_logit_is_the_pointwise_mutual_information(times):
 
 
 @pytest.mark.parametrize("variant", ["smoke", "cifar10_small"])
+@pytest.mark.full
 def test_loss_starts_at_the_logarithm_of_two(variant):
     _, method = load(variant)
     state = start(method)
@@ -259,6 +260,7 @@ def test_patches_of_an_image_in_cifar10_small_are_gray_and_standardized():
     assert config.model.standardize
 
 
+@pytest.mark.full
 def test_encode_reads_patches_as_in_training():
     """The layers of an image are those of its patches: maps side by side, and their mean."""
     config, method = load()

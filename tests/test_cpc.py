@@ -110,6 +110,7 @@ def test_every_patch_of_the_batch_is_a_negative():
     assert np.all(np.abs(gradient).max(-1) > 0)
 
 
+@pytest.mark.full
 def test_predictions_of_zero_have_the_loss_of_guessing():
     loss, logs = patch_info_nce(jnp.zeros((16, 3, 6, 4)), jax.random.normal(jax.random.key(0), (16, 6, 6, 4)))
     assert float(loss) == pytest.approx(6.3561, abs=1e-4) == pytest.approx(np.log(16 * 36), abs=1e-4)

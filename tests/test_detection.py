@@ -182,6 +182,7 @@ def test_an_image_of_padding_alone_has_finite_losses_and_gradients():
         assert any(np.any(x) for x in gradients.values())
 
 
+@pytest.mark.full
 def test_places_in_ignored_boxes_are_no_background():
     boxes = np.tile(np.array([[0.0, 0.0, 1, 1]], np.float32), (2, 1, 1))
     fcos, grid = fcos_outputs()

@@ -56,6 +56,7 @@ def call(method, function, state, batch=BATCH, key=0):
 
 
 @every_source
+@pytest.mark.full
 def test_loss_starts_at_the_sum_of_the_logarithms_of_the_numbers_of_bins(variant):
     _, method = load(variant)
     state = start(method)
@@ -129,6 +130,7 @@ def test_labels_are_relative_motions_of_the_second_window_in_the_frame_of_the_fi
     assert config.model.pairs.limits[3] == 0 and (labels[:, 3] == 0).all()
 
 
+@pytest.mark.full
 def test_windows_of_one_color_show_no_border():
     _, method = load("synthetic")
     views = method.views(jnp.full((6, 48, 48, 3), 200, jnp.uint8), jax.random.key(0))
@@ -160,6 +162,7 @@ def context(method, state, batch=BATCH):
     return make_context(batch["image"], columns={"train": columns, "test": columns}, inputs=inputs, **functions)
 
 
+@pytest.mark.full
 def test_evaluations_have_the_numbers_of_every_axis_beside_chance():
     _, method = load()
     state = with_random_classifier(start(method))

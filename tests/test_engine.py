@@ -192,6 +192,7 @@ def test_checksum_changes_with_any_bit_and_not_with_the_sharding():
             verify({"x": jnp.asarray(broken)}, checksums({"x": x}))
 
 
+@pytest.mark.full
 def test_checkpoints_keep_the_last_and_the_best(tmp_path):
     saved = Checkpoints(tmp_path / "c", keep=2, best_metric="knn/top1")
     scores = ({"knn/top1": 10.0}, {"knn/top1": 50.0}, {"knn/top1": 20.0}, {"fewshot/top1": 99.0}, None)
@@ -205,6 +206,7 @@ def test_checkpoints_keep_the_last_and_the_best(tmp_path):
     saved.close()
 
 
+@pytest.mark.full
 def test_best_checkpoint_is_kept_across_restarts_and_late_metrics(tmp_path):
     for first, scores in ((1, (50.0, 1.0)), (3, (60.0, 1.0, 2.0)), (6, (None, None)), (8, (1.0, 2.0))):
         saved = Checkpoints(tmp_path / "c", keep=2, best_metric="knn/top1")
@@ -219,6 +221,7 @@ def test_best_checkpoint_is_kept_across_restarts_and_late_metrics(tmp_path):
         assert kept == {1: [1, 2], 3: [3, 4, 5], 6: [3, 6, 7], 8: [7, 8, 9]}[first]
 
 
+@pytest.mark.full
 def test_restore_onto_another_mesh_is_bit_equal(tmp_path):
     many, one = sharding.make_mesh(dict(data=2, fsdp=4)), sharding.make_mesh(dict(data=1), jax.devices()[:1])
     saved = Checkpoints(tmp_path / "c")

@@ -181,6 +181,7 @@ def test_motions_are_equally_likely_and_depend_on_the_example_only():
     np.testing.assert_array_equal(few, answers[:5])
 
 
+@pytest.mark.full
 def test_pictures_show_the_first_window_after_the_motion_of_the_answer():
     _, method = load()
     state, batch = start(method), {"image": jnp.tile(IMAGES, (8, 1, 1, 1))}

@@ -77,6 +77,7 @@ def test_knn_equals_a_loop(metric, k, temperature):
     assert top1 < top5 < 100
 
 
+@pytest.mark.full
 def test_knn_equals_lightly():
     torch = require_torch()
     require_lightly()

@@ -173,6 +173,7 @@ def test_card_says_what_the_encoder_reads(name, reads):
     assert reads in said["then"] and ("mean" in said) == (not reads)
 
 
+@pytest.mark.full
 def test_stablehlo_weights_hold_only_what_encode_uses(tmp_path):
     config = smoke_config()
     params, mutable = trained(config)
@@ -231,6 +232,7 @@ def test_pytorch_features_of_resnet_and_vit_exports(fields, constructor, tmp_pat
     assert found is None if constructor is None else found.startswith(constructor)
 
 
+@pytest.mark.full
 def test_safetensors_export_without_pytorch_layout_is_refused(tmp_path):
     encoder = {"name": "resnet", "depth": 10, "width": 0.125, "stem": "cifar", "flavor": "simclr"}
     config = smoke_config(encoder)

@@ -104,6 +104,7 @@ def test_a_stage_from_a_file_is_part_of_the_config_and_other_weights_are_refused
     assert [line.split(":")[0] for line in configs.differences(configs.plain(config), changed)] == ["stages.backbone.fingerprint"]
 
 
+@pytest.mark.full
 def test_untrained_weights_of_a_file_are_of_the_same_network(weights):
     frozen = {each: open_stages(task("frozen", weights=weights["vit"], untrained=each))[1]["backbone"] for each in (False, True)}
     shapes = [jax.tree.map(np.shape, tree) for tree in frozen.values()]

@@ -267,6 +267,7 @@ def test_a_file_holds_what_was_exported(tmp_path):
 
 @pytest.mark.parametrize("spec", [SPEC, {"name": "resnet", "depth": 18}], ids=["vit", "resnet"])
 @pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.full
 def test_one_tensor_that_is_missing_or_unexpected_or_of_another_shape_is_one_line_with_its_name(spec, prefix, tmp_path):
     state = with_prefix(prefix, state_of(spec))
     fc1, norm = ("blocks.0.mlp.fc1.weight", "norm.bias") if spec is SPEC else ("layer2.0.conv1.weight", "layer4.1.bn2.running_var")

@@ -68,6 +68,7 @@ def test_inception_features_and_logits_equal_torch_fidelity(reference, monkeypat
     assert ends == [[-1, pytest.approx(127 / 128)], [-1, 1], [-1, pytest.approx(127 / 128)]]
 
 
+@pytest.mark.full
 def test_inception_parameter_count():
     variables = jax.eval_shape(inception.InceptionV3().init, jax.random.key(0), jnp.zeros((1, 299, 299, 3)))
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 23_850_960 - 1008  # torchvision's without the biases of 'fc'

@@ -33,6 +33,7 @@ def test_discretized_logistic_levels_sum_to_one(mean, log_scale):
     np.testing.assert_allclose(np.exp(np.float64(log_prob)).sum(), 1, rtol=2e-5)
 
 
+@pytest.mark.full
 def test_discretized_logistic_equals_cdf_differences_with_finite_gradients():
     mean, scale = 0.4, 0.05
     cdf = scipy.stats.logistic(mean, scale).cdf
@@ -89,6 +90,7 @@ def test_logit_laplace_maximum_likelihood_scale_is_the_distance():
     np.testing.assert_array_equal(likelihood.logit_laplace_image(jnp.array([-9.0, 9.0])), [0, 1])
 
 
+@pytest.mark.full
 def test_likelihoods_sample_their_data_and_return_means_in_range():
     x, key = jnp.broadcast_to(LEVELS[[0, 51, 255]], (20_000, 3)), jax.random.key(0)
     data = {name: np.asarray(density.data(key, x)) for name, density in likelihood.LIKELIHOODS.items()}

@@ -17,6 +17,7 @@ def standardized(bank, *others):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.full
 def test_lbfgs_equals_scikit_learn(devices):
     sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")
     bank, query = blobs(403), blobs(101, seed=1)
@@ -41,6 +42,7 @@ def test_lbfgs_without_eigenbasis_has_the_same_optimum(monkeypatch):
     np.testing.assert_allclose(*logits, rtol=2e-3, atol=5e-3)
 
 
+@pytest.mark.full
 def test_lbfgs_equals_scikit_learn_on_badly_scaled_features():
     """Badly scaled, off-center, rank-deficient features: the optimum is that of scikit-learn on the same features."""
     sklearn_linear = pytest.importorskip("sklearn.linear_model", reason="parity test")

@@ -50,6 +50,7 @@ def train(tmp_path):
     return train
 
 
+@pytest.mark.full
 def test_step_is_saved_before_it_is_evaluated(train, tmp_path):
     """An evaluation that fails, after hours, costs no step and no line of the metrics."""
 

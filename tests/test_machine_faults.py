@@ -184,6 +184,7 @@ os._exit(code)
 """
 
 
+@pytest.mark.full
 def test_closed_streams_are_not_the_files_of_a_run(tmp_path):
     script = CLOSED.format(root=str(ROOT), workdir=tmp_path)
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

@@ -52,6 +52,7 @@ def preferring(tokens):
 
 
 @pytest.mark.parametrize(("unknown", "choice_temperature"), [(32, 0.0), (20, 4.5), (5, 4.5)])
+@pytest.mark.full
 def test_parallel_decoding_follows_mask_counts_and_keeps_known_tokens(unknown, choice_temperature):
     """8 steps; with fewer masked tokens than steps, all are filled in early."""
     counts = masked_counts(unknown, 8, "cosine")
@@ -69,6 +70,7 @@ def test_parallel_decoding_follows_mask_counts_and_keeps_known_tokens(unknown, c
     assert (trace[-1] < CODES).all()
 
 
+@pytest.mark.full
 def test_parallel_decoding_without_noise_keeps_most_confident_tokens():
     """One step with greedy tokens: positions whose best code is least probable stay masked."""
     logits = 3 * jax.random.normal(jax.random.key(0), (4, 10, CODES))
@@ -111,6 +113,7 @@ def test_sampled_codes_follow_the_probabilities():
 # ---------------------------------------------------------------- the method
 
 
+@pytest.mark.full
 def test_loss_is_the_mean_over_masked_tokens(built):
     """The stage's gradient is not taken; without dropout, the loss of a model that says nothing is log K of what is masked."""
     method, state = build(transformer=dict(dropout=0.0), smoothing=0.0, views=((),)), built[1]

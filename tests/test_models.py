@@ -96,6 +96,7 @@ def test_resnet_parameter_counts(fields, expected):
         ("g/14", 40 * (4 * 1408**2 + 2 * 1408 * 6144 + 6144 + 9 * 1408) + (588 + 1 + 1 + 257 + 2) * 1408),
     ],
 )
+@pytest.mark.full
 def test_vit_parameter_counts(variant, expected):
     params, batch_stats = abstract_variables(build_encoder({"name": "vit", "variant": variant}), 1, 224, 224, 3)
     assert count(params) == expected
@@ -258,6 +259,7 @@ def test_resnet_initializers(flavor, gain, fan):
     assert (float(jnp.abs(kernel).max()) < 2.4 * expected) == (flavor == "simclr")  # truncated at two sigma
 
 
+@pytest.mark.full
 def test_selective_kernel_block_against_a_float64_loop():
     """A block of stride 2 on an odd size, where the shortcut's average counts padded zeros."""
     module = residual_block("simclr", channels=32, bottleneck=True, sk=True)
@@ -303,6 +305,7 @@ def test_sincos2d_layout():
     assert "pos_embed" not in params
 
 
+@pytest.mark.full
 def test_vit_initializers():
     _, params, _ = small_vit()
     for kernel, bound in (

@@ -22,6 +22,7 @@ def clouds(count, seed, classes=4, dim=6):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.full
 def test_probe_of_each_class_is_that_of_scikit_learn(devices):
     bank, query, l2 = clouds(101, 0), clouds(80, 1), 0.03
     mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
@@ -52,6 +53,7 @@ def test_class_without_an_example_is_left_out_of_the_mean():
     assert np.isnan(multilabel_probe.mean_average_precision(scores, 0 * labels))
 
 
+@pytest.mark.full
 def test_linear_evaluation_of_label_vectors_gives_the_mean_average_precision(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)
     labels = (images.reshape(40, -1)[:, :3] > 127).astype(np.int32)

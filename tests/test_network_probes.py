@@ -33,6 +33,7 @@ def encode(images):
 
 
 @pytest.mark.parametrize("kind", ["nonlinear", "convolutional"])
+@pytest.mark.full
 def test_steps_equal_those_of_pytorch(kind):
     torch = require_torch()
     nn, generator = torch.nn, np.random.default_rng(0)
@@ -136,6 +137,7 @@ def test_network_probes_refuse_bad_input():
             evals.check({"one": dict(kind=kind, **option)})
 
 
+@pytest.mark.full
 def test_convolutional_head_takes_the_mean_over_space():
     head = ConvolutionalHead(3, 4)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 1, 1, 5)), jnp.float32)

@@ -62,6 +62,7 @@ def test_second_derivatives_equal_flax():
 
 
 @pytest.mark.parametrize("train", [False, True])
+@pytest.mark.full
 def test_bfloat16_and_running_statistics_equal_flax(train):
     params, stats, x, residual = arrays(dtype=jnp.bfloat16)
     for (y, new), (expected, expected_new) in [[run(params, stats, x, residual) for run in both(True, False, jnp.bfloat16, train)]]:

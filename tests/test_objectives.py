@@ -33,6 +33,7 @@ def stack(a, b):
 
 
 @pytest.mark.parametrize(("temperature", "golden"), [(0.1, 5.070721444459873), (0.5, 2.018646155621925)])
+@pytest.mark.full
 def test_nt_xent_equals_golden_value_and_loop(temperature, golden):
     assert nt_xent_loop(A, B, temperature) == pytest.approx(golden, abs=1e-12)
     assert float(nt_xent(stack(A, B), temperature)[0]) == pytest.approx(golden, rel=1e-5)
@@ -40,6 +41,7 @@ def test_nt_xent_equals_golden_value_and_loop(temperature, golden):
     assert 2 * nt_xent_loop(A, B, temperature) == pytest.approx({0.1: 10.141442888919748, 0.5: 4.037292311243851}[temperature])
 
 
+@pytest.mark.full
 def test_nt_xent_value_and_gradient_equal_lightly():
     lightly, torch = require_lightly(), require_torch()
     a, b = torch.tensor(A, requires_grad=True), torch.tensor(B, requires_grad=True)
@@ -52,6 +54,7 @@ def test_nt_xent_value_and_gradient_equal_lightly():
 
 
 @pytest.mark.parametrize(("n", "expected"), [(4, 1.945910), (256, 6.236370)])
+@pytest.mark.full
 def test_nt_xent_of_collapsed_embeddings_is_log_2n_minus_1(n, expected):
     loss, _logs = nt_xent(jnp.ones((n, 2, 16)), 0.1)
     assert float(loss) == pytest.approx(expected, abs=1e-5) == pytest.approx(np.log(2 * n - 1), abs=1e-5)

@@ -145,6 +145,7 @@ def test_missing_or_wrong_lpips_file_raises_user_error(files, tmp_path):
         vgg.convert(str(tmp_path / "half.pth"), str(folder / "vgg.pth"), str(tmp_path / "x.npz"))
 
 
+@pytest.mark.full
 def test_adaptive_weight_equalizes_gradient_norms():
     """The gradients get equal norms; the weight scales with the first loss and has no gradient."""
     w, x = pictures(0, 8), pictures(1, 8)

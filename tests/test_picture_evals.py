@@ -145,6 +145,7 @@ def test_pca_baseline_of_a_linear_code_equals_scikit_learn_pca(gray):
     assert "train" not in given.opened  # cached for the run
 
 
+@pytest.mark.full
 def test_denoising_gain_over_noisy_images_pca_and_linear_filter():
     train, test = smooth(0, 200, 6, gray=True), smooth(1, 50, 6, gray=True)
     seen = []
@@ -189,6 +190,7 @@ def test_denoising_gain_over_noisy_images_pca_and_linear_filter():
 # --- likelihood
 
 
+@pytest.mark.full
 def test_iwae_bound_of_a_linear_gaussian_model_rises_with_k_to_the_evidence():
     """Five pixels x = W z + noise: the evidence has a closed form; q is shifted and wider."""
     generator = np.random.default_rng(0)

@@ -107,6 +107,7 @@ def assert_close(actual, expected, rtol=1e-5):
 # --- AlexNet
 
 
+@pytest.mark.full
 def test_alexnet_equals_torchvision():
     torchvision = require_torchvision()
     net = random_weights(torchvision.models.alexnet(weights=None, num_classes=2).features)
@@ -312,6 +313,7 @@ def test_hypercolumns_on_a_grid_equal_those_at_its_pixel_centers(size):
 
 
 @pytest.mark.parametrize("depth", [10, 50])
+@pytest.mark.full
 def test_resnet_v2_equals_timm(monkeypatch, depth):
     require_timm()
     from timm.layers import BatchNormAct2d, create_conv2d
@@ -354,6 +356,7 @@ def test_resnet_v2_equals_timm(monkeypatch, depth):
     assert_close(out["pooled"], expected["last"].numpy().mean((2, 3)))
 
 
+@pytest.mark.full
 def test_resnet_v2_50_has_the_parameters_of_timm():
     require_timm()
     import timm
@@ -393,6 +396,7 @@ def test_patches_are_independent_except_with_batch_statistics(norm, couples):
     assert (float(jnp.abs(gradient[1:]).max()) > 0) == couples
 
 
+@pytest.mark.full
 def test_layer_normalization_is_over_space_and_channels():
     module = build_encoder({"name": "resnet_v2", **CPC_SMALL, "groups": 1, "norm": "layer", "last_norm": True})
     x = jnp.asarray(images(2, 8))

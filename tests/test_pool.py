@@ -13,6 +13,7 @@ from ssl_jax.models.pool import max_pool
     (8, 3, 2, ((1, 1), (1, 1))), (9, 3, 2, "SAME"), (8, 2, 2, "VALID"), (7, 3, 1, "SAME"), (11, 3, 2, "VALID"), (8, 2, 3, "VALID"),
 ])  # fmt: skip
 @pytest.mark.parametrize("values", ["distinct", "ties"])
+@pytest.mark.full
 def test_values_and_gradients_equal_flax(side, window, stride, padding, values):
     x = jax.random.normal(jax.random.key(0), (2, side, side + 1, 3))
     if values == "ties":

@@ -163,6 +163,7 @@ FACTS = dict(name="/nowhere/photos", examples=1000, image_shape=(64, 64, 3))
 
 
 @pytest.mark.parametrize("name", ["biggan.py:smoke", "stylegan.py:smoke", "vq_prior.py:smoke", "maskgit.py:smoke"])
+@pytest.mark.full
 def test_remedy_for_a_conditional_model_without_labels_works_as_typed(name):
     import jax
 
@@ -240,6 +241,7 @@ def test_simclr_of_another_number_of_views_is_refused(count):
         build_abstract(config, jax.devices()[:1], "cpu")
 
 
+@pytest.mark.full
 def test_random_crops_of_evaluations_are_refused_with_a_flag_that_works():
     import jax
 

@@ -207,6 +207,7 @@ def test_masked_prior_equals_float64_loop(masked):
 # ---------------------------------------------------------------- dropout, memory, types, devices
 
 
+@pytest.mark.full
 def test_dropout_depends_on_its_key_and_keeps_the_mean(causal):
     x = jnp.ones((400, 300))
     y = prior.dropout(x, 0.1, jax.random.key(0))
@@ -247,6 +248,7 @@ def test_logits_and_features_are_float32_in_bfloat16_models(causal):
     assert (logits.dtype, cache.key.dtype, cache.key.shape) == (jnp.float32, jnp.bfloat16, (2, 2, 4, T, 4))
 
 
+@pytest.mark.full
 def test_tensor_sharding_rules_match_and_keep_outputs(causal):
     module, params = causal
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))

@@ -34,6 +34,7 @@ def distances(z, codes):
 
 
 @pytest.mark.parametrize("dim", [8, 32])
+@pytest.mark.full
 def test_nearest_of_8192_unit_codes_is_exact_and_bfloat16_is_not(dim):
     z, codes = unit(normal(0, 1024, dim)), unit(normal(1, 8192, dim))
     tokens = np.asarray(jax.jit(q.nearest)(z, codes))
@@ -134,6 +135,7 @@ def test_rotation_trick_gradient_equals_the_rotation_matrix():
     np.testing.assert_allclose(dz[0], matrix.T @ g[0], atol=1e-5)
 
 
+@pytest.mark.full
 def test_normalized_has_a_finite_gradient_at_zero():
     zero = jnp.zeros(4)
     assert np.isfinite(jax.grad(lambda x: q.normalized(x).sum())(zero)).all()
@@ -281,6 +283,7 @@ def test_usage_and_perplexity():
     assert 925 < q.perplexity(count) < 950  # 1024 uniform draws of 8192: 1024 exp(-1024 ln 2 / 8192) = 939 for their pairs
 
 
+@pytest.mark.full
 def test_entropy_loss_against_a_loop_and_its_range():
     z, codes, tau = normal(0, 30, 3), normal(1, 7, 3), 0.5
     p = np.exp(-distances(z, codes) / tau)
@@ -359,6 +362,7 @@ def test_lfq_is_a_bijection_with_the_gradient_of_its_input():
 
 
 @pytest.mark.parametrize("spec", [dict(name="fsq", levels=(8, 5, 5, 5)), dict(name="lfq", bits=6)])
+@pytest.mark.full
 def test_quantizers_without_a_codebook(spec):
     quantizer = build_quantizer(spec)
     params, state = quantizer.init(jax.random.key(0))

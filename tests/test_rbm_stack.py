@@ -67,6 +67,7 @@ def test_gradient_equals_contrastive_divergence_rule(normal):
     np.testing.assert_allclose(grads["visible_bias"], (visible - v).mean(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.full
 def test_contrastive_divergence_learns_binary_patterns():
     patterns = jnp.float32(np.random.default_rng(3).integers(0, 2, (4, 16)))
     machine, v = random_machine(16, 8, 0.1), jnp.tile(patterns, (8, 1))

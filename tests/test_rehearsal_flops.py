@@ -32,6 +32,7 @@ def test_flops_of_simclr_resnet50():
     assert counted("simclr.py:imagenet")[0] == pytest.approx(2 * 3 * 2 * 4.09e9, rel=0.05)
 
 
+@pytest.mark.full
 def test_flops_of_vit_g14():
     blocks = transformer(40, 1408, 6144, 257)
     plain, repeated = counted("supervised.py:imagenet_vit_g14")

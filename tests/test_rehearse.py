@@ -201,6 +201,7 @@ def test_tpus_become_fake_devices_without_libtpu(monkeypatch, caplog):
         open_topology("v5e:4x4")
 
 
+@pytest.mark.full
 def test_rehearsal_of_data_described_in_the_config():
     data = ("--config.data.name=/path/to/folder", "--config.data.examples=1000", "--config.data.num_classes=7")
     exp = abstract("simclr.py:smoke", "--config.data.image_shape=(40,40,3)", *data)

@@ -144,6 +144,7 @@ def test_acceptance_out_of_range_raises_before_anything_runs(kind, acceptance):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.full
 def test_acceptance_needs_classes_and_real_images_of_each_class():
     without = sample_context(sampled_labels=None)
     evals.check_needs({"one": dict(kind="generation", extractor="means")}, without)

@@ -104,6 +104,7 @@ def test_sample_with_bad_input_is_one_line(workdir, flags, message, capsys):
     assert message in error
 
 
+@pytest.mark.full
 def test_spherical_interpolation_keeps_the_length_of_normal_latents():
     a, b = jax.random.normal(jax.random.key(0), (2, 5, 512))
     t = jnp.linspace(0, 1, 7)[:, None, None]

@@ -40,6 +40,7 @@ def test_top_p_keeps_at_least_one_token(logits):
     assert jnp.argmax(kept) == 0
 
 
+@pytest.mark.full
 def test_sample_token_has_softmax_frequencies():
     """Tokens with different indices are independent."""
     keys, logits = jax.random.split(jax.random.key(0), 6000), jnp.broadcast_to(jnp.log(P), (6000, 4))
@@ -94,6 +95,7 @@ def test_cached_and_uncached_autoregression_sample_equal_tokens(loops, begin):
     assert len(np.unique(tokens[:, begin:])) > 4
 
 
+@pytest.mark.full
 def test_a_sample_does_not_depend_on_its_batch(loops):
     cached, _ = loops
     keys, label = jax.random.split(jax.random.key(1), 32), jnp.arange(32) % 2

@@ -23,6 +23,7 @@ def cut(pictures, size=64, jitter=0):
     return (np.asarray(x) for x in tiles(pictures.astype(np.float32), jax.random.key(0), 3, size, jitter))
 
 
+@pytest.mark.full
 def test_tiles_without_a_gap_continue_each_other_and_unrelated_ones_do_not():
     assert shortcuts.edge(*cut(shortcuts.noise_pictures(24, 192))) > 0.95
     unrelated = np.random.default_rng(0).random((200, 9, 8, 8, 3))

@@ -34,6 +34,7 @@ def test_power_iteration_converges_from_below():
     assert 1 - 1e-6 <= largest(gaussian / estimates[-1]) < 1.02
 
 
+@pytest.mark.full
 def test_gradient_equals_equation_12_of_miyato_and_has_no_radial_part():
     """dL/dW = (G - <G, W / s> u v^T) / s, equation 12 of the paper."""
     w = jax.random.normal(jax.random.key(0), (10, 6))

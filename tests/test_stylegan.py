@@ -127,6 +127,7 @@ def from_torch(x):
     return x.permute(0, 2, 3, 1).numpy()
 
 
+@pytest.mark.full
 def test_resampling_filters_equal_float64_reference():
     x, wide = normal(0, 2, 6, 6, 3), (1, 3, 3, 1)
     t = to_torch(x)
@@ -180,6 +181,7 @@ def test_demodulation_keeps_unit_variance_in_float32_and_bfloat16():
     np.testing.assert_allclose(half[:, 1:-1, 1:-1].astype(jnp.float32), inside, atol=0.06)
 
 
+@pytest.mark.full
 def test_downsampling_convolution_equals_float64_reference():
     torch = require_torch()
     F = torch.nn.functional
@@ -229,6 +231,7 @@ def test_equalized_learning_rate(multiplier):
     np.testing.assert_allclose(slope["bias"], 5 * multiplier, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_mapping_depends_on_direction_of_z_and_on_label():
     z = normal(0, 6, 8)
     np.testing.assert_allclose(jnp.linalg.norm(layers.unit_second_moment(z), axis=-1), np.sqrt(8), rtol=1e-6)
@@ -239,6 +242,7 @@ def test_mapping_depends_on_direction_of_z_and_on_label():
     assert not np.allclose(mapping.apply(params, z, jnp.ones(6, int)), w, atol=1e-2)
 
 
+@pytest.mark.full
 def test_minibatch_deviation():
     constant = layers.minibatch_deviation(jnp.ones((8, 4, 4, 3)), 4)
     assert constant.shape == (8, 4, 4, 4)

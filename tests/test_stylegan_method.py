@@ -180,6 +180,7 @@ def test_interpolations_are_float32_and_keep_the_class():
     assert np.abs(images[0] - images[1]).max() > 1e-3  # samples are bfloat16
 
 
+@pytest.mark.full
 def test_conditional_networks_and_invalid_configs():
     config = load(conditional=True)
     method = build_method(config)

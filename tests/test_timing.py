@@ -20,6 +20,7 @@ from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import UserError
 
 
+@pytest.mark.full
 def test_waits_are_shares_of_the_time_without_pauses():
     clock = Clock(10, batch_size=8)
     with clock.waiting("input"):
@@ -86,6 +87,7 @@ def test_trace_holds_exactly_the_chosen_steps(tmp_path, until):
     assert steps == {str(step) for step in range(2, min(4, until) + 1)}
 
 
+@pytest.mark.full
 def test_writing_a_trace_does_not_count_as_step_time(tmp_path):
     class Slow(Trace):
         def close(self):

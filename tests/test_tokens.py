@@ -40,6 +40,7 @@ def test_masked_mean_weights_sequences_equally():
     np.testing.assert_allclose(gradient, np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0, 0]]) / 3, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_unigram_bits_equal_histogram_entropy():
     assert objective.unigram_bits(jnp.arange(64).reshape(4, 16) % 8, 8) == 3
     assert objective.unigram_bits(jnp.zeros((4, 16), int), 8) == 0

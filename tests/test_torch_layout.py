@@ -99,6 +99,7 @@ def test_resnet_equals_torchvision(spec, size):
     assert_round_trip(spec, variables, model.state_dict())
 
 
+@pytest.mark.full
 def test_training_mode_equals_torchvision_except_unbiased_variance():
     model = torchvision_resnet(10, "cifar")
     x = pixels(8, batch=4)
@@ -155,6 +156,7 @@ def test_vit_sizes_h_and_g_equal_timm(variant, name):
     assert sorted(leaf.size for leaf in jax.tree.leaves(ours)) == sorted(p.numel() for p in theirs.parameters())
 
 
+@pytest.mark.full
 def test_learned_positions_are_resized_like_timm():
     timm = require_timm()
     model = randomize(

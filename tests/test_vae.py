@@ -86,6 +86,7 @@ def test_loss_equals_the_paper_written_out(digits):
     np.testing.assert_allclose(logs["elbo"], -loss, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_beta_free_bits_and_warmup_weigh_the_kl(digits):
     _, state = digits
     small, key = dict(widths=(16,)), jax.random.key(5)

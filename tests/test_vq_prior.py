@@ -77,6 +77,7 @@ def test_initial_nll_per_token_is_log_k(built):
     np.testing.assert_array_equal(likelihoods["tokens"], GRID.reshape(8, 16))
 
 
+@pytest.mark.full
 def test_nll_equals_the_loss_and_depends_on_the_class(built):
     """Without dropout, flips and label dropout the two agree; padding has label -1."""
     config = load(transformer=dict(dropout=0.0), label_dropout=0.0, sampling=dict(guidance=1.0))
@@ -95,6 +96,7 @@ def test_nll_equals_the_loss_and_depends_on_the_class(built):
     assert np.isfinite(nll(state.params, inference_state(state), IMAGES, np.full(8, -1))["nll"]).all()
 
 
+@pytest.mark.full
 def test_tokenizer_is_frozen_and_null_class_gets_gradients(built):
     method, state = build(label_dropout=0.5, transformer=dict(dropout=0.0)), built[1]
     gradient = jax.jit(jax.grad(lambda train: method.phases[0].loss(train, state, BATCH, jax.random.key(0))[0]))(state.params)

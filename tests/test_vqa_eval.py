@@ -70,6 +70,7 @@ def measure(*args, options=(), **kwargs):
     return {name.removeprefix("vqa/"): value for name, value in result.metrics.items()}, result
 
 
+@pytest.mark.full
 def test_accuracies_and_floors_equal_a_loop():
     train, test = examples(90, 0), examples(70, 1)
     test["question"][3] = (5, 6, 1, 2, 0)  # of new words: only the majority is known

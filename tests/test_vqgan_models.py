@@ -131,6 +131,7 @@ def group_norm(h, params, groups):
     return torch.nn.functional.group_norm(h, groups, scale, bias, eps=1e-6)
 
 
+@pytest.mark.full
 def test_residual_block_equals_pytorch():
     torch = require_torch()
     x = normal(0, 2, 4, 4, 64)
@@ -143,6 +144,7 @@ def test_residual_block_equals_pytorch():
     np.testing.assert_allclose(block.apply({"params": params}, x), expected, atol=2e-3)
 
 
+@pytest.mark.full
 def test_attention_block_equals_pytorch():
     torch = require_torch()
     x = normal(0, 2, 3, 5, 32)
@@ -200,6 +202,7 @@ def test_downsampling_pads_right_and_bottom():
     np.testing.assert_allclose(halved, expected, atol=1e-3)
 
 
+@pytest.mark.full
 def test_patch_discriminator_equals_pytorch():
     torch = require_torch()
     discriminator = build_discriminator(dict(name="patch"), 256, "float32")

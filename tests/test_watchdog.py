@@ -14,6 +14,7 @@ from ssl_jax.engine import watchdog
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.full
 def test_hanging_step_dumps_the_stacks_of_all_threads(tmp_path, caplog):
     with watchdog.Watchdog(tmp_path, least=0.2) as dog:
         for step in range(5):
@@ -204,6 +205,7 @@ def write_heartbeat(folder, process, step, paused, left):
     [("time.sleep(60)", "the furthest at step 8"), ("with dog.paused(): time.sleep(60)", "the furthest after step 8")],
     ids=["step", "evaluation"],
 )
+@pytest.mark.full
 def test_process_that_is_furthest_behind_is_named(tmp_path, hang, message):
     text = f"""
 import sys, time
