@@ -43,7 +43,7 @@ def test_rotations_are_a_group():
 
 
 def test_mirroring_after_a_rotation_swaps_90_and_270_degrees():
-    """In D4 flip(rot90(x)) = rot270(flip(x)); so mirrored rotations cannot be told apart, and images are mirrored before."""
+    """In D4 flip(rot90(x)) = rot270(flip(x)); so mirrored rotations look alike, and images are mirrored before."""
     images = jnp.asarray(bytes_(2, 5, 5, 3))
     rotated, mirrored_before = rotations(images)[0], rotations(images[:, :, ::-1])[0]
     for turns in range(4):

@@ -116,7 +116,7 @@ def first_images(context: Context) -> np.ndarray:
 def draw(images: np.ndarray, truths: list[Truth], found: list[Found], names: tuple[str, ...]) -> np.ndarray:
     """uint8 [H, W, 3]: images with their true boxes, and below them those that were found, with their scores."""
     columns = []
-    for image, truth, boxes in zip(images, truths, found, strict=False):
+    for image, truth, boxes in zip(images, truths, found, strict=False):  # only the first have a picture
         sure = np.flatnonzero(boxes.scores >= LEAST)[::-1]  # the best one last, on top
         texts = [f"{names[boxes.labels[i]]} {boxes.scores[i]:.2f}" for i in sure]
         columns.append([

@@ -235,6 +235,6 @@ def picture(context: Context, test: Asked, given: np.ndarray, names: tuple[str, 
     images, attention = np.split(found, [int(np.prod(shapes[0]))], axis=1)
     texts = [
         (text_of(question, words), names[own], names[true] if true >= 0 else "(not in the train split)")
-        for question, own, true in zip(test.question[:SHOWN], given, test.answer, strict=False)
+        for question, own, true in zip(test.question[:SHOWN], given, test.answer, strict=False)  # the first only
     ]
     return draw(images.reshape(-1, *shapes[0]).astype(np.uint8), attention.reshape(-1, *shapes[1]), texts)

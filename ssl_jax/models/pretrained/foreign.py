@@ -79,7 +79,7 @@ def read_encoder(path: str | Path) -> ForeignEncoder:
         UserError: there is no such file, its layout is not known, or a tensor is missing, unexpected, misshapen or not finite.
     """
     path = Path(path)
-    tensors, told = _tensors(path)
+    tensors, source = _tensors(path)
     kind, prefix = _find(path, tensors)
     names, left_out = _chosen(kind, prefix, tensors)
     tables = {name: np.asarray(tensors[original]) for name, original in names.items()}
@@ -96,7 +96,7 @@ def read_encoder(path: str | Path) -> ForeignEncoder:
     mean, std, where = _normalization(path)
     log.info(
         "%s: %s%s%s, %d tensors; channels with mean %s, std %s %s; left out: %s", path, _words(spec),
-        f" of {prefix!r}" if prefix else "", told, len(flatten_dict(params)) + len(flatten_dict(batch_stats)), mean, std, where,
+        f" of {prefix!r}" if prefix else "", source, len(flatten_dict(params)) + len(flatten_dict(batch_stats)), mean, std, where,
         ", ".join(f"{what} ({count})" for what, count in left_out.items()) or "nothing",
     )  # fmt: skip
     return ForeignEncoder(spec, mean, std, _side(spec, tables), params, batch_stats)
@@ -223,10 +223,10 @@ def _normalization(path: Path) -> tuple[tuple[float, ...], tuple[float, ...], st
     """(mean, std, where they are from), by `pretrained_cfg` of a config.json beside the file, as timm publishes its weights."""
     beside = path.with_name("config.json")
     try:
-        told = json.loads(beside.read_text()).get("pretrained_cfg", {}) if beside.is_file() else {}
-        mean, std = (tuple(float(x) for x in told.get(name, default)) for name, default in (("mean", MEAN), ("std", STD)))
+        timm_config = json.loads(beside.read_text()).get("pretrained_cfg", {}) if beside.is_file() else {}
+        mean, std = (tuple(float(x) for x in timm_config.get(name, default)) for name, default in (("mean", MEAN), ("std", STD)))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{beside} cannot be read as the config of {path.name} ({error}); correct it, or move it away") from None
     if not (len(mean) == len(std) == 3 and all(map(math.isfinite, mean)) and all(0 < x < math.inf for x in std)):
         raise UserError(f"{beside}: pretrained_cfg has mean {mean} and std {std}; give three finite numbers each, std above 0")
-    return mean, std, f"({beside.name})" if {"mean", "std"} & set(told) else "(ImageNet)"
+    return mean, std, f"({beside.name})" if {"mean", "std"} & set(timm_config) else "(ImageNet)"
