@@ -71,7 +71,7 @@ VARIANTS = (
     Variant("", scenes, "embedded scenes, ResNet-10 of width 1/4 on tiles of 12 pixels, 72 permutations, 20 epochs",
             hardware="2 CPU cores"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
-    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, ResNet-10 of width 1/4 on tiles of 8 pixels, 72 permutations, 5 epochs",
+    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10 at 48 pixels, the network and tiles of the default, 5 epochs",
             hardware="2 CPU cores"),
     Variant("imagenet_alexnet", imagenet_alexnet, "the official code's: AlexNet in two groups, 1,000 permutations, 350,000 steps",
             hardware="1 accelerator"),

@@ -47,6 +47,7 @@ def cifar10_small(config):
     common.pretext_cifar10(config)
     config.views = ((("random_crop", dict(size=32, pad=4)), ("flip", dict(p=0.5))),)
     config.total = config.evaluate_every = "12 epochs"
+    config.evals.pretext.examples = 10_000
 
 
 def cifar10_nin(config):
