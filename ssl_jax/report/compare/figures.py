@@ -17,7 +17,7 @@ from ssl_jax.report.sections import section, text
 
 MOST_LINES = 12  # of a chart: six colors, plain and dashed
 POINTS = 80  # of a line with a band
-MOST_CURVES = 12  # charts that are chosen without --metric
+MOST_CURVES = 12  # charts of metrics of the log
 MOST_PAIRS = 3  # heat maps
 
 Band = list[tuple[float, float, float, float]]  # (step, mean, low, high)
@@ -42,11 +42,8 @@ def band(group: Group, metric: str, under: str | None, per_step: float = 1) -> B
         if under is None:
             points = {int(line["step"]): line[metric] for line in run.record.lines if metric in line}
         else:
-            label = metric.partition("/")[0]
-            points = {
-                step: found.metrics[metric] for step, found in run.evaluations.get(TRAINED, {}).items()
-                if metric in found.metrics and found.protocols.get(label, "") == under and math.isfinite(found.metrics[metric])
-            }  # fmt: skip
+            found = {step: numbers.get((metric, under), math.nan) for step, numbers in run.evaluations.get(TRAINED, {}).items()}
+            points = {step: value for step, value in found.items() if math.isfinite(value)}
         if points:
             series.append(points)
     steps = sorted(set.intersection(*map(set, series))) if series else []
@@ -59,11 +56,12 @@ def curves(comparison: Comparison, table: Table, metrics: Sequence[str]) -> str:
     groups = _drawn(comparison)
     batches = {group.config.get("batch_size") for group in comparison.groups}
     images = len(batches) > 1 and all(type(batch) is int for batch in batches)
-    names = [metric for metric in metrics if metric not in {column.metric for column in table.columns}]
-    if not metrics:
-        names = [name for name in logged(comparison) if name.endswith("/loss")][:MOST_CURVES]
+    evaluated = {column.metric for column in table.columns}
+    names = [name for name in metrics or logged(comparison) if name not in evaluated and (metrics or name.endswith("/loss"))]
+    drawn = [(column.title, column.metric, column.protocol) for column in table.shown]
+    drawn += [(name, name, None) for name in names[:MOST_CURVES]]
     figures = []
-    for title, metric, under in [(c.title, c.metric, c.protocol) for c in table.shown] + [(name, name, None) for name in names]:
+    for title, metric, under in drawn:
         bands = {group.name: band(group, metric, under, group.config["batch_size"] if images else 1) for group in groups}
         if under is None or max(map(len, bands.values())) > 1:
             figures.append(_curve(title, bands, unit(metric) if under is not None else "", "image" if images else "step"))
@@ -201,6 +199,6 @@ def against_compute(comparison: Comparison, table: Table) -> str:
                 interval, show = t_interval(values) or (None, None), formatter(column.metric)
                 mean, spent = statistics.fmean(values), statistics.fmean(seconds)
                 series[group.name] = [Point(spent, mean, *interval, f"{group.name}: {show(mean)}, {spent:,.0f} device-seconds")]
-        if series:
+        if len(series) > 1 or len(comparison.groups) == 1:
             figures.append(scatter(column.title, series, "device-seconds in steps", legend=len(series) <= MOST_LINES))
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""

@@ -27,12 +27,13 @@ COSTS = (
     "evaluating; those of different machines do not compare. Workdirs record no FLOPs; `launch.py rehearse` counts those of a config."
 )
 STYLE = """<style>
-td.cell { min-width: 128px; } td.setting { min-width: 60px; font-size: 13px; overflow-wrap: anywhere; }
-td.cell .note { white-space: normal; font-weight: 400; }
-td.name { min-width: 110px; max-width: 34vw; overflow-wrap: anywhere; }
+td.name { min-width: 170px; max-width: 280px; overflow-wrap: anywhere; } .banner, h2 { overflow-wrap: anywhere; }
+td.cell, th.cell { min-width: 140px; } th.cell, th.value { overflow-wrap: anywhere; max-width: 190px; }
+td.cell .note { white-space: normal; } td.setting { min-width: 60px; font-size: 13px; overflow-wrap: anywhere; }
 .legend.names { margin: 8px 0 12px; overflow-wrap: anywhere; } td code { font-size: 12px; overflow-wrap: anywhere; }
-.charts .picture img { width: 100%; } .charts .picture { margin: 0; padding: 10px; }
+.charts .picture img { width: 100%; } .charts .picture { margin: 0; padding: 10px; align-self: start; }
 tr.first td { border-top: 2px solid var(--rule); }
+@media (max-width: 600px) { td.name { min-width: 110px; max-width: 150px; font-size: 13px; } }
 </style>"""
 
 
@@ -64,8 +65,9 @@ def results(table: Table) -> str:
         trained = row.subject == TRAINED
         name = f"<b>{text(row.name)}</b>" if row.name == table.baseline and trained else text(row.name)
         cells = [_cell(column, row.cells[column]) for column in table.shown]
-        rows.append(_row(name, [f"{count(row, table)} of {row.runs}", *cells], "value cell", kind))
-    body = _table(["seeds", *(column.title for column in table.shown)], rows)
+        seeds = f"{count(row, table)} of {row.runs} seed{'s' * (row.runs > 1)}"
+        rows.append(_row(f"{name}{_notes([seeds])}", cells, "value cell", kind))
+    body = _table([column.title for column in table.shown], rows, "value cell")
     protocols = "".join(f"<li>{text(column.title)}: {text(column.protocol or 'protocol not recorded')}</li>" for column in table.shown)
     others = len(table.columns) - len(table.shown)
     more = f" compare.csv has {others:,} other columns; --metric chooses those of this page." if others else ""
@@ -110,15 +112,18 @@ def _interval(interval: Interval | None, show) -> str:
 
 def differences(table: Table) -> str:
     """Each group minus the baseline over the seeds that both have."""
+    trained = [row for row in table.rows if row.subject == TRAINED]
+    baseline = next((row for row in trained if row.name == table.baseline), None)
     rows, most = [], 0
-    for row in table.rows:
-        if row.name == table.baseline or row.subject != TRAINED:
+    for row in trained if baseline else ():
+        if row is baseline:
             continue
         cells = []
         for column in table.shown:
             difference, show = row.cells[column].difference, formatter(column.metric, sign=True)
             if difference is None or difference.mean is None:
-                cells.append(f"–{_notes(['no shared seed'])}")
+                both = row.cells[column].values and baseline.cells[column].values
+                cells.append(f"–{_notes(['no shared seed'] if both else [])}")
                 continue
             n = len(difference.seeds)
             seeds = f"n={n}: seed{'s' * (n > 1)} {', '.join(map(str, difference.seeds))}"
@@ -134,7 +139,7 @@ def differences(table: Table) -> str:
         note += f"Significant: n of at least {SIGNIFICANT_FROM} and an interval without 0, with no correction for several comparisons."
     else:
         note += f"With fewer than {SIGNIFICANT_FROM} seeds there is no verdict: p of a two-sided sign test is at least 2 / 2^n."
-    body = _table([column.title for column in table.shown], rows)
+    body = _table([column.title for column in table.shown], rows, "value cell")
     return section(f"Differences from {table.baseline}", f'{body}<p class="note">{text(note)}</p>')
 
 

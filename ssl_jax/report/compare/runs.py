@@ -20,13 +20,8 @@ OF_A_SEED = ("seed", "fingerprint", "workdir")  # keys, also of stages, that dif
 DERIVED = ("data.image_shape", "data.num_classes", "data.examples")  # follow from other keys
 NAMED, SHORT = 3, 40  # keys in the name of a group, and characters of a value there
 TRAINED = "trained"
-
-
-class Evaluation(NamedTuple):
-    """What was measured of one subject at one step."""
-
-    metrics: dict[str, float]  # '<label>/<name>'; NaN where the file says so
-    protocols: dict[str, str]  # {label: protocol}, without the parts that depend on the features
+# {(metric '<label>/<name>', protocol without the parts that depend on the features): value}; NaN where the file says so
+Evaluation = dict[tuple[str, str], float]
 
 
 class Run(NamedTuple):
@@ -85,9 +80,9 @@ class Group(NamedTuple):
         """{seed: value} of the runs that measured `metric` under the protocol `under`."""
         values = {}
         for run in self.runs:
-            found = run.evaluation(subject, step)
-            if found and metric in found.metrics and found.protocols.get(metric.partition("/")[0], "") == under:
-                values[run.seed] = found.metrics[metric]
+            found = run.evaluation(subject, step) or {}
+            if (metric, under) in found:
+                values[run.seed] = found[metric, under]
         return values
 
 
@@ -184,9 +179,9 @@ def _read_run(workdir: Path, name: str, seed: int | None = None, command: str = 
     except (UserError, MachineFault) as error:
         entries, damage = [], str(error).removeprefix(f"{workdir}/")
     for entry in entries:
-        known = evaluations.setdefault(entry["subject"], {}).setdefault(entry["step"], Evaluation({}, {}))
-        known.metrics.update({key: float(value) for key, value in entry["metrics"].items()})
-        known.protocols.update({key: FEATURE_PARTS.sub("", protocol(text)) for key, text in entry["protocols"].items()})
+        known = evaluations.setdefault(entry["subject"], {}).setdefault(entry["step"], {})
+        under = {label: FEATURE_PARTS.sub("", protocol(text)) for label, text in entry["protocols"].items()}
+        known.update({(name, under.get(name.partition("/")[0], "")): float(value) for name, value in entry["metrics"].items()})
     if seed is None:
         seed = record.setting("seed", 0)
         seed = seed if type(seed) is int else 0

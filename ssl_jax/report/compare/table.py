@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
     values: dict[int, float]  # {seed: finite value}
     not_numbers: list[int]  # seeds whose value is NaN or infinite
-    missing: list[int]  # seeds without a value, where others have one
+    missing: list[int]  # seeds that were evaluated without this metric, where others have it
     summary: Summary
     difference: Difference | None  # to the baseline; None for the baseline itself
 
@@ -64,9 +64,7 @@ def make_table(comparison: Comparison, metrics: Sequence[str], step: int | None,
     found: dict[str, dict[str, set[int]]] = {}  # {metric: {protocol: indices of the groups that measured it}}
     for i, group in enumerate(groups):
         for run in group.runs:
-            evaluation = run.evaluation(TRAINED, step)
-            for metric in evaluation.metrics if evaluation else ():
-                under = evaluation.protocols.get(metric.partition("/")[0], "")
+            for metric, under in run.evaluation(TRAINED, step) or ():
                 found.setdefault(metric, {}).setdefault(under, set()).add(i)
     _check_metrics(metrics, found, others)
     if step is not None and not found:
@@ -134,7 +132,7 @@ def _row(name: str, subject: str, groups: Sequence[Group], columns: Sequence[Col
         values: dict[int, float] = {}
         for group in groups:
             values.update(group.values(column.metric, column.protocol, step, subject))
-        seeds = sorted({run.seed for group in groups for run in group.runs})
+        seeds = sorted({run.seed for group in groups for run in group.runs if run.evaluation(subject, step) is not None})
         against = baseline.values(column.metric, column.protocol, step) if baseline else None
         cells[column] = _cell(values, seeds, against)
     return Row(name, subject, len({run.name for group in groups for run in group.runs}), cells)
