@@ -32,7 +32,7 @@ td.cell, th.cell { min-width: 140px; } th.cell, th.value { overflow-wrap: anywhe
 td.cell .note { white-space: normal; } td.setting { min-width: 60px; font-size: 13px; overflow-wrap: anywhere; }
 .legend.names { margin: 8px 0 12px; overflow-wrap: anywhere; } td code { font-size: 12px; overflow-wrap: anywhere; }
 .charts .picture img { width: 100%; } .charts .picture { margin: 0; padding: 10px; align-self: start; }
-tr.first td { border-top: 2px solid var(--rule); }
+section { content-visibility: auto; contain-intrinsic-size: auto 900px; } tr.first td { border-top: 2px solid var(--rule); }
 @media (max-width: 600px) { td.name { min-width: 110px; max-width: 150px; font-size: 13px; } }
 </style>"""
 

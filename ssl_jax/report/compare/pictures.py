@@ -14,8 +14,9 @@ from ssl_jax.report.compare.runs import Group, Run
 from ssl_jax.report.run import BAD_PICTURE, PIXELS
 from ssl_jax.report.sections import CAPTIONS, OPENING, section, text
 
-SIDE = 480  # pixels of the longer side
-MOST = 120  # pictures of a page, some 30 kB each
+SIDE, SMALL = 480, 240  # pixels of the longer side, and of those of more than FEW groups
+FEW = 12
+MOST = 2_500_000  # bytes of the pictures of a page, so that it opens fast
 LAST = ("views", "neighbors")  # of every run, so they come after what is particular to a method
 SERIES = re.compile(r"(.+?)[_-]?(\d+)")
 
@@ -29,9 +30,10 @@ def pictures(groups: Sequence[Group], step: int | None) -> str:
             found.setdefault(kind, {})[name] = steps
     kinds = [kind for kind, of in found.items() if len(of) > 1 or len(groups) == 1]
     order = (*OPENING[:2], *(kind for kind in kinds if kind not in (*OPENING, *LAST)), *LAST)
+    side = SIDE if len(groups) <= FEW else SMALL
     parts, room = [], MOST
     for kind in sorted(kinds, key=order.index):
-        part, room = _section(kind, found[kind], runs, step, room)
+        part, room = _section(kind, found[kind], runs, step, side, room)
         parts.append(part)
     return "".join(parts)
 
@@ -47,9 +49,9 @@ def _kinds(run: Run) -> dict[str, dict[int | None, Path]]:
 
 
 def _section(
-    kind: str, of: dict[str, dict[int | None, Path]], runs: dict[str, Run | None], step: int | None, room: int
+    kind: str, of: dict[str, dict[int | None, Path]], runs: dict[str, Run | None], step: int | None, side: int, room: int
 ) -> tuple[str, int]:
-    """(HTML, how many pictures the page still has room for)."""
+    """(HTML, the bytes that are left of `room`)."""
     common = set.intersection(*(set(steps) for steps in of.values())) - {None}
     at = step if step is not None and step in common else max(common, default=None)
     heading, caption = CAPTIONS.get(kind, (kind.replace("_", " ").capitalize(), ""))
@@ -60,25 +62,26 @@ def _section(
     figures = []
     for name, steps in of.items():
         chosen = at if at is not None else max(steps, key=lambda step: -1 if step is None else step)
-        data = _thumbnail(steps[chosen]) if len(figures) < room else None
-        if data is not None:
+        data = _thumbnail(steps[chosen], side)
+        if data is not None and len(data) <= room:
+            room -= len(data)
             label = f"{name}, seed {runs[name].seed}" + ("" if chosen is None else f", step {chosen:,}")
             image = f'<img loading="lazy" alt="{text(f"{heading}: {label}")}" src="data:image/jpeg;base64,{data}">'
             figures.append(f'<figure class="picture card">{image}<figcaption class="note">{text(label)}</figcaption></figure>')
     if len(figures) < len(of):
-        caption += f" {len(of) - len(figures)} of {len(of)} are left out: damaged, or beyond the {MOST} pictures of a page."
+        caption += f" {len(of) - len(figures)} of {len(of)} are left out: damaged, or beyond the {MOST / 1e6:.3g} MB of a page."
     body = f'<p class="note">{text(caption.strip())}</p><div class="charts">{"".join(figures)}</div>'
-    return section(heading, body), room - len(figures)
+    return section(heading, body), room
 
 
-def _thumbnail(path: Path) -> str | None:
-    """JPEG in base64, at most SIDE pixels high and wide; None for a damaged picture."""
+def _thumbnail(path: Path, side: int) -> str | None:
+    """JPEG in base64, at most `side` pixels high and wide; None for a damaged picture."""
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             if picture.width * picture.height > PIXELS:
                 return None
             small = picture.convert("RGB")
-        small.thumbnail((SIDE, SIDE))
+        small.thumbnail((side, side))
         out = io.BytesIO()
         small.save(out, "JPEG", quality=85)
     except BAD_PICTURE:
