@@ -28,7 +28,7 @@ COSTS = (
 )
 STYLE = """<style>
 td.name { min-width: 170px; max-width: 280px; overflow-wrap: anywhere; } .banner, h2 { overflow-wrap: anywhere; }
-td.cell, th.cell { min-width: 140px; } th.cell, th.value { overflow-wrap: anywhere; max-width: 190px; }
+td.cell, th.cell { min-width: 140px; } th.value { min-width: 84px; } th.cell, th.value { overflow-wrap: anywhere; max-width: 190px; }
 td.cell .note { white-space: normal; } td.setting { min-width: 60px; font-size: 13px; overflow-wrap: anywhere; }
 .legend.names { margin: 8px 0 12px; overflow-wrap: anywhere; } td code { font-size: 12px; overflow-wrap: anywhere; }
 .charts .picture img { width: 100%; } .charts .picture { margin: 0; padding: 10px; align-self: start; }
