@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,7 +23,9 @@ from ssl_jax.engine.pictures import save_picture
 from ssl_jax.engine.records import comparable
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
+from ssl_jax.experiment.provenance import train_command
 from ssl_jax.experiment.transfer import summary
+from ssl_jax.report.compare.cost import cost
 from ssl_jax.report.compare.runs import read_comparison
 from ssl_jax.report.compare.table import make_table
 from ssl_jax.report.compare.write import write_comparison
@@ -313,6 +317,13 @@ def test_two_hundred_runs_make_a_small_page(tmp_path):
     assert "Of 67 groups, 12 are drawn" in page.text
 
 
+def test_cost_counts_images_and_seconds_of_all_devices(sweep):
+    run = read_comparison([sweep]).groups[0].runs[0]
+    batch = run.record.config["batch_size"]
+    assert cost(run) == (STEPS, STEPS * batch, 2, STEPS * 0.5 * 2, 40.0)
+    assert cost(run, 20) == (20, 20 * batch, 2, 20.0, 20.0)
+
+
 # ---- the command line
 
 
@@ -348,7 +359,7 @@ def test_damaged_sweeps_are_refused(sweep, tmp_path):
     for change, cause in [
         ({"version": 2}, "version 2"), ({"runs": [{}]}, "run 0: 'name' is missing"), ({"variations": [3]}, "variation 0"),
         ({"runs": []}, "lists no run"), ({"runs": [{"name": "x", "seed": 0, "workdir": "x"}]}, "no variation"),
-        ({"name": 3}, "as 'name'"),
+        ({"name": 3}, "as 'name'"), ({"baseline": "hot"}, "baseline 'hot' has no run"),
     ]:  # fmt: skip
         (tmp_path / "sweep.json").write_text(json.dumps({**good, **change}))
         with pytest.raises(UserError, match=cause):
@@ -359,6 +370,11 @@ def test_damaged_sweeps_are_refused(sweep, tmp_path):
 def test_it_imports_no_jax(sweep, tmp_path):
     code = "import sys, launch; assert launch.main(sys.argv[1:]) == 0; assert not {'jax', 'flax', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code, "compare", str(sweep), f"--output={tmp_path}"], check=True, capture_output=True)
+
+
+def test_command_of_a_training_is_one_for_a_shell():
+    command = train_command("configs/simclr.py:smoke", ["--config.views=('a', 'b')"], pathlib.Path("runs/a b"))
+    assert shlex.split(command)[2:] == ["train", "--config=configs/simclr.py:smoke", "--config.views=('a', 'b')", "--workdir=runs/a b"]
 
 
 @pytest.mark.full

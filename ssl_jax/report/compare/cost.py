@@ -18,9 +18,11 @@ class Cost(NamedTuple):
     elapsed: float | None  # seconds from the first start to the last logged step, with everything between
 
 
-def cost(run: Run) -> Cost:
-    """Read from metrics.jsonl, starts.jsonl and provenance.json of the run."""
+def cost(run: Run, step: int | None = None) -> Cost:
+    """Up to `step`, or all that is logged; from metrics.jsonl, starts.jsonl and provenance.json of the run."""
     record = run.record
+    if step is not None:
+        record = record._replace(lines=[line for line in record.lines if line["step"] <= step])
     batch, seconds = record.count("batch_size"), record.seconds
     found = re.match(r"(\d+) x ", str(record.provenance.get("devices", "")))
     devices = int(found[1]) if found else None

@@ -193,7 +193,7 @@ def against_compute(comparison: Comparison, table: Table) -> str:
         series = {}
         for group in comparison.groups:
             values = [value for value in group.values(column.metric, column.protocol, table.step).values() if math.isfinite(value)]
-            seconds = [cost(run).device_seconds for run in group.runs if run.finished or table.step is not None]
+            seconds = [cost(run, table.step).device_seconds for run in group.runs if run.evaluation(TRAINED, table.step) is not None]
             seconds = [value for value in seconds if value]
             if values and seconds:
                 interval, show = t_interval(values) or (None, None), formatter(column.metric)

@@ -148,7 +148,8 @@ def compute(comparison: Comparison, table: Table) -> str:
     metrics = table.shown[:3]
     rows = []
     for group, row in zip(comparison.groups, table.rows, strict=False):  # trained rows come first, in the order of the groups
-        costs = [cost(run) for run in group.runs if run.finished] or [cost(run) for run in group.runs]
+        ended = [run for run in group.runs if run.finished] if table.step is None else group.runs
+        costs = [cost(run, table.step) for run in ended or group.runs]
         cells = [_mean(costs, name) for name in ("steps", "images", "devices", "device_seconds")]
         hours = [found.elapsed / 3600 for found in costs if found.elapsed]
         cells.append(f"{statistics.fmean(hours):,.3g}" if hours else "–")

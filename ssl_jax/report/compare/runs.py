@@ -157,6 +157,8 @@ def _read_sweep(folder: Path) -> tuple[str, str | None, list[Group]]:
     ]  # fmt: skip
     if not groups:
         raise UserError(f"{path} lists no run; {REMEDY}")
+    if sweep["baseline"] is not None and sweep["baseline"] not in {group.name for group in groups}:
+        raise UserError(f"{path} is damaged (its baseline {sweep['baseline']!r} has no run); {REMEDY}")
     return sweep["name"], sweep["baseline"], groups
 
 
