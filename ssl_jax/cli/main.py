@@ -33,6 +33,7 @@ VERBS = {
     "prepare": "write a smaller copy of a dataset, which is read faster",
     "rehearse": "compile a config for devices that are not there: memory, FLOPs, collectives, time",
     "report": "write a workdir as one self-contained HTML page",
+    "compare": "compare runs or sweeps: one page, and its table as CSV, Markdown and LaTeX",
     "submit": "train a config on Slurm, GKE, a Cloud TPU, or detached on this machine",
     "status": "print the state of a submitted job",
     "logs": "print the log of a submitted job",

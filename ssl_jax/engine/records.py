@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import errno
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ DEEPEST = 60  # levels of a JSON file of ours; stages in stages have some twenty
 MOST = 1 << 28  # bytes of a JSON file of ours; the largest, a vocabulary, has a few MB
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # the path itself is wrong, not the machine
 REST = "starting, compiling, evaluating, saving, repeated steps and not running"  # the remaining time, for reports
+# Parts of a protocol that depend on the features and not on the evaluation: hyperparameters chosen on validation, width, views,
+# fits that did not converge.
+FEATURE_PARTS = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$| \[[^\]]*\]$| \(\d+ of \d+ fits not converged\)")
 
 
 def goodput(lines: Sequence[Mapping[str, float]], starts: Sequence[Mapping[str, float]]) -> float | None:
@@ -192,3 +196,10 @@ def read_evaluations(workdir: Path | str) -> list[dict]:
         if not numbers or not all(isinstance(text, str) for text in entry["protocols"].values()):
             raise UserError(f"{path} is damaged (entry {i} has {'protocols' if numbers else 'metrics'} of a wrong type); {remedy}")
     return entries
+
+
+def comparable(entry: Mapping, other: Mapping, metric: str) -> bool:
+    """Whether `metric` ('<label>/...') was measured under the same protocol in both entries."""
+    label = metric.partition("/")[0]
+    first, second = (FEATURE_PARTS.sub("", record["protocols"].get(label, "")) for record in (entry, other))
+    return first == second

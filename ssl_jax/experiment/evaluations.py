@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,23 +16,13 @@ from rich.text import Text
 
 from ssl_jax.engine.checkpoint import gather, write_json
 from ssl_jax.engine.pictures import save_picture
-from ssl_jax.engine.records import read_evaluations
+from ssl_jax.engine.records import comparable, read_evaluations
 from ssl_jax.engine.renamed_keys import protocol
 from ssl_jax.errors import MachineFault, not_written, printable
 from ssl_jax.evals import run as evals
 from ssl_jax.evals.context import Context
 
 log = logging.getLogger(__name__)
-# Parts of a protocol that depend on the features and not on the evaluation: hyperparameters chosen on validation, width, views,
-# fits that did not converge.
-FEATURE_PARTS = re.compile(r"(?:\S+=\S+ )+(?=chosen )|\bD=\d+ |\balignment alpha=.*$| \[[^\]]*\]$| \(\d+ of \d+ fits not converged\)")
-
-
-def comparable(entry: Mapping, other: Mapping, metric: str) -> bool:
-    """Whether `metric` ('<label>/...') was measured under the same protocol in both entries."""
-    label = metric.partition("/")[0]
-    first, second = (FEATURE_PARTS.sub("", record["protocols"].get(label, "")) for record in (entry, other))
-    return first == second
 
 
 def merged(entries: Sequence[Mapping]) -> dict:

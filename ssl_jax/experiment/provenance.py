@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
 from ssl_jax.models.conv import convolutions
-from ssl_jax.where import CHECKOUT, IN_CHECKOUT
+from ssl_jax.where import CHECKOUT, IN_CHECKOUT, program
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -29,3 +32,8 @@ def provenance() -> dict:
         "convolutions": convolutions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def train_command(path_and_variant: str, overrides: Sequence[str], workdir: Path) -> str:
+    """The command line of a training, for a shell."""
+    return shlex.join([*program().split(), "train", f"--config={path_and_variant}", *overrides, f"--workdir={workdir}"])

@@ -46,7 +46,7 @@ from ssl_jax.experiment.possible import (
     possible,
 )
 from ssl_jax.experiment.progress import Progress
-from ssl_jax.experiment.provenance import provenance
+from ssl_jax.experiment.provenance import provenance, train_command
 from ssl_jax.experiment.record import Experiment
 from ssl_jax.experiment.sampler import save_samples
 from ssl_jax.experiment.workdir import (
@@ -95,7 +95,8 @@ def run_training(
         experiment = build_experiment(config, workdir=workdir)
         distributed.check_same_config(configs.plain(experiment.config))
         record_config(workdir, configs.plain(experiment.config), experiment.durations["total"])
-        write_json(workdir / "provenance.json", provenance())
+        command = train_command(path_and_variant, overrides, workdir)
+        write_json(workdir / "provenance.json", {**provenance(), "command": command})
         record_data(workdir, experiment.batches.source)
         record_start(workdir, began)
         restarted = launch_environment.launched_process(os.environ) is not None or saved_code != 0

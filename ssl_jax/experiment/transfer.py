@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy.special import stdtrit
-
 from ssl_jax import files
+from ssl_jax.engine.intervals import t_half_width
 from ssl_jax.engine.records import read_evaluations
 from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment import config as configs
@@ -184,8 +183,7 @@ def summary(values: Sequence[float]) -> str:
         return "–"
     if len(values) == 1:
         return f"{values[0]:.2f} (1 seed)"
-    half = stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.2f} ± {half:.2f} ({', '.join(f'{value:.1f}' for value in values)})"
+    return f"{statistics.mean(values):.2f} ± {t_half_width(values):.2f} ({', '.join(f'{value:.1f}' for value in values)})"
 
 
 def read_transfers(workdir: Path, missing: list[str]) -> list[Row]:

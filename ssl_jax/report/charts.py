@@ -23,6 +23,9 @@ def chart(
     until: float = 0,
     unit: str = "",
     from_zero: bool = False,
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+    axis: str = "step",
+    legend: bool = True,
 ) -> str:
     """A figure with one line per name over steps, and dashed horizontal `levels` to compare with.
 
@@ -33,12 +36,18 @@ def chart(
         until: the step axis ends here or at the last point, whichever is later.
         unit: follows the values in the legend; PERCENT fixes two decimals.
         from_zero: the axis of the values begins at 0.
+        bands: {name of a line: (step, low, high) in ascending order}, drawn behind it, at most `MAX_POINTS`.
+        axis: what the places on the horizontal axis count, in the singular.
+        legend: name the lines; otherwise the page does, by `legend_of`.
     """
     dots = max(map(len, lines.values()), default=0) <= MAX_DOTS
+    place = {name: i for i, name in enumerate(lines)}  # a line without points keeps its color
     lines = {name: thinned(points) for name, points in lines.items() if points}
     levels = levels or {}
+    bands = bands or {}
     values = [y for points in lines.values() for _, y in points] + list(levels.values()) + [0] * from_zero
-    y_ticks = ticks(*_padded(min(values), max(values)), 5)
+    values += [y for band in bands.values() for _, *ends in band for y in ends]
+    y_ticks = ticks(*padded(min(values), max(values)), 5)
     x_end = max([until, 1, *(points[-1][0] for points in lines.values())])
     x_ticks = [x for x in ticks(0, x_end, 4) if x == round(x)]
     low, high = min(min(values), y_ticks[0]), max(max(values), y_ticks[-1])
@@ -47,21 +56,21 @@ def chart(
         across, up = x / x_end, (y - low) / (high - low)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    shapes = [_horizontal(position(0, y)[1], "grid") + _text(LEFT - 5, position(0, y)[1] + 4, label, "end")
+    shapes = [horizontal(position(0, y)[1], "grid") + svg_text(LEFT - 5, position(0, y)[1] + 4, label, "end")
               for y, label in zip(y_ticks, labels(y_ticks), strict=True)]  # fmt: skip
     for x, label in zip(x_ticks, labels(x_ticks), strict=True):
         at = position(x, low)[0]
         anchor = "end" if at > WIDTH - 24 else "middle"
-        shapes.append(_text(min(at, WIDTH - 2), HEIGHT - 7, label, anchor))
-    shapes += [_horizontal(position(0, y)[1], f"level l{i % 2}") for i, y in enumerate(levels.values())]
-    shapes += [_line(name, points, position, unit, i % COLORS, dots) for i, (name, points) in enumerate(lines.items())]
-    legend = [f'<span><i class="key c{i % COLORS}"></i>{html.escape(name)} <b>{number(points[-1][1], unit)}</b></span>'
-              for i, (name, points) in enumerate(lines.items())]  # fmt: skip
-    legend += [f'<span><i class="key l{i % 2}"></i>{html.escape(name)} <b>{number(y, unit)}</b></span>'
-               for i, (name, y) in enumerate(levels.items())]  # fmt: skip
+        shapes.append(svg_text(min(at, WIDTH - 2), HEIGHT - 7, label, anchor))
+    shapes += [horizontal(position(0, y)[1], f"level l{i % 2}") for i, y in enumerate(levels.values())]
+    shapes += [_band(bands[name], position, place[name]) for name in lines if name in bands]
+    shapes += [_line(name, points, position, unit, place[name], dots, axis) for name, points in lines.items()]
+    names = legend_of({name: number(points[-1][1], unit) for name, points in lines.items()}) if legend else []
+    names += [f'<span><i class="key l{i % 2}"></i>{html.escape(name)} <b>{number(y, unit)}</b></span>'
+              for i, (name, y) in enumerate(levels.items())]  # fmt: skip
     title = html.escape(title)
-    caption = f'<figcaption><strong>{title}</strong><span class="legend">{"".join(legend)}</span></figcaption>'
-    frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over steps">'
+    caption = f'<figcaption><strong>{title}</strong><span class="legend">{"".join(names)}</span></figcaption>'
+    frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over {html.escape(axis)}s">'
     return f'<figure class="chart">{caption}{frame}{"".join(shapes)}</svg></figure>'
 
 
@@ -105,26 +114,44 @@ def thinned(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]
     return [*means[: most - 1], points[-1]]
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def padded(low: float, high: float) -> tuple[float, float]:
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     return (low if low == 0 < high else low - margin), high + margin
 
 
-def _horizontal(y: float, kind: str) -> str:
+def horizontal(y: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def svg_text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
-def _line(name: str, points: Points, position, unit: str, color: int, dots: bool) -> str:
+def color(i: int) -> str:
+    """CSS classes of line i: the colors, then the same colors dashed."""
+    return f"c{i % COLORS}" + " dashed" * (i // COLORS % 2)
+
+
+def legend_of(lines: Mapping[str, str]) -> list[str]:
+    """{name: text behind it} -> a key for each line of a chart, in their order."""
+    return [f'<span><i class="key {color(i)}"></i>{html.escape(name)} <b>{html.escape(after)}</b></span>'
+            for i, (name, after) in enumerate(lines.items())]  # fmt: skip
+
+
+def _band(band: Sequence[tuple[float, float, float]], position, i: int) -> str:
+    there = [position(x, high) for x, _, high in band]
+    back = [position(x, low) for x, low, _ in reversed(band)]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in there + back)
+    return f'<polygon class="c{i % COLORS}" points="{points}"/>'
+
+
+def _line(name: str, points: Points, position, unit: str, i: int, dots: bool, axis: str) -> str:
     """A polyline, with `dots` that show their value under the mouse. A single point is always a dot."""
     at = [position(x, y) for x, y in points]
     points_text = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-    shapes = f'<polyline class="c{color}" points="{points_text}"/>' if len(at) > 1 else ""
+    shapes = f'<polyline class="{color(i)}" points="{points_text}"/>' if len(at) > 1 else ""
     if dots or len(at) == 1:
         for (x, y), (step, value) in zip(at, points, strict=True):
-            title = f"{html.escape(name)}, step {step:,.0f}: {number(value, unit)}"
-            shapes += f'<circle class="c{color}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
+            title = f"{html.escape(name)}, {html.escape(axis)} {step:,.0f}: {number(value, unit)}"
+            shapes += f'<circle class="c{i % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
     return shapes

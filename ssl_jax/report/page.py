@@ -81,6 +81,9 @@ svg .level { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 7 4; } sv
 svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 polyline.c0 { stroke: var(--c0); } polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); }
 polyline.c3 { stroke: var(--c3); } polyline.c4 { stroke: var(--c4); } polyline.c5 { stroke: var(--c5); }
+polyline.dashed { stroke-dasharray: 5 3; } .key.dashed { border-top-style: dashed; }
+svg polygon { opacity: .16; } polygon.c0 { fill: var(--c0); } polygon.c1 { fill: var(--c1); } polygon.c2 { fill: var(--c2); }
+polygon.c3 { fill: var(--c3); } polygon.c4 { fill: var(--c4); } polygon.c5 { fill: var(--c5); }
 circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); }
 circle.c3 { fill: var(--c3); } circle.c4 { fill: var(--c4); } circle.c5 { fill: var(--c5); }
 .picture img { max-width: 100%; max-height: 640px; border-radius: 6px; display: block; background: #fff; }

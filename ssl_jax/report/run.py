@@ -115,8 +115,8 @@ class RunRecord(NamedTuple):
         return {f"quoted: {name}": finite(metrics) for name, metrics in references.items()}
 
 
-def read_run(workdir: Path) -> RunRecord:
-    """Read everything that a report shows."""
+def read_run(workdir: Path, pictures: bool = True) -> RunRecord:
+    """Read everything that a report shows; without `pictures`, which take longest, all else."""
     missing: list[str] = []
     config = _config(workdir, missing)
     provenance = _load(workdir / "provenance.json", dict, missing)
@@ -127,11 +127,11 @@ def read_run(workdir: Path) -> RunRecord:
     lines = _lines(workdir / "metrics.jsonl", "step", missing)
     if not lines:
         missing.append("metrics.jsonl has no line: no step has been logged")
-    pictures = _pictures(workdir / "pictures", missing)
+    shown = _pictures(workdir / "pictures", missing) if pictures else {}
     entries.sort(key=lambda entry: entry.step)
     starts = _lines(workdir / "starts.jsonl", "time/clock", missing)
     warnings, transfers = _warnings(workdir / "log.txt", missing), read_transfers(workdir, missing)
-    return RunRecord(workdir, config, provenance, lines, starts, entries, pictures, warnings, transfers, missing)
+    return RunRecord(workdir, config, provenance, lines, starts, entries, shown, warnings, transfers, missing)
 
 
 def _config(workdir: Path, missing: list[str]) -> dict:

@@ -13,9 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from ssl_jax.engine.records import REST, SPAN, goodput
+from ssl_jax.engine.records import FEATURE_PARTS, REST, SPAN, comparable, goodput
 from ssl_jax.errors import printable
-from ssl_jax.experiment.evaluations import FEATURE_PARTS, comparable
 from ssl_jax.report.charts import PERCENT, chart, number
 from ssl_jax.report.run import EXPECTED, ReportEntry, RunRecord
 
