@@ -1,14 +1,15 @@
 """`python -m ssl_jax VERB`, and the console command `ssl_jax VERB`."""
 
 import sys
+from typing import NoReturn
 
-from ssl_jax.cli.main import main
+from ssl_jax.cli import main as cli
 
 
-def run() -> int:
+def run() -> NoReturn:
     """The console command."""
-    return main(sys.argv[1:])
+    cli.run(cli.main, sys.argv[1:])
 
 
 if __name__ == "__main__":  # worker processes import this file
-    sys.exit(run())
+    run()

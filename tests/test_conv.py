@@ -1,6 +1,7 @@
 """Fast convolutions of CPUs, and all their gradients, equal XLA's for the strides and paddings of the models."""
 
 import functools
+import pathlib
 import subprocess
 import sys
 
@@ -295,3 +296,31 @@ def test_run_started_with_onednn_goes_on_with_xla(tmp_path):
     ours = build("onednn")
     _, with_onednn = steps(ours, 4, ours.run.init())
     np.testing.assert_allclose(losses(with_onednn), losses(expected), rtol=1e-5, atol=1e-5)
+
+
+DROPPED = """
+import jax, jax.numpy as jnp
+from ssl_jax.cli.main import run
+from ssl_jax.models.common import Conv
+from ssl_jax.models.conv import use_convolutions
+
+def drop_a_running_program(argv):
+    use_convolutions("onednn")
+    layer, x = Conv(64, (3, 3)), jnp.ones((64, 32, 32, 64))
+    params = layer.init(jax.random.key(0), x)
+    program = jax.jit(lambda params, x: sum(layer.apply(params, x + i).sum() for i in range(60)))
+    jax.block_until_ready(program(params, x))
+    program(params, x)
+    return 3
+
+run(drop_a_running_program, [])
+"""
+
+
+@pytest.mark.full
+def test_a_program_whose_results_were_dropped_does_not_keep_a_verb_from_ending():
+    """Python's own end would crash here, or wait for ever: kernels of the running program are Python functions."""
+    if isinstance(library := onednn.load(), str):
+        pytest.skip(library)
+    ended = subprocess.run([sys.executable, "-c", DROPPED], cwd=pathlib.Path(__file__).parents[1], timeout=120)
+    assert ended.returncode == 3

@@ -6,6 +6,7 @@ Exit codes: 0 done (or saved after SIGTERM), 2 bad input, 74 a fault of the mach
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import importlib
 import logging
@@ -14,9 +15,11 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from ssl_jax import interrupts
 from ssl_jax.errors import MachineFault, PrintableFormatter, UserError, control_characters, machine_fault, printable
@@ -125,6 +128,27 @@ def main(argv: list[str]) -> int:
                 return _end(fault)
             _abort(error)
             raise
+
+
+def run(function: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
+    """End this process with the exit code that `function(argv)` returns.
+
+    Python is not taken down, only what asked to be called at its end. Else XLA would wait for programs that still run, as after an
+    error, while their Python functions (models/onednn.py) wait for a turn that never comes.
+    """
+    try:
+        code = function(argv)
+    except SystemExit as ended:  # --help, or SIGTERM
+        code = ended.code if isinstance(ended.code, int) else 0
+    except BaseException:  # noqa: BLE001  printed, and the exit code is that of Python
+        traceback.print_exc()
+        code = 1
+    with contextlib.suppress(Exception):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _open_streams() -> None:

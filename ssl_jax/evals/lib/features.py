@@ -70,6 +70,7 @@ def extract(
             count += fetch(pending)
         pending = current
         if limit is not None and count >= limit:
+            jax.block_until_ready(pending)  # nothing may be running when Python ends, see models/onednn.py
             pending = None
             break
     if pending is not None:
