@@ -109,7 +109,7 @@ def test_product_takes_all_combinations_and_keys_of_an_axis_move_together():
 
 @pytest.mark.parametrize(
     ("axes", "message"),
-    [([{"x": ()}], "the axis x has no values"), ([{"x": (1,), "y": (1, 2)}], "x has 1, y has 2"), ([{}], "without a key has no values")],
+    [([{"x": ()}], "the axis x has no values"), ([{"x": (1,), "y": (1, 2)}], "x has 1, y has 2"), ([{}], "without a key has no")],
 )
 def test_product_refuses_axes_without_values_and_of_different_lengths(axes, message):
     with pytest.raises(UserError, match=message):
@@ -265,7 +265,7 @@ def test_other_plans_in_the_same_directory_are_refused(tmp_path, train, capsys):
     capsys.readouterr()
     refused = [
         ((VARY, "--seeds=2", "--config.batch_size=16"), "had another config or other overrides"),
-        (("--vary=model.temperature=0.1", "--seeds=2"), "with the variation 'simclr:smoke model.temperature=0.5', which this one lacks"),
+        (("--vary=model.temperature=0.1", "--seeds=2"), "the variation 'simclr:smoke model.temperature=0.5', which this one lacks"),
         ((VARY, "--seeds=1"), "holds the seed 1, which this sweep lacks"),
     ]
     for given, message in refused:
@@ -331,7 +331,8 @@ def test_runs_save_when_the_sweep_is_killed(tmp_path, train):
 import sys
 from pathlib import Path
 from ssl_jax.experiment import runs
-runs.train_all([runs.Run("a", "c.py", ("--config.seed=0",), Path({str(tmp_path / "seed-0")!r}))], [sys.executable, {str(tmp_path / "train.py")!r}])
+run = runs.Run("a", "c.py", ("--config.seed=0",), Path({str(tmp_path / "seed-0")!r}))
+runs.train_all([run], [sys.executable, {str(tmp_path / "train.py")!r}])
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     until(lambda: (tmp_path / "seed-0" / "ready").exists())
@@ -407,7 +408,7 @@ def test_table_of_a_terminal(tmp_path, train, capsys):
     text = captured.get()
     assert "one line" in text and "2 runs: 1 done, 1 failed" in text and "knn/top1 50" in text and "something is wrong" in text
     few = sweep_table.table(plan, sweep_table.read_progress(plan, tmp_path / "out"), most=1)
-    assert few.row_count == 1 and few.caption == "1 more" and list(few.columns[1].cells)[0].plain == "failed"
+    assert few.row_count == 1 and few.caption == "1 more" and next(iter(few.columns[1].cells)).plain == "failed"
     assert [sweep_table.duration(seconds) for seconds in (45, 720, 12000)] == ["45 s", "12 min", "3 h 20 min"]
 
 
@@ -423,10 +424,11 @@ def test_dry_run_of_slurm_is_one_array(tmp_path, train, capsys, no_programs):
     assert sweep(out, VARY + ",0.9", "--seeds=2", *given) == 0
     script = capsys.readouterr().out
     options = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
-    assert options >= {"array=0-2%3", "partition=a100", "gres=gpu:1", "requeue", "signal=TERM@120", f"output={out}/slurm/%A_%a_0_log.out"}
+    assert options >= {"array=0-2%3", "partition=a100", "gres=gpu:1", "requeue", "signal=TERM@120"}
+    assert f"output={out}/slurm/%A_%a_0_log.out" in options
     assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in script and "-lt 3 ]" in script
     tasks = script.split("# job ")[1:]
-    assert ["'--only=2'" in tasks[0], "'--only=3'" in tasks[1], "'--only=5'" in tasks[2]] == [True] * 3  # the new ones and the failed one
+    assert [f"'--only={number}'" in task for number, task in zip((2, 3, 5), tasks, strict=True)] == [True] * 3  # new ones, a failed one
     assert all(f"'--workdir={out}'" in task and "'--vary=model.temperature=0.1,0.5,0.9'" in task for task in tasks)
     assert not (out / "job.json").exists()
 
@@ -503,8 +505,8 @@ def test_killed_sweep_has_the_numbers_of_an_undisturbed_one(tmp_path):
              "--config.evals=dict(knn=dict(kind='knn', k=5, temperature=0.1))", "--config.best_metric=knn/top1")  # fmt: skip
 
     def start(workdir):
-        command = [sys.executable, "launch.py", "sweep", CONFIG, "--config=configs/supervised.py:smoke", "--vary=optim.net.lr=1e-3,3e-3",
-                   "--seeds=2", f"--workdir={workdir}", *every]  # fmt: skip
+        given = (CONFIG, "--config=configs/supervised.py:smoke", "--vary=optim.net.lr=1e-3,3e-3", "--seeds=2", f"--workdir={workdir}")
+        command = [sys.executable, "launch.py", "sweep", *given, *every]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(1)}
         return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
 

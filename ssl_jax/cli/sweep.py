@@ -65,7 +65,7 @@ def add_arguments(sub) -> None:
 
 
 def main(args, rest) -> int:
-    rest = [*rest, *(text for texts in args.zip for text in texts if text.startswith("--"))]  # argparse takes those with spaces for values
+    rest = [*rest, *(text for texts in args.zip for text in texts if text.startswith("--"))]  # flags with spaces in them
     args.zip = [[text for text in texts if not text.startswith("--")] for texts in args.zip]
     common = [argument for argument in rest if argument.startswith("--config.")]
     others = [argument for argument in rest if not argument.startswith("--config.")]
