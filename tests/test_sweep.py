@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
-import yaml
 from rich.console import Console
-from submitting import ROOT
+from submitting import ROOT, error
+from sweeping import CONFIG, VARY, stand_in, states, sweep
 from test_report import write_run
 from xla_flags import flags
 
@@ -23,33 +23,6 @@ from ssl_jax.experiment.sweep_search import draw, read_axis
 from ssl_jax.launchers import shares
 from ssl_jax.report import sweep_table
 
-CONFIG = "--config=configs/simclr.py:smoke"
-VARY = "--vary=model.temperature=0.1,0.5"
-# Stands for `launch.py train`: notes its arguments and cores, and writes what a finished run leaves. CODES are exit codes by the end
-# of the workdir; 'wait' waits for SIGTERM, and saves.
-TRAIN = """
-import json, os, pathlib, signal, sys, time
-flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in sys.argv[2:])
-workdir = pathlib.Path(flags["workdir"])
-with open(CALLS, "a") as calls: calls.write(json.dumps(flags | {"cores": sorted(os.sched_getaffinity(0))}) + chr(10))
-code = next((code for end, code in CODES.items() if str(workdir).endswith(end)), 0)
-config = {"total": "9 steps", "batch_size": 1, "data": {"examples": 9}, "best_metric": "knn/top1"}
-(workdir / "config.json").write_text(json.dumps(config))
-line = {"step": 5, "ssl/loss": 1.5, "time/seconds_per_step": 2.0, "time/clock": 1.0}
-(workdir / "metrics.jsonl").write_text("".join(json.dumps(line | {"step": step}) + chr(10) for step in (3, 5)))
-if code == "wait":
-    def save(*_): print("saved"); sys.exit(75)
-    signal.signal(signal.SIGTERM, save)
-    (workdir / "ready").touch()
-    time.sleep(60)
-if code < 0: os.kill(os.getpid(), -code)
-if code: print("error: something is wrong", file=sys.stderr); sys.exit(code)
-with open(workdir / "metrics.jsonl", "a") as file: file.write(json.dumps(line | {"step": 9}) + chr(10))
-entry = {"subject": "trained", "step": 9, "metrics": {"knn/top1": 50.0 + int(flags["config.seed"])}, "protocols": {"knn": "kNN"}}
-(workdir / "evaluations.json").write_text(json.dumps([entry]))
-(workdir / "report.html").write_text("")
-"""
-
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
@@ -58,41 +31,7 @@ def here(monkeypatch):
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """(set_codes, calls): the stand-in in place of `launch.py train`, and a function that lists its calls since it was last asked."""
-    script = tmp_path / "train.py"
-    calls = tmp_path / "calls"
-
-    def set_codes(codes):
-        script.write_text(f"CALLS = {str(calls)!r}\nCODES = {codes!r}\n{TRAIN}")
-
-    def read_calls():
-        found = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
-        calls.unlink(missing_ok=True)
-        return found
-
-    set_codes({})
-    monkeypatch.setattr("ssl_jax.cli.sweep.launch_command", lambda: [sys.executable, "-I", str(script)])
-    sizes = lambda plan, names: {name: sweep_check.Size(9, 1_000_000) for name in names}  # noqa: E731
-    monkeypatch.setattr(sweep_check, "check_shapes", sizes)
-    return set_codes, read_calls
-
-
-def sweep(workdir, *given, config=CONFIG):
-    return main(["sweep", config, f"--workdir={workdir}", *given])
-
-
-def error(capsys):
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
-
-
-def states(workdir, capsys):
-    """{run: the rest of its line} of `launch.py status`."""
-    capsys.readouterr()
-    assert main(["status", f"--workdir={workdir}"]) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
-    return {line.partition(": ")[0]: line.partition(": ")[2] for line in lines}
+    return stand_in(tmp_path, monkeypatch)
 
 
 # ---------------------------------------------------------------------------------------------------- the plan
@@ -250,6 +189,7 @@ def test_finished_runs_are_kept_and_failed_ones_leave_the_others(tmp_path, train
     assert sweep(out, VARY, "--seeds=2") == 0 and calls() == []
 
 
+@pytest.mark.full
 def test_a_new_value_and_a_new_seed_run_only_what_is_new(tmp_path, train):
     _, calls = train
     assert sweep(tmp_path / "out", VARY, "--seeds=2") == 0 and len(calls()) == 4
@@ -324,8 +264,9 @@ def test_runs_at_once_divide_the_gpus(jobs, environment, gpus, monkeypatch):
         shares.divide(9, environment)
 
 
-def test_runs_save_when_the_sweep_is_killed(tmp_path, train):
-    """kill -9 of the sweep alone; its run is told by the kernel."""
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_runs_save_when_the_sweep_alone_is_killed(tmp_path, train, signum, code):
+    """After kill -9 the kernel tells the run."""
     train[0]({"seed-0": "wait"})
     script = f"""
 import sys
@@ -337,8 +278,8 @@ runs.train_all([run], [sys.executable, {str(tmp_path / "train.py")!r}])
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     until(lambda: (tmp_path / "seed-0" / "ready").exists())
     assert runs.progress(tmp_path / "seed-0").state == "running"
-    process.kill()
-    process.wait()
+    process.send_signal(signum)
+    assert process.wait() == code
     until(lambda: "saved" in (tmp_path / "seed-0" / "output.txt").read_text())
     until(lambda: runs.progress(tmp_path / "seed-0").state == "interrupted")
 
@@ -410,83 +351,6 @@ def test_table_of_a_terminal(tmp_path, train, capsys):
     few = sweep_table.table(plan, sweep_table.read_progress(plan, tmp_path / "out"), most=1)
     assert few.row_count == 1 and few.caption == "1 more" and next(iter(few.columns[1].cells)).plain == "failed"
     assert [sweep_table.duration(seconds) for seconds in (45, 720, 12000)] == ["45 s", "12 min", "3 h 20 min"]
-
-
-# ---------------------------------------------------------------------------------------------------- arrays of jobs
-
-
-def test_dry_run_of_slurm_is_one_array(tmp_path, train, capsys, no_programs):
-    out = tmp_path / "out"
-    train[0]({"=0.1/seed-1": 1})
-    assert sweep(out, VARY, "--seeds=2") == 2
-    capsys.readouterr()
-    given = ("--to=slurm", "--partition=a100", "--gres=gpu:1", "--max_restarts=3", "--dry_run")
-    assert sweep(out, VARY + ",0.9", "--seeds=2", *given) == 0
-    script = capsys.readouterr().out
-    options = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
-    assert options >= {"array=0-2%3", "partition=a100", "gres=gpu:1", "requeue", "signal=TERM@120"}
-    assert f"output={out}/slurm/%A_%a_0_log.out" in options
-    assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in script and "-lt 3 ]" in script
-    tasks = script.split("# job ")[1:]
-    assert [f"'--only={number}'" in task for number, task in zip((2, 3, 5), tasks, strict=True)] == [True] * 3  # new ones, a failed one
-    assert all(f"'--workdir={out}'" in task and "'--vary=model.temperature=0.1,0.5,0.9'" in task for task in tasks)
-    assert not (out / "job.json").exists()
-
-
-def test_dry_run_of_gke_is_an_indexed_job(train, capsys, no_programs):
-    given = ("--to=gke", "--topology=v5e:2x4", "--image=registry/ssl_jax:1", "--claim=filestore", "--dry_run")
-    assert sweep("runs/tau", VARY, "--seeds=2", *given) == 0
-    text = capsys.readouterr().out
-    assert text.startswith("# kubectl create --namespace=default --filename=-\n")
-    job = yaml.safe_load(text)
-    assert (job["apiVersion"], job["kind"], job["metadata"]["name"]) == ("batch/v1", "Job", "tau-1")
-    spec = job["spec"]
-    assert [spec[key] for key in ("completionMode", "completions", "parallelism", "backoffLimitPerIndex", "maxFailedIndexes")] == [
-        "Indexed", 4, 4, 10, 4,
-    ]  # fmt: skip
-    assert spec["podFailurePolicy"]["rules"][0]["action"] == "FailIndex"
-    (container,) = spec["template"]["spec"]["containers"]
-    assert container["command"] == [
-        "python", "launch.py", "sweep", CONFIG, VARY, "--seeds=2", "--workdir=/mnt/runs/runs/tau", "--only=$(JOB_COMPLETION_INDEX)",
-    ]  # fmt: skip
-    if published := sys.modules.get("kubernetes_validate") or _schemas():
-        published.validate(job, "1.31", strict=True)
-    assert sweep("runs/tau", VARY, *given, "--topology=v5e:16x16") == 2
-    assert "has 64 hosts, and each run of a sweep is one pod" in error(capsys)
-
-
-def _schemas():
-    try:
-        import kubernetes_validate
-    except ImportError:
-        return None
-    return kubernetes_validate
-
-
-def test_a_job_of_an_array_trains_one_run_and_notes_its_end(tmp_path):
-    """The workdir and the flags alone tell what to train: the pods of a Job may see no `sweep.json` yet."""
-
-    def only(number, code):
-        script = f"""
-import sys
-from ssl_jax.cli import main as launcher, sweep
-def train(argv):
-    print(*argv)
-    if {code!r} == "bug": raise ValueError("a bug")
-    return {code!r}
-real, launcher.main = launcher.main, train
-sys.exit(real(["sweep", {CONFIG!r}, {VARY!r}, "--seeds=2", "--workdir={tmp_path}", "--only={number}"]))
-"""
-        return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-
-    done = only(3, 75)
-    run = tmp_path / "simclr-smoke-model.temperature=0.5" / "seed-1"
-    assert done.returncode == 75, done.stderr
-    expected = f"train {CONFIG} --workdir={run} --config.model.temperature=0.5 --config.seed=1 --saved_code=75\n"
-    assert (run / "output.txt").read_text() == expected
-    assert runs.progress(run).state == "interrupted" and len(sweep_folder.read(tmp_path)["runs"]) == 4
-    assert only(3, "bug").returncode == 1 and runs.progress(run)[:2] == ("failed", "ValueError: a bug")
-    assert only(4, 0).stderr == "error: --only=4 is none of the 4 runs; give a lower number\n"
 
 
 # ---------------------------------------------------------------------------------------------------- real runs

@@ -80,9 +80,8 @@ def state(job: dict, workdir: Path) -> jobs.JobState:
         return _accounted(job)
     each = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.strip().splitlines()]
     if len(each) > 1:  # an array; jobs that have not started yet share a line
-        counts = Counter(fields["JobState"].lower() for fields in each)
-        text = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        return jobs.JobState(any(fields["JobState"] not in ENDED for fields in each), text)
+        states = [fields["JobState"] for fields in each]
+        return jobs.JobState(any(state not in ENDED for state in states), _counted(states))
     (fields,) = each
     name, reason = fields["JobState"], fields.get("Reason", "None")
     parts = [name.lower(), *([reason] if reason != "None" else [])]
@@ -204,6 +203,11 @@ def _folder(workdir: Path) -> Path:
     return workdir.absolute() / "slurm"
 
 
+def _counted(states: list[str]) -> str:
+    """'2 completed, 1 failed'"""
+    return ", ".join(f"{count} {name.lower()}" for name, count in sorted(Counter(states).items()))
+
+
 def _accounted(job: dict) -> jobs.JobState:
     """The state by `sacct`, where Slurm keeps accounts."""
     shown = ""
@@ -215,6 +219,9 @@ def _accounted(job: dict) -> jobs.JobState:
         except UserError as error:
             if "accounting storage is disabled" not in str(error):
                 raise
+    lines = shown.strip().splitlines()
+    if len(lines) > 1:
+        return jobs.JobState(False, _counted([line.partition("|")[0] for line in lines]))
     name, _, code = shown.strip().partition("|")
     return jobs.JobState(
         False, f"{name.lower()}, exit code {code.partition(':')[0]}" if name else "no longer known to Slurm"
