@@ -8,9 +8,7 @@ has 0.2, the baseline. Twelve runs of a quarter of the recipe's length: the orde
 
 from ssl_jax.experiment.sweep import Sweep, product
 
-CONFIG = "configs/simclr.py"
-
 
 def get_sweep() -> Sweep:
-    variations = product(CONFIG, {"model.temperature": (0.05, 0.1, 0.2, 0.5)}, {"total": ("12 epochs",)})
-    return Sweep(variations, seeds=(0, 1, 2), baseline=variations[2].name)
+    variations = product("configs/simclr.py", {"model.temperature": (0.05, 0.1, 0.2, 0.5)})
+    return Sweep(variations, seeds=(0, 1, 2), baseline="simclr model.temperature=0.2", common={"total": "12 epochs"})

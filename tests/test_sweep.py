@@ -78,6 +78,8 @@ def test_commas_in_brackets_and_quotes_belong_to_a_value(text, values):
         ({"baseline": "b"}, "the baseline 'b' is no variation of the sweep; choose of 'a'"),
         ({"variations": [Variation("a\n", "c.py")]}, "has no name that can be printed"),
         ({"variations": [Variation("a", "c.py", {"seed": 3})]}, "sets config.seed"),
+        ({"common": {"seed": 3}}, "sets config.seed"),
+        ({"variations": [Variation("a", "c.py", {"x": 3})], "common": {"x": 3}}, "the key x is common to all runs"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(changes, message):
@@ -127,10 +129,14 @@ def test_a_file_gives_the_sweep(tmp_path, train, capsys):
     path.write_text(
         "from ssl_jax.experiment.sweep import *\ndef get_sweep():\n"
         "    return Sweep([Variation('Low', 'configs/simclr.py:smoke', {'model.temperature': 0.1}),\n"
-        "                  Variation('low', 'configs/simclr.py:smoke', {'model.temperature': 0.2})], (0,), 'low')\n"
+        "                  Variation('low', 'configs/simclr.py:smoke', {'model.temperature': 0.2})],\n"
+        "                 (0,), 'low', {'total': '6 steps', 'data.ops': (('resize', {'size': 8}),)})\n"
     )
     assert main(["sweep", f"--sweep={path}", f"--workdir={tmp_path}/out", "--seeds=2"]) == 0
     plan = sweep_folder.read(tmp_path / "out")
+    assert plan["variations"][1]["overrides"] == [
+        "--config.total=6 steps", "--config.data.ops=(('resize', {'size': 8}),)", "--config.model.temperature=0.2",
+    ]  # fmt: skip
     folders = [run["workdir"].split("/")[0] for run in plan["runs"]]
     assert plan["name"] == "study" and plan["seeds"] == [0, 1] and plan["baseline"] == "low"
     assert folders[0] == "Low" and folders[2].startswith("low-") and len({folder.casefold() for folder in folders}) == 2

@@ -180,21 +180,24 @@ def _train(plan, args, parts, sizes) -> int:
     names = {run.workdir: row["name"] for run in planned for row in plan["runs"] if run.workdir == args.workdir / row["workdir"]}
     numbers = {run.workdir: number for number, run in enumerate(planned, 1)}
     console = Console()
-    state = {"looked": 0.0, "told": False, "current": None}
+    started: list[Path] = []
+    state = {"looked": 0.0, "told": False}
     with sweep_table.LiveTable(plan, args.workdir, console) as view:
 
         def told(kind: str, run: runs.Run, line: str) -> None:
-            state["current"] = run.workdir if kind == "started" else state["current"]
+            if kind == "started":
+                started.append(run.workdir)
             metric = runs.progress(run.workdir).metric if kind == "finished" else ""
             if kind == "failed" or not console.is_terminal:
                 result = f": {metric or line}" if metric or line else ""
                 view.say(f"{kind} {numbers[run.workdir]} of {len(planned)}: {run.name}{result}")
 
         def estimate() -> None:
-            if state["told"] or time.monotonic() - state["looked"] < EVERY or state["current"] is None:
+            if state["told"] or time.monotonic() - state["looked"] < EVERY:
                 return
             state["looked"] = time.monotonic()
-            seconds = runs.progress(state["current"]).seconds_per_step
+            measured = (runs.progress(workdir).seconds_per_step for workdir in started)
+            seconds = next((seconds for seconds in measured if seconds is not None), None)
             if seconds is None:
                 return
             state["told"] = True

@@ -33,6 +33,7 @@ class Sweep(NamedTuple):
     variations: Sequence[Variation]
     seeds: Sequence[int] = (0,)
     baseline: str | None = None  # the name of a variation that others are compared with
+    common: Mapping[str, Any] = {}  # overrides of every run, which are part of no name
     name: str = ""  # filled in from the file or the workdir
 
 
@@ -113,5 +114,8 @@ def check(sweep: Sweep) -> None:
     if sweep.baseline is not None and sweep.baseline not in names:
         raise UserError(f"the baseline {sweep.baseline!r} is no variation of the sweep; choose of {', '.join(map(repr, names))}")
     for variation in sweep.variations:
-        if "seed" in variation.overrides:
+        if "seed" in (*variation.overrides, *sweep.common):
             raise UserError(f"the variation {variation.name!r} sets config.seed, which --seeds gives; leave it out")
+        twice = [key for key in variation.overrides if key in sweep.common]
+        if twice:
+            raise UserError(f"the key {twice[0]} is common to all runs, and the variation {variation.name!r} sets it; leave one out")

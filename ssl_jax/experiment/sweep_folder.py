@@ -37,11 +37,12 @@ def record(sweep: Sweep, common: Sequence[str], workdir: Path) -> dict[str, Any]
     earlier = read(workdir) if (workdir / "sweep.json").exists() else None
     if earlier is None and (workdir / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run (config.json), and a sweep needs a directory of its own; give another one")
+    common = [*flags(sweep.common), *common]
     variations = [
         {
             "name": variation.name,
             "config": variation.config,
-            "overrides": [*common, *(f"--config.{key}={written(value)}" for key, value in variation.overrides.items())],
+            "overrides": [*common, *flags(variation.overrides)],
             "keys": {key: written(value) for key, value in variation.overrides.items()},
         }
         for variation in sweep.variations
@@ -60,6 +61,11 @@ def record(sweep: Sweep, common: Sequence[str], workdir: Path) -> dict[str, Any]
     name = sweep.name or workdir.resolve().name
     head = {"version": VERSION, "name": name, "baseline": sweep.baseline, "seeds": list(sweep.seeds)}
     return {**head, "variations": variations, "runs": planned}
+
+
+def flags(overrides: Mapping[str, Any]) -> list[str]:
+    """['--config.model.temperature=0.1'] of {'model.temperature': 0.1}"""
+    return [f"--config.{key}={written(value)}" for key, value in overrides.items()]
 
 
 def _check_same(earlier: Mapping, variations: Sequence[Mapping], seeds: Sequence[int], workdir: Path) -> None:

@@ -47,11 +47,12 @@ def table(plan: Mapping[str, Any], found: Mapping[str, Progress], most: int | No
     """The table for a terminal.
 
     Args:
-        most: rows at most; those that wait or are done are left out first.
+        most: rows at most, of one line each but for long names; runs that wait or are done are left out first.
     """
     made = Table(title=f"{printable(plan['name'])}: {summary(found)}", title_justify="left")
     for column in COLUMNS:
-        made.add_column(column, overflow="fold")
+        cut = most is not None and column != "run"
+        made.add_column(column, overflow="ellipsis" if cut else "fold", no_wrap=cut)
     all_rows = rows(plan, found)
     order = sorted(range(len(all_rows)), key=lambda number: list(STATES).index(all_rows[number][1]))
     for number in sorted(order[:most]):
