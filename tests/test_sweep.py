@@ -130,12 +130,12 @@ def test_a_file_gives_the_sweep(tmp_path, train, capsys):
         "from ssl_jax.experiment.sweep import *\ndef get_sweep():\n"
         "    return Sweep([Variation('Low', 'configs/simclr.py:smoke', {'model.temperature': 0.1}),\n"
         "                  Variation('low', 'configs/simclr.py:smoke', {'model.temperature': 0.2})],\n"
-        "                 (0,), 'low', {'total': '6 steps', 'data.ops': (('resize', {'size': 8}),)})\n"
+        "                 (0,), 'low', {'total': '6 steps', 'model.mean': (0.5, 0.5, 0.25)})\n"
     )
     assert main(["sweep", f"--sweep={path}", f"--workdir={tmp_path}/out", "--seeds=2"]) == 0
     plan = sweep_folder.read(tmp_path / "out")
     assert plan["variations"][1]["overrides"] == [
-        "--config.total=6 steps", "--config.data.ops=(('resize', {'size': 8}),)", "--config.model.temperature=0.2",
+        "--config.total=6 steps", "--config.model.mean=(0.5, 0.5, 0.25)", "--config.model.temperature=0.2",
     ]  # fmt: skip
     folders = [run["workdir"].split("/")[0] for run in plan["runs"]]
     assert plan["name"] == "study" and plan["seeds"] == [0, 1] and plan["baseline"] == "low"
