@@ -17,6 +17,7 @@ command again goes on where it was ended, and tries failed runs again. With more
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -29,7 +30,7 @@ from rich.console import Console
 
 from ssl_jax.cli.main import add_workdir, whole
 from ssl_jax.errors import UserError
-from ssl_jax.experiment import runs, sweep_folder
+from ssl_jax.experiment import runs, sweep_folder, sweep_optuna
 from ssl_jax.experiment import sweep as sweeps
 from ssl_jax.experiment.sweep_search import draw, is_range, read_axis
 from ssl_jax.launchers import jobs, shares
@@ -49,8 +50,8 @@ def add_arguments(sub) -> None:
     sub.add_argument("--zip", action="append", default=[], nargs="+", metavar="KEY=VALUE,...", help="keys that move together")
     sub.add_argument("--seeds", metavar="N or N,N,...", help="how many, from 0 on, or which ones (default: 1, or those of the file)")
     sub.add_argument("--baseline", metavar="NAME", help="the variation that others are compared with")
-    sub.add_argument("--search", choices=["grid", "random"], default="grid", help="random: --trials draws instead of all combinations")
-    sub.add_argument("--trials", type=whole("--trials", 1, MOST), help="how many draws, with --search=random")
+    sub.add_argument("--search", choices=["grid", "random", "optuna"], default="grid", help="draws instead of all combinations")
+    sub.add_argument("--trials", type=whole("--trials", 1, MOST), help="how many draws, with --search")
     sub.add_argument("--search_seed", type=whole("--search_seed", 0), default=0, help="of the draws (default: 0)")
     add_workdir(sub)
     sub.add_argument("--jobs", type=whole("--jobs", 1, 1024), default=1, help="runs at once; cores or GPUs are divided (default: 1)")
@@ -71,6 +72,8 @@ def main(args, rest) -> int:
     others = [argument for argument in rest if not argument.startswith("--config.")]
     if others and args.to == "local":
         raise UserError(f"argument {others[0]!r} is not understood; see `python launch.py sweep --help`")
+    if args.search == "optuna":
+        return _search(args, common)
     sweep = _sweep(args)
     sweeps.check(sweep)
     _check_common(sweep, common)
@@ -105,17 +108,25 @@ def _sweep(args) -> sweeps.Sweep:
     if bool(args.sweep) == bool(args.config):
         raise UserError("give either --sweep=sweeps/NAME.py, or --config=configs/NAME.py with --vary KEY=VALUE,...")
     if args.search == "grid" and args.trials:
-        raise UserError(f"--trials={args.trials} is for --search=random, which draws them; add it or leave out --trials")
+        raise UserError(f"--trials={args.trials} is for --search=random or optuna, which draw them; add that or leave out --trials")
     if args.sweep:
         if args.vary or args.zip or args.search != "grid":
             raise UserError(f"--sweep={args.sweep} has its own variations; leave out --vary, --zip and --search, or give --config")
         sweep = sweeps.read_file(args.sweep)
     else:
-        axes = [dict([read_axis("--vary", text)]) for text in args.vary]
-        axes += [_together(texts) for texts in args.zip]
-        sweep = sweeps.Sweep(_variations(args, axes))
+        sweep = sweeps.Sweep(_variations(args, _axes(args)))
     seeds = sweep.seeds if args.seeds is None else _seeds(args.seeds)
     return sweep._replace(seeds=seeds, baseline=args.baseline or sweep.baseline)
+
+
+def _axes(args) -> list[dict[str, list[str]]]:
+    """The axes of --vary and --zip. Raises UserError where a key is varied twice."""
+    axes = [dict([read_axis("--vary", text)]) for text in args.vary] + [_together(texts) for texts in args.zip]
+    keys = [key for axis in axes for key in axis]
+    twice = [key for number, key in enumerate(keys) if key in keys[:number]]
+    if twice:
+        raise UserError(f"the key {twice[0]} is varied twice; give one --vary with all of its values")
+    return axes
 
 
 def _together(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -126,10 +137,6 @@ def _together(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _variations(args, axes: Sequence[Mapping[str, Sequence[str]]]) -> list[sweeps.Variation]:
-    keys = [key for axis in axes for key in axis]
-    twice = [key for number, key in enumerate(keys) if key in keys[:number]]
-    if twice:
-        raise UserError(f"the key {twice[0]} is varied twice; give one --vary with all of its values")
     ranges = [f"{key}={values[0]}" for axis in axes for key, values in axis.items() if is_range(values)]
     if args.search == "random":
         if not axes or args.trials is None:
@@ -176,41 +183,110 @@ def _print_plan(plan: Mapping[str, Any], left: Sequence[Mapping], sizes: Mapping
 
 
 def _train(plan, args, parts, sizes) -> int:
-    planned = sweep_folder.planned_runs(plan, args.workdir)
-    names = {run.workdir: row["name"] for run in planned for row in plan["runs"] if run.workdir == args.workdir / row["workdir"]}
-    numbers = {run.workdir: number for number, run in enumerate(planned, 1)}
+    def left() -> int:
+        unfinished = [row for row in plan["runs"] if not runs.finished(args.workdir / row["workdir"])]
+        return sum(sizes[row["name"]].steps - runs.progress(args.workdir / row["workdir"]).step for row in unfinished)
+
+    return _train_runs(plan, args, parts, sweep_folder.planned_runs(plan, args.workdir), len(plan["runs"]), left)
+
+
+def _search(args, common: Sequence[str]) -> int:
+    """Train one trial after the other, as Optuna draws them. Raises UserError for flags that do not go together."""
+    axes = _axes(args)
+    if args.sweep or len(args.config) != 1 or not axes or args.trials is None:
+        raise UserError("--search=optuna draws --trials=N variations of one --config from --vary KEY=log:LOW:HIGH or KEY=VALUE,...")
+    if args.to != "local" or args.baseline:
+        unfit = "--baseline" if args.baseline else "--to"
+        raise UserError(f"--search=optuna runs on this machine, without a baseline; leave out {unfit}")
+    seeds = [0] if args.seeds is None else _seeds(args.seeds)
+    if len(seeds) > 1:
+        raise UserError(f"--search=optuna judges single runs, and --seeds={args.seeds} gives {len(seeds)}; give one, as in --seeds=0,")
+    (config,) = args.config
+    ends = sweeps.Sweep(sweep_optuna.corners(config, axes), seeds)
+    sweeps.check(ends)
+    _check_common(ends, common)
+    from ssl_jax.experiment import sweep_check, training
+
+    plan = {"variations": sweep_folder.described(ends, common), "seeds": seeds}
+    sweep_check.check_configs(plan)
+    parts = shares.divide(args.jobs, os.environ)
+    sizes = sweep_check.check_shapes(plan, [each.name for each in ends.variations])
+    steps, disk = (max(size[part] for size in sizes.values()) * args.trials for part in (0, 1))
+    shown = f"{args.trials} trials of {config}; at most {steps:,} steps; checkpoints take about {sweep_table.size(disk)}"
+    if args.dry_run:
+        print(shown)
+        return 0
+    best_metric = training.load_config(config, common).best_metric
+    jobs.check_ended(jobs.earlier(args.workdir), args.workdir)
+    with sweep_folder.lock(args.workdir):
+        search = sweep_optuna.Search(config, axes, common, seeds[0], best_metric, args.workdir, args.search_seed)
+        print(shown, flush=True)
+        plan, planned = search.plan(), search.planned_runs(args.trials)
+
+        def left() -> int:
+            return steps - sum(runs.progress(args.workdir / row["workdir"]).step for row in plan["runs"])
+
+        def told(kind: str, run: runs.Run) -> None:
+            search.told(kind, run)
+            plan.update(search.plan())
+
+        return _train_runs(plan, args, parts, planned, args.trials, left, told, search.stopped)
+
+
+def _train_runs(plan, args, parts, planned, count: int, steps_left, ended=lambda kind, run: None, stopped=lambda run: "") -> int:
+    """Train runs with a table or lines about them; returns the exit code.
+
+    Args:
+        planned: the runs, taken one by one.
+        count: how many there will be.
+        steps_left: a function that gives the steps of all that is not done.
+        ended: called with an event as in `runs.train_all`, and its run.
+        stopped: as there, asked every two seconds.
+    """
     console = Console()
     started: list[Path] = []
-    state = {"looked": 0.0, "told": False}
+    looked: dict[Path | None, float] = {}  # when; None: for the estimate
     with sweep_table.LiveTable(plan, args.workdir, console) as view:
 
         def told(kind: str, run: runs.Run, line: str) -> None:
+            ended(kind, run)
             if kind == "started":
                 started.append(run.workdir)
             metric = runs.progress(run.workdir).metric if kind == "finished" else ""
             if kind == "failed" or not console.is_terminal:
                 result = f": {metric or line}" if metric or line else ""
-                view.say(f"{kind} {numbers[run.workdir]} of {len(planned)}: {run.name}{result}")
+                view.say(f"{kind} {_number(plan, run, args.workdir)} of {count}: {run.name}{result}")
 
         def estimate() -> None:
-            if state["told"] or time.monotonic() - state["looked"] < EVERY:
+            if time.monotonic() - looked.get(None, 0.0) < EVERY:
                 return
-            state["looked"] = time.monotonic()
+            looked[None] = time.monotonic()
             measured = (runs.progress(workdir).seconds_per_step for workdir in started)
             seconds = next((seconds for seconds in measured if seconds is not None), None)
             if seconds is None:
                 return
-            state["told"] = True
-            unfinished = [run.workdir for run in planned if not runs.finished(run.workdir)]
-            steps = sum(sizes[names[workdir]].steps - runs.progress(workdir).step for workdir in unfinished)
-            took = sweep_table.duration(steps * seconds / args.jobs)
+            looked[None] = math.inf
+            took = sweep_table.duration(steps_left() * seconds / args.jobs)
             view.say(f"estimated time: about {took} of steps ({seconds:.3g} s each, measured on the first run), and evaluations on top")
 
-        failed = runs.train_all(planned, launch_command(), shares=parts, fail_fast=args.fail_fast, told=told, polled=estimate)
+        def give_up(run: runs.Run) -> str:
+            if time.monotonic() - looked.get(run.workdir, 0.0) < EVERY:
+                return ""
+            looked[run.workdir] = time.monotonic()
+            return stopped(run)
+
+        failed = runs.train_all(
+            planned, launch_command(), shares=parts, fail_fast=args.fail_fast, told=told, polled=estimate, stopped=give_up
+        )
     print(f"{plan['name']}: {sweep_table.summary(sweep_table.read_progress(plan, args.workdir))}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return UserError.code if failed else 0
+
+
+def _number(plan: Mapping[str, Any], run: runs.Run, workdir: Path) -> int:
+    """The place of a run in its plan, from 1."""
+    return [each.workdir for each in sweep_folder.planned_runs(plan, workdir)].index(run.workdir) + 1
 
 
 # ---------------------------------------------------------------------------------------------------- elsewhere

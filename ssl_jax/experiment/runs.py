@@ -1,7 +1,7 @@
 """Trains several runs, each by `launch.py train` in a process of its own, and says from files how far each one is.
 
 A run is an ordinary workdir, so it resumes as any other. What it prints is appended to `output.txt` there; `attempt.json` holds its
-last start: {"state": "running", "host", "pid", "born"}, or how that ended: {"state": "failed" | "interrupted", "message"}.
+last start: {"state": "running", "host", "pid", "born"}, or how that ended: {"state", "message"}, see `ENDS`.
 Imports no JAX.
 """
 
@@ -17,8 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SAVED = 75  # exit code of a training that saved after SIGTERM
 INTERRUPTED = (SAVED, 129, 130, 143, -signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM)
+ENDS = ("failed", "interrupted", "stopped")  # states of a run that is not done; a stopped one was given up by a search
 SILENT = 900.0  # seconds without a changed file after which a run on another host is no longer taken for running
 POLL = 0.05  # seconds
 # The child takes its cores before it starts a thread, and saves when this process dies, however that comes: 1 is PR_SET_PDEATHSIG.
@@ -68,8 +68,8 @@ class Share(NamedTuple):
 class Progress(NamedTuple):
     """How far a run is, by its files."""
 
-    state: str  # 'waiting', 'running', 'interrupted', 'failed' or 'done'
-    message: str = ""  # of a failed one
+    state: str  # 'waiting', 'running', 'done' or one of ENDS
+    message: str = ""  # of a failed or stopped one
     step: int = 0  # the last one logged
     total: int | None = None  # steps of the whole run; None before its first start
     seconds_per_step: float | None = None  # median of the logged steps, without the first line, which holds the compilation
@@ -133,7 +133,7 @@ def _attempted(workdir: Path) -> tuple[str, str]:
         attempt = json.loads((workdir / "attempt.json").read_text(encoding="utf-8"))
         state, message = attempt["state"], attempt.get("message", "")
         if state != "running":
-            return (state, message) if state in ("failed", "interrupted") else ("waiting", "")
+            return (state, message) if state in ENDS else ("waiting", "")
         if attempt["host"] == os.uname().nodename:
             alive = born(int(attempt["pid"])) == attempt["born"]
         else:
@@ -161,7 +161,10 @@ def note_end(workdir: Path, code: int, done: bool) -> None:
         (workdir / "attempt.json").unlink(missing_ok=True)
         return
     state = "interrupted" if code in INTERRUPTED else "failed"
-    message = _cause(workdir, code) if state == "failed" else ""
+    _note(workdir, state, _cause(workdir, code) if state == "failed" else "")
+
+
+def _note(workdir: Path, state: str, message: str) -> None:
     files.write(workdir / "attempt.json", json.dumps({"state": state, "message": message}) + "\n")
 
 
@@ -172,37 +175,44 @@ def _cause(workdir: Path, code: int) -> str:
 
 
 def train_all(
-    runs: Sequence[Run],
+    runs: Iterable[Run],
     command: Sequence[str],
     done: Callable[[Run], bool] = lambda run: finished(run.workdir),
     shares: Sequence[Share] = (Share(),),
     fail_fast: bool = False,
     told: Callable[[str, Run, str], None] = lambda kind, run, line: None,
     polled: Callable[[], None] = lambda: None,
+    stopped: Callable[[Run], str] = lambda run: "",
 ) -> list[str]:
     """Train every run that is not finished, as many at once as there are `shares`; returns a line for each that failed.
 
     Args:
+        runs: taken one by one, when there is a share for it.
         command: the program that takes `train`, `--config`, ...
         done: whether a run needs no training; asked before its start and after its end.
         fail_fast: end the others when one fails; they save.
-        told: called with ('started' | 'finished' | 'failed', run, line of the failure or '').
+        told: called with ('started' | 'finished' | 'failed' | 'stopped', run, line of the failure or reason of the stop, or '').
         polled: called some twenty times a second.
+        stopped: why a running run is to be given up, asked as often; '' to go on. It saves.
 
     Raises:
         MachineFault: a run ended with a fault of the machine, which would end the others too. Those that ran have saved.
         KeyboardInterrupt: this process or a run was interrupted. All have saved.
         SystemExit: this process got SIGTERM. All have saved.
     """
-    waiting, running, failed = deque(run for run in runs if not done(run)), {}, []
+    waiting = (run for run in runs if not done(run))
+    running: dict[int, tuple[Run, subprocess.Popen]] = {}
+    failed, given_up, more = [], {}, True
     with _signals() as received:
         try:
-            while waiting or running:
+            while more or running:
                 for place, share in enumerate(shares):
-                    if waiting and place not in running:
-                        run = waiting.popleft()
+                    run = next(waiting, None) if more and place not in running else None
+                    if run is not None:
                         running[place] = (run, _start(run, command, share))
                         told("started", run, "")
+                    elif place not in running:
+                        more = False
                 time.sleep(POLL)
                 polled()
                 if received:
@@ -210,8 +220,16 @@ def train_all(
                 for place, (run, process) in list(running.items()):
                     code = process.poll()
                     if code is None:
+                        if place not in given_up and (reason := stopped(run)):
+                            given_up[place] = reason
+                            process.terminate()
                         continue
                     del running[place]
+                    reason = given_up.pop(place, "")
+                    if reason and code in INTERRUPTED:
+                        _note(run.workdir, "stopped", reason)
+                        told("stopped", run, reason)
+                        continue
                     note_end(run.workdir, code, code == 0 and done(run))
                     if code in INTERRUPTED:
                         raise KeyboardInterrupt

@@ -37,16 +37,7 @@ def record(sweep: Sweep, common: Sequence[str], workdir: Path) -> dict[str, Any]
     earlier = read(workdir) if (workdir / "sweep.json").exists() else None
     if earlier is None and (workdir / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run (config.json), and a sweep needs a directory of its own; give another one")
-    common = [*flags(sweep.common), *common]
-    variations = [
-        {
-            "name": variation.name,
-            "config": variation.config,
-            "overrides": [*common, *flags(variation.overrides)],
-            "keys": {key: written(value) for key, value in variation.overrides.items()},
-        }
-        for variation in sweep.variations
-    ]
+    variations = described(sweep, common)
     folders = {run["name"]: PurePosixPath(run["workdir"]).parts[0] for run in earlier["runs"]} if earlier else {}
     if earlier:
         _check_same(earlier, variations, sweep.seeds, workdir)
@@ -61,6 +52,19 @@ def record(sweep: Sweep, common: Sequence[str], workdir: Path) -> dict[str, Any]
     name = sweep.name or workdir.resolve().name
     head = {"version": VERSION, "name": name, "baseline": sweep.baseline, "seeds": list(sweep.seeds)}
     return {**head, "variations": variations, "runs": planned}
+
+
+def described(sweep: Sweep, common: Sequence[str]) -> list[dict[str, Any]]:
+    """The variations as `sweep.json` holds them."""
+    return [
+        {
+            "name": variation.name,
+            "config": variation.config,
+            "overrides": [*flags(sweep.common), *common, *flags(variation.overrides)],
+            "keys": {key: written(value) for key, value in variation.overrides.items()},
+        }
+        for variation in sweep.variations
+    ]
 
 
 def flags(overrides: Mapping[str, Any]) -> list[str]:

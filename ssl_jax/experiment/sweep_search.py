@@ -64,7 +64,7 @@ def draw(configs: Sequence[str], axes: Sequence[Mapping[str, Sequence[str]]], tr
     Raises:
         UserError: a range that is none, or fewer different draws than trials.
     """
-    ranges = {key: _range(key, values[0]) for axis in axes for key, values in axis.items() if is_range(values)}
+    ranges = {key: read_range(key, values[0]) for axis in axes for key, values in axis.items() if is_range(values)}
     rng = np.random.default_rng(seed)
     drawn: list[dict[str, str]] = []
     for _ in range(trials):
@@ -83,7 +83,8 @@ def draw(configs: Sequence[str], axes: Sequence[Mapping[str, Sequence[str]]], tr
     ]
 
 
-def _range(key: str, text: str) -> tuple[str, float, float]:
+def read_range(key: str, text: str) -> tuple[str, float, float]:
+    """('log', 1e-4, 0.1) of 'log:1e-4:1e-1'. Raises UserError for another form or wrong ends."""
     kind, *ends = text.split(":")
     try:
         low, high = map(float, ends)

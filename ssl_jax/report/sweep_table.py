@@ -15,7 +15,7 @@ from rich.text import Text
 from ssl_jax.errors import printable
 from ssl_jax.experiment.runs import Progress, progress
 
-STATES = {"running": "cyan", "failed": "red", "interrupted": "yellow", "waiting": "", "done": "green"}
+STATES = {"running": "cyan", "failed": "red", "interrupted": "yellow", "stopped": "", "waiting": "", "done": "green"}
 COLUMNS = ("run", "state", "step", "last metric", "time left")
 
 
@@ -84,8 +84,8 @@ class LiveTable:
         self._live = Live(get_renderable=self._table, console=console, refresh_per_second=0.5) if console.is_terminal else None
 
     def _table(self) -> Table:
-        for run in self.plan["runs"]:  # files of runs that have ended do not change
-            if self._found[run["workdir"]].state != "done":
+        for run in self.plan["runs"]:  # files of runs that are done do not change, and a search adds runs
+            if run["workdir"] not in self._found or self._found[run["workdir"]].state != "done":
                 self._found[run["workdir"]] = progress(self.workdir / run["workdir"])
         return table(self.plan, self._found, max(3, self.console.height - 6))
 
