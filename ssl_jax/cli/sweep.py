@@ -95,7 +95,8 @@ def main(args, rest) -> int:
         return 0
     jobs.check_ended(jobs.earlier(args.workdir), args.workdir)
     with sweep_folder.lock(args.workdir):
-        sweep_folder.write(sweep_folder.record(sweep, common, args.workdir), args.workdir)  # another may have ended just now
+        plan = sweep_folder.record(sweep, common, args.workdir)  # again: another sweep may have ended just now
+        sweep_folder.write(plan, args.workdir)
         _print_plan(plan, left, sizes, args)
         return _train(plan, args, parts, sizes)
 
