@@ -1,12 +1,14 @@
 """Bad inputs of the command line: what was typed, and the cause that its one line names. All exit with code 2.
 
-`{w}` is a workdir that does not exist, `{run}` one that holds the config of a run and no checkpoint, `{file}` a file, `{folder}` an
-empty folder, `{images}` a folder of small pictures, and `{mine}` a folder of config files (`FILES`).
+`{w}` is a workdir that does not exist, `{run}` one that holds the config of a run and no checkpoint, `{sweep}` one that holds a sweep
+without runs, `{file}` a file, `{folder}` an empty folder, `{images}` a folder of small pictures, and `{mine}` a folder of config files
+(`FILES`).
 """
 
 # Config files that people write.
 FILES = {
     "none": "def get_config(variant=''): pass",
+    "a_sweep_of_words": "def get_sweep(): return ['a', 'b']",
     "a_dict": "def get_config(variant=''): return {'method': 'simclr'}",
     "a_number": "def get_config(variant=''): return 3",
     "no_function": "config = {}",
@@ -660,6 +662,67 @@ ARGUMENTS = [
     (["rehearse", "--config=configs/gan.py:smoke", "--topology=cpu:1", "--config.batch_size=0"], "config.batch_size=0 must be"),
     (["rehearse", "--config=configs/gan.py:smoke", "--topology=cpu:1", "--config.data.examples=-1"], "config.data.examples=-1 must be"),
     (["rehearse", "--config=configs/gan.py:smoke", "--topology=cpu:1", "--config.data.image_shape=(0,8,3)"], "config.data.image_shape"),
+    # ---- sweep
+    *((["sweep", "--config=configs/simclr.py:smoke", "--workdir={w}", *flags], cause)
+      for flags, cause in (
+          (["--vary=model.temprature=0.1"], "'simclr:smoke model.temprature=0.1': unknown key config.model.temprature; did you mean"),
+          (["--vary=batch_size=32,many"], "'simclr:smoke batch_size=many': config.batch_size=many must be a whole number"),
+          (["--vary=data.num_classes=5"], "config.data.num_classes is filled in from the data"),
+          (["--vary=model.temperature=0.1", "--config.modle.temperature=1"], "unknown key config.modle"),
+          (["--vary=model.temperature="], "has no values, so the sweep has no runs"),
+          (["--vary=model.temperature=0.1,,0.2"], "has an empty value"),
+          (["--vary=model.temperature"], "is not understood; give KEY=VALUE,VALUE,..."),
+          (["--vary=model.temperature=0.1,0.1"], "gives 0.1 twice"),
+          (["--vary=batch_size=8", "--vary=batch_size=16"], "the key batch_size is varied twice"),
+          (["--vary=batch_size=8,16", "--config.batch_size=8"], "sets what the sweep varies"),
+          (["--vary=seed=0,1"], "sets config.seed, which --seeds gives"),
+          (["--config.seed=1"], "a sweep gives the seeds; say --seeds=0,4,7"),
+          (["--seeds=0,3,0"], "the seed 0 is given twice"),
+          (["--seeds=0"], "--seeds=0 must be from 1 to 10000; '--seeds=0,' names one seed"),
+          (["--seeds=many"], "--seeds=many is no number of seeds and no list"),
+          (["--seeds=4294967296,"], "--seeds=4294967296, is no number of seeds"),
+          (["--config=configs/simclr.py:smoke"], "the variation 'simclr:smoke' is given twice"),
+          (["--config=configs/simclrr.py"], "did you mean configs/simclr.py?"),
+          (["--baseline=default"], "the baseline 'default' is no variation of the sweep; choose of 'simclr:smoke'"),
+          (["--zip", "batch_size=8,16", "optim.net.lr=0.1"], "keys that move together need the same number of values"),
+          (["--zip", "batch_size=8", "batch_size=8"], "names a key twice"),
+          (["--jobs=0"], "--jobs=0 must be at least 1"),
+          (["--jobs=1024"], "--jobs=1024 is more than the"),
+          (["--sweep=sweeps/simclr_temperature.py"], "give either --sweep=sweeps/NAME.py, or --config"),
+          (["--search=random", "--trials=3"], "--search=random draws --trials=N variations from --vary"),
+          (["--search=random", "--vary=optim.net.lr=log:1e-4:1e-1"], "give both"),
+          (["--search=random", "--trials=0", "--vary=optim.net.lr=log:1e-4:1"], "--trials=0 must be at least 1"),
+          (["--search=random", "--trials=2", "--vary=optim.net.lr=log:0:1"], "a logarithmic range is above 0"),
+          (["--search=random", "--trials=2", "--vary=optim.net.lr=log:1:0.1"], "a range ends above its start"),
+          (["--search=random", "--trials=2", "--vary=batch_size=int:1.5:4"], "the ends must be whole numbers"),
+          (["--search=random", "--trials=2", "--vary=optim.net.lr=uniform:a:b"], "is no range; give log:1e-4:1e-1"),
+          (["--search=random", "--trials=9", "--vary=batch_size=16,32"], "is more than the 2 different draws"),
+          (["--search=bayes", "--trials=9"], "invalid choice: 'bayes'"),
+          (["--vary=optim.net.lr=log:1e-4:1e-1"], "is a range, from which --search=random --trials=N draws"),
+          (["--trials=3"], "--trials=3 is for --search=random or optuna"),
+          (["--search=optuna"], "--search=optuna draws --trials=N variations of one --config from --vary"),
+          (["--search=optuna", "--trials=2", "--vary=optim.net.lr=log:0:1"], "a logarithmic range is above 0"),
+          (["--search=optuna", "--trials=2", "--vary=batch_size=16,many"], "with high values': config.batch_size=many must be"),
+          (["--search=optuna", "--trials=2", "--vary=batch_size=16,32", "--seeds=2"], "judges single runs, and --seeds=2 gives 2"),
+          (["--search=optuna", "--trials=2", "--vary=batch_size=16,32", "--to=slurm"], "runs on this machine, without a baseline"),
+          (["--partition=a100"], "argument '--partition=a100' is not understood"),
+          (["--to=tpu-vm"], "invalid choice: 'tpu-vm'"),
+          (["--to=gke"], "--topology"),
+          (["--to=slurm", "partition=a"], "'partition=a' is not understood"),
+          (["--to=slurm", "--array=0-3"], "--array is set by submit"),
+      )),
+    (["sweep", "--config=configs/simclr.py:smoke"], "--workdir"),
+    (["sweep", "--workdir={w}"], "give either --sweep=sweeps/NAME.py, or --config"),
+    (["sweep", "--sweep=sweeps/simclr_temperatur.py", "--workdir={w}"], "did you mean sweeps/simclr_temperature.py?"),
+    (["sweep", "--sweep=configs/simclr.py", "--workdir={w}"], "defines no function get_sweep"),
+    (["sweep", "--sweep={mine}/a_sweep_of_words.py", "--workdir={w}"], "get_sweep must return a Sweep of Variations"),
+    (["sweep", "--sweep=sweeps/simclr_temperature.py", "--vary=batch_size=8", "--workdir={w}"], "has its own variations"),
+    (["sweep", "--config=configs/simclr.py:smoke", "--workdir={run}"], "holds a run (config.json), and a sweep needs a directory"),
+    (["sweep", "--config=configs/simclr.py:smoke", "--workdir={file}"], "is a file"),
+    (["sweep", "--config=configs/simclr.py:smoke", "--workdir={sweep}"], "with the variation 'gan:smoke', which this one lacks"),
+    (["sweep", "--config=configs/gan.py:smoke", "--workdir={sweep}"], "had another config or other overrides"),
+    (["sweep", "--config=configs/gan.py:smoke", "--config.batch_size=16", "--seeds=1,", "--workdir={sweep}"], "holds the seed 0"),
+    (["logs", "--workdir={sweep}"], "holds a sweep; see VARIATION/seed-N/output.txt"),
     # ---- submit, status, logs, cancel, report, configs
     (["submit", "--config=configs/simclr.py:smoke", "--workdir={w}"], "--to"),
     (["submit", "--to=moon", "--config=configs/simclr.py:smoke", "--workdir={w}"], "invalid choice: 'moon'"),

@@ -21,7 +21,7 @@ MAY_EXIST = {".lock", "log.txt"}  # of a workdir that could not start
 def places(tmp_path_factory):
     """{placeholder of a row: path}"""
     top = tmp_path_factory.mktemp("places")
-    for name in ("mine/configs", "run", "folder"):
+    for name in ("mine/configs", "run", "sweep", "folder"):
         (top / name).mkdir(parents=True)
     for name, text in FILES.items():
         if text is not None:
@@ -29,12 +29,16 @@ def places(tmp_path_factory):
     (top / "file").write_text("no directory\n")
     config = configs.load(str(ROOT / "configs" / "simclr.py:smoke"))
     (top / "run" / "config.json").write_text(json.dumps(configs.plain(config)))
+    variation = {"name": "gan:smoke", "config": "configs/gan.py:smoke", "overrides": ["--config.batch_size=16"], "keys": {}}
+    runs = [{"name": "gan:smoke", "seed": 0, "workdir": "gan-smoke/seed-0"}]
+    plan = {"version": 1, "name": "a", "baseline": None, "seeds": [0], "variations": [variation], "runs": runs}
+    (top / "sweep" / "sweep.json").write_text(json.dumps(plan))
     for split in ("train", "test"):
         for name in ("a", "b"):
             (top / "images" / split / name).mkdir(parents=True)
             for number in range(20):
                 Image.new("RGB", (32, 32), (number, 0, 0)).save(top / "images" / split / name / f"{number}.png")
-    return {"mine": top / "mine" / "configs", **{name: top / name for name in ("run", "images", "folder", "file")}}
+    return {"mine": top / "mine" / "configs", **{name: top / name for name in ("run", "sweep", "images", "folder", "file")}}
 
 
 def filled(text, places):
@@ -52,7 +56,7 @@ def test_bad_input_is_one_line_with_its_cause(row, places, tmp_path, capsys, mon
     argv, cause = ROWS[row]
     monkeypatch.chdir(ROOT)
     places = {**places, "w": tmp_path / "w"}
-    before, handlers = files(places["run"]), list(logging.getLogger("ssl_jax").handlers)
+    before, handlers = [files(places[name]) for name in ("run", "sweep")], list(logging.getLogger("ssl_jax").handlers)
     code = main([filled(argument, places) for argument in argv])
     for handler in set(logging.getLogger("ssl_jax").handlers) - set(handlers):  # log.txt of the workdir
         logging.getLogger("ssl_jax").removeHandler(handler)
@@ -64,7 +68,7 @@ def test_bad_input_is_one_line_with_its_cause(row, places, tmp_path, capsys, mon
     assert filled(cause, places) in lines[0]
     assert printed.out == ""
     assert files(places["w"]) <= MAY_EXIST
-    assert files(places["run"]) == before
+    assert [files(places[name]) for name in ("run", "sweep")] == before
 
 
 def test_the_table_is_large_and_diverse():

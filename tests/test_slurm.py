@@ -1,4 +1,4 @@
-"""A Slurm of one node: submit, requeue, time limit, cancel, bad input, two processes.
+"""A Slurm of one node: submit, requeue, time limit, cancel, bad input, two processes, a sweep as an array.
 
 `python -m pytest -m slow -s tests/test_slurm.py`, as root, after `apt-get install slurm-wlm`; it starts and stops a Slurm of its own
 (benchmarks/slurm_node.sh).
@@ -182,3 +182,30 @@ def test_requeued_job_of_two_processes(undisturbed, tmp_path):
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for a, b in zip(ours[:10], theirs[:10], strict=True):
         assert a["ssl/loss"] == pytest.approx(b["ssl/loss"], rel=1e-4)
+
+
+def test_sweep_is_one_array_whose_runs_requeue_alone(tmp_path):
+    """One of four runs is requeued and resumes; one value fails and leaves the others; the same command sends only what is not done."""
+    workdir = tmp_path / "sweep"
+    every = [f"--config.{name}={STEPS} steps" for name in ("total", "evaluate_every", "checkpoint_every")]
+    given = ("sweep", "--to=slurm", "--config=configs/simclr.py:smoke", "--seeds=2", f"--workdir={workdir}", "--config.baselines=()")
+    launch(*given, "--vary=optim.net.lr=1e-3,1e30", *every)
+    plan = json.loads((workdir / "sweep.json").read_text())
+    good, bad = ([workdir / run["workdir"] for run in plan["runs"] if run["name"].endswith(end)] for end in ("=1e-3", "=1e30"))
+    array = json.loads((workdir / "job.json").read_text())["id"]
+    until(lambda: len(lines(good[0])) >= 5, lambda: launch("status", f"--workdir={workdir}"))
+    subprocess.run(["scontrol", "requeue", f"{array}_0"], check=True)
+
+    def ended():
+        shown = subprocess.run(["scontrol", "show", "job", "--oneliner", array], capture_output=True, text=True, check=True).stdout
+        states = [word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")]
+        return len(states) == 4 and set(states) <= {"COMPLETED", "FAILED"}
+
+    until(ended, lambda: launch("status", f"--workdir={workdir}"), 3000)
+    shown = launch("status", f"--workdir={workdir}")
+    assert "4 runs: 2 done, 2 failed" in shown and "2 completed, 2 failed" in shown
+    assert shown.count("is nan") + shown.count("is inf") == 2
+    assert "going on at step" in (good[0] / "output.txt").read_text() and "going on" not in (good[1] / "output.txt").read_text()
+    assert all(len(lines(run)) == STEPS for run in good) and not any((run / "report.html").exists() for run in bad)
+    script = launch(*given, "--vary=optim.net.lr=1e-3,1e30,2e-3", *every, "--dry_run")
+    assert "#SBATCH --array=0-3%4" in script

@@ -13,6 +13,7 @@ from submitting import GKE, ROOT, SCHEMA, TPU, dry, error, submit, wait
 from xla_flags import flags
 
 from launch import main
+from ssl_jax import processes
 from ssl_jax.errors import UserError
 from ssl_jax.launchers import detached, jobs, supervise, tpu_slices
 
@@ -343,7 +344,7 @@ def test_status_of_a_killed_local_job_and_of_one_on_another_host(local_script, c
 def test_later_process_with_the_same_id_is_not_the_job(tmp_path):
     job = {"id": os.getpid(), "host": os.uname().nodename, "born": "1"}
     assert not detached.state(job, tmp_path).alive
-    assert not detached.state({**job, "born": detached._born(os.getpid())}, tmp_path).alive  # another command
+    assert not detached.state({**job, "born": processes.born(os.getpid())}, tmp_path).alive  # another command
 
 
 def test_cancel_ends_only_the_process_that_was_started(local_script, tmp_path, capsys):
@@ -355,7 +356,7 @@ def test_cancel_ends_only_the_process_that_was_started(local_script, tmp_path, c
     other = tmp_path / "other"
     other.mkdir()
     try:
-        for where, changed in [(run, {"id": victim.pid, "born": detached._born(victim.pid)}), (other, {})]:
+        for where, changed in [(run, {"id": victim.pid, "born": processes.born(victim.pid)}), (other, {})]:
             (where / "job.json").write_text(json.dumps({**job, **changed}))
             assert main(["cancel", f"--workdir={where}"]) == 0
             assert "had ended before" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ssl_jax.cli.main import add_workdir, refuse_rest, whole
+from ssl_jax.errors import UserError
 from ssl_jax.launchers import jobs
 
 
@@ -14,6 +15,8 @@ def add_arguments(sub) -> None:
 
 def main(args, rest) -> int:
     refuse_rest(rest)
+    if (args.workdir / "sweep.json").exists():
+        raise UserError(f"--workdir={args.workdir} holds a sweep; see VARIATION/seed-N/output.txt there for the log of a run")
     job, engine = jobs.read(args.workdir)
     engine.logs(job, args.workdir, args.lines, args.follow)
     return 0

@@ -31,6 +31,7 @@ VERBS = {
     "features": "write the features of images to NumPy or Parquet files",
     "sample": "write image grids of a generative run",
     "transfer": "train one encoder's tasks: classification, segmentation, detection, questions; one table",
+    "sweep": "train variations of configs with several seeds: an ablation study",
     "export": "write a finished run as safetensors, Orbax parameters or StableHLO",
     "configs": "list the configs, their variants and expected numbers",
     "prepare": "write a smaller copy of a dataset, which is read faster",
@@ -38,7 +39,7 @@ VERBS = {
     "report": "write a workdir as one self-contained HTML page",
     "compare": "compare runs or sweeps: one page, and its table as CSV, Markdown and LaTeX",
     "submit": "train a config on Slurm, GKE, a Cloud TPU, or detached on this machine",
-    "status": "print the state of a submitted job",
+    "status": "print the state of a submitted job, or of the runs of a sweep",
     "logs": "print the log of a submitted job",
     "cancel": "cancel a submitted job; it saves",
 }

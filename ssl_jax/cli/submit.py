@@ -45,15 +45,19 @@ def parser(name: str) -> argparse.ArgumentParser:
     return found
 
 
+def engine_options(name: str, arguments: list[str], verb: str) -> tuple[argparse.Namespace, list[str]]:
+    """(flags of an engine, arguments that it passes on). Raises UserError for an argument that is neither."""
+    options, left = parser(name).parse_known_args(arguments)
+    if left and not getattr(jobs.engine(name), "PASSES_ON", False):
+        raise UserError(f"argument {left[0]!r} is not understood with --to={name}; see `python launch.py {verb} --help`")
+    return options, left
+
+
 def main(args, rest) -> int:
     overrides = [argument for argument in rest if argument.startswith("--config.")]
     others = [argument for argument in rest if not argument.startswith("--config.")]
-    options, left = parser(args.to).parse_known_args(others)
+    options, left = engine_options(args.to, others, "submit")
     engine = jobs.engine(args.to)
-    if left and not getattr(engine, "PASSES_ON", False):
-        raise UserError(
-            f"argument {left[0]!r} is not understood with --to={args.to}; see `python launch.py submit --help`"
-        )
     from ssl_jax.engine.timing import Trace
     from ssl_jax.experiment import training  # imports JAX, which --help avoids
 
@@ -68,13 +72,7 @@ def main(args, rest) -> int:
     if args.dry_run:
         print(sent)
         return 0
-    if before is not None:
-        state = jobs.engine(before["engine"]).state(before, args.workdir)
-        if state.alive:
-            raise UserError(
-                f"{before['engine']} job {before['id']} of --workdir={args.workdir} is {state.text}; wait for it, or "
-                f"`python launch.py cancel --workdir={args.workdir}`"
-            )
+    jobs.check_ended(before, args.workdir)
     try:
         args.workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -60,21 +60,22 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections
 
 
 @contextlib.contextmanager
-def import_file(path: str) -> Iterator[ModuleType]:
-    """Context in which the config file `path` is imported and may import its neighbors, such as configs.common.
+def import_file(path: str, flag: str = "--config") -> Iterator[ModuleType]:
+    """Context in which the file `path` of configs/ (or of sweeps/, for `flag` --sweep) is imported and may import configs.common.
 
     Raises:
         UserError: there is no such Python file. What its own code raises keeps its traceback.
     """
+    folder = f"{flag.removeprefix('--')}s"
     if not os.path.isfile(path):
-        recipes = [f"configs/{file.name}" for folder in (Path(), RECIPES) for file in sorted((folder / "configs").glob("*.py"))]
+        recipes = [f"{folder}/{file.name}" for top in (Path(), RECIPES) for file in sorted((top / folder).glob("*.py"))]
         near = difflib.get_close_matches(path, recipes, 1)
         what = "is a directory" if path and os.path.isdir(path) else "no such file"
-        raise UserError(f"--config={path}: {what}" + (f"; did you mean {near[0]}?" if near else "; give a file like those in configs/"))
+        raise UserError(f"{flag}={path}: {what}" + (f"; did you mean {near[0]}?" if near else f"; give a file like those in {folder}/"))
     if Path(path).suffix != ".py":
-        raise UserError(f"--config={path} is no Python file; give a file like those in configs/")
+        raise UserError(f"{flag}={path} is no Python file; give a file like those in {folder}/")
     if not os.access(path, os.R_OK):
-        raise UserError(f"--config={path} cannot be read; change its permissions")
+        raise UserError(f"{flag}={path} cannot be read; change its permissions")
     spec = importlib.util.spec_from_file_location("ssl_jax_config", path)
     module = importlib.util.module_from_spec(spec)
     before = list(sys.path)

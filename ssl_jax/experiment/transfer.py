@@ -12,7 +12,6 @@ import itertools
 import logging
 import math
 import statistics
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +19,9 @@ from typing import NamedTuple
 from ssl_jax import files
 from ssl_jax.engine.intervals import t_half_width
 from ssl_jax.engine.records import read_evaluations
-from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
+from ssl_jax.experiment import runs
 
 log = logging.getLogger(__name__)
 
@@ -120,33 +120,23 @@ def run(cells: Sequence[Cell], command: Sequence[str]) -> list[str]:
         MachineFault: a run ended with a fault of the machine, which would end the others too.
         KeyboardInterrupt: a run was interrupted; it saved.
     """
-    failed = []
-    for number, cell in enumerate(cells, 1):
-        if measured(cell) is not None:
-            continue
-        log.info("%d of %d: %s, %s, seed %d", number, len(cells), cell.task, WORDS[cell.start], cell.seed)
-        cell.workdir.mkdir(parents=True, exist_ok=True)
-        with open(cell.workdir / "output.txt", "a", encoding="utf-8") as output:
-            arguments = ["train", f"--config={cell.recipe}", f"--workdir={cell.workdir}", *cell.overrides]
-            code = subprocess.run([*command, *arguments], stdout=output, stderr=output).returncode
-        if code in (130, -2):
-            raise KeyboardInterrupt
-        if code == MachineFault.code:
-            raise MachineFault(f"{cell.workdir}: {_last_line(cell)}")
-        if code or measured(cell) is None:
-            failed.append(f"{cell.task} {cell.start} seed {cell.seed}: {_last_line(cell)} (see {cell.workdir}/output.txt)")
-            log.error("%s", failed[-1])
-    return failed
+    by_workdir = {cell.workdir: cell for cell in cells}
+    numbers = {cell.workdir: number for number, cell in enumerate(cells, 1)}
 
+    def on_event(kind: str, run: runs.Run, line: str) -> None:
+        cell = by_workdir[run.workdir]
+        if kind == "started":
+            log.info("%d of %d: %s, %s, seed %d", numbers[run.workdir], len(cells), cell.task, WORDS[cell.start], cell.seed)
+        elif kind == "failed":
+            log.error("%s: %s (see %s/output.txt)", run.name, line, run.workdir)
 
-def _last_line(cell: Cell) -> str:
-    lines = (cell.workdir / "output.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else "no output"
+    plan = [runs.Run(f"{cell.task} {cell.start} seed {cell.seed}", cell.recipe, cell.overrides, cell.workdir) for cell in cells]
+    return runs.train_all(plan, command, done=lambda run: measured(by_workdir[run.workdir]) is not None, on_event=on_event)
 
 
 def measured(cell: Cell) -> Row | None:
     """The number of a finished run; None where it is not there yet."""
-    if not (cell.workdir / "report.html").is_file():  # written behind the last evaluation
+    if not runs.finished(cell.workdir):
         return None
     entries = [entry for entry in read_evaluations(cell.workdir) if entry["subject"] == "trained" and cell.metric in entry["metrics"]]
     if not entries:

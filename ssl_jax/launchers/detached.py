@@ -14,6 +14,7 @@ from pathlib import Path
 from ssl_jax.errors import UserError
 from ssl_jax.launchers import jobs
 from ssl_jax.launchers.supervise import launch_command
+from ssl_jax.processes import born
 
 # The shell ignores the SIGTERM that is meant for the training, and writes the exit code of the training to a file.
 SCRIPT = 'trap : TERM; "$@"; echo $? > "$0"'
@@ -48,7 +49,7 @@ def submit(request: jobs.JobRequest) -> dict:
         shell = subprocess.Popen(
             command(request), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    return {"id": shell.pid, "host": os.uname().nodename, "born": _born(shell.pid)}
+    return {"id": shell.pid, "host": os.uname().nodename, "born": born(shell.pid)}
 
 
 def state(job: dict, workdir: Path) -> jobs.JobState:
@@ -83,7 +84,7 @@ def _log(workdir: Path) -> Path:
 def _is_ours(job: dict, workdir: Path) -> bool:
     """Whether the process of `job` runs, began when `submit` recorded it, and has the command that `submit` starts for `workdir`."""
     pid = job["id"]
-    if _born(pid) != job["born"]:
+    if born(pid) != job["born"]:
         return False
     process = Path(f"/proc/{pid}")
     if not process.exists():  # no /proc on this system
@@ -98,21 +99,3 @@ def _is_ours(job: dict, workdir: Path) -> bool:
         return script == SCRIPT and os.getpgid(pid) == pid and beside.resolve() == workdir.resolve()
     except (OSError, ValueError):  # it has ended since, belongs to another user, or has fewer arguments
         return False
-
-
-def _born(pid: int) -> str:
-    """The start time of a process, which tells it from a later one with the same id; '' where there is none.
-
-    Without /proc it is 'alive' for every process.
-    """
-    if Path("/proc/self/stat").exists():
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return ""
-        return "" if fields[0] == "Z" else fields[19]
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    return "alive"

@@ -2,7 +2,8 @@
 
 GKE sets TPU_WORKER_HOSTNAMES and MEGASCALE_COORDINATOR_ADDRESS, by which JAX joins the pods of a slice and the slices. A pod that
 does not end with 0 fails its Job, and the JobSet restarts all Jobs; exit code 2 (bad input) fails the JobSet. A pod that is deleted
-has two minutes to save, less on a node that is preempted.
+has two minutes to save, less on a node that is preempted. The runs of a sweep are an indexed Job without a JobSet: a pod for each run,
+which restarts alone.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def add_arguments(group) -> None:
 
 
 def manifest(request: jobs.JobRequest) -> dict:
-    """The JobSet.
+    """The JobSet, or for the runs of a sweep the Job.
 
     Raises:
-        UserError: an unknown topology, an impossible number of slices, or a workdir outside the mount.
+        UserError: an unknown topology, an impossible number of slices, a workdir outside the mount, or a sweep on several hosts.
     """
     options = request.options
     jobs.check_name("--namespace", options.namespace)
@@ -49,6 +50,10 @@ def manifest(request: jobs.JobRequest) -> dict:
     if options.slices > 1 and where.hosts == 1:
         raise UserError(
             f"--slices={options.slices}: {options.topology} has one host, and only slices of several hosts can be joined"
+        )
+    if request.only and where.hosts * options.slices > 1:
+        raise UserError(
+            f"--topology={options.topology} has {where.hosts} hosts, and each run of a sweep is one pod; give one host, as v5e:2x4"
         )
     mount = PurePosixPath(options.mount)
     workdir = mount / request.workdir.as_posix()  # itself, if absolute
@@ -59,7 +64,7 @@ def manifest(request: jobs.JobRequest) -> dict:
     container = {
         "name": CONTAINER,
         "image": options.image,
-        "command": ["python", "launch.py", *request.arguments(Path(workdir))],
+        "command": ["python", "launch.py", *request.arguments(Path(workdir), "$(JOB_COMPLETION_INDEX)")],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # of libtpu, and of the coordinator of slices
         "resources": {kind: {"google.com/tpu": where.chips_of_host} for kind in ("requests", "limits")},
         "volumeMounts": [{"name": "runs", "mountPath": options.mount}, {"name": "shm", "mountPath": "/dev/shm"}],
@@ -78,6 +83,8 @@ def manifest(request: jobs.JobRequest) -> dict:
         ],
     }
     bad_input = {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [2]}}
+    if request.only:
+        return _indexed(request, pod, bad_input | {"action": "FailIndex"})
     job = {
         "completionMode": "Indexed",
         "completions": where.hosts,
@@ -107,6 +114,25 @@ def manifest(request: jobs.JobRequest) -> dict:
     }
 
 
+def _indexed(request: jobs.JobRequest, pod: dict, bad_input: dict) -> dict:
+    """A Job with a pod for each run of a sweep. Pods of runs that are done end at once."""
+    runs = max(request.only) + 1
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": _name(request), "namespace": request.options.namespace},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": runs,
+            "parallelism": runs,
+            "backoffLimitPerIndex": request.max_restarts,
+            "maxFailedIndexes": runs,  # a run that fails leaves the others
+            "podFailurePolicy": {"rules": [bad_input]},
+            "template": {"spec": pod},
+        },
+    }
+
+
 def describe(request: jobs.JobRequest) -> str:
     return f"# {shlex.join(_command(request))}\n{_text(request)}"
 
@@ -114,15 +140,21 @@ def describe(request: jobs.JobRequest) -> str:
 def submit(request: jobs.JobRequest) -> dict:
     jobs.need("kubectl", "--to=gke submits by it")
     jobs.call(_command(request), stdin=_text(request))
-    return {"id": _name(request), "namespace": request.options.namespace}
+    kind = {"runs": len(request.only)} if request.only else {}
+    return {"id": _name(request), "namespace": request.options.namespace, **kind}
 
 
 def state(job: dict, workdir: Path) -> jobs.JobState:
     jobs.need("kubectl", f"the job of --workdir={workdir} is on GKE")
-    shown = jobs.call(["kubectl", "get", "jobset", job["id"], *_where(job), "--output=json", "--ignore-not-found"])
+    shown = jobs.call(["kubectl", "get", _kind(job), job["id"], *_where(job), "--output=json", "--ignore-not-found"])
     if not shown.strip():
         return jobs.JobState(False, "no longer there")
     status = json.loads(shown).get("status", {})
+    if _kind(job) == "job":
+        true = [row["type"] for row in status.get("conditions", []) if row["status"] == "True"]
+        ends = [end for end in true if end in ("Complete", "Failed")]
+        counts = [f"{status.get(word, 0)} {word}" for word in ("active", "succeeded", "failed")]
+        return jobs.JobState(not ends, ", ".join([*(end.lower() for end in ends), *counts]))
     end = status.get("terminalState", "")
     pods = [f"{row['ready']} slices ready, {row['failed']} failed" for row in status.get("replicatedJobsStatus", [])]
     parts = [end.lower() or "alive", *pods, f"restarted {status.get('restarts', 0)} times"]
@@ -130,7 +162,7 @@ def state(job: dict, workdir: Path) -> jobs.JobState:
 
 
 def cancel(job: dict, workdir: Path) -> None:
-    jobs.call(["kubectl", "delete", "jobset", job["id"], *_where(job), "--wait=false"])
+    jobs.call(["kubectl", "delete", _kind(job), job["id"], *_where(job), "--wait=false"])
 
 
 def logs(job: dict, workdir: Path, lines: int, follow: bool) -> None:
@@ -158,6 +190,10 @@ def _text(request: jobs.JobRequest) -> str:
 
 def _name(request: jobs.JobRequest) -> str:
     return f"{jobs.slug(request.workdir)}-{request.number}"
+
+
+def _kind(job: dict) -> str:
+    return "job" if "runs" in job else "jobset"
 
 
 def _where(job: dict) -> list[str]:

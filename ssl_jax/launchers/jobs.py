@@ -25,19 +25,27 @@ SAVED = 75  # exit code of a training that saved after SIGTERM: not done, to be 
 
 
 class JobRequest(NamedTuple):
-    """A training to submit."""
+    """A training to submit, or with `only` the runs of a sweep as one array of jobs."""
 
     config: str
-    flags: Sequence[str]  # of `train`: --config.KEY=VALUE and others
+    flags: Sequence[str]  # of `train`: --config.KEY=VALUE and others; of a sweep all that `sweep` needs for its plan
     workdir: Path
     max_restarts: int
     number: int  # of the submission from this workdir, from 1
     options: Any  # the flags of the engine, as attributes
     rest: Sequence[str]  # other arguments, for an engine with PASSES_ON
+    only: Sequence[int] = ()  # of a sweep: the numbers of its runs, one for each job of the array
 
-    def arguments(self, workdir: Path | None = None) -> list[str]:
-        """The arguments of `launch.py`; `workdir` is the path of the directory on the machine that runs it."""
+    def arguments(self, workdir: Path | None = None, only: int | str | None = None) -> list[str]:
+        """The arguments of `launch.py`.
+
+        Args:
+            workdir: the path of the directory on the machine that runs it.
+            only: the number of a run of a sweep, or a text that the engine replaces by it; None for the whole sweep.
+        """
         where = self.workdir if workdir is None else workdir
+        if self.only:
+            return ["sweep", *self.flags, f"--workdir={where}", *([] if only is None else [f"--only={only}"])]
         return ["train", f"--config={self.config}", f"--workdir={where}", *self.flags, f"--saved_code={SAVED}"]
 
 
@@ -65,6 +73,16 @@ def earlier(workdir: Path) -> dict | None:
         if not right:  # programs of the engine get these as arguments
             raise UserError(f"{path} is damaged (it has {key} {json.dumps(value)[:60]}); {remedy}")
     return job
+
+
+def check_ended(job: dict | None, workdir: Path) -> None:
+    """Raises UserError while the last submission from `workdir` waits or runs."""
+    state = None if job is None else engine(job["engine"]).state(job, workdir)
+    if state is not None and state.alive:
+        raise UserError(
+            f"{job['engine']} job {job['id']} of --workdir={workdir} is {state.text}; wait for it, or "
+            f"`python launch.py cancel --workdir={workdir}`"
+        )
 
 
 def read(workdir: Path) -> tuple[dict, ModuleType]:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 from ssl_jax.errors import UserError
@@ -20,12 +21,14 @@ from ssl_jax.launchers.supervise import launch_command
 PASSES_ON = True  # unknown arguments are options of sbatch
 OURS = {"array", "error", "job-name", "open-mode", "output", "ntasks", "nodes"}
 WARNING = 120  # seconds between SIGTERM and the time limit
+JOB = "$SLURM_JOB_ID"
+OF_ARRAY = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"  # the last job of an array has the id of the whole array, too
 FIELDS = {"id": re.compile(r"\d+(_\d+)?")}
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 # After srun. Exit code 2 is bad input, which a restart does not repair.
 TEARDOWN = """code=$?
 if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "{job}"
 fi
 exit "$code\""""
 
@@ -40,20 +43,26 @@ def add_arguments(group) -> None:
 
 
 def describe(request: jobs.JobRequest) -> str:
-    executor = _executor(request)
+    executor, tasks = _executor(request), _tasks(request)
+    if len(tasks) > 1:
+        executor.parameters["map_count"] = len(tasks)  # as map_array sets it
     script = executor._make_submission_file_text(executor._submitit_command_str, "")  # the text that submitit writes
-    task = "\n".join(f"#   {argument!r}" for argument in _task(request))
-    return f"{script}\n# In each task submitit loads os.execv, which runs\n{task}"
+    parts = [f"{script}\n# In each task submitit loads os.execv, which runs"]
+    for number, task in enumerate(tasks):
+        parts += [f"# job {number} of the array:"] if len(tasks) > 1 else []
+        parts += [f"#   {argument!r}" for argument in task]
+    return "\n".join(parts)
 
 
 def submit(request: jobs.JobRequest) -> dict:
     submitit = _submitit()
     jobs.need("sbatch", "--to=slurm is for a machine that submits to Slurm")
+    tasks = _tasks(request)
     try:
-        job = _executor(request).submit(os.execv, sys.executable, _task(request))
+        sent = _executor(request).map_array(os.execv, [sys.executable] * len(tasks), tasks)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         raise UserError(f"sbatch refused the job: {str(error).strip().splitlines()[-1]}") from None
-    return {"id": job.job_id}
+    return {"id": sent[0].job_id.partition("_")[0]}
 
 
 def state(job: dict, workdir: Path) -> jobs.JobState:
@@ -69,7 +78,11 @@ def state(job: dict, workdir: Path) -> jobs.JobState:
         if "Invalid job id" not in str(error):
             raise
         return _accounted(job)
-    fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    each = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.strip().splitlines()]
+    if len(each) > 1:  # an array; jobs that have not started yet share a line
+        states = [fields["JobState"] for fields in each]
+        return jobs.JobState(any(state not in ENDED for state in states), _counted(states))
+    (fields,) = each
     name, reason = fields["JobState"], fields.get("Reason", "None")
     parts = [name.lower(), *([reason] if reason != "None" else [])]
     if fields.get("Restarts", "0") != "0":
@@ -117,6 +130,8 @@ def _executor(request: jobs.JobRequest):
     _check_gpus(given, options.nodes, options.processes_per_node)
     # Since Slurm 22.05 srun no longer takes it from sbatch.
     per_task = [f"--cpus-per-task={given['cpus-per-task']}"] if "cpus-per-task" in given else []
+    job = OF_ARRAY if len(request.only) > 1 else JOB
+    teardown = TEARDOWN.format(max_restarts=request.max_restarts, job=job)
     executor = Executor(_folder(request.workdir))
     executor.update_parameters(
         job_name=jobs.slug(request.workdir),
@@ -127,7 +142,7 @@ def _executor(request: jobs.JobRequest):
         stderr_to_stdout=True,
         srun_args=per_task,
         setup=list(options.setup) or None,
-        teardown=TEARDOWN.format(max_restarts=request.max_restarts).splitlines(),
+        teardown=teardown.splitlines(),
         additional_parameters={"requeue": True, "signal": f"TERM@{WARNING}", **given},
     )
     return executor
@@ -179,12 +194,18 @@ def _gpus(given: dict, nodes: int) -> float:
     return count(gres) or count(filter(None, wanted["gpus-per-node"])) or count(filter(None, wanted["gpus"])) / nodes
 
 
-def _task(request: jobs.JobRequest) -> list[str]:
-    return [*launch_command(), *request.arguments()]
+def _tasks(request: jobs.JobRequest) -> list[list[str]]:
+    """The command of each job of an array; of a training there is one."""
+    return [[*launch_command(), *request.arguments(only=only)] for only in request.only or (None,)]
 
 
 def _folder(workdir: Path) -> Path:
     return workdir.absolute() / "slurm"
+
+
+def _counted(states: list[str]) -> str:
+    """'2 completed, 1 failed'"""
+    return ", ".join(f"{count} {name.lower()}" for name, count in sorted(Counter(states).items()))
 
 
 def _accounted(job: dict) -> jobs.JobState:
@@ -198,6 +219,9 @@ def _accounted(job: dict) -> jobs.JobState:
         except UserError as error:
             if "accounting storage is disabled" not in str(error):
                 raise
+    lines = shown.strip().splitlines()
+    if len(lines) > 1:
+        return jobs.JobState(False, _counted([line.partition("|")[0] for line in lines]))
     name, _, code = shown.strip().partition("|")
     return jobs.JobState(
         False, f"{name.lower()}, exit code {code.partition(':')[0]}" if name else "no longer known to Slurm"

@@ -6,16 +6,16 @@ import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ssl_jax.engine.records import FEATURE_PARTS, mistyped, read_evaluations, read_json
+from ssl_jax.engine.records import FEATURE_PARTS, read_evaluations
 from ssl_jax.engine.renamed_keys import protocol
 from ssl_jax.errors import MachineFault, UserError
+from ssl_jax.experiment import sweep_folder
 from ssl_jax.experiment.config import STAGE, differences
 from ssl_jax.report.run import RunRecord, read_run
 
 SWEEP = "sweep.json"
-REMEDY = "restore it, or start the sweep again in a new directory"
 OF_A_SEED = ("seed", "fingerprint", "workdir")  # keys, also of stages, that differ between runs of one group
 DERIVED = ("data.image_shape", "data.num_classes", "data.examples")  # follow from other keys
 NAMED, SHORT = 3, 40  # keys in the name of a group, and characters of a value there
@@ -133,20 +133,10 @@ def read_comparison(folders: Sequence[Path], baseline: str | None = None) -> Com
 
 def _read_sweep(folder: Path) -> tuple[str, str | None, list[Group]]:
     """(name, baseline, a group for each variation)."""
-    path = folder / SWEEP
-    needs = {"version": int, "name": str, "baseline": (str, type(None)), "variations": list, "runs": list}
-    sweep = read_json(path, dict, needs, REMEDY)
-    if sweep["version"] != 1:
-        raise UserError(f"{path} is of version {sweep['version']}, which this ssl_jax does not know; use the one that wrote it")
-    variations = {}
-    for i, item in enumerate(sweep["variations"]):
-        _check(path, f"variation {i}", item, {"name": str, "config": str, "overrides": list, "keys": dict})
-        variations[item["name"]] = item
+    sweep = sweep_folder.read(folder)
+    variations = {item["name"]: item for item in sweep["variations"]}
     runs: dict[str, list[Run]] = {name: [] for name in variations}
-    for i, item in enumerate(sweep["runs"]):
-        _check(path, f"run {i}", item, {"name": str, "seed": int, "workdir": str})
-        if item["name"] not in variations:
-            raise UserError(f"{path} is damaged (run {i} is of {item['name']!r}, which is no variation); {REMEDY}")
+    for item in sweep["runs"]:
         variation, workdir = variations[item["name"]], folder / item["workdir"]
         flags = [f"--config={variation['config']}", *map(str, variation["overrides"]), f"--config.seed={item['seed']}"]
         command = shlex.join(["python", "launch.py", "train", *flags, f"--workdir={workdir}"])
@@ -155,19 +145,11 @@ def _read_sweep(folder: Path) -> tuple[str, str | None, list[Group]]:
         Group(name, sorted(of_name, key=lambda run: run.seed), {key: str(value) for key, value in variations[name]["keys"].items()})
         for name, of_name in runs.items() if of_name
     ]  # fmt: skip
-    if not groups:
-        raise UserError(f"{path} lists no run; {REMEDY}")
-    if sweep["baseline"] is not None and sweep["baseline"] not in {group.name for group in groups}:
-        raise UserError(f"{path} is damaged (its baseline {sweep['baseline']!r} has no run); {REMEDY}")
+    path, names = folder / SWEEP, {group.name for group in groups}
+    if not groups or sweep["baseline"] not in (None, *names):
+        what = f"its baseline {sweep['baseline']!r} has no run" if groups else "it lists no run"
+        raise UserError(f"{path} is damaged ({what}); {sweep_folder.REMEDY}")
     return sweep["name"], sweep["baseline"], groups
-
-
-def _check(path: Path, what: str, item: Any, needs: Mapping[str, type]) -> None:
-    problem = mistyped(item, dict) or next(
-        (f"{key!r} is missing or of a wrong type" for key, kind in needs.items() if not isinstance(item.get(key), kind)), ""
-    )
-    if problem:
-        raise UserError(f"{path} is damaged ({what}: {problem}); {REMEDY}")
 
 
 def _read_run(workdir: Path, name: str, seed: int | None = None, command: str = "") -> Run:
