@@ -48,7 +48,7 @@ def stand_in(tmp_path, monkeypatch):
         return found
 
     set_codes({})
-    monkeypatch.setattr("ssl_jax.cli.sweep.launch_command", lambda: [sys.executable, "-I", str(script)])
+    monkeypatch.setattr("ssl_jax.launchers.supervise.launch_command", lambda: [sys.executable, "-I", str(script)])
     sizes = lambda plan, names: {name: sweep_check.Size(9, 1_000_000) for name in names}  # noqa: E731
     monkeypatch.setattr(sweep_check, "check_shapes", sizes)
     return set_codes, read_calls

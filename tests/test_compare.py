@@ -357,7 +357,8 @@ def test_no_evaluation_in_common(tmp_path):
 def test_damaged_sweeps_are_refused(sweep, tmp_path):
     good = json.loads((sweep / "sweep.json").read_text())
     for change, cause in [
-        ({"version": 2}, "version 2"), ({"runs": [{}]}, "entry 0 of runs lacks a field"), ({"variations": [3]}, "entry 0 of variations"),
+        ({"version": 2}, "version 2"), ({"runs": [{}]}, "entry 0 of runs lacks a field"),
+        ({"variations": [3]}, "entry 0 of variations"),
         ({"runs": []}, "lists no run"), ({"runs": [{"name": "x", "seed": 0, "workdir": "x/y"}]}, "no variation"),
         ({"name": 3}, "as 'name'"), ({"baseline": "hot"}, "baseline 'hot' has no run"),
     ]:  # fmt: skip

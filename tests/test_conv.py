@@ -300,7 +300,7 @@ def test_run_started_with_onednn_goes_on_with_xla(tmp_path):
 
 DROPPED = """
 import jax, jax.numpy as jnp
-from ssl_jax.cli.main import run
+from launch import run
 from ssl_jax.models.common import Conv
 from ssl_jax.models.conv import use_convolutions
 

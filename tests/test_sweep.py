@@ -301,7 +301,7 @@ def until(condition, seconds=30.0):
 
 
 def test_estimate_is_printed_once_after_the_first_steps(tmp_path, train, monkeypatch, capsys):
-    monkeypatch.setattr("ssl_jax.cli.sweep.EVERY", 0.0)
+    monkeypatch.setattr("ssl_jax.experiment.runs.EVERY", 0.0)
     assert sweep(tmp_path / "out", VARY, "--seeds=2") == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "estimated time" in line)
     assert "of steps (2 s each, measured on the first run)" in line

@@ -55,7 +55,7 @@ def test_dry_run_of_gke_is_an_indexed_job(train, capsys, no_programs):
     assert spec["podFailurePolicy"]["rules"][0]["action"] == "FailIndex"
     (container,) = spec["template"]["spec"]["containers"]
     assert container["command"] == [
-        "python", "launch.py", "sweep", CONFIG, VARY, "--seeds=2", "--workdir=/mnt/runs/runs/tau", "--only=$(JOB_COMPLETION_INDEX)",
+        "python", "launch.py", "sweep", CONFIG, VARY, "--seeds=0,1,", "--workdir=/mnt/runs/runs/tau", "--only=$(JOB_COMPLETION_INDEX)",
     ]  # fmt: skip
     if published := sys.modules.get("kubernetes_validate") or _schemas():
         published.validate(job, "1.31", strict=True)
@@ -78,20 +78,21 @@ def test_a_job_of_an_array_trains_one_run_and_notes_its_end(tmp_path):
     def only(number, code):
         script = f"""
 import sys
-from ssl_jax.cli import main as launcher, sweep
-def train(argv):
-    print(*argv)
+from launch import main
+from ssl_jax.experiment import training
+def train(config, overrides, workdir, report, profile, saved_code, start_over):
+    print(config, *overrides, workdir, saved_code)
     if {code!r} == "bug": raise ValueError("a bug")
     return {code!r}
-real, launcher.main = launcher.main, train
-sys.exit(real(["sweep", {CONFIG!r}, {VARY!r}, "--seeds=2", "--workdir={tmp_path}", "--only={number}"]))
+training.run_training = train
+sys.exit(main(["sweep", {CONFIG!r}, {VARY!r}, "--seeds=2", "--workdir={tmp_path}", "--only={number}"]))
 """
         return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
 
     done = only(3, 75)
     run = tmp_path / "simclr-smoke-model.temperature=0.5" / "seed-1"
     assert done.returncode == 75, done.stderr
-    expected = f"train {CONFIG} --workdir={run} --config.model.temperature=0.5 --config.seed=1 --saved_code=75\n"
+    expected = f"{CONFIG.removeprefix('--config=')} --config.model.temperature=0.5 --config.seed=1 {run} 75\n"
     assert (run / "output.txt").read_text() == expected
     assert runs.progress(run).state == "interrupted" and len(sweep_folder.read(tmp_path)["runs"]) == 4
     assert only(3, "bug").returncode == 1 and runs.progress(run)[:2] == ("failed", "ValueError: a bug")
@@ -107,7 +108,7 @@ def test_slurm_gets_an_array_whose_states_are_counted(tmp_path, train, capsys, p
     from submitit.core.utils import DelayedSubmission  # not before the engine: see slurm._submitit
 
     tasks = [DelayedSubmission.load(tmp_path / "out" / "slurm" / f"7_{number}_submitted.pkl") for number in range(2)]
-    assert [task.args[1][-1] for task in tasks] == ["--only=0", "--only=1"] and tasks[0].args[1][2:4] == ["sweep", CONFIG]
+    assert [task.args[1][-1] for task in tasks] == ["--only=0", "--only=1"] and {"sweep", CONFIG} < set(tasks[0].args[1])
     assert json.loads((tmp_path / "out" / "job.json").read_text())["command"][:2] == ["launch.py", "sweep"]
 
     states = "JobId=8 ArrayJobId=7 ArrayTaskId=0 JobState=RUNNING\\nJobId=7 ArrayJobId=7 ArrayTaskId=1 JobState=PENDING"

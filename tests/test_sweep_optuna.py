@@ -60,7 +60,7 @@ def test_search_draws_in_range_goes_on_and_marks_failed_trials(tmp_path, train, 
 
 @pytest.mark.full
 def test_trial_below_the_median_is_stopped_at_an_evaluation(tmp_path, train, capsys, optuna, monkeypatch):
-    monkeypatch.setattr("ssl_jax.cli.sweep.EVERY", 0.0)
+    monkeypatch.setattr("ssl_jax.experiment.runs.EVERY", 0.0)
     script = tmp_path / "train.py"
     extra = """
 entries = [{"subject": "trained", "step": 3, "metrics": {"knn/top1": 1.0 if "trial-5" in str(workdir) else 40.0}, "protocols": {}}]

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from ssl_jax.cli.main import add_workdir, refuse_rest
 from ssl_jax.engine.records import read_metrics
-from ssl_jax.experiment import sweep_folder
 from ssl_jax.launchers import jobs
-from ssl_jax.report import sweep_table
 
 
 def add_arguments(sub) -> None:
@@ -23,6 +19,11 @@ def add_arguments(sub) -> None:
 def main(args, rest) -> int:
     refuse_rest(rest)
     if (args.workdir / "sweep.json").exists():
+        from rich.console import Console  # and others that --help avoids
+
+        from ssl_jax.experiment import sweep_folder
+        from ssl_jax.report import sweep_table
+
         sweep_table.show(sweep_folder.read(args.workdir), args.workdir, Console())
         if not (args.workdir / "job.json").exists():
             return 0

@@ -34,6 +34,7 @@ INTERRUPTED = (SAVED, 129, 130, 143, -signal.SIGHUP, -signal.SIGINT, -signal.SIG
 ENDS = ("failed", "interrupted", "stopped")  # states of a run that is not done; a stopped one was given up by a search
 SILENT = 900.0  # seconds without a changed file after which a run on another host is no longer taken for running
 POLL = 0.05  # seconds
+EVERY = 2.0  # seconds between two looks at the files of a run
 # The child takes its cores before it starts a thread, and saves when this process dies, however that comes: 1 is PR_SET_PDEATHSIG.
 CHILD = """
 import ctypes, os, sys
