@@ -11,7 +11,7 @@ from test_report import write_run
 
 from launch import main
 from ssl_jax.errors import MachineFault
-from ssl_jax.experiment import transfer
+from ssl_jax.experiment import runs, transfer
 from ssl_jax.report.write import write_report
 
 RECIPE = """
@@ -99,7 +99,7 @@ def test_fault_of_the_machine_ends_the_transfers_and_is_named(task, tmp_path, tr
 
 def test_table_holds_the_last_step_of_each_seed_and_the_t_interval(task, tmp_path, train):
     cells = plan(task, tmp_path, seeds=(0, 1, 2))
-    transfer.run(cells, train[0]({"odd_task/pretrained-2": 1}))
+    transfer.run(cells, train[0]({"odd_task/pretrained-2": 1}), 2 * [runs.Share()])
     table = transfer.write_tables(cells, tmp_path / "out")
     half = stats.t.interval(0.95, 2, 51, stats.sem([50, 51, 52]))[1] - 51
     assert f"| odd_task | knn/top1 | 51.00 ± {half:.2f} (50.0, 51.0, 52.0) | 60.50 ± " in table
@@ -156,6 +156,7 @@ def test_report_shows_the_transfers_and_names_a_damaged_table(task, tmp_path, tr
         (("--workdir={run}", "--tasks={task}", "--seeds=0,0"), "--seeds=0,0 names one twice"),
         (("--workdir={run}", "--tasks={task}", "--seeds=x"), "--seeds: 'x' is no whole number"),
         (("--workdir={run}", "--tasks={task}", "--seeds="), "--seeds= names none"),
+        (("--workdir={run}", "--tasks={task}", "--jobs=0"), "--jobs=0 must be at least 1"),
         (("--workdir={run}", "--tasks={task}", "--config.model.bakbone=x"), "did you mean"),
     ],
 )

@@ -12,9 +12,10 @@ transfer.csv; by default it is WORKDIR/transfer, and the report of the run shows
 
 from __future__ import annotations
 
+import os
 import sys
 
-from ssl_jax.cli.main import folder
+from ssl_jax.cli.main import folder, whole
 from ssl_jax.errors import UserError
 
 
@@ -25,10 +26,12 @@ def add_arguments(sub) -> None:
     sub.add_argument("--tasks", default="classification,segmentation,detection,vqa", help="tasks, or recipes configs/NAME.py:VARIANT")
     sub.add_argument("--starts", default="untrained,pretrained,finetuned,scratch", help="of these four (default: all)")
     sub.add_argument("--seeds", default="0", metavar="N[,N...]", help="seeds of heads and batches (default: 0)")
+    sub.add_argument("--jobs", type=whole("--jobs", 1, 1024), default=1, help="runs at once; cores or GPUs are divided (default: 1)")
 
 
 def main(args, overrides) -> int:
     from ssl_jax.experiment import transfer
+    from ssl_jax.launchers import shares
     from ssl_jax.launchers.supervise import launch_command
     from ssl_jax.report.write import write_report
 
@@ -43,9 +46,10 @@ def main(args, overrides) -> int:
     ]  # fmt: skip
     output = args.output or args.workdir / "transfer"
     seeds = [_seed(text) for text in filter(None, args.seeds.split(","))]
+    parts = shares.divide(args.jobs, os.environ)
     cells = transfer.plan(encoder, output, _names(args.tasks), _names(args.starts), seeds, overrides)
     try:
-        failed = transfer.run(cells, launch_command())
+        failed = transfer.run(cells, launch_command(), parts)
     finally:
         output.mkdir(parents=True, exist_ok=True)
         table = transfer.write_tables(cells, output)

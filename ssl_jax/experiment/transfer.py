@@ -110,8 +110,8 @@ def plan(
     return cells
 
 
-def run(cells: Sequence[Cell], command: Sequence[str]) -> list[str]:
-    """Train every cell that is not finished, one after the other; returns a line for each that failed.
+def run(cells: Sequence[Cell], command: Sequence[str], shares: Sequence[runs.Share] = (runs.Share(),)) -> list[str]:
+    """Train every cell that is not finished, as many at once as there are `shares`; returns a line for each that failed.
 
     Args:
         command: the program that takes `train`, `--config`, ...
@@ -131,7 +131,7 @@ def run(cells: Sequence[Cell], command: Sequence[str]) -> list[str]:
             log.error("%s: %s (see %s/output.txt)", run.name, line, run.workdir)
 
     plan = [runs.Run(f"{cell.task} {cell.start} seed {cell.seed}", cell.recipe, cell.overrides, cell.workdir) for cell in cells]
-    return runs.train_all(plan, command, done=lambda run: measured(by_workdir[run.workdir]) is not None, on_event=on_event)
+    return runs.train_all(plan, command, lambda run: measured(by_workdir[run.workdir]) is not None, shares, on_event=on_event)
 
 
 def measured(cell: Cell) -> Row | None:
