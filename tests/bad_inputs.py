@@ -703,7 +703,7 @@ ARGUMENTS = [
           (["--search=optuna"], "--search=optuna draws --trials=N variations of one --config from --vary"),
           (["--search=optuna", "--trials=2", "--vary=optim.net.lr=log:0:1"], "a logarithmic range is above 0"),
           (["--search=optuna", "--trials=2", "--vary=batch_size=16,many"], "with high values': config.batch_size=many must be"),
-          (["--search=optuna", "--trials=2", "--vary=batch_size=16,32", "--seeds=2"], "judges single runs, and --seeds=2 gives 2"),
+          (["--search=optuna", "--trials=2", "--vary=batch_size=16,32", "--seeds=2"], "judges single runs, and --seeds gives 2"),
           (["--search=optuna", "--trials=2", "--vary=batch_size=16,32", "--to=slurm"], "runs on this machine, without a baseline"),
           (["--partition=a100"], "argument '--partition=a100' is not understood"),
           (["--to=tpu-vm"], "invalid choice: 'tpu-vm'"),
