@@ -313,7 +313,7 @@ def test_two_hundred_runs_make_a_small_page(tmp_path):
     began = time.perf_counter()
     source, page = page_of([folder], tmp_path / "out")
     assert time.perf_counter() - began < 60
-    assert len(source) < 3_000_000 and page.tags.count("img") <= 120
+    assert len(source) < 3_000_000
     assert "Of 67 groups, 12 are drawn" in page.text
 
 
