@@ -395,6 +395,7 @@ def test_killed_sweep_has_the_numbers_of_an_undisturbed_one(tmp_path):
     ), 1200)  # fmt: skip
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    until(lambda: all(run.state != "running" for run in found(killed).values()), 60)  # a killed training needs a moment to end
     before = {name: run.state for name, run in found(killed).items()}
     assert "interrupted" in before.values() and "done" in before.values() and "waiting" in before.values()
     assert start(killed).wait() == 0
