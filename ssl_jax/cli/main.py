@@ -144,8 +144,7 @@ def run(function: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
     except BaseException:  # noqa: BLE001  printed, and the exit code is that of Python
         traceback.print_exc()
         code = 1
-    with contextlib.suppress(Exception):
-        atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # prints what one of them raises
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

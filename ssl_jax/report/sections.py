@@ -7,7 +7,7 @@ import io
 import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
 
@@ -332,14 +332,14 @@ def settings(run: RunRecord) -> str:
     """The resolved config, with the names for --config.NAME=VALUE."""
     if not run.config:
         return section("Settings", _missing("config.json."))
-    flat = sorted(_flat(run.config), key=lambda item: "." in item[0])  # stable: general settings first
+    flat = sorted(flatten(run.config, _setting), key=lambda item: "." in item[0])  # stable: general settings first
     summary = f"<summary>Resolved config, {len(flat)} values</summary>"
     return section("Settings", f'<details class="card">{summary}{_settings_table(flat)}</details>')
 
 
 def provenance(run: RunRecord) -> str:
     """Commit, devices, versions."""
-    flat = list(_flat(run.provenance))
+    flat = list(flatten(run.provenance, _setting))
     body = f'<div class="card">{_settings_table(flat)}</div>' if flat else _missing("provenance.json.")
     return section("Versions and machine", body)
 
@@ -349,12 +349,13 @@ def _settings_table(items: list[tuple[str, str]]) -> str:
     return f'<div class="scroll"><table class="settings"><tbody>{rows}</tbody></table></div>'
 
 
-def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(values: Mapping, as_text: Callable[[Any], str], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, value as text) of a nested config."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flatten(value, as_text, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _setting(value)
+            yield f"{prefix}{name}", as_text(value)
 
 
 def _setting(value: Any) -> str:

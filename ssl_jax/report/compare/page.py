@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from ssl_jax.engine.intervals import COVERAGE_OF_3, RESAMPLES, SIGNIFICANT_FROM, Interval
 from ssl_jax.report.compare.cost import Cost, cost
 from ssl_jax.report.compare.figures import against_compute
-from ssl_jax.report.compare.runs import TRAINED, Comparison, Group, differing, flatten, short
+from ssl_jax.report.compare.runs import TRAINED, Comparison, Group, differing, short
 from ssl_jax.report.compare.table import Cell, Column, Table, formatter
 from ssl_jax.report.compare.text import count, missing
-from ssl_jax.report.sections import section, text
+from ssl_jax.report.sections import flatten, section, text
 
 MOST_UNFINISHED = 20  # lines of the banner
 OPEN_KEYS = 12  # a longer table of keys is folded
@@ -170,7 +170,7 @@ def _mean(costs: Sequence[Cost], name: str) -> str:
 
 def keys(groups: Sequence[Group]) -> str:
     """The config keys whose values are not the same in all groups, and the commits where they differ."""
-    flat = [dict(flatten(group.config)) for group in groups]
+    flat = [dict(flatten(group.config, str)) for group in groups]
     for values, group in zip(flat, groups, strict=True):
         commits = dict.fromkeys(str(run.record.provenance.get("commit", "unknown")) for run in group.runs if run.record.config)
         values["(commit)"] = ", ".join(commits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from ssl_jax.errors import MachineFault, UserError
 from ssl_jax.experiment import sweep_folder
 from ssl_jax.experiment.config import STAGE, differences
 from ssl_jax.report.run import RunRecord, read_run
+from ssl_jax.report.sections import flatten
 
 SWEEP = "sweep.json"
 OF_A_SEED = ("seed", "fingerprint", "workdir")  # keys, also of stages, that differ between runs of one group
@@ -212,7 +213,7 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[tuple[str, dict[str, str]]]:
         named.setdefault(_recipe(group[0]), []).append(i)
     found: list[tuple[str, dict[str, str]]] = [("", {})] * len(groups)
     for recipe, members in named.items():
-        flat = [dict(flatten(groups[i][0].record.config)) for i in members]
+        flat = [dict(flatten(groups[i][0].record.config, str)) for i in members]
         keys = [key for key in differing(flat) if key not in DERIVED and not key.startswith("evals.")]
         enough = _telling(keys, flat)
         commits = {str(groups[i][0].record.provenance.get("commit", "unknown")) for i in members}
@@ -259,15 +260,6 @@ def differing(configs: Sequence[Mapping[str, str]]) -> list[str]:
     """The keys of flat configs whose values are not the same in all, but those of the seeds."""
     keys = dict.fromkeys(key for config in configs for key in config)
     return [key for key in keys if STAGE.sub("", key) not in OF_A_SEED and len({config.get(key) for config in configs}) > 1]
-
-
-def flatten(values: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, value as text) of a nested config."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)
 
 
 def short(text: str) -> str:
