@@ -46,7 +46,7 @@ def cifar10_small(config):
     scenes(config)
     common.pretext_cifar10(config)
     config.views = ((("random_crop", dict(size=32, pad=4)), ("flip", dict(p=0.5))),)
-    config.total = config.evaluate_every = "12 epochs"
+    config.total = config.evaluate_every = "16 epochs"
     config.evals.pretext.examples = 10_000
 
 
@@ -130,7 +130,7 @@ VARIANTS = (
             hardware="2 CPU cores"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
     Variant("two", two, "the default with 0 and 180 degrees only", hardware="2 CPU cores"),
-    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, ResNet-10 of width 1/4, 12 epochs", hardware="2 CPU cores"),
+    Variant("cifar10_small", cifar10_small, "JPEG CIFAR-10, ResNet-10 of width 1/4, 16 epochs", hardware="2 CPU cores"),
     Variant("cifar10_nin", cifar10_nin,
             "the paper's: Network in Network of four blocks, 200 epochs; probes of block 2", hardware="1 accelerator"),
     Variant("imagenet_alexnet", imagenet_alexnet, "the paper's: AlexNet with BatchNorm, batch 192, 50 epochs",
