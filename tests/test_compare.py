@@ -40,7 +40,7 @@ def write_run(workdir, seed=0, value=50.0, protocol="kNN k=20 D=64 cosine", step
     config["data"] |= {"examples": 640, "num_classes": 12, "image_shape": [48, 48, 3]}
     workdir.mkdir(parents=True)
     write_json(workdir / "config.json", config)
-    write_json(workdir / "provenance.json", {"commit": commit, "devices": "2 x cpu"})
+    write_json(workdir / "provenance.json", {"commit": commit, "devices": "2 x cpu", "step_flops": 25_000_000})
     record_start(workdir, 1000.0)
     writer = MetricsWriter(workdir, tensorboard=False)
     for step in range(10, steps + 1, 10):
@@ -245,8 +245,8 @@ def test_page_shows_numbers_formulas_and_commands(sweep, tmp_path):
     source, page = page_of([sweep], tmp_path / "out")
     for expected in (
         "52.00 ± 4.97", "bootstrap [50.00, 54.00]", "0: 50.00 · 1: 52.00 · 2: 54.00", "Baseline: warm", "+2.00", "[-0.48, +4.48]",
-        "n=3: seeds 0, 1, 2", "scipy.stats.bootstrap", "74 %", "t(0.975, n - 1)", "device-seconds", "abc123", "--config.seed=2",
-        "--config.model.temperature=2", "kNN k=20 cosine", "Effects of the varied keys", "Curves", "ssl/loss", "Samples",
+        "n=3: seeds 0, 1, 2", "scipy.stats.bootstrap", "74 %", "t(0.975, n - 1)", "device-seconds", "1e+09", "abc123",
+        "--config.seed=2", "--config.model.temperature=2", "kNN k=20 cosine", "Effects of the varied keys", "Curves", "ssl/loss", "Samples",
         "All at step 40.", "cold, seed 0, step 40",
     ):  # fmt: skip
         assert expected in page.text or expected in source, expected

@@ -1,6 +1,7 @@
 """Fast convolutions of CPUs, and all their gradients, equal XLA's for the strides and paddings of the models."""
 
 import functools
+import math
 import pathlib
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models import conv as subject
 from ssl_jax.models import onednn
 from ssl_jax.models.portable import portable
+from ssl_jax.rehearsal import flops
 
 CASES = [  # batch, side, channels, features, kernel, stride, padding
     (6, 8, 3, 4, 3, 1, 1),
@@ -166,6 +168,18 @@ def test_transposed_convolution_equals_pytorch():
         torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(w.transpose(2, 3, 0, 1)), stride=2, padding=1
     )
     np.testing.assert_allclose(subject.conv_transpose(x, w, 2), theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, "VALID")])
+@pytest.mark.parametrize("backend", ["onednn"], indirect=True)  # without it gradients of strided ones multiply zeros, which count
+def test_flops_of_a_convolution_and_its_gradients_are_counted(stride, padding, backend):
+    layer = layers(8, 3, stride, padding)[0]
+    x = jnp.zeros((6, 9, 9, 4))
+    params = layer.init(jax.random.key(0), x)
+    loss = lambda params, x: jnp.sum(layer.apply(params, x) ** 2)  # noqa: E731
+    out = layer.apply(params, x).shape
+    found = flops.count(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, x)).flops
+    assert found == pytest.approx(3 * 2 * math.prod(out) * 9 * 4, rel=0.1)
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (3, 5, 96), (2, 96)])

@@ -5,8 +5,12 @@ import itertools
 import jax
 import pytest
 
+from ssl_jax.data.pipeline import iterate
+from ssl_jax.engine.loop import to_device
 from ssl_jax.experiment import config as configs
 from ssl_jax.experiment.abstract import build_abstract
+from ssl_jax.experiment.build import build_experiment
+from ssl_jax.experiment.training import step_flops
 from ssl_jax.rehearsal import flops
 
 ROOT = __file__.rsplit("/", 2)[0]
@@ -72,3 +76,16 @@ def test_flops_of_biggan_128():
     plain, repeated = counted("biggan.py:imagenet128", "--config.model.orthogonal=0.0")  # its FLOPs do not depend on the batch
     assert plain == pytest.approx(step, rel=0.05)
     assert repeated == 0
+
+
+@pytest.mark.full
+def test_a_run_counts_the_flops_of_its_step_without_a_second_trace(caplog):
+    experiment = build_experiment(configs.load(f"{ROOT}/configs/simclr.py:smoke"))
+    run, state = experiment.run, experiment.run.init()
+    batch = next(to_device(iterate(experiment.batches, 0, 1, 0), run.mesh))
+    with jax.log_compiles():
+        assert step_flops(experiment) > 0
+        with jax.transfer_guard("disallow"):
+            run.step(state, batch, run.root)
+    assert len([line for line in caplog.messages if line.startswith("Finished tracing step ")]) == 1
+    assert any(line.startswith("Compiling jit(step)") for line in caplog.messages)

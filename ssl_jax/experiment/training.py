@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from ssl_jax.data.geometry import check_host_ops, is_random
 from ssl_jax.data.pipeline import iterate
@@ -23,7 +24,7 @@ from ssl_jax.engine.method import State
 from ssl_jax.engine.metrics import MetricsWriter, record_start
 from ssl_jax.engine.pictures import save_grid
 from ssl_jax.engine.records import REST, SPAN, goodput, read_metrics, read_starts
-from ssl_jax.engine.sharding import to_host
+from ssl_jax.engine.sharding import BATCH, to_host
 from ssl_jax.engine.timing import Trace
 from ssl_jax.engine.watchdog import Watchdog
 from ssl_jax.errors import NotFinite, UserError
@@ -59,6 +60,7 @@ from ssl_jax.experiment.workdir import (
     note_stop,
     record_config,
 )  # fmt: skip
+from ssl_jax.rehearsal import flops
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ def run_training(
         distributed.check_same_config(configs.plain(experiment.config))
         record_config(workdir, configs.plain(experiment.config), experiment.durations["total"])
         command = train_command(path_and_variant, overrides, workdir)
-        write_json(workdir / "provenance.json", {**provenance(), "command": command})
+        write_json(workdir / "provenance.json", {**provenance(), "command": command, "step_flops": step_flops(experiment)})
         record_data(workdir, experiment.batches.source)
         record_start(workdir, began)
         restarted = launch_environment.launched_process(os.environ) is not None or saved_code != 0
@@ -107,6 +109,15 @@ def run_training(
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
             return saved_code if interrupted.signum == signal.SIGTERM else 128 + interrupted.signum
     return 0
+
+
+def step_flops(experiment: Experiment) -> int:
+    """FLOPs of a step on all devices. The trace is not wasted: the first step uses it, too."""
+    run, size = experiment.run, experiment.config.batch_size
+    rows, shapes = NamedSharding(run.mesh, BATCH), {name: spec.batch(size) for name, spec in experiment.method.inputs.items()}
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in shapes.items()}
+    with jax.transfer_guard("disallow"):  # as in the loop: what the cache of traces depends on
+        return flops.count(run.trace(run.abstract, batch, run.root).jaxpr).flops
 
 
 def load_config(path_and_variant: str, overrides):

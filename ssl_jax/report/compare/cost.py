@@ -1,4 +1,4 @@
-"""What a run has cost: images, seconds of its devices, time from the first start to the last step."""
+"""What a run has cost: images, operations, seconds of its devices, time from the first start to the last step."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class Cost(NamedTuple):
 
     steps: int
     images: int | None
+    flops: int | None  # of the matrix products and convolutions of all steps, on all devices together
     devices: int | None
     device_seconds: float | None  # time in steps times the number of devices
     elapsed: float | None  # seconds from the first start to the last logged step, with everything between
@@ -30,4 +31,6 @@ def cost(run: Run, step: int | None = None) -> Cost:
     ends = [line["time/clock"] for line in record.lines if "time/clock" in line]
     elapsed = max(ends) - min(starts) if starts and ends and max(ends) > min(starts) else None
     spent = seconds * devices if seconds and devices else None
-    return Cost(record.step, batch * record.step if batch else None, devices, spent, elapsed)
+    of_a_step = record.provenance.get("step_flops")
+    flops = of_a_step * record.step if isinstance(of_a_step, int) else None
+    return Cost(record.step, batch * record.step if batch else None, flops, devices, spent, elapsed)

@@ -24,7 +24,8 @@ FORMULAS = (
 )
 COSTS = (
     "Means over the finished runs of a group. Device-seconds: time in steps times the number of devices, without compiling and "
-    "evaluating; those of different machines do not compare. Workdirs record no FLOPs; `launch.py rehearse` counts those of a config."
+    "evaluating; those of different machines do not compare. FLOPs: of matrix products and convolutions in these steps, with "
+    "gradients; a multiply-add is two."
 )
 STYLE = """<style>
 td.name { min-width: 170px; max-width: 280px; overflow-wrap: anywhere; } .banner, h2 { overflow-wrap: anywhere; }
@@ -144,20 +145,22 @@ def differences(table: Table) -> str:
 
 
 def compute(comparison: Comparison, table: Table) -> str:
-    """Images seen and seconds beside the shown metrics."""
+    """Images seen, FLOPs and seconds beside the shown metrics."""
     metrics = table.shown[:3]
     rows = []
     for group, row in zip(comparison.groups, table.rows, strict=False):  # trained rows come first, in the order of the groups
         ended = [run for run in group.runs if run.finished] if table.step is None else group.runs
         costs = [cost(run, table.step) for run in ended or group.runs]
         cells = [_mean(costs, name) for name in ("steps", "images", "devices", "device_seconds")]
+        flops = [found.flops for found in costs if found.flops is not None]
+        cells.insert(2, f"{statistics.fmean(flops):.3g}" if flops else "–")
         hours = [found.elapsed / 3600 for found in costs if found.elapsed]
         cells.append(f"{statistics.fmean(hours):,.3g}" if hours else "–")
         for column in metrics:
             mean = row.cells[column].summary.mean
             cells.append("–" if mean is None else formatter(column.metric)(mean))
         rows.append(_row(text(group.name), cells))
-    heads = ["steps", "images seen", "devices", "device-seconds in steps", "hours from start to end"]
+    heads = ["steps", "images seen", "FLOPs", "devices", "device-seconds in steps", "hours from start to end"]
     body = _table([*heads, *(column.title for column in metrics)], rows)
     note = f'<p class="note">{text(COSTS)}</p>'
     return section("Quality and compute", body + note + against_compute(comparison, table))
