@@ -66,12 +66,12 @@ def bccd(config):
     finetune(config)
     config.stages.backbone.recipe = "configs/simclr.py:cifar10_small"
     _photographs(config, "bccd", 240, 320)
-    config.batch_size, config.total = 8, "100 epochs"
+    config.batch_size, config.total = 8, "60 epochs"
     config.model.maps = ("layer3", "layer4")  # of strides 8 and 16
     config.model.head.stride = 8
     config.model.objects = 40
     config.optim.net.update(dict(lr=1e-3, warmup="5 epochs"))
-    config.evaluate_every, config.checkpoint_every = "25 epochs", "10 epochs"
+    config.evaluate_every, config.checkpoint_every = "30 epochs", "10 epochs"
 
 
 def folder(config):
@@ -107,7 +107,7 @@ VARIANTS = (
     Variant("finetune", finetune, "the backbone is trained, too, at a tenth of the rate", hardware="2 CPU cores"),
     Variant("scratch", scratch, "the same network without pretraining", hardware="2 CPU cores"),
     Variant("fcos", fcos, "FCOS on strides of 4, 8 and 16 pixels", hardware="2 CPU cores"),
-    Variant("bccd", bccd, "blood cells of three classes at 240 x 320 pixels, backbone trained", hardware="2 CPU cores"),
+    Variant("bccd", bccd, "blood cells of three classes at 240 x 320 pixels, backbone trained, 60 epochs", hardware="2 CPU cores"),
     Variant("folder", folder, "your own pictures with annotations in COCO's JSON: --config.data.name=/path/to/folder",
             hardware="1 accelerator"),
 )  # fmt: skip

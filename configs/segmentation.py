@@ -67,13 +67,13 @@ def camvid(config):
     config.data.name, config.data.features = "camvid", dict(mask="segmentation_mask")
     config.data.ops = (("random_resized_crop", dict(size=160, area=(0.3, 1.0), interpolation="bilinear", flip=0.5)),)
     config.data.eval_ops = (("resize", dict(height=180, width=240, interpolation="bilinear")),)
-    config.batch_size, config.eval_batch_size, config.total = 16, 32, "60 epochs"
+    config.batch_size, config.eval_batch_size, config.total = 16, 32, "40 epochs"
     config.model.maps = ("layer2", "layer3", "layer4")
     config.model.classes, config.model.ignore = 11, 11
     config.optim.net.warmup = "5 epochs"
     config.evals.segmentation.update(dict(ignore=11, names=CAMVID_CLASSES))
     config.evals.cells = dict(kind="segmentation_linear", layer="layer3", ignore=11, names=CAMVID_CLASSES)
-    config.evaluate_every, config.checkpoint_every = "20 epochs", "5 epochs"
+    config.evaluate_every, config.checkpoint_every = "40 epochs", "5 epochs"
 
 
 def folder(config):
@@ -118,7 +118,7 @@ VARIANTS = (
     Variant("linear", linear, "the default with a linear head: does the encoder know what is where?", hardware="2 CPU cores"),
     Variant("finetune", finetune, "the default with a trained encoder, at a tenth of the head's rate", hardware="2 CPU cores"),
     Variant("scratch", scratch, "the same from the initial weights of that run: what pretraining adds", hardware="2 CPU cores"),
-    Variant("camvid", camvid, "CamVid at 180 x 240 pixels, on a run of configs/simclr.py:cifar10_small, 60 epochs",
+    Variant("camvid", camvid, "CamVid at 180 x 240 pixels, on a run of configs/simclr.py:cifar10_small, 40 epochs",
             hardware="2 CPU cores"),
     Variant("folder", folder, "your own images and masks: --config.data.name=/path/to/folder --config.model.classes=N",
             hardware="2 CPU cores"),

@@ -246,8 +246,8 @@ def test_page_shows_numbers_formulas_and_commands(sweep, tmp_path):
     for expected in (
         "52.00 ± 4.97", "bootstrap [50.00, 54.00]", "0: 50.00 · 1: 52.00 · 2: 54.00", "Baseline: warm", "+2.00", "[-0.48, +4.48]",
         "n=3: seeds 0, 1, 2", "scipy.stats.bootstrap", "74 %", "t(0.975, n - 1)", "device-seconds", "1e+09", "abc123",
-        "--config.seed=2", "--config.model.temperature=2", "kNN k=20 cosine", "Effects of the varied keys", "Curves", "ssl/loss", "Samples",
-        "All at step 40.", "cold, seed 0, step 40",
+        "--config.seed=2", "--config.model.temperature=2", "kNN k=20 cosine", "Effects of the varied keys", "Curves", "ssl/loss",
+        "Samples", "All at step 40.", "cold, seed 0, step 40",
     ):  # fmt: skip
         assert expected in page.text or expected in source, expected
     assert "significant" not in page.text.lower()
