@@ -207,12 +207,29 @@ def test_sparse_code_collapses_only_for_a_heavy_penalty():
     assert deviations[784e-1] < 1e-3
 
 
+@pytest.mark.full
+def test_a_backbone_below_the_code_keeps_its_statistics_and_its_pooled_features():
+    config = load("smoke", 16)
+    with config.unlocked():
+        config.model.encoder = dict(name="resnet", depth=10, width=0.125, stem="stride2")
+    method, state = begin(config, COLORS)
+    value, (mutable, _) = jax.jit(method.phases[0].loss)(state.params, state, {"image": COLORS}, jax.random.key(1))
+    assert np.isfinite(value)
+    before, after = state.mutable["batch_stats"], mutable["batch_stats"]
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    encode = jax.jit(method.encode)
+    features = encode(state.params, mutable, COLORS)
+    assert features["pooled"].shape == (6, 64) and features["code"].shape == (6, 6) and features["layer3"].ndim == 4
+    np.testing.assert_allclose(encode(state.params, mutable, COLORS[:2])["code"], features["code"][:2], rtol=1e-4, atol=1e-6)
+
+
 def test_invalid_model_config_raises_user_error():
     for changes, message in (
         (dict(loss="hinge"), r"config.model.loss='hinge' is unknown; choose cross_entropy, squared"),
         (dict(corruption=dict(name="blur")), r"config.model.corruption.name='blur' is unknown; choose none, masking"),
         (dict(code=dict(activation="gelu")), r"config.model.code.activation='gelu' is unknown"),
-        (dict(encoder=dict(name="vit")), r"config.model.encoder.name has no 'vit'; valid: mlp, conv, pooled"),
+        (dict(encoder=dict(name="vim")), r"config.model.encoder.name has no 'vim'.*pooled.*resnet"),
+        (dict(encoder=dict(name="vit")), r"config.model.encoder \(vit\) has no 'hidden'"),
         (dict(decoder=dict(name="tied")), r"config.model.decoder.name='tied' needs encoder"),
         (dict(decoder=dict(depth=3)), r"config.model.decoder \(conv\) has no 'depth'; valid: widths, hidden, kernel"),
         (dict(encoder=dict(name="mlp", hidden=(8,))), r"config.model.encoder \(mlp\) has no 'hidden'"),

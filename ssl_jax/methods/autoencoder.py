@@ -49,12 +49,11 @@ def build(config, stages) -> Method:
     shape = (*output_size(config.views, config.data.image_shape[-3:-1]), model.channels)
     encoder = build_encoder(model.encoder, model.code.size, config.dtype)
     decoder = build_decoder(model.decoder, shape, config.dtype)
-    # These networks have no state and compute the same in training and in inference, so train=False everywhere.
 
-    def compute_code(net, x):
-        """[B, H, W, C] in [0, 1] -> (layers, code [B, Z])."""
-        layers, _ = run(encoder, net["encoder"], {}, x, train=False)
-        return layers, ACTIVATIONS[model.code.activation](layers.pop("out"))
+    def compute_code(net, state, x, train=False):
+        """[B, H, W, C] in [0, 1] -> (layers, code [B, Z], state of the encoder, which only a backbone has)."""
+        layers, state = run(encoder, net["encoder"], state, x, train=train)
+        return layers, ACTIVATIONS[model.code.activation](layers.pop("out")), state
 
     def tied_kernel(net):
         return (net["encoder"]["code"]["kernel"],) if tied else ()
@@ -62,23 +61,24 @@ def build(config, stages) -> Method:
     def decode(net, code):
         return run(decoder, net["decoder"], {}, code, *tied_kernel(net), train=False)[0]
 
-    def contraction(net, x, code):
+    def contraction(net, state, x, code):
         if tied:
             return autoencoding.contraction_of_sigmoid(code, *tied_kernel(net))
-        return autoencoding.contraction(lambda x: compute_code(net, x)[1], x)
+        return autoencoding.contraction(lambda x: compute_code(net, state, x)[1], x)
 
     def init(key, batch, frozen):
         keys = jax.random.split(key, 3)
         x = to_channels(views(batch["image"], keys[0])[:, 0], model.channels)
-        net = {"encoder": create(encoder, keys[1], x)[0]}
-        net["decoder"] = create(decoder, keys[2], compute_code(net, x)[1], *tied_kernel(net))[0]
-        return {"net": net}, {}
+        params, state = create(encoder, keys[1], x)
+        net = {"encoder": params}
+        net["decoder"] = create(decoder, keys[2], compute_code(net, state, x)[1], *tied_kernel(net))[0]
+        return {"net": net}, state
 
     def loss(train, state, batch, key):
         net, (views_key, noise_key) = train["net"], jax.random.split(key)
         x = to_channels(views(batch["image"], views_key)[:, 0], model.channels)
         corrupted = corrupt(noise_key, x, model.corruption.level)
-        _, code = compute_code(net, corrupted)
+        _, code, after = compute_code(net, state.mutable, corrupted, train=True)
         weights = autoencoding.emphasis(x, corrupted, *model.corruption.emphasis)
         logs = {"reconstruction": reconstruction(x, decode(net, code), weights).mean(), "code_deviation": jnp.std(code, 0).mean()}
         total = logs["reconstruction"]
@@ -86,13 +86,13 @@ def build(config, stages) -> Method:
             logs["sparsity"] = autoencoding.sparsity(code).mean()
             total += model.sparsity * logs["sparsity"]
         if model.contraction:
-            logs["contraction"] = contraction(net, corrupted, code).mean()
+            logs["contraction"] = contraction(net, state.mutable, corrupted, code).mean()
             total += model.contraction * logs["contraction"]
-        return total, ({}, logs)
+        return total, (after, logs)
 
     def encode(params, mutable, images):
-        layers, code = compute_code(params["net"], to_channels(images, model.channels))
-        return {**layers, "code": code, "pooled": code}
+        layers, code, _ = compute_code(params["net"], mutable, to_channels(images, model.channels))
+        return {"pooled": code, **layers, "code": code}  # a backbone has pooled features of its own
 
     def reconstruct(params, mutable, images):
         return to_color(to_image(decode(params["net"], encode(params, mutable, images)["code"])))
@@ -105,4 +105,5 @@ def build(config, stages) -> Method:
         views=views,
         fns=ModelFns(reconstruct=reconstruct),
         encoder=("net", "encoder"),
+        encoder_stats=("batch_stats",),
     )

@@ -47,12 +47,14 @@ def build(config, stages) -> Method:
     shape = (*output_size(config.views, config.data.image_shape[-3:-1]), model.channels)
     encoder = build_encoder(model.encoder, 2 * model.latent_size, config.dtype)
     decoder = build_decoder(model.decoder, (*shape[:2], likelihood.outputs * model.channels), config.dtype)
-    # These networks have no state and compute the same in training and in inference, so train=False everywhere.
 
-    def posterior(net, x):
-        """[B, H, W, C] in [0, 1] -> (layers, mean [B, Z], log-variance [B, Z]) of q(z | x)."""
-        layers, _ = run(encoder, net["encoder"], {}, x, train=False)
-        return layers, *jnp.split(layers.pop("out"), 2, -1)
+    def posterior(net, state, x, train=False):
+        """[B, H, W, C] in [0, 1] -> (layers, mean [B, Z], log-variance [B, Z]) of q(z | x), and the state of the encoder.
+
+        Only a backbone has state.
+        """
+        layers, state = run(encoder, net["encoder"], state, x, train=train)
+        return layers, *jnp.split(layers.pop("out"), 2, -1), state
 
     def decode(net, z):
         return run(decoder, net["decoder"], {}, z, train=False)[0]
@@ -72,15 +74,16 @@ def build(config, stages) -> Method:
     def init(key, batch, frozen):
         keys = jax.random.split(key, 3)
         x = to_channels(views(batch["image"], keys[0])[:, 0], model.channels)
-        net = {"encoder": create(encoder, keys[1], x)[0]}
-        net["decoder"] = create(decoder, keys[2], posterior(net, x)[1])[0]
-        return {"net": net}, {}
+        params, state = create(encoder, keys[1], x)
+        net = {"encoder": params}
+        net["decoder"] = create(decoder, keys[2], posterior(net, state, x)[1])[0]
+        return {"net": net}, state
 
     def loss(train, state, batch, key):
         views_key, data_key, sample_key = jax.random.split(key, 3)
         x = to_channels(views(batch["image"], views_key)[:, 0], model.channels)
         x = likelihood.data(data_key, x)
-        _, mean, log_variance = posterior(train["net"], x)
+        _, mean, log_variance, after = posterior(train["net"], state.mutable, x, train=True)
         log_likelihood, log_weights = sample_posterior(train["net"], x, mean, log_variance, sample_key, model.samples)
         kl = objectives.kl_gaussian(mean, log_variance)
         if model.bound == "iwae":
@@ -92,11 +95,11 @@ def build(config, stages) -> Method:
             "elbo": objectives.elbo(log_likelihood.mean(0), kl), "log_likelihood": log_likelihood.mean(), "kl": kl.sum(-1).mean(),
             "active_units": (jnp.var(mean, 0) > ACTIVE).sum(),
         }  # fmt: skip
-        return -bound, ({}, logs)
+        return -bound, (after, logs)
 
     def encode(params, mutable, images):
-        layers, mean, _ = posterior(params["net"], to_channels(images, model.channels))
-        return {**layers, "code": mean, "pooled": mean}
+        layers, mean, _, _ = posterior(params["net"], mutable, to_channels(images, model.channels))
+        return {"pooled": mean, **layers, "code": mean}  # a backbone has pooled features of its own
 
     def reconstruct(params, mutable, images):
         return decode_to_images(params["net"], encode(params, mutable, images)["code"])
@@ -105,7 +108,7 @@ def build(config, stages) -> Method:
         """ELBO and importance-weighted bound of the same `count` samples, one at a time, since thousands do not fit in memory."""
         net, (data_key, sample_key) = params["net"], jax.random.split(key)
         x = likelihood.data(data_key, to_channels(images, model.channels))
-        _, mean, log_variance = posterior(net, x)
+        _, mean, log_variance, _ = posterior(net, mutable, x)
 
         def step(carry, key):
             total, log_total = carry
@@ -143,6 +146,7 @@ def build(config, stages) -> Method:
         fns=ModelFns(reconstruct=reconstruct, traverse=traverse, log_prob=log_prob if bounded else None),
         sampler=Sampler(sample_latents, prepare, sample),
         encoder=("net", "encoder"),
+        encoder_stats=("batch_stats",),
         couples_batch=model.free_bits > 0,
         notes={"likelihood": likelihood.note},
     )

@@ -1,4 +1,4 @@
-"""Encoders and decoders of images: perceptrons, strided and pooled convolutions, recurrent networks over rows.
+"""Encoders and decoders of images: perceptrons, strided and pooled convolutions, recurrent networks over rows, and any backbone.
 
 An encoder maps [B, H, W, C] to {'layer1': ..., 'out': float32 [B, outputs]}. A decoder maps a code to float32 [B, H, W, C'] without
 a last nonlinearity. The method decides what 'out' means (a code, or its mean and log-variance) and what the decoder's channels mean
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
+from ssl_jax.models.backbones.encoders import ENCODERS as BACKBONES
+from ssl_jax.models.backbones.encoders import build_encoder as build_backbone
 from ssl_jax.models.build import build, unknown
 from ssl_jax.models.common import Conv, shard_batch
 from ssl_jax.models.gan.dcgan import TransposedConv
@@ -249,12 +251,32 @@ class TiedDecoder(nn.Module):
         return x.reshape(-1, *self.shape)
 
 
+class BackboneEncoder(nn.Module):
+    """An encoder of `models.backbones`, and a linear layer from its pooled features to the code."""
+
+    network: nn.Module
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """[B, H, W, C] -> the features of the encoder, and 'out' [B, outputs]."""
+        out = self.network(x, train=train)
+        return {**out, "out": Dense(self.outputs, precision="highest", name="code")(out["pooled"])}
+
+
 ENCODERS = {"mlp": MLPEncoder, "conv": ConvEncoder, "pooled": PooledEncoder, "recurrent": RecurrentEncoder}
 DECODERS = {"mlp": MLPDecoder, "conv": ConvDecoder, "pooled": PooledDecoder, "recurrent": RecurrentDecoder, "tied": TiedDecoder}
 
 
 def build_encoder(spec: Mapping[str, Any], outputs: int, dtype: Any) -> nn.Module:
-    """The encoder of dict(name='conv', field=value, ...). Raises UserError for an unknown name or field."""
+    """The encoder of dict(name='conv', field=value, ...), or of a backbone, dict(name='resnet', ...).
+
+    Raises UserError for an unknown name or field.
+    """
+    if spec["name"] in BACKBONES.keys() - ENCODERS.keys():
+        return BackboneEncoder(build_backbone(spec, dtype), outputs)
+    if spec["name"] not in ENCODERS:
+        raise UserError(unknown("config.model.encoder.name", spec["name"], (*ENCODERS, *BACKBONES)))
     return build(ENCODERS, "encoder", spec, outputs=outputs, dtype=dtype)
 
 
