@@ -12,6 +12,7 @@ A table is a block of Markdown between two comments. The first comment holds YAM
   # rows: {method: [[SimCLR, {method: simclr}], ...]}   ... or named rows, each with its own `where`
   columns: [[kNN, {metric: knn/top1}]]     # header and `where`; `{column: note}` shows another field than `value`
   seeds: true                              # adds the value of each seed behind the mean
+  spread: interval                         # half of the 95 % t-interval in place of the standard deviation
   -->
   <!-- end -->
 
@@ -62,8 +63,15 @@ def interval(row: dict[str, str]) -> str:
     return text
 
 
-def cell(rows: list[dict[str, str]], column: str = "value", seeds: bool = False) -> str:
-    """One value, or mean ± standard deviation over seeds. Raises ValueError if one seed occurs twice."""
+def spread_of(values: list[float], name: str) -> float:
+    """'deviation' (n - 1), or 'interval': half of the 95 % t-interval of the mean."""
+    from ssl_jax.engine.intervals import t_half_width
+
+    return {"deviation": statistics.stdev, "interval": t_half_width}[name](values)
+
+
+def cell(rows: list[dict[str, str]], column: str = "value", seeds: bool = False, spread: str = "deviation") -> str:
+    """One value, or mean ± `spread` over seeds. Raises ValueError if one seed occurs twice."""
     if not rows:
         return ""
     if column != "value":
@@ -74,7 +82,7 @@ def cell(rows: list[dict[str, str]], column: str = "value", seeds: bool = False)
         raise ValueError(f"a cell with two values of one seed: {rows}")
     values = [float(row["value"]) for row in rows]
     digits = max(len(row["value"].partition(".")[2]) for row in rows)
-    text = f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f} (n={len(values)})"
+    text = f"{statistics.mean(values):.{digits}f} ± {spread_of(values, spread):.{digits}f} (n={len(values)})"
     return text + (": " + ", ".join(row["value"] for row in rows) if seeds else "")
 
 
@@ -107,7 +115,7 @@ def table(text: str) -> str:
         for _, extra in columns:
             extra = dict(extra)
             field = extra.pop("column", "value")
-            cells.append(cell(select(rows, where | extra), field, spec.get("seeds", False)))
+            cells.append(cell(select(rows, where | extra), field, spec.get("seeds", False), spec.get("spread", "deviation")))
         if named and not any(cells):
             raise ValueError(f"no value for the row {labels}")
         if any(cells):

@@ -151,3 +151,9 @@ def test_a_changed_result_is_noticed(monkeypatch):
 def test_two_values_of_one_seed_in_a_cell_are_an_error():
     with pytest.raises(ValueError, match="two values of one seed"):
         render.cell([{"seed": "0", "value": "1"}, {"seed": "0", "value": "2"}])
+
+
+def test_a_cell_shows_the_deviation_or_half_of_the_interval_of_the_mean():
+    rows = [{"seed": str(seed), "value": value} for seed, value in enumerate(("1.0", "2.0", "3.0"))]
+    assert render.cell(rows) == "2.0 ± 1.0 (n=3)"
+    assert render.cell(rows, spread="interval") == "2.0 ± 2.5 (n=3)"  # 4.303 / sqrt(3)
