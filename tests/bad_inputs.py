@@ -751,6 +751,7 @@ ARGUMENTS = [
     (["compare", "{run}"], "--output is not set"),
     (["compare", "{run}", "--output={file}"], "is a file"),
     (["compare", "{run}", "--output="], "--output= is empty"),
+    (["compare", "{run}", "--output={w}", "--power_law=size"], "--power_law: 'size' is neither a varied key nor one of images"),
     (["compare", "{run}", "--output={w}", "--baseline=other"], "--baseline=other is unknown; choose of 'simclr'"),
     (["compare", "{run}", "--output={w}", "--metric=knn/top1"], "--metric=knn/top1 is a metric of none of the runs"),
     (["compare", "{run}", "--output={w}", "--step=7"], "--step=7: no run was evaluated there"),

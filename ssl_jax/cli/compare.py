@@ -24,6 +24,9 @@ def add_arguments(sub) -> None:
     sub.add_argument(
         "--metric", action="append", default=[], metavar="LABEL/NAME", help="may be repeated (default: the main one of each evaluation)"
     )
+    sub.add_argument(
+        "--power_law", default="", metavar="NAME[,NAME]", help="fit error = c NAME^-b: images, flops, device_seconds, or varied keys"
+    )
     sub.add_argument("--step", type=whole("--step", 0), help="of the evaluations and pictures (default: the end of each run)")
 
 
@@ -37,5 +40,6 @@ def main(args, overrides) -> int:
         if len(args.folders) > 1 or not (args.folders[0] / SWEEP).is_file():
             raise UserError("--output is not set; give the directory that gets compare.html, as --output=comparison")
         output = args.folders[0]
-    print(write_comparison(args.folders, output, args.baseline, args.metric, args.step))
+    quantities = [name.strip() for name in args.power_law.split(",") if name.strip()]
+    print(write_comparison(args.folders, output, args.baseline, args.metric, args.step, quantities))
     return 0

@@ -43,11 +43,16 @@ class Difference(NamedTuple):
         return len(self.seeds) >= SIGNIFICANT_FROM and not self.t.low <= 0 <= self.t.high
 
 
+def t_quantile(freedom: int) -> float:
+    """How many standard errors half of a 95 % interval is, with so many degrees of freedom."""
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
+
+
 def t_half_width(values: Sequence[float]) -> float | None:
     """t(n - 1) s / sqrt(n), half of the 95 % t-interval of the mean of n values; None below two values."""
     if len(values) < 2:
         return None
-    return float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:

@@ -21,8 +21,8 @@ class Point(NamedTuple):
     title: str  # under the mouse
 
 
-def scatter(title: str, series: Mapping[str, Sequence[Point]], across: str, categories: Sequence[str] = (), joined: bool = False,
-            legend: bool = True) -> str:  # fmt: skip
+def scatter(title: str, series: Mapping[str, Sequence[Point]], across: str, categories: Sequence[str] = (),
+            joined: bool | Sequence[str] = False, legend: bool = True) -> str:  # fmt: skip
     """A figure of points.
 
     Args:
@@ -30,7 +30,7 @@ def scatter(title: str, series: Mapping[str, Sequence[Point]], across: str, cate
         series: {name: points in ascending order of x}, finite, at least one point in all.
         across: what the horizontal axis shows.
         categories: names of the places 0, 1, ... on that axis; () where it has numbers.
-        joined: lines between the points of a series.
+        joined: lines between the points of all series, or of those named here.
         legend: name the series; otherwise the page does, by `charts.legend_of`.
     """
     points = [point for of_one in series.values() for point in of_one]
@@ -61,7 +61,8 @@ def scatter(title: str, series: Mapping[str, Sequence[Point]], across: str, cate
     for x, label in marks.items():
         at = position(x, low)[0]
         shapes.append(charts.svg_text(min(at, WIDTH - 2), HEIGHT - 7, html.escape(label), "end" if at > WIDTH - 24 else "middle"))
-    shapes += [_series(of_one, position, i, joined) for i, of_one in enumerate(series.values())]
+    lines = series if joined is True else joined or ()
+    shapes += [_series(of_one, position, i, name in lines) for i, (name, of_one) in enumerate(series.items())]
     names = charts.legend_of(dict.fromkeys(series, "")) if legend and len(series) > 1 else []
     heading, across = html.escape(title), html.escape(f"{across}{', logarithmic' if logarithmic else ''}")
     names.insert(0, f"<span>over {across}</span>")

@@ -10,6 +10,7 @@ from ssl_jax import files
 from ssl_jax.errors import workdir_not_made
 from ssl_jax.report.compare import figures, page
 from ssl_jax.report.compare.pictures import pictures
+from ssl_jax.report.compare.power_law import power_laws
 from ssl_jax.report.compare.runs import read_comparison
 from ssl_jax.report.compare.table import make_table
 from ssl_jax.report.compare.text import as_csv, as_latex, as_markdown
@@ -17,7 +18,8 @@ from ssl_jax.report.page import PAGE
 
 
 def write_comparison(
-    folders: Sequence[Path], output: Path, baseline: str | None = None, metrics: Sequence[str] = (), step: int | None = None
+    folders: Sequence[Path], output: Path, baseline: str | None = None, metrics: Sequence[str] = (), step: int | None = None,
+    quantities: Sequence[str] = (),
 ) -> Path:
     """Compare runs and sweeps; returns the path of the page.
 
@@ -27,9 +29,10 @@ def write_comparison(
         baseline: the name of a group; None for that of the sweep, else the first group.
         metrics: '<label>/<name>' of evaluations or of metrics.jsonl; () for the main one of each evaluation.
         step: of the evaluations and pictures; None for the end of each run.
+        quantities: costs and varied keys over which power laws are fitted; () for none.
 
     Raises:
-        UserError: a directory without a run, one that is given twice, an unknown baseline, metric or step, or nothing in common.
+        UserError: a directory without a run, one that is given twice, an unknown baseline, metric, step or quantity, nothing in common.
         MachineFault: a file cannot be written.
     """
     comparison = read_comparison(folders, baseline)
@@ -40,6 +43,7 @@ def write_comparison(
         page.results(table),
         page.differences(table),
         figures.effects(comparison, table),
+        power_laws(comparison, table, quantities),
         page.compute(comparison, table),
         figures.curves(comparison, table, metrics),
         pictures(comparison.groups, step),
