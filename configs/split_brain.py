@@ -15,13 +15,14 @@ def halves(config, width, grid=10):
     config.model.encoder.width = width
     del config.model["target"]
     config.model.update(dict(loss="classification", grid=grid, levels=50))
+    if "linear" in config.evals:  # each half alone, beside both
+        for half in ("lightness", "color"):
+            config.evals[f"linear_{half}"] = dict(config.evals.linear, layer=half)
 
 
 def scenes(config):
     colorization.scenes(config)
     halves(config, 0.125, grid=20)
-    for half in ("lightness", "color"):
-        config.evals[f"linear_{half}"] = dict(config.evals.linear, layer=half)
 
 
 def smoke(config):
