@@ -191,6 +191,12 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.head_std": WEIGHT,
     r"model\.mix\.(mixup|cutmix)": WEIGHT,
     r"model\.mix\.(p|switch)": SHARE,
+    # joint embedding
+    r"model\.momentum": SHARE,
+    r"model\.momentum_schedule": NAME,
+    r"model\.(stop_gradient|symmetric)": TRUTH,
+    r"model\.queue": AT_LEAST_0,
+    r"model\.groups": COUNT,
     # pretext tasks
     r"model\.turns": entries(whole(0, 3), least=2),
     r"model\.(grid|tile|puzzles)": COUNT,

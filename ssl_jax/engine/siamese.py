@@ -1,0 +1,126 @@
+"""What methods share that compare embeddings of two views: encoder, projector and predictor, and a teacher that follows them.
+
+The networks see all views of a batch in one pass, so BatchNorm normalizes them together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.augment.pixels import to_input
+from ssl_jax.augment.views import make_views
+from ssl_jax.engine.durations import to_steps
+from ssl_jax.engine.method import State, Tree
+from ssl_jax.errors import UserError
+from ssl_jax.models.backbones.encoders import build_encoder
+from ssl_jax.models.build import construct
+from ssl_jax.models.common import apply, init_variables
+from ssl_jax.models.heads import ProjectionHead
+
+NO_LAYERS = {"widths": ()}
+
+
+class Siamese(NamedTuple):
+    """Pure functions of the networks of `config.model`. V views have shape [B, V, h, w, 3] and values in [0, 1]."""
+
+    groups: tuple[str, ...]  # of the parameters: 'net', and 'predictor' if it has layers
+    views: Callable  # (images uint8 [B, H, W, 3], key) -> [B, 2, h, w, 3]
+    init: Callable  # (key, views) -> ({'net': {'encoder', 'projector'}[, 'predictor']}, batch statistics of these parts)
+    embed: Callable  # (net, statistics, views, train) -> (projections float32 [B, V, D], new statistics)
+    predict: Callable  # (params of the groups, statistics, projections [B, V, D], train) -> (predictions [B, V, D], new statistics)
+    encode: Callable  # as `Method.encode`: features of the encoder, and 'projection'
+
+
+def siamese(config) -> Siamese:
+    """`config.model`: encoder (see `build_encoder`), projector and perhaps predictor (fields of ProjectionHead), mean and std of the
+    input. A predictor without widths predicts the projection itself.
+
+    Raises:
+        UserError: not two views, a batch of one image, or an impossible network.
+    """
+    model, name = config.model, config.method
+    if config.batch_size < 2:
+        raise UserError(f"config.batch_size={config.batch_size}: {name} compares the images of a batch; give 2 or more")
+    if hasattr(config.views, "keys") or len(config.views) != 2:
+        there = "groups" if hasattr(config.views, "keys") else len(config.views)
+        raise UserError(f"config.method={name!r} compares two views of an image, and config.views has {there}; give two recipes")
+    views = make_views(config.views)
+    encoder = build_encoder(model.encoder, config.dtype)
+    projector = construct(ProjectionHead, "projector", model.projector, dtype=config.dtype)
+    predictor = construct(ProjectionHead, "predictor", model.get("predictor", NO_LAYERS), dtype=config.dtype)
+
+    def forward(net, stats, x, train):
+        h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train)
+        z, projector_stats = apply(projector, net["projector"], stats["projector"], h["pooled"], train)
+        return h, z[-1], {**stats, "encoder": encoder_stats, "projector": projector_stats}
+
+    def to_network(views):
+        return to_input(views.reshape(-1, *views.shape[2:]), model.mean, model.std)
+
+    def init(key, views):
+        keys, x = jax.random.split(key, 3), to_network(views)
+        net, stats = {}, {}
+        net["encoder"], stats["encoder"] = init_variables(encoder, keys[0], x)
+        h, _ = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
+        net["projector"], stats["projector"] = init_variables(projector, keys[1], h["pooled"])
+        if not predictor.widths:
+            return {"net": net}, stats
+        params, of_predictor = init_variables(predictor, keys[2], forward(net, stats, x, train=True)[1])
+        return {"net": net, "predictor": params}, {**stats, "predictor": of_predictor}
+
+    def embed(net, stats, views, train):
+        _, z, stats = forward(net, stats, to_network(views), train)
+        return z.reshape(*views.shape[:2], -1), stats
+
+    def predict(params, stats, z, train):
+        if not predictor.widths:
+            return z, stats
+        p, of_predictor = apply(predictor, params["predictor"], stats["predictor"], z.reshape(-1, z.shape[-1]), train)
+        return p[-1].reshape(z.shape), {**stats, "predictor": of_predictor}
+
+    def encode(params, mutable, images):
+        h, z, _ = forward(params["net"], mutable["batch_stats"], to_input(images, model.mean, model.std), train=False)
+        return {**h, "projection": z}
+
+    return Siamese(("net", "predictor") if predictor.widths else ("net",), views, init, embed, predict, encode)
+
+
+def new_teacher(params: Tree, stats: Tree) -> Tree:
+    """A copy of encoder and projector with batch statistics of its own, for `State.mutable['teacher']`."""
+    own = {part: stats[part] for part in params["net"]}
+    return jax.tree.map(jnp.copy, {"net": params["net"], "batch_stats": own})
+
+
+def follow(momentum: Callable[[jax.Array], jax.Array]) -> Callable[[State], dict]:
+    """`Method.after`: teacher <- m teacher + (1 - m) student, with the student's new parameters and m = momentum(step).
+
+    Batch statistics are those of the teacher's own passes. BYOL and DINO update the teacher behind the optimizer, MoCo before the
+    next forward pass; both are this, since the student does not change in between.
+    """
+
+    def after(state):
+        teacher = state.mutable["teacher"]
+        net = optax.incremental_update(state.params["net"], teacher["net"], 1 - momentum(state.step))
+        return {**state.mutable, "teacher": {**teacher, "net": net}}
+
+    return after
+
+
+def momentum_schedule(config) -> Callable[[jax.Array], jax.Array]:
+    """`config.model.momentum` at the first step, rising to 1 over the run as a half cosine with `momentum_schedule='cosine'`.
+
+    Grill et al. 2020 (BYOL), section 3.3; Chen et al. 2021 (MoCo v3), section 4.1. 'constant' keeps it.
+    """
+    model = config.model
+    start, total = model.momentum, to_steps(config.total, "total", config.batch_size, config.data.examples)
+    if model.momentum_schedule not in ("cosine", "constant"):
+        raise UserError(f"config.model.momentum_schedule={model.momentum_schedule!r} is unknown; choose cosine or constant")
+    if model.momentum_schedule == "constant":
+        return lambda step: jnp.float32(start)
+    return lambda step: 1 - (1 - start) * (jnp.cos(math.pi * step / total) + 1) / 2
