@@ -17,6 +17,7 @@ from ssl_jax.engine.method import Method, Phase, Spec
 from ssl_jax.engine.siamese import follow, momentum_schedule, new_teacher, siamese
 from ssl_jax.errors import UserError
 from ssl_jax.objectives.contrastive import info_nce, queue_info_nce, unit
+from ssl_jax.objectives.joint_embedding import spread
 
 
 def build(config, stages) -> Method:
@@ -65,7 +66,7 @@ def build(config, stages) -> Method:
             update["queue"] = enqueue(queue, keys.reshape(-1, keys.shape[-1]))
         else:
             parts = [info_nce(queries[:, i], keys[:, i], model.temperature) for i in range(len(pairs))]
-        return model.weight * sum(value for value, _ in parts), (update, parts[0][1])
+        return model.weight * sum(value for value, _ in parts), (update, {**parts[0][1], "target_spread": spread(keys)})
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
