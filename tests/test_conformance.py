@@ -61,7 +61,7 @@ def stage_run(recipe):
 def fill_in(config, size):
     """Set up `config` and its stages for images of `size` [H, W, 3] and 10 classes."""
     with config.unlocked():
-        config.data.image_shape, config.data.num_classes, config.dtype = size, 10, "float32"
+        config.data.image_shape, config.data.num_classes, config.data.examples, config.dtype = size, 10, 512, "float32"
         for name in config.data.get("classes", {}):
             config.data.classes[name] = 10
         config.data.vocabulary = dict.fromkeys(config.data.vocabulary, 10)

@@ -196,6 +196,7 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.momentum_schedule": NAME,
     r"model\.(stop_gradient|symmetric)": TRUTH,
     r"model\.queue": AT_LEAST_0,
+    r"model\.weights\.variance": WEIGHT,
     r"model\.groups": COUNT,
     # pretext tasks
     r"model\.turns": entries(whole(0, 3), least=2),
