@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.engine.method import State
-from ssl_jax.engine.siamese import follow, momentum_schedule
+from ssl_jax.engine.siamese import enqueue, follow, momentum_schedule
 from ssl_jax.errors import UserError
 from ssl_jax.experiment import config as configs
 from ssl_jax.methods import build_method, moco
@@ -136,10 +136,10 @@ def test_targets_of_simsiam_have_no_gradient_unless_asked_for():
 
 
 def test_queue_holds_the_last_keys_in_order():
-    queue = {"keys": jnp.zeros((6, 1)), "next": jnp.int32(0)}
+    queue = {"rows": jnp.zeros((6, 1)), "next": jnp.int32(0)}
     for step in range(5):
-        queue = moco.enqueue(queue, jnp.array([[2.0 * step], [2.0 * step + 1]]))
-    assert queue["keys"].ravel().tolist() == [6, 7, 8, 9, 4, 5] and queue["next"] == 4
+        queue = enqueue(queue, jnp.array([[2.0 * step], [2.0 * step + 1]]))
+    assert queue["rows"].ravel().tolist() == [6, 7, 8, 9, 4, 5] and queue["next"] == 4
 
 
 @pytest.mark.full
@@ -147,13 +147,13 @@ def test_queue_has_no_gradient_and_gets_the_keys_behind_the_loss():
     method, state = begin("moco.py:smoke")
 
     def value(queue):
-        return loss_of(method, state._replace(mutable={**state.mutable, "queue": {**state.mutable["queue"], "keys": queue}}))
+        return loss_of(method, state._replace(mutable={**state.mutable, "queue": {**state.mutable["queue"], "rows": queue}}))
 
-    keys = state.mutable["queue"]["keys"]
+    keys = state.mutable["queue"]["rows"]
     grads, (update, _) = jax.jit(jax.grad(value, has_aux=True))(keys)
     assert not np.any(grads)
-    assert np.array_equal(update["queue"]["keys"][32:], keys[32:]) and not np.any(update["queue"]["keys"][:32] == keys[:32])
-    np.testing.assert_allclose(np.linalg.norm(update["queue"]["keys"], axis=1), 1, rtol=1e-5)
+    assert np.array_equal(update["queue"]["rows"][32:], keys[32:]) and not np.any(update["queue"]["rows"][:32] == keys[:32])
+    np.testing.assert_allclose(np.linalg.norm(update["queue"]["rows"], axis=1), 1, rtol=1e-5)
     assert update["queue"]["next"] == 32
 
 

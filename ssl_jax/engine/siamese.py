@@ -27,28 +27,40 @@ NO_LAYERS = {"widths": ()}
 
 
 class Siamese(NamedTuple):
-    """Pure functions of the networks of `config.model`. V views have shape [B, V, h, w, 3] and values in [0, 1]."""
+    """Pure functions of the networks of `config.model`.
 
+    Views are [B, V, h, w, 3] with values in [0, 1], or {group: such an array} for several sizes. V counts those of all groups, in
+    order.
+    """
+
+    first: int  # number of views of the first group
     groups: tuple[str, ...]  # of the parameters: 'net', and 'predictor' if it has layers
-    views: Callable  # (images uint8 [B, H, W, 3], key) -> [B, 2, h, w, 3]
+    views: Callable  # (images uint8 [B, H, W, 3], key) -> views
     init: Callable  # (key, views) -> ({'net': {'encoder', 'projector'}[, 'predictor']}, batch statistics of these parts)
     embed: Callable  # (net, statistics, views, train) -> (projections float32 [B, V, D], new statistics)
     predict: Callable  # (params of the groups, statistics, projections [B, V, D], train) -> (predictions [B, V, D], new statistics)
     encode: Callable  # as `Method.encode`: features of the encoder, and 'projection'
 
 
-def siamese(config) -> Siamese:
+def siamese(config, crops: bool = False) -> Siamese:
     """`config.model`: encoder (see `build_encoder`), projector and perhaps predictor (fields of ProjectionHead), mean and std of the
     input. A predictor without widths predicts the projection itself.
 
+    Args:
+        crops: any number of views, also of several sizes, but at least two in the first group; else exactly two.
+
     Raises:
-        UserError: not two views, a batch of one image, or an impossible network.
+        UserError: another number of views, a batch of one image, or an impossible network.
     """
     model, name = config.model, config.method
     if config.batch_size < 2:
         raise UserError(f"config.batch_size={config.batch_size}: {name} compares the images of a batch; give 2 or more")
-    if hasattr(config.views, "keys") or len(config.views) != 2:
-        there = "groups" if hasattr(config.views, "keys") else len(config.views)
+    sizes = hasattr(config.views, "keys")
+    first = len(next(iter(config.views.values()), ())) if sizes else len(config.views)
+    if crops and first < 2:
+        raise UserError(f"config.method={name!r} compares views, and the first group of config.views has {first}; give two or more")
+    if not crops and (sizes or first != 2):
+        there = "groups" if sizes else first
         raise UserError(f"config.method={name!r} compares two views of an image, and config.views has {there}; give two recipes")
     views = make_views(config.views)
     encoder = build_encoder(model.encoder, config.dtype)
@@ -63,8 +75,11 @@ def siamese(config) -> Siamese:
     def to_network(views):
         return to_input(views.reshape(-1, *views.shape[2:]), model.mean, model.std)
 
+    def by_size(views):
+        return list(views.values()) if hasattr(views, "values") else [views]
+
     def init(key, views):
-        keys, x = jax.random.split(key, 3), to_network(views)
+        keys, x = jax.random.split(key, 3), to_network(by_size(views)[0])
         net, stats = {}, {}
         net["encoder"], stats["encoder"] = init_variables(encoder, keys[0], x)
         h, _ = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
@@ -75,8 +90,11 @@ def siamese(config) -> Siamese:
         return {"net": net, "predictor": params}, {**stats, "predictor": of_predictor}
 
     def embed(net, stats, views, train):
-        _, z, stats = forward(net, stats, to_network(views), train)
-        return z.reshape(*views.shape[:2], -1), stats
+        found = []
+        for of_a_size in by_size(views):  # one pass for each
+            _, z, stats = forward(net, stats, to_network(of_a_size), train)
+            found.append(z.reshape(*of_a_size.shape[:2], -1))
+        return jnp.concatenate(found, 1), stats
 
     def predict(params, stats, z, train):
         if not predictor.widths:
@@ -88,7 +106,16 @@ def siamese(config) -> Siamese:
         h, z, _ = forward(params["net"], mutable["batch_stats"], to_input(images, model.mean, model.std), train=False)
         return {**h, "projection": z}
 
-    return Siamese(("net", "predictor") if predictor.widths else ("net",), views, init, embed, predict, encode)
+    return Siamese(first, ("net", "predictor") if predictor.widths else ("net",), views, init, embed, predict, encode)
+
+
+def enqueue(queue: dict, rows: jax.Array) -> dict:
+    """{'rows': [K, ...], 'next': int32} with the oldest rows replaced by `rows` [N, ...], where N divides K."""
+    start = queue["next"]
+    return {
+        "rows": jax.lax.dynamic_update_slice_in_dim(queue["rows"], rows, start, 0),
+        "next": (start + len(rows)) % len(queue["rows"]),
+    }
 
 
 def new_teacher(params: Tree, stats: Tree) -> Tree:

@@ -196,6 +196,8 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.momentum_schedule": NAME,
     r"model\.(stop_gradient|symmetric)": TRUTH,
     r"model\.queue": AT_LEAST_0,
+    r"model\.(prototypes|iterations)": COUNT,
+    r"model\.epsilon": POSITIVE,
     r"model\.weights\.variance": WEIGHT,
     r"model\.groups": COUNT,
     # pretext tasks

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.engine.method import Method, Phase, Spec
-from ssl_jax.engine.siamese import follow, momentum_schedule, new_teacher, siamese
+from ssl_jax.engine.siamese import enqueue, follow, momentum_schedule, new_teacher, siamese
 from ssl_jax.errors import UserError
 from ssl_jax.objectives.contrastive import info_nce, queue_info_nce, unit
 from ssl_jax.objectives.joint_embedding import spread
@@ -48,7 +48,7 @@ def build(config, stages) -> Method:
         mutable = {"batch_stats": stats, "teacher": new_teacher(params, stats)}
         if model.queue:
             width = model.projector["widths"][-1]
-            mutable["queue"] = {"keys": unit(jax.random.normal(keys[1], (model.queue, width))), "next": jnp.zeros((), jnp.int32)}
+            mutable["queue"] = {"rows": unit(jax.random.normal(keys[1], (model.queue, width))), "next": jnp.zeros((), jnp.int32)}
         return params, mutable
 
     def loss(train, state, batch, key):
@@ -62,7 +62,7 @@ def build(config, stages) -> Method:
         update = {"batch_stats": stats, "teacher": {**teacher, "batch_stats": teacher_stats}}
         if model.queue:
             queue = state.mutable["queue"]
-            parts = [queue_info_nce(queries[:, i], keys[:, i], queue["keys"], model.temperature) for i in range(len(pairs))]
+            parts = [queue_info_nce(queries[:, i], keys[:, i], queue["rows"], model.temperature) for i in range(len(pairs))]
             update["queue"] = enqueue(queue, keys.reshape(-1, keys.shape[-1]))
         else:
             parts = [info_nce(queries[:, i], keys[:, i], model.temperature) for i in range(len(pairs))]
@@ -78,15 +78,6 @@ def build(config, stages) -> Method:
         encoder=("net", "encoder"),
         couples_batch=True,
     )
-
-
-def enqueue(queue: dict, keys: jax.Array) -> dict:
-    """The queue with its oldest keys replaced by `keys` [N, D], where N divides its length."""
-    start = queue["next"]
-    return {
-        "keys": jax.lax.dynamic_update_slice_in_dim(queue["keys"], keys, start, 0),
-        "next": (start + len(keys)) % len(queue["keys"]),
-    }
 
 
 def in_groups(embed: Callable, groups: int) -> Callable:
