@@ -195,6 +195,8 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.momentum": SHARE,
     r"model\.momentum_schedule": NAME,
     r"model\.(stop_gradient|symmetric)": TRUTH,
+    r"model\.mask_ratio": number(0, 1),
+    r"model\.norm_pix": TRUTH,
     r"model\.queue": AT_LEAST_0,
     r"model\.(prototypes|iterations)": COUNT,
     r"model\.epsilon": POSITIVE,
