@@ -37,17 +37,19 @@ class Siamese(NamedTuple):
     groups: tuple[str, ...]  # of the parameters: 'net', and 'predictor' if it has layers
     views: Callable  # (images uint8 [B, H, W, 3], key) -> views
     init: Callable  # (key, views) -> ({'net': {'encoder', 'projector'}[, 'predictor']}, batch statistics of these parts)
-    embed: Callable  # (net, statistics, views, train) -> (projections float32 [B, V, D], new statistics)
+    embed: Callable
+    # (net, statistics, views, train, key=None) -> (projections float32 [B, V, D], new statistics); without a key no path is dropped
     predict: Callable  # (params of the groups, statistics, projections [B, V, D], train) -> (predictions [B, V, D], new statistics)
     encode: Callable  # as `Method.encode`: features of the encoder, and 'projection'
 
 
-def siamese(config, crops: bool = False) -> Siamese:
+def siamese(config, crops: bool = False, head: Callable = ProjectionHead) -> Siamese:
     """`config.model`: encoder (see `build_encoder`), projector and perhaps predictor (fields of ProjectionHead), mean and std of the
     input. A predictor without widths predicts the projection itself.
 
     Args:
         crops: any number of views, also of several sizes, but at least two in the first group; else exactly two.
+        head: the class of the projector.
 
     Raises:
         UserError: another number of views, a batch of one image, or an impossible network.
@@ -64,11 +66,12 @@ def siamese(config, crops: bool = False) -> Siamese:
         raise UserError(f"config.method={name!r} compares two views of an image, and config.views has {there}; give two recipes")
     views = make_views(config.views)
     encoder = build_encoder(model.encoder, config.dtype)
-    projector = construct(ProjectionHead, "projector", model.projector, dtype=config.dtype)
+    calm = build_encoder({**model.encoder, "drop_path": 0.0}, config.dtype) if "drop_path" in model.encoder else encoder
+    projector = construct(head, "projector", model.projector, dtype=config.dtype)
     predictor = construct(ProjectionHead, "predictor", model.get("predictor", NO_LAYERS), dtype=config.dtype)
 
-    def forward(net, stats, x, train):
-        h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train)
+    def forward(net, stats, x, train, key=None):
+        h, encoder_stats = apply(calm if key is None else encoder, net["encoder"], stats["encoder"], x, train, key)
         z, projector_stats = apply(projector, net["projector"], stats["projector"], h["pooled"], train)
         return h, z[-1], {**stats, "encoder": encoder_stats, "projector": projector_stats}
 
@@ -81,18 +84,19 @@ def siamese(config, crops: bool = False) -> Siamese:
     def init(key, views):
         keys, x = jax.random.split(key, 3), to_network(by_size(views)[0])
         net, stats = {}, {}
-        net["encoder"], stats["encoder"] = init_variables(encoder, keys[0], x)
-        h, _ = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
+        net["encoder"], stats["encoder"] = init_variables(calm, keys[0], x)
+        h, _ = apply(calm, net["encoder"], stats["encoder"], x, train=True)
         net["projector"], stats["projector"] = init_variables(projector, keys[1], h["pooled"])
         if not predictor.widths:
             return {"net": net}, stats
         params, of_predictor = init_variables(predictor, keys[2], forward(net, stats, x, train=True)[1])
         return {"net": net, "predictor": params}, {**stats, "predictor": of_predictor}
 
-    def embed(net, stats, views, train):
+    def embed(net, stats, views, train, key=None):
         found = []
-        for of_a_size in by_size(views):  # one pass for each
-            _, z, stats = forward(net, stats, to_network(of_a_size), train)
+        for i, of_a_size in enumerate(by_size(views)):  # one pass for each
+            drop = None if key is None else jax.random.fold_in(key, i)
+            _, z, stats = forward(net, stats, to_network(of_a_size), train, drop)
             found.append(z.reshape(*of_a_size.shape[:2], -1))
         return jnp.concatenate(found, 1), stats
 
