@@ -146,12 +146,16 @@ def follow(momentum: Callable[[jax.Array], jax.Array]) -> Callable[[State], dict
 def momentum_schedule(config) -> Callable[[jax.Array], jax.Array]:
     """`config.model.momentum` at the first step, rising to 1 over the run as a half cosine with `momentum_schedule='cosine'`.
 
-    Grill et al. 2020 (BYOL), section 3.3; Chen et al. 2021 (MoCo v3), section 4.1. 'constant' keeps it.
+    Grill et al. 2020 (BYOL), section 3.3; Chen et al. 2021 (MoCo v3), section 4.1. 'linear' rises along a line (I-JEPA), and 'constant'
+    keeps it.
     """
     model = config.model
     start, total = model.momentum, to_steps(config.total, "total", config.batch_size, config.data.examples)
-    if model.momentum_schedule not in ("cosine", "constant"):
-        raise UserError(f"config.model.momentum_schedule={model.momentum_schedule!r} is unknown; choose cosine or constant")
-    if model.momentum_schedule == "constant":
-        return lambda step: jnp.float32(start)
-    return lambda step: 1 - (1 - start) * (jnp.cos(math.pi * step / total) + 1) / 2
+    shapes = {
+        "cosine": lambda step: 1 - (1 - start) * (jnp.cos(math.pi * step / total) + 1) / 2,
+        "linear": lambda step: start + (1 - start) * step / total,
+        "constant": lambda step: jnp.float32(start),
+    }
+    if model.momentum_schedule not in shapes:
+        raise UserError(f"config.model.momentum_schedule={model.momentum_schedule!r} is unknown; choose {', '.join(shapes)}")
+    return shapes[model.momentum_schedule]

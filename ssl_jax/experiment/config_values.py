@@ -197,6 +197,8 @@ PATTERNS = {re.compile(pattern): kind for pattern, kind in {
     r"model\.(stop_gradient|symmetric)": TRUTH,
     r"model\.mask_ratio": number(0, 1),
     r"model\.norm_pix": TRUTH,
+    r"model\.(targets|kept)": COUNT,
+    r"model\.(target_size|context_size)": entries(COUNT, 2),
     r"model\.queue": AT_LEAST_0,
     r"model\.(.*\.)?(prototypes|iterations|bottleneck)": COUNT,
     r"model\.(teacher_temperature|teacher_temperature_end)": POSITIVE,
