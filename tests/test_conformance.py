@@ -166,7 +166,9 @@ def test_every_variant_locks_and_builds_abstractly(name):
         assert config.is_locked
         evals.check(config.evals)
         json.dumps(configs.plain(config))
-        options = [dict(kwargs) for _, kwargs in (*config.data.ops, *(config.views[0] if "views" in config else ()))]
+        views = config.get("views", ((),))
+        first = next(iter(views.values())) if hasattr(views, "keys") else views
+        options = [dict(kwargs) for _, kwargs in (*config.data.ops, *first[0])]
         own = SCENES_SIZE if config.data.name == "scenes" else 32
         size = next((kwargs[key] for kwargs in options for key in ("size", "crop") if key in kwargs), own)
         crops = next((dict(kwargs).get("crops", 2) for op, kwargs in config.data.ops if op == "random_resized_crops"), None)
