@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from ssl_jax.errors import UserError
 
 
-def sinkhorn(scores: jax.Array, epsilon: float, iterations: int) -> jax.Array:
+def sinkhorn(scores: jax.Array, epsilon: jax.Array | float, iterations: int) -> jax.Array:
     """Assignments [N, K] of N rows to K prototypes that use all prototypes about equally; each row sums to 1.
 
     Rows and columns of exp(scores / epsilon) are scaled in turn, in log space, so large scores do not overflow. Caron et al. 2020,
     "SwAV" (arXiv:2006.09882), algorithm in appendix A: every iteration scales prototypes to 1/K, then images to 1/N. The result has no
     gradient.
     """
-    if epsilon <= 0:
+    if isinstance(epsilon, int | float) and epsilon <= 0:
         raise UserError(f"config.model.epsilon={epsilon} must be positive; the paper has 0.05")
     q = jax.lax.stop_gradient(scores).astype(jnp.float32) / epsilon
     for _ in range(iterations):
@@ -42,6 +42,20 @@ def swapped(assignments: jax.Array, logits: jax.Array) -> jax.Array:
     """
     pairs = [(g, v) for g in range(assignments.shape[1]) for v in range(logits.shape[1]) if g != v]
     return sum(cross_entropy(assignments[:, g], logits[:, v]) for g, v in pairs) / len(pairs)
+
+
+def masked_cross_entropy(assignments: jax.Array, logits: jax.Array, weights: jax.Array) -> jax.Array:
+    """A mean over each image's masked patches, then over images: iBOT's loss of patches (Zhou et al. 2022, arXiv:2111.07832, eq. 2).
+
+    So an image with few masked patches counts as much as one with many; one without any counts 0.
+
+    Args:
+        assignments, logits: [N, P, K] of P patches an image; logits are divided by the temperature.
+        weights: [N, P], 1 for masked patches, else 0.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    each = -jnp.sum(jax.lax.stop_gradient(assignments) * log_p, -1)
+    return jnp.mean(jnp.sum(each * weights, -1) / jnp.maximum(weights.sum(-1), 1))
 
 
 def entropy(p: jax.Array) -> jax.Array:

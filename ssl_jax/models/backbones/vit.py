@@ -121,11 +121,14 @@ class ViT(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False, visible: jax.Array | None = None) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: jax.Array, train: bool = False, visible: jax.Array | None = None, masked: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """[B, H, W, 3] -> features; `train` matters with `drop_path` only, since there are no batch statistics.
 
         visible: int32 [B, n], numbers of the patches that the blocks see, row by row; None: all. Then N counts these, and there is no
-        'patches'.
+          'patches'.
+        masked: bool [B, h * w], patches in whose place there is a learned token, with their positions; None: there is no such token.
 
         'block0', ...: [B, N, D], outputs of the blocks; the N tokens are class token (if any), registers, patches.
         'tokens': [B, N, D] after the final normalization; 'patches': [B, h, w, D], its patch tokens on their grid.
@@ -147,6 +150,8 @@ class ViT(nn.Module):
             name="patch_embed",
         )(images.astype(self.dtype))
         x = x.reshape(batch, grid[0] * grid[1], size.width)
+        if masked is not None:
+            x = jnp.where(masked[..., None], self.param("mask_token", _normal, (1, 1, size.width)).astype(self.dtype), x)
 
         prefix = [("cls_token", 1)] * (self.pool == "cls") + [("registers", self.registers)] * (self.registers > 0)
         tokens = [
