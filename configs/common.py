@@ -212,3 +212,4 @@ def generation(config) -> None:
 
 IMAGENET_EVAL = (("resize_crop", dict(resize=256, crop=224)),)  # the central 87.5 %
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)

@@ -11,7 +11,6 @@ import ml_collections
 from configs import common
 from configs.common import Variant
 
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
 NONE = dict(widths=())
 ALL = ((".*", 1.0),)  # weight decay of every parameter
 
@@ -60,8 +59,9 @@ def cifar10_nin(config):
     config.total = "200 epochs"
     config.views = ((("random_crop", dict(size=32, pad=4)), ("flip", dict(p=0.5))),)
     config.model = dict(
-        turns=(0, 1, 2, 3), encoder=dict(name="nin", blocks=4), layer="pooled", embed=NONE, head=NONE, mean=CIFAR_MEAN, std=CIFAR_STD
-    )
+        turns=(0, 1, 2, 3), encoder=dict(name="nin", blocks=4), layer="pooled", embed=NONE, head=NONE,
+        mean=common.CIFAR_MEAN, std=common.CIFAR_STD,
+    )  # fmt: skip
     steps = dict(schedule="step", milestones=(0.3, 0.6, 0.8), factor=0.2)
     config.optim = dict(net=dict(name="sgd", lr=0.1, nesterov=True, weight_decay=5e-4, weight_decay_mask=ALL, **steps))
     config.evals = dict(

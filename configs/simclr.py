@@ -9,6 +9,7 @@ import ml_collections
 from configs import common
 from configs.common import Variant
 
+JITTER = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8, style="torchvision")  # of BYOL and its followers
 
 def scenes(config):
     # Color must not help to match views, or nothing else is learned. torchvision's operations clip less than TensorFlow's.
@@ -191,6 +192,39 @@ def imagenet_v2(config):
 def imagenet_v2_sk(config):
     imagenet_v2(config)
     config.model.encoder.sk = True
+
+
+def relative(config, recipe) -> None:
+    """Encoder, views, budget and evaluations of a recipe above, for methods with a projector of their own and no temperature."""
+    recipe(config)
+    for key in ("head", "temperature", "loss", "similarities"):
+        del config.model[key]
+    config.references = {}
+
+
+def asymmetric_views(size, area, crop=True):
+    """The views of BYOL (Grill et al. 2020, appendix B): the first is nearly always blurred, the second at times solarized."""
+    first = [("random_resized_crop", dict(size=size, area=area))] if crop else []
+    first += [("flip", dict(p=0.5)), ("color_jitter", dict(JITTER)), ("grayscale", dict(p=0.2))]
+    second = [*first, ("blur", dict(p=0.1, sigma=(0.1, 2.0))), ("solarize", dict(p=0.2))]
+    return (*first, ("blur", dict(p=1.0, sigma=(0.1, 2.0)))), tuple(second)
+
+
+def moco_views(size, crop=True):
+    """MoCo v2's, which SimSiam uses, too."""
+    recipe = [("random_resized_crop", dict(size=size, area=(0.2, 1.0)))] if crop else []
+    recipe += [
+        ("color_jitter", dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8, style="torchvision")),
+        ("grayscale", dict(p=0.2)), ("blur", dict(p=0.5, sigma=(0.1, 2.0))), ("flip", dict(p=0.5)),
+    ]  # fmt: skip
+    return tuple(recipe)
+
+
+def small_images_views(size=32):
+    """solo-learn's asymmetric views of CIFAR: no blur, the second view at times solarized."""
+    first = (("random_resized_crop", dict(size=size, area=(0.08, 1.0))), ("flip", dict(p=0.5)), ("color_jitter", dict(JITTER)),
+             ("grayscale", dict(p=0.2)))  # fmt: skip
+    return first, (*first, ("solarize", dict(p=0.2)))
 
 
 def folder(config):

@@ -61,7 +61,7 @@ def stage_run(recipe):
 def fill_in(config, size):
     """Set up `config` and its stages for images of `size` [H, W, 3] and 10 classes."""
     with config.unlocked():
-        config.data.image_shape, config.data.num_classes, config.dtype = size, 10, "float32"
+        config.data.image_shape, config.data.num_classes, config.data.examples, config.dtype = size, 10, 512, "float32"
         for name in config.data.get("classes", {}):
             config.data.classes[name] = 10
         config.data.vocabulary = dict.fromkeys(config.data.vocabulary, 10)
@@ -166,7 +166,9 @@ def test_every_variant_locks_and_builds_abstractly(name):
         assert config.is_locked
         evals.check(config.evals)
         json.dumps(configs.plain(config))
-        options = [dict(kwargs) for _, kwargs in (*config.data.ops, *(config.views[0] if "views" in config else ()))]
+        views = config.get("views", ((),))
+        first = next(iter(views.values())) if hasattr(views, "keys") else views
+        options = [dict(kwargs) for _, kwargs in (*config.data.ops, *first[0])]
         own = SCENES_SIZE if config.data.name == "scenes" else 32
         size = next((kwargs[key] for kwargs in options for key in ("size", "crop") if key in kwargs), own)
         crops = next((dict(kwargs).get("crops", 2) for op, kwargs in config.data.ops if op == "random_resized_crops"), None)
@@ -477,6 +479,8 @@ def test_loss_falls_on_one_batch(name):
     exp = shared_experiment(name, 8, 2)
     if len(exp.method.phases) > 1 or len(loss_groups(exp.method.phases[0])) > 1:
         pytest.skip("adversarial losses need not fall")
+    if {"queue", "teacher"} & set(exp.run.abstract.mutable):
+        pytest.skip("a queue fills with keys of this batch, and a teacher moves the targets, so the loss need not fall")
     batch = {k: v for k, v in exp.batches[0].items() if k != "_skipped"}
     batch = next(loop.to_device([batch], exp.run.mesh))
     state, history = begin(name, exp), []

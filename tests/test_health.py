@@ -12,7 +12,7 @@ from ssl_jax.engine.health import HealthMonitor, spectral_norms
 HEALTHY = {
     "d/loss": 1.3, "d/accuracy_real": 0.7, "d/accuracy_fake": 0.99, "d/logit_std": 0.8, "d/diversity": 0.9, "game/code_variance": 0.3,
     "ge/mean_variance": 0.3, "ae/code_deviation": 0.3, "vae/active_units": 3.0, "vqvae/usage_of_batch": 0.4,
-    "color/colored": 1.0,
+    "color/colored": 1.0, "ssl/target_spread": 0.9,
     "d/grad_norm/discriminator": 1.0, "g/grad_norm/generator": 0.1, "judge/accuracy_train": 60.0, "judge/accuracy_test": 55.0,
     "time/slowest_input_process": 0.0, "time/slowest_input_wait": 0.1,
 }  # fmt: skip
@@ -25,6 +25,7 @@ SICK = [
     ({"ge/mean_variance": 1e-4}, 1000, "the encoder collapses: the means"),
     ({"time/slowest_input_process": 3.0, "time/slowest_input_wait": 0.83}, 100, "process 3 waits for it 83% of the time"),
     ({"ae/code_deviation": 1e-5}, 1000, "the code collapses"),
+    ({"ssl/target_spread": 0.2}, 300, "the embeddings collapse"),
     ({"vae/active_units": 0.0}, 1000, "the posterior collapses"),
     ({"vqvae/usage_of_batch": 0.02}, 1000, "the codebook collapses"),
     ({"color/colored": 0.0}, 100, "the images are gray"),

@@ -39,18 +39,18 @@ def pytest_in(folder, *arguments):
 def test_page_adds_two_files_for_a_method_and_an_objective_with_its_test():
     paths = [path for path, _ in FILE.findall(PAGE.read_text())]
     assert paths == [
-        "ssl_jax/objectives/cosine.py", "tests/test_cosine.py", "ssl_jax/methods/simsiam.py", "configs/simsiam.py",
+        "ssl_jax/objectives/hypersphere.py", "tests/test_hypersphere.py", "ssl_jax/methods/hypersphere.py", "configs/hypersphere.py",
         "ssl_jax/methods/motion_regression.py", "configs/motion_regression.py",
     ]  # fmt: skip
 
 
 @pytest.mark.full
 def test_objective_of_the_tutorial_passes_its_oracle_test(copy):
-    assert "2 passed" in pytest_in(copy, "tests/test_cosine.py")
+    assert "2 passed" in pytest_in(copy, "tests/test_hypersphere.py")
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["simsiam", "motion_regression"])
+@pytest.mark.parametrize("method", ["hypersphere", "motion_regression"])
 def test_method_of_the_tutorial_passes_all_conformance_tests(copy, method):
     output = pytest_in(copy, "tests/test_conformance.py", "-m", "not slow", "-k", method)
     assert int(re.search(r"(\d+) passed", output)[1]) >= 13

@@ -90,6 +90,12 @@ RULES = (
         1000,
     ),
     Rule(
+        "the embeddings collapse: they point in nearly one direction for all images (target_spread below 0.5; about 1 is healthy); a "
+        "predictor, targets without a gradient, or a variance term prevents it",
+        _all(("/target_spread",), lambda x: x < 0.5),
+        300,
+    ),
+    Rule(
         "the posterior collapses: no latent depends on the image; lower config.model.beta or warm it up",
         _all(("/active_units",), lambda x: x < 1),
         1000,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,32 @@ def scale_by_rate(rate) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
+def scheduled_decay(weight, mask) -> optax.GradientTransformationExtraArgs:
+    """Updates plus weight(step) * mask * weights; `mask` is a tree of numbers."""
+
+    def update(updates, state, params=None, *, step, **_):
+        return jax.tree.map(lambda u, w, d: u + weight(step) * d * w, updates, params, mask), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def _decay_schedule(spec: Mapping, total: int) -> Callable:
+    """`weight_decay`, or a half cosine from it to `weight_decay_end` over the run (DINO, arXiv:2104.14294, appendix)."""
+    start, end = spec["weight_decay"], spec["weight_decay_end"]
+    if end is None:
+        return lambda step: start
+    return lambda step: end + (start - end) * (1 + jnp.cos(jnp.pi * step / total)) / 2
+
+
+def clip_each(norm: float) -> optax.GradientTransformation:
+    """Each array is scaled down to `norm` by itself, as in DINO; `clip_norm` scales all by their common norm."""
+
+    def clip(x):
+        return x * jnp.minimum(1.0, norm / (jnp.linalg.norm(x.ravel()) + 1e-6))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
 def _core(spec: Mapping, rate, adapt, add_decay) -> list[optax.GradientTransformation]:
     """The transformations from gradients to updates, including the learning rate."""
     kind = spec["name"]
@@ -108,6 +134,7 @@ DEFAULTS = {
 COMMON = dict(
     lr=None, lr_scale="none", schedule="cosine", warmup="0 steps", milestones=(), factor=0.1, end=0.0, hold=0.0, weight_decay=0.0,
     weight_decay_mask=WEIGHTS_ONLY, lr_multipliers=((r".*", 1.0),), clip_norm=None,
+    clip_tensor_norm=None, weight_decay_end=None,
 )  # fmt: skip
 
 
@@ -163,10 +190,9 @@ def make_optimizer(group: str, spec: Mapping, params, total: int, batch_size: in
         return jax.tree.unflatten(structure, match(spec[key], names, f"config.optim.{group}.{key}", all_used=given))
 
     decay, multipliers = tree("weight_decay_mask"), tree("lr_multipliers")
-    add_decay = optax.stateless(
-        lambda updates, weights: jax.tree.map(lambda u, w, d: u + spec["weight_decay"] * d * w, updates, weights, decay)
-    )
+    add_decay = scheduled_decay(_decay_schedule(spec, total), decay)
     chain = [optax.clip_by_global_norm(spec["clip_norm"])] if spec["clip_norm"] else []
+    chain += [clip_each(spec["clip_tensor_norm"])] if spec["clip_tensor_norm"] else []
     chain += _core(spec, rate, jax.tree.map(bool, decay), add_decay)
     if any(m != 1 for m in jax.tree.leaves(multipliers)):
         chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers)))

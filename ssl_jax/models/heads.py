@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.models.activations import gelu
 from ssl_jax.models.backbones.layers import conv_relu
 from ssl_jax.models.common import Dense
 from ssl_jax.models.norm import BatchNorm
@@ -68,6 +69,44 @@ class ProjectionHead(nn.Module):
             x = x.astype(jnp.float32) if last else nn.relu(x)
             out.append(x)
         return tuple(out)
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head: linear layers with GELU, a bottleneck of length 1, and its similarities to prototypes.
+
+    Caron et al. 2021 (arXiv:2104.14294), section 3.1 and appendix C.
+
+    Fields:
+      widths: of the hidden layers. bottleneck: of the last layer before the prototypes. prototypes: their number K.
+      last_scale: each prototype has a learned length; else 1.
+    """
+
+    widths: tuple[int, ...] = (2048, 2048)
+    bottleneck: int = 256
+    prototypes: int = 65536
+    last_scale: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+        """[B, D] -> (x, hidden 1, ..., bottleneck [B, bottleneck], logits [B, K] in float32)."""
+        out, init = [x], nn.initializers.truncated_normal(0.02)
+        for index, width in enumerate((*self.widths, self.bottleneck), start=1):
+            x = Dense(width, kernel_init=init, dtype=self.dtype, name=f"linear{index}")(x)
+            x = x if index > len(self.widths) else gelu(x)
+            out.append(x)
+        x = unit(x)
+        kernel = self.param("prototypes", nn.initializers.truncated_normal(0.02), (self.prototypes, self.bottleneck), jnp.float32)
+        logits = jnp.matmul(x, unit(kernel).T, precision="highest")
+        if self.last_scale:
+            logits = logits * self.param("scale", nn.initializers.ones, (self.prototypes,), jnp.float32)
+        return (*out, logits)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Rows of x [..., D] divided by their length, float32, with a finite gradient at 0."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
 
 
 class LinearHead(nn.Module):

@@ -79,6 +79,22 @@ def info_nce(queries: jax.Array, keys: jax.Array, temperature: float, way: Way =
     return jnp.mean(jnp.logaddexp(normalizer, positive) - positive), {"accuracy": jnp.mean(positive > rival)}
 
 
+def queue_info_nce(
+    queries: jax.Array, keys: jax.Array, queue: jax.Array, temperature: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """InfoNCE of queries [N, D] with their own keys [N, D] as positives and the rows of a queue [K, D] as negatives.
+
+    He et al. 2020, "Momentum contrast" (arXiv:1911.05722), algorithm 1. Rows may have any length; the queue gets no gradient. Returns
+    (mean loss, {'accuracy': share of queries nearer to their key than to all of the queue}). Equal similarities give ln(K + 1).
+    """
+    check_temperature(temperature)
+    queries, keys, queue = unit(queries) / temperature, unit(keys), jax.lax.stop_gradient(unit(queue))
+    positive = jnp.sum(queries * keys, -1)
+    negatives = _product(queries, queue.T)
+    normalizer = jax.nn.logsumexp(negatives, axis=-1)
+    return jnp.mean(jnp.logaddexp(normalizer, positive) - positive), {"accuracy": jnp.mean(positive > negatives.max(-1))}
+
+
 def patch_info_nce(predictions: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """InfoNCE of predicted patches: each prediction against all patches of all images of the global batch.
 

@@ -31,6 +31,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "mu": Size(32, 1, 2, 128),  # for tests
+    "mini": Size(96, 4, 3, 384),  # for minutes on a CPU
     "Ti": Size(192, 12, 3, 768),
     "S": Size(384, 12, 6, 1536),
     "S12": Size(384, 12, 12, 1536),  # the ViT-S of MoCo v3, whose heads have half the width
@@ -120,8 +121,14 @@ class ViT(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: jax.Array, train: bool = False, visible: jax.Array | None = None, masked: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """[B, H, W, 3] -> features; `train` matters with `drop_path` only, since there are no batch statistics.
+
+        visible: int32 [B, n], numbers of the patches that the blocks see, row by row; None: all. Then N counts these, and there is no
+          'patches'.
+        masked: bool [B, h * w], patches in whose place there is a learned token, with their positions; None: there is no such token.
 
         'block0', ...: [B, N, D], outputs of the blocks; the N tokens are class token (if any), registers, patches.
         'tokens': [B, N, D] after the final normalization; 'patches': [B, h, w, D], its patch tokens on their grid.
@@ -143,6 +150,8 @@ class ViT(nn.Module):
             name="patch_embed",
         )(images.astype(self.dtype))
         x = x.reshape(batch, grid[0] * grid[1], size.width)
+        if masked is not None:
+            x = jnp.where(masked[..., None], self.param("mask_token", _normal, (1, 1, size.width)).astype(self.dtype), x)
 
         prefix = [("cls_token", 1)] * (self.pool == "cls") + [("registers", self.registers)] * (self.registers > 0)
         tokens = [
@@ -152,20 +161,21 @@ class ViT(nn.Module):
             for name, count in prefix
         ]
         positions = self._positions(grid, size.width).astype(self.dtype)
-        x = (
-            jnp.concatenate([*tokens, x + positions], axis=1)
-            if self.registers
-            else jnp.concatenate([*tokens, x], axis=1) + positions
-        )
-        x = shard_batch(x)
+        of_tokens = positions.shape[1] - x.shape[1]  # a class token has a position, unless there are registers
+        x = x + positions[:, of_tokens:]
+        tokens = [tokens[0] + positions[:, :1], *tokens[1:]] if of_tokens else tokens
+        if visible is not None:
+            x = jnp.take_along_axis(x, visible[..., None], axis=1)
+        x = shard_batch(jnp.concatenate([*tokens, x], axis=1))
 
         dropped = train and self.drop_path > 0 and not self.is_initializing()
         x, outputs = self._blocks(x, size, rates(self.drop_path, size.depth) if dropped else None)
         out = {f"block{index}": outputs[index] for index in range(size.depth)}
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        patches = x[:, -grid[0] * grid[1] :]
+        patches = x[:, sum(count for _, count in prefix) :]
         out["tokens"] = x
-        out["patches"] = patches.reshape(batch, *grid, size.width)
+        if visible is None:
+            out["patches"] = patches.reshape(batch, *grid, size.width)
         out["pooled"] = x[:, 0].astype(jnp.float32) if self.pool == "cls" else patches.mean(axis=1, dtype=jnp.float32)
         return out
 
