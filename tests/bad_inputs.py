@@ -53,6 +53,27 @@ FILES = {
 
 # (config, override without `--config.`, cause). `train` refuses each, before anything is compiled.
 OVERRIDES = [
+    # ---- relatives of SimCLR
+    ("moco", "model.queue=40", "config.model.queue=40 is no multiple of the 32 keys of a step"),
+    ("moco", "model.groups=3", "config.model.groups=3 do not divide config.batch_size=32"),
+    ("byol", "batch_size=1", "config.batch_size=1: byol compares the images of a batch; give 2 or more"),
+    ("byol", "model.momentum=1.5", "config.model.momentum=1.5 must be"),
+    ("byol", "model.momentum_schedule=step", "config.model.momentum_schedule='step' is unknown; choose cosine, linear, constant"),
+    ("simsiam", "views=((),)", "config.method='simsiam' compares two views of an image, and config.views has 1"),
+    ("barlow_twins", "model.weights.off_diagonal=-1.0", "config.model.weights.off_diagonal=-1.0 must be"),
+    ("vicreg", "model.weights.variance=nan", "config.model.weights.variance"),
+    ("swav", "model.queue=40", "config.model.queue=40 is no multiple of config.batch_size=32"),
+    ("swav", "model.prototypes=0", "config.model.prototypes=0 must be"),
+    ("swav", "model.frozen=2", "config.model.frozen"),
+    ("dino", "model.teacher_temperature=0.0", "config.model.teacher_temperature=0.0 must be"),
+    ("dino", "optim.net.clip_tensor_norm=-1.0", "config.optim.net.clip_tensor_norm=-1.0 must be"),
+    ("ibot", "model.encoder.pool=gap", "give name='vit' and pool='cls'"),
+    ("ibot", "model.centering=mean", "config.model.centering='mean' is unknown; choose softmax or sinkhorn"),
+    ("ibot", "model.masked_ratio=(0.1,1.5)", "config.model.masked_ratio"),
+    ("mae", "model.mask_ratio=1.0", "config.model.mask_ratio=1.0 leaves 0 of 16 patches"),
+    ("mae", "model.encoder.name=resnet", "masked autoencoders hide patches; give 'vit'"),
+    ("ijepa", "model.kept=30", "config.model.kept=30: only 20 patches are surely left outside the targets"),
+    ("ijepa", "model.target_size=(7,2)", "config.model.target_size=(7, 2) does not fit into 6 x 6 patches"),
     # ---- whole numbers
     ("simclr", "batch_size=0", "config.batch_size=0 must be a whole number from 1"),
     ("gan", "batch_size=-32", "config.batch_size=-32 must be a whole number from 1"),

@@ -150,7 +150,7 @@ def momentum_schedule(config) -> Callable[[jax.Array], jax.Array]:
     keeps it.
     """
     model = config.model
-    start, total = model.momentum, to_steps(config.total, "total", config.batch_size, config.data.examples)
+    start, total = model.momentum, to_steps(config.total, "config.total", config.batch_size, config.data.examples)
     shapes = {
         "cosine": lambda step: 1 - (1 - start) * (jnp.cos(math.pi * step / total) + 1) / 2,
         "linear": lambda step: start + (1 - start) * step / total,

@@ -26,7 +26,7 @@ def build(config, stages) -> Method:
     """
     model, networks = config.model, siamese(config, crops=True, head=PrototypeHead)
     first, size = networks.first, config.batch_size
-    warmup, frozen = (to_steps(model[key], f"model.{key}", size, config.data.examples) for key in ("teacher_warmup", "frozen"))
+    warmup, frozen = (to_steps(model[key], f"config.model.{key}", size, config.data.examples) for key in ("teacher_warmup", "frozen"))
 
     def teacher_temperature(step):
         share = jnp.minimum(1.0, step / max(1, warmup))

@@ -51,7 +51,7 @@ def build(config, stages) -> Method:
     calm = build_encoder({**model.encoder, "drop_path": 0.0}, config.dtype)
     encoder = build_encoder(model.encoder, config.dtype)
     heads = {name: construct(PrototypeHead, "projector", model.projector, dtype=config.dtype) for name in ("head", "patch_head")}
-    warmup, frozen = (to_steps(model[key], f"model.{key}", size, config.data.examples) for key in ("teacher_warmup", "frozen"))
+    warmup, frozen = (to_steps(model[key], f"config.model.{key}", size, config.data.examples) for key in ("teacher_warmup", "frozen"))
 
     def by_size(views):
         return list(views.values()) if sizes else [views]

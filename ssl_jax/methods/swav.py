@@ -35,7 +35,7 @@ def build(config, stages) -> Method:
     size, first = config.batch_size, networks.first
     if model.queue % size:
         raise UserError(f"config.model.queue={model.queue} is no multiple of config.batch_size={size}; give {15 * size}, for example")
-    frozen, start = (to_steps(model[key], f"model.{key}", size, config.data.examples) for key in ("frozen", "queue_from"))
+    frozen, start = (to_steps(model[key], f"config.model.{key}", size, config.data.examples) for key in ("frozen", "queue_from"))
     start += model.queue // size  # the queue is full
 
     def init(key, batch, stages):
