@@ -49,6 +49,13 @@ SUPPORT = {  # beside FEATURES
     "autoencoder": {
         "attentive", "convolutional", "denoising", "linear_by_layer", "disentanglement", "colors", "reconstruction", "pca_baseline",
     },
+    **{
+        name: {"attentive", "convolutional", "linear_by_layer"}
+        for name in ("moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "dino")
+    },
+    "ibot": {"attentive", "linear_by_layer"},
+    "ijepa": {"attentive", "linear_by_layer"},
+    "mae": {"attentive", "inpainting", "linear_by_layer"},
     "bigan": {
         "attentive", "convolutional", "denoising", "linear_by_layer", "generation", "discriminator_memorization", "colors",
         "reconstruction",

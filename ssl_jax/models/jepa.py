@@ -41,4 +41,5 @@ class JEPAPredictor(nn.Module):
         for index in range(self.depth):
             x = shard_batch(Block(self.heads, 4 * self.width, self.dtype, name=f"block{index}")(x))
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, -size:])
-        return Dense(self.outputs, kernel_init=_normal, name="codes")(x.astype(jnp.float32)).reshape(batch, count, size, -1)
+        x = Dense(self.outputs, kernel_init=_normal, precision="highest", name="codes")(x.astype(jnp.float32))
+        return x.reshape(batch, count, size, -1)

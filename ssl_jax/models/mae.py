@@ -46,4 +46,4 @@ class MAEDecoder(nn.Module):
         for index in range(self.depth):
             x = shard_batch(Block(self.heads, 4 * self.width, self.dtype, name=f"block{index}")(x))
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, prefix:])
-        return Dense(self.outputs, kernel_init=_xavier, name="pixels")(x.astype(jnp.float32))
+        return Dense(self.outputs, kernel_init=_xavier, precision="highest", name="pixels")(x.astype(jnp.float32))
