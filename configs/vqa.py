@@ -15,7 +15,7 @@ from configs.common import Variant
 
 
 def scenes(config):
-    config.batch_size, config.total = 64, "20 epochs"
+    config.batch_size, config.total = 64, "40 epochs"
     config.data.vocabulary = dict(question=None, answer=None)
     config.stages = dict(backbone=common.backbone("configs/simclr.py"))
     config.model = dict(
@@ -107,7 +107,7 @@ def clevr_film(config):
 
 
 VARIANTS = (
-    Variant("", scenes, "embedded scenes, FiLM on a frozen run of configs/simclr.py, 20 epochs", hardware="2 CPU cores"),
+    Variant("", scenes, "embedded scenes, FiLM on a frozen run of configs/simclr.py, 40 epochs", hardware="2 CPU cores"),
     Variant("smoke", smoke, "the default in seconds, for tests"),
     Variant("attention", attention, "two hops of attention instead of FiLM", hardware="2 CPU cores"),
     Variant("question_only", question_only, "the default without the image: a baseline", hardware="2 CPU cores"),

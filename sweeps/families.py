@@ -33,8 +33,8 @@ EVALS = dict(
 AUTOENCODERS = ("autoencoder", "vae")  # their own encoders are smaller: they get the common one below their code
 FAMILIES = (
     "supervised", "autoencoder", "vae", "bigbigan", "rotation", "relative_patch", "jigsaw", "colorization", "split_brain",
-    "context_encoder", "cooccurrence", "egomotion", "equivariance", "cpc", "simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg",
-    "swav", "dino",
+    "context_encoder", "cooccurrence", "egomotion", "equivariance", "cpc", "simclr", "moco", "byol", "simsiam", "barlow_twins",
+    "vicreg", "swav", "dino",
 )  # fmt: skip
 
 
