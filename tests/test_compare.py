@@ -320,8 +320,8 @@ def test_two_hundred_runs_make_a_small_page(tmp_path):
 def test_cost_counts_images_and_seconds_of_all_devices(sweep):
     run = read_comparison([sweep]).groups[0].runs[0]
     batch = run.record.config["batch_size"]
-    assert cost(run) == (STEPS, STEPS * batch, 2, STEPS * 0.5 * 2, 40.0)
-    assert cost(run, 20) == (20, 20 * batch, 2, 20.0, 20.0)
+    assert cost(run) == (STEPS, STEPS * batch, STEPS * 25_000_000, 2, STEPS * 0.5 * 2, 40.0)
+    assert cost(run, 20) == (20, 20 * batch, 20 * 25_000_000, 2, 20.0, 20.0)
 
 
 # ---- the command line
