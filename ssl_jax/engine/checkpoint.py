@@ -31,6 +31,7 @@ from ssl_jax.engine.sharding import leaf_names
 from ssl_jax.errors import MachineFault, NotFinite, UserError, not_written
 
 log = logging.getLogger(__name__)
+REMOVALS, REMOVAL_PAUSE = 20, 0.1  # looks at what a failed save left, and seconds between them
 STALE = 70  # seconds after which every host sees a directory as it is: NFS caches listings for up to a minute
 
 
@@ -282,10 +283,16 @@ class Checkpoints:
             raise OSError(f"no space left on the disk: {needed:.1f} MiB are needed and {free:.1f} MiB free")
 
     def _remove_unfinished(self) -> None:
-        """Free the space of a save that failed."""
-        if jax.process_index() == 0:
-            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+        """Free the space of a save that failed. Its other threads may still write, so look until nothing has come back."""
+        gone = 0
+        for _ in range(REMOVALS if jax.process_index() == 0 else 0):
+            left = list(self.directory.glob("*.orbax-checkpoint-tmp*"))
+            for path in left:
                 shutil.rmtree(path, ignore_errors=True)
+            gone = 0 if left else gone + 1
+            if gone == 2:
+                break
+            time.sleep(REMOVAL_PAUSE)
 
     def _save_failed(self, error: Exception) -> MachineFault:
         self._remove_unfinished()
