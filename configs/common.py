@@ -180,6 +180,12 @@ def pretext_imagenet(config) -> None:
     config.log_every_steps, config.baselines, config.best_metric = 50, (), ""
 
 
+def of_two_sizes(config, large, small, count: int) -> None:
+    """Multi-crop: two views by the recipe `large`, and `count` by the recipe `small`."""
+    del config["views"]  # a table takes the place of a tuple
+    config.views = dict(large=(large,) * 2, small=(small,) * count)
+
+
 def resized(size: int):
     """Host geometry: the central square of an image at `size` pixels."""
     return (("resize_crop", dict(resize=size, crop=size)),)

@@ -8,7 +8,6 @@ import ml_collections
 
 from configs import common, simclr
 from configs.common import Variant
-from configs.swav import of_two_sizes
 
 
 def networks(config, widths, bottleneck, prototypes, momentum, temperatures, warmup, frozen="1 epoch"):
@@ -45,7 +44,7 @@ def smoke_crops(config):
     smoke(config)
     config.model.encoder = dict(name="vit", variant="mu/8", pool="cls", drop_path=0.1)
     large, *others = config.views[0]
-    of_two_sizes(config, (large, *others), (("random_resized_crop", dict(size=16, area=(0.05, 0.2))), *others), 2)
+    common.of_two_sizes(config, (large, *others), (("random_resized_crop", dict(size=16, area=(0.05, 0.2))), *others), 2)
 
 
 def scenes_no_centering(config):
@@ -92,7 +91,7 @@ def imagenet_vit_s(config):
         ("blur", dict(p=0.5, sigma=(0.1, 2.0))),
     )  # fmt: skip
     large = (("random_resized_crop", dict(size=224, area=(0.25, 1.0))), *color)
-    of_two_sizes(config, large, (("random_resized_crop", dict(size=96, area=(0.05, 0.25))), *color), 10)
+    common.of_two_sizes(config, large, (("random_resized_crop", dict(size=96, area=(0.05, 0.25))), *color), 10)
     config.batch_size, config.total = 1024, "800 epochs"
     config.model.encoder = dict(name="vit", variant="S/16", pool="cls", drop_path=0.1)
     config.model.mean, config.model.std = common.IMAGENET_MEAN, common.IMAGENET_STD

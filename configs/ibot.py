@@ -8,7 +8,6 @@ import ml_collections
 
 from configs import common, simclr
 from configs.common import Variant
-from configs.swav import of_two_sizes
 
 
 def networks(config, variant, widths, bottleneck, prototypes, momentum, temperatures, warmup, frozen):
@@ -75,7 +74,7 @@ def smoke_v2(config):
     config.model.encoder.drop_path = 0.1
     common.shrink(config, SMALL)
     crop, *others = config.views[0]
-    of_two_sizes(config, (crop, *others), (("random_resized_crop", dict(size=24, area=(0.05, 0.25))), *others), 2)
+    common.of_two_sizes(config, (crop, *others), (("random_resized_crop", dict(size=24, area=(0.05, 0.25))), *others), 2)
 
 
 def scenes_v2(config):
@@ -100,7 +99,7 @@ def crops(config, area, small_area, count):
         ("blur", dict(p=0.5, sigma=(0.1, 2.0))),
     )  # fmt: skip
     large = (("random_resized_crop", dict(size=224, area=area)), *color)
-    of_two_sizes(config, large, (("random_resized_crop", dict(size=96, area=small_area)), *color), count)
+    common.of_two_sizes(config, large, (("random_resized_crop", dict(size=96, area=small_area)), *color), count)
 
 
 def imagenet_vit_s(config):

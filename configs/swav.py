@@ -42,12 +42,7 @@ def smoke_crops(config):
     smoke(config)
     large, *others = config.views[0]
     small = (("random_resized_crop", dict(size=16, area=(0.05, 0.2))), *others)
-    of_two_sizes(config, (large, *others), small, 2)
-
-
-def of_two_sizes(config, large, small, count):
-    del config["views"]  # a table takes the place of a tuple
-    config.views = dict(large=(large,) * 2, small=(small,) * count)
+    common.of_two_sizes(config, (large, *others), small, 2)
 
 
 def cifar10_small(config):
@@ -82,7 +77,7 @@ def imagenet(config):
     )  # fmt: skip
     large = (("random_resized_crop", dict(size=224, area=(0.14, 1.0))), *color)
     small = (("random_resized_crop", dict(size=96, area=(0.05, 0.14))), *color)
-    of_two_sizes(config, large, small, 6)
+    common.of_two_sizes(config, large, small, 6)
     config.total = "800 epochs"
     config.model.encoder.flavor, config.model.encoder.zero_init_residual = "torchvision", False
     config.model.mean, config.model.std = common.IMAGENET_MEAN, common.IMAGENET_STD

@@ -10,6 +10,7 @@ from ssl_jax.models.activations import gelu
 from ssl_jax.models.backbones.layers import conv_relu
 from ssl_jax.models.common import Dense
 from ssl_jax.models.norm import BatchNorm
+from ssl_jax.objectives.contrastive import unit
 
 
 class ProjectionHead(nn.Module):
@@ -101,12 +102,6 @@ class PrototypeHead(nn.Module):
         if self.last_scale:
             logits = logits * self.param("scale", nn.initializers.ones, (self.prototypes,), jnp.float32)
         return (*out, logits)
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Rows of x [..., D] divided by their length, float32, with a finite gradient at 0."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
 
 
 class LinearHead(nn.Module):
