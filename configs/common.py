@@ -41,6 +41,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.seed = 0
     config.batch_size = 256
     config.accumulate = 1  # parts of a batch; an update averages their gradients
+    config.online_probe = 0.0  # learning rate of a linear classifier of detached features, beside the method; 0: none
     config.dtype = "auto"  # of the computation: 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators
     config.convolutions = "auto"  # on CPUs by xla or onednn (requirements-cpu.txt); auto: onednn if installed
     config.xla = "default"  # options of XLA by name, see ssl_jax/engine/xla_options.py

@@ -54,6 +54,7 @@ def smoke(config):
 def cifar10_small(config):
     scenes(config)
     config.data.name = "cifar10"
+    config.online_probe = 1e-3
     config.views = ((("random_resized_crop", dict(size=32, area=(0.3, 1.0))),),)
     config.total = config.evaluate_every = "14 epochs"  # one view an image: as many views as configs/simclr.py:cifar10_small
     config.checkpoint_every, config.log_every_steps = "1 epoch", 50

@@ -44,6 +44,7 @@ def smoke(config):
 def cifar10_small(config):
     scenes(config)
     config.data.name = "cifar10"
+    config.online_probe = 1e-3
     config.views = ((("random_resized_crop", dict(size=32, area=(0.2, 1.0))), ("flip", dict(p=0.5))),)
     config.total = config.evaluate_every = "14 epochs"  # one view an image: as many views as configs/simclr.py:cifar10_small
     config.checkpoint_every, config.log_every_steps = "1 epoch", 50

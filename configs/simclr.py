@@ -80,6 +80,7 @@ def cifar10(config):
     """
     config.references = {}
     config.data.name = "cifar10"
+    config.online_probe = 1e-3
     config.batch_size = 512
     config.total = "100 epochs"
     config.views = (

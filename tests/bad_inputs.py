@@ -54,6 +54,7 @@ FILES = {
 # (config, override without `--config.`, cause). `train` refuses each, before anything is compiled.
 OVERRIDES = [
     # ---- relatives of SimCLR
+    ("rotation", "online_probe=-1.0", "config.online_probe=-1.0 must be"),
     ("moco", "model.queue=40", "config.model.queue=40 is no multiple of the 32 keys of a step"),
     ("moco", "model.groups=3", "config.model.groups=3 do not divide config.batch_size=32"),
     ("byol", "batch_size=1", "config.batch_size=1: byol compares the images of a batch; give 2 or more"),

@@ -222,6 +222,17 @@ def test_fewshot_draws_are_the_same_for_all_subjects(monkeypatch):
 # --- representation
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_alpha_finds_the_exponent_of_a_power_law(exponent):
+    x = np.random.default_rng(0).standard_normal((200, 40))
+    directions = np.linalg.qr(x - x.mean(0))[0]  # orthonormal, and centered
+    rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((40, 40)))[0]
+    x = directions * np.arange(1, 41) ** (-exponent / 2) @ rotation + 3.0
+    assert representation.alpha(x) == pytest.approx(exponent, abs=1e-6)
+    assert representation.alpha(7 * x[:, ::-1]) == pytest.approx(exponent, abs=1e-6)
+    assert representation.alpha(np.ones((10, 3))) == 0
+
+
 def singular(x):
     return np.linalg.svd(x, compute_uv=False)
 

@@ -38,7 +38,8 @@ class Siamese(NamedTuple):
     views: Callable  # (images uint8 [B, H, W, 3], key) -> views
     init: Callable  # (key, views) -> ({'net': {'encoder', 'projector'}[, 'predictor']}, batch statistics of these parts)
     embed: Callable
-    # (net, statistics, views, train, key=None) -> (projections float32 [B, V, D], new statistics); without a key no path is dropped
+    # (net, statistics, views, train, key=None) -> (projections float32 [B, V, D], features [B, V, F], new statistics); without a key
+    # no path is dropped
     predict: Callable  # (params of the groups, statistics, projections [B, V, D], train) -> (predictions [B, V, D], new statistics)
     encode: Callable  # as `Method.encode`: features of the encoder, and 'projection'
 
@@ -93,12 +94,13 @@ def siamese(config, crops: bool = False, head: Callable = ProjectionHead) -> Sia
         return {"net": net, "predictor": params}, {**stats, "predictor": of_predictor}
 
     def embed(net, stats, views, train, key=None):
-        found = []
+        projections, features = [], []
         for i, of_a_size in enumerate(by_size(views)):  # one pass for each
             drop = None if key is None else jax.random.fold_in(key, i)
-            _, z, stats = forward(net, stats, to_network(of_a_size), train, drop)
-            found.append(z.reshape(*of_a_size.shape[:2], -1))
-        return jnp.concatenate(found, 1), stats
+            h, z, stats = forward(net, stats, to_network(of_a_size), train, drop)
+            projections.append(z.reshape(*of_a_size.shape[:2], -1))
+            features.append(h["pooled"].reshape(*of_a_size.shape[:2], -1))
+        return jnp.concatenate(projections, 1), jnp.concatenate(features, 1), stats
 
     def predict(params, stats, z, train):
         if not predictor.widths:

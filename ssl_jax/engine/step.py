@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.engine.method import Batch, Method, Metrics, Phase, State, groups, loss_groups, trained
+from ssl_jax.engine.method import FEATURES, Batch, Method, Metrics, Phase, State, groups, loss_groups, trained
 from ssl_jax.errors import UserError
 
 
@@ -63,6 +63,7 @@ def loss_and_grads(phase: Phase, train: dict, state: State, batch: Batch, key: j
             losses[f"loss/{'+'.join(groups_of_loss)}"] = parts[i]
     unknown = set(update) - set(state.mutable)
     assert not unknown, f"phase {phase.name!r} writes mutable {sorted(unknown)} that init did not create"
+    metrics = {name: x for name, x in metrics.items() if name != FEATURES}
     return losses, {**state.mutable, **update}, metrics, grads
 
 

@@ -48,6 +48,8 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
         for name, count in config.data.get("classes", {}).items():
             config.data.classes[name] = count or facts.class_counts.get(name)
         config.dtype = compute_type(config.dtype, platform)
+        if config.get("online_probe"):  # earlier runs have no such key
+            config.optim.probe = dict(name="adamw", lr=config.online_probe, schedule="constant")
     if config.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"config.on_nonfinite={config.on_nonfinite!r} is unknown; choose stop or skip")
     if config.keep_checkpoints < 1:

@@ -141,6 +141,7 @@ KEYS = {
     "on_nonfinite": NAME, "total": ANY, "evaluate_every": ANY,
     "checkpoint_every": ANY, "log_every_steps": whole(1), "keep_checkpoints": whole(1), "best_metric": TEXT,
     "data": table(), "mesh": table(), "stages": table(table()), "warm_start": table(),
+    "online_probe": WEIGHT,
     "evals": table(table()), "eval_batch_size": COUNT, "references": table(table(number())), "baselines": entries(NAME),
     "optim": table(table()), "sharding": pairs(SHARDING, "'fsdp', 'replicate' or mesh axes"),
     "data.name": NAME, "data.data_dir": TEXT, "data.train_split": NAME, "data.test_split": NAME, "data.ops": OPS, "data.eval_ops": OPS,

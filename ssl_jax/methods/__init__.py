@@ -9,6 +9,7 @@ import pkgutil
 import ml_collections
 
 from ssl_jax.engine.method import Method, Stage
+from ssl_jax.engine.online_probe import with_online_probe
 from ssl_jax.errors import UserError
 
 
@@ -25,7 +26,7 @@ def build_method(config) -> Method:
         raise UserError(f"config.method={config.method!r} does not exist; {hint}")
     stages = _Stages({name: Stage(stage.config, build_method(stage.config)) for name, stage in config.get("stages", {}).items()})
     try:
-        return importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, stages)
+        method = importlib.import_module(f"ssl_jax.methods.{config.method}").build(config, stages)
     except AttributeError as error:
         if not isinstance(error.obj, ml_collections.ConfigDict):  # a coding mistake
             raise
@@ -34,6 +35,7 @@ def build_method(config) -> Method:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}"
         where = _path(config, error.obj) or "a part of the config"
         raise UserError(f"{where} has no {error.name!r}, which method {config.method!r} needs; {hint}") from error
+    return with_online_probe(method, config.data.num_classes) if config.get("online_probe") else method
 
 
 class _Stages(dict):

@@ -6,7 +6,7 @@ negatives nor a teacher. `on_diagonal` is the width of the embedding when all im
 
 from __future__ import annotations
 
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import siamese
 from ssl_jax.objectives.joint_embedding import barlow_twins, spread
 
@@ -25,9 +25,9 @@ def build(config, stages) -> Method:
 
     def loss(train, state, batch, key):
         x = networks.views(batch["image"], key)
-        z, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
+        z, h, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
         value, logs = barlow_twins(z[:, 0], z[:, 1], weights.off_diagonal)
-        return weights.scale * value, ({"batch_stats": stats}, {**logs, "target_spread": spread(z)})
+        return weights.scale * value, ({"batch_stats": stats}, {**logs, FEATURES: h, "target_spread": spread(z)})
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import follow, momentum_schedule, new_teacher, siamese
 from ssl_jax.objectives.joint_embedding import negative_cosine, spread
 
@@ -23,13 +23,13 @@ def build(config, stages) -> Method:
 
     def loss(train, state, batch, key):
         x, teacher = networks.views(batch["image"], key), state.mutable["teacher"]
-        z, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
+        z, h, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
         p, stats = networks.predict(train, stats, z, train=True)
-        targets, teacher_stats = networks.embed(teacher["net"], teacher["batch_stats"], x, train=True)
+        targets, _, teacher_stats = networks.embed(teacher["net"], teacher["batch_stats"], x, train=True)
         targets = jax.lax.stop_gradient(targets)
         value = sum(2 + 2 * negative_cosine(p[:, i], targets[:, 1 - i]) for i in (0, 1))  # each view predicts the other
         update = {"batch_stats": stats, "teacher": {**teacher, "batch_stats": teacher_stats}}
-        return value, (update, {"target_spread": spread(targets)})
+        return value, (update, {FEATURES: h, "target_spread": spread(targets)})
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},

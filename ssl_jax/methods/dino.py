@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.engine.durations import to_steps
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import follow, momentum_schedule, new_teacher, siamese
 from ssl_jax.models.heads import PrototypeHead
 from ssl_jax.objectives.prototypes import entropy, swapped
@@ -45,8 +45,8 @@ def build(config, stages) -> Method:
         prototypes = net["projector"]["prototypes"]
         prototypes = jnp.where(state.step < frozen, jax.lax.stop_gradient(prototypes), prototypes)
         net = {**net, "projector": {**net["projector"], "prototypes": prototypes}}
-        student, stats = networks.embed(net, state.mutable["batch_stats"], views, train=True, key=drop_key)
-        logits, teacher_stats = networks.embed(teacher["net"], teacher["batch_stats"], large, train=True)
+        student, h, stats = networks.embed(net, state.mutable["batch_stats"], views, train=True, key=drop_key)
+        logits, _, teacher_stats = networks.embed(teacher["net"], teacher["batch_stats"], large, train=True)
         logits, center = jax.lax.stop_gradient(logits), state.mutable["center"]
         targets = jax.nn.softmax((logits - center) / teacher_temperature(state.step))
         momentum = model.center_momentum
@@ -54,7 +54,7 @@ def build(config, stages) -> Method:
             "batch_stats": stats, "teacher": {**teacher, "batch_stats": teacher_stats},
             "center": momentum * center + (1 - momentum) * logits.mean((0, 1)),
         }  # fmt: skip
-        logs = {"teacher_entropy": entropy(targets).mean(), "entropy_of_mean": entropy(targets.mean((0, 1)))}
+        logs = {FEATURES: h, "teacher_entropy": entropy(targets).mean(), "entropy_of_mean": entropy(targets.mean((0, 1)))}
         return swapped(targets, student / model.temperature), (update, logs)
 
     def encode(params, mutable, images):

@@ -14,7 +14,7 @@ from ssl_jax.augment.patches import random_order
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
 from ssl_jax.engine.durations import to_steps
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import follow, momentum_schedule
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
@@ -132,7 +132,8 @@ def build(config, stages) -> Method:
             pooled = h["pooled"].reshape(*large.shape[:2], -1)
             terms["koleo"] = sum(koleo(pooled[:, i], model.koleo_group) for i in range(first)) / first
             value += model.weights.koleo * terms["koleo"]
-        logs = {**terms, "teacher_entropy": entropy(image_targets).mean(), "entropy_of_mean": entropy(image_targets.mean(0))}
+        logs = {**terms, FEATURES: h["pooled"].reshape(*large.shape[:2], -1)}
+        logs |= {"teacher_entropy": entropy(image_targets).mean(), "entropy_of_mean": entropy(image_targets.mean(0))}
         return value, ({"center": {"image": image_center, "patch": patch_center}}, logs)
 
     def encode(params, mutable, images):

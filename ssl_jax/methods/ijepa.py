@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ssl_jax.augment.patches import blocks, context
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import follow, momentum_schedule
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
@@ -81,7 +81,8 @@ def build(config, stages) -> Method:
         whole, _ = run(encoder, state.mutable["teacher"]["net"]["encoder"], {}, x, train=False)
         codes = jax.lax.stop_gradient(whole["tokens"].astype(jnp.float32))
         wanted = jnp.take_along_axis(normalized(codes), targets.reshape(len(x), -1)[..., None], 1).reshape(predicted.shape)
-        return smooth_l1(predicted - wanted).mean(), ({}, {"target_std": jnp.std(codes, (0, 1)).mean()})
+        logs = {FEATURES: h["pooled"][:, None], "target_std": jnp.std(codes, (0, 1)).mean()}
+        return smooth_l1(predicted - wanted).mean(), ({}, logs)
 
     def encode(params, mutable, images):
         """Of the teacher."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ssl_jax.augment.patches import patchify, random_order, unpatchify
 from ssl_jax.augment.pixels import to_float, to_input
 from ssl_jax.augment.views import make_views, output_size
-from ssl_jax.engine.method import Method, ModelFns, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, ModelFns, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.backbones.vit import parse_variant
@@ -53,17 +53,19 @@ def build(config, stages) -> Method:
         return {"net": {"encoder": params, "decoder": create(decoder, keys[2], h["tokens"], order, visible)[0]}}, {}
 
     def paint(net, x, order, train, key=None):
-        """x [B, h, w, 3] as the network reads it -> what the decoder says of each patch, [B, N, P]."""
+        """x [B, h, w, 3] as the network reads it -> (what the decoder says of each patch [B, N, P], features [B, D])."""
         h, _ = run(encoder, net["encoder"], {}, x, train=train, key=key, visible=order[:, :visible])
-        return run(decoder, net["decoder"], {}, h["tokens"], order, visible, train=train)[0]
+        return run(decoder, net["decoder"], {}, h["tokens"], order, visible, train=train)[0], h["pooled"]
 
     def loss(train, state, batch, key):
         views_key, mask_key, drop_key = jax.random.split(key, 3)
         x = to_input(views(batch["image"], views_key)[:, 0], model.mean, model.std)
         order = random_order(mask_key, len(x), count)
-        errors = jnp.mean((paint(train["net"], x, order, True, drop_key) - target(patchify(x, patch), model.norm_pix)) ** 2, -1)
+        painted, h = paint(train["net"], x, order, True, drop_key)
+        errors = jnp.mean((painted - target(patchify(x, patch), model.norm_pix)) ** 2, -1)
         hidden = jnp.take_along_axis(errors, order[:, visible:], 1)
-        return hidden.mean(), ({}, {"of_visible": jnp.take_along_axis(errors, order[:, :visible], 1).mean()})
+        of_visible = jnp.take_along_axis(errors, order[:, :visible], 1).mean()
+        return hidden.mean(), ({}, {FEATURES: h[:, None], "of_visible": of_visible})
 
     def encode(params, mutable, images):
         return run(encoder, params["net"]["encoder"], {}, to_input(images, model.mean, model.std), train=False)[0]
@@ -73,7 +75,7 @@ def build(config, stages) -> Method:
         rgb = to_float(images)
         x = to_input(rgb, model.mean, model.std)
         order = random_order(jax.random.key(0), len(x), count)
-        painted, true = paint(params["net"], x, order, False), patchify(x, patch)
+        (painted, _), true = paint(params["net"], x, order, False), patchify(x, patch)
         if model.norm_pix:
             mean, deviation = statistics(true)
             painted = painted * deviation + mean

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import enqueue, follow, momentum_schedule, new_teacher, siamese
 from ssl_jax.errors import UserError
 from ssl_jax.objectives.contrastive import info_nce, queue_info_nce, unit
@@ -54,10 +54,10 @@ def build(config, stages) -> Method:
     def loss(train, state, batch, key):
         views_key, shuffle_key = jax.random.split(key)
         x, teacher = networks.views(batch["image"], views_key), state.mutable["teacher"]
-        z, stats = embed(train["net"], state.mutable["batch_stats"], x[:, jnp.array(query_views)])
+        z, h, stats = embed(train["net"], state.mutable["batch_stats"], x[:, jnp.array(query_views)])
         queries, stats = networks.predict(train, stats, z, train=True)
         order = jax.random.permutation(shuffle_key, len(x)) if model.groups > 1 else jnp.arange(len(x))
-        keys, teacher_stats = embed(teacher["net"], teacher["batch_stats"], x[:, jnp.array(key_views)][order])
+        keys, _, teacher_stats = embed(teacher["net"], teacher["batch_stats"], x[:, jnp.array(key_views)][order])
         keys = unit(jax.lax.stop_gradient(keys[jnp.argsort(order)]))
         update = {"batch_stats": stats, "teacher": {**teacher, "batch_stats": teacher_stats}}
         if model.queue:
@@ -66,7 +66,8 @@ def build(config, stages) -> Method:
             update["queue"] = enqueue(queue, keys.reshape(-1, keys.shape[-1]))
         else:
             parts = [info_nce(queries[:, i], keys[:, i], model.temperature) for i in range(len(pairs))]
-        return model.weight * sum(value for value, _ in parts), (update, {**parts[0][1], "target_spread": spread(keys)})
+        logs = {**parts[0][1], FEATURES: h, "target_spread": spread(keys)}
+        return model.weight * sum(value for value, _ in parts), (update, logs)
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},
@@ -87,7 +88,7 @@ def in_groups(embed: Callable, groups: int) -> Callable:
 
     def grouped(net, stats, views):
         parts = views.reshape(groups, -1, *views.shape[1:])
-        z, stats = jax.vmap(lambda part: embed(net, stats, part, train=True))(parts)
-        return z.reshape(len(views), *z.shape[2:]), jax.tree.map(lambda x: x.mean(0), stats)
+        z, h, stats = jax.vmap(lambda part: embed(net, stats, part, train=True))(parts)
+        return z.reshape(len(views), *z.shape[2:]), h.reshape(len(views), *h.shape[2:]), jax.tree.map(lambda x: x.mean(0), stats)
 
     return grouped

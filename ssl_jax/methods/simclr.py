@@ -11,7 +11,7 @@ import jax
 
 from ssl_jax.augment.pixels import to_input
 from ssl_jax.augment.views import make_views
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbones.encoders import build_encoder
 from ssl_jax.models.build import construct
@@ -54,6 +54,7 @@ def build(config, stages) -> Method:
         h, encoder_stats = apply(encoder, net["encoder"], stats["encoder"], x, train=True)
         z, head_stats = apply(head, net["head"], stats["head"], h["pooled"], train=True)
         value, logs = objective(z[-1].reshape(*pairs, -1))
+        logs = {**logs, FEATURES: h["pooled"].reshape(*pairs, -1)}
         return value, ({"batch_stats": {"encoder": encoder_stats, "head": head_stats}}, logs)
 
     def encode(params, mutable, images):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import siamese
 from ssl_jax.objectives.joint_embedding import negative_cosine, spread
 
@@ -24,10 +24,10 @@ def build(config, stages) -> Method:
 
     def loss(train, state, batch, key):
         x = networks.views(batch["image"], key)
-        z, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
+        z, h, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
         p, stats = networks.predict(train, stats, z, train=True)
         value = negative_cosine(p, targets_of(z)[:, ::-1])  # each view predicts the other
-        return value, ({"batch_stats": stats}, {"target_spread": spread(z)})
+        return value, ({"batch_stats": stats}, {FEATURES: h, "target_spread": spread(z)})
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.engine.durations import to_steps
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import enqueue, siamese
 from ssl_jax.errors import UserError
 from ssl_jax.objectives.contrastive import unit
@@ -47,7 +47,8 @@ def build(config, stages) -> Method:
         return params, {"batch_stats": stats, **({"queue": queue} if model.queue else {})}
 
     def loss(train, state, batch, key):
-        z, stats = networks.embed(train["net"], state.mutable["batch_stats"], networks.views(batch["image"], key), train=True)
+        x = networks.views(batch["image"], key)
+        z, h, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
         z, prototypes, update = unit(z), unit(train["net"]["prototypes"]), {"batch_stats": stats}
         prototypes = jnp.where(state.step < frozen, jax.lax.stop_gradient(prototypes), prototypes)
         scores = jnp.einsum("bvd,kd->bvk", z, prototypes, precision="highest")
@@ -59,7 +60,7 @@ def build(config, stages) -> Method:
             longer = jnp.stack([sinkhorn(together[:, i], model.epsilon, model.iterations)[:size] for i in range(first)], 1)
             codes = jnp.where(state.step >= start, longer, codes)
             update["queue"] = enqueue(state.mutable["queue"], jax.lax.stop_gradient(z[:, :first]))
-        logs = {"target_spread": spread(z), "code_entropy": entropy(codes).mean()}
+        logs = {FEATURES: h, "target_spread": spread(z), "code_entropy": entropy(codes).mean()}
         return swapped(codes, scores / model.temperature), (update, logs)
 
     return Method(

@@ -6,7 +6,7 @@ teacher, and embeddings are not normalized. `variance` is .99 when all images co
 
 from __future__ import annotations
 
-from ssl_jax.engine.method import Method, Phase, Spec
+from ssl_jax.engine.method import FEATURES, Method, Phase, Spec
 from ssl_jax.engine.siamese import siamese
 from ssl_jax.objectives.joint_embedding import spread, vicreg
 
@@ -21,10 +21,10 @@ def build(config, stages) -> Method:
 
     def loss(train, state, batch, key):
         x = networks.views(batch["image"], key)
-        z, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
+        z, h, stats = networks.embed(train["net"], state.mutable["batch_stats"], x, train=True)
         terms = vicreg(z[:, 0], z[:, 1])._asdict()
         value = sum(weights[name] * term for name, term in terms.items())
-        return value, ({"batch_stats": stats}, {**terms, "target_spread": spread(z)})
+        return value, ({"batch_stats": stats}, {**terms, FEATURES: h, "target_spread": spread(z)})
 
     return Method(
         inputs={"image": Spec(tuple(config.data.image_shape))},

@@ -7,6 +7,7 @@ that of the backbone.
 from __future__ import annotations
 
 import numpy as np
+import scipy.stats
 
 from ssl_jax.errors import UserError
 from ssl_jax.evals.context import Context, Result
@@ -20,6 +21,7 @@ def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, s
     rankme, effective_rank: exp of the entropy of the singular values, with and without the epsilon of RankMe.
     covariance_rank: exp of the entropy of the squared singular values.
     participation_ratio: (sum s^2)^2 / sum s^4 of the singular values s.
+    alpha: exponent of the power law of the centered covariance; about 1 is desirable (Agrawal et al. 2022, alpha-ReQ).
     l2_std: standard deviation of the l2-normalized features times sqrt(D): about 1 when spread, 0 when collapsed.
     uniformity: log of the mean of exp(-2 |x - y|^2) over pairs of l2-normalized features; lower is more uniform.
     alignment: mean squared distance of two views of an image; only for methods with views, in the layer that the method chooses.
@@ -33,6 +35,7 @@ def evaluate(context: Context, *, layer: str = "pooled", examples: int = 4096, s
         "effective_rank": effective_rank(s),
         "covariance_rank": covariance_rank(s),
         "participation_ratio": participation_ratio(s),
+        "alpha": alpha(x),
         "l2_std": l2_std(x),
         "uniformity": uniformity(x),
     }
@@ -79,6 +82,17 @@ def participation_ratio(s: np.ndarray) -> float:
     """(sum s^2)^2 / sum s^4: 1 for rank one, D for a flat spectrum; 0 for s = 0."""
     energy = np.square(s / s.max()) if s.any() else s
     return energy.sum() ** 2 / np.square(energy).sum() if s.any() else 0.0
+
+
+def alpha(x: np.ndarray) -> float:
+    """-slope of log(v_j) over log(j) by least squares, for the eigenvalues v_1 >= v_2 >= ... of the covariance of x [N, D].
+
+    Agrawal et al. 2022 (alpha-ReQ), section 3. Eigenvalues below 1e-9 of the first are numerical zeros and are left out; 0 if fewer
+    than two are left.
+    """
+    values = np.square(np.linalg.svd(x - x.mean(0), compute_uv=False))
+    values = values[values > 1e-9 * values[0]]
+    return -scipy.stats.linregress(np.log(1 + np.arange(len(values))), np.log(values)).slope if len(values) > 1 else 0.0
 
 
 def l2_std(x: np.ndarray) -> float:
