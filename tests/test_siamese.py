@@ -160,12 +160,13 @@ def test_queue_has_no_gradient_and_gets_the_keys_behind_the_loss():
 def test_groups_are_normalized_separately():
     def embed(net, stats, views, train):
         mean = views.mean((0, 1))
-        return views - mean, {"mean": mean}
+        return views - mean, 2 * views, {"mean": mean}
 
     x = jnp.arange(8.0).reshape(8, 1, 1)
-    z, stats = moco.in_groups(embed, 2)(None, None, x)
+    z, h, stats = moco.in_groups(embed, 2)(None, None, x)
+    assert h.ravel().tolist() == (2 * np.arange(8)).tolist()
     assert z.ravel().tolist() == [-1.5, -0.5, 0.5, 1.5] * 2 and stats["mean"] == 3.5
-    z, _ = moco.in_groups(embed, 1)(None, None, x)
+    z, _, _ = moco.in_groups(embed, 1)(None, None, x)
     assert z.ravel().tolist() == (np.arange(8) - 3.5).tolist()
 
 
