@@ -121,6 +121,14 @@ def scratch(config):
     config.model.backbone = "trained"
 
 
+def transfer_cifar10(config):
+    """The same on a tenth of JPEG CIFAR-10, 20 epochs."""
+    transfer(config)
+    config.stages.backbone.recipe = "configs/simclr.py:cifar10_small"
+    config.data.name = "cifar10"
+    config.views = ((("random_resized_crop", dict(size=32, area=(0.2, 1.0))), ("flip", dict(p=0.5))),)
+
+
 def finetune_smoke(config):
     """Every part of the published recipes at once."""
     finetune_backbone(config)
@@ -250,6 +258,8 @@ VARIANTS = (
     Variant("transfer", transfer,
             "a classifier on the same labels, above the frozen encoder of any run: --config.stages.backbone.workdir=DIR",
             hardware="2 CPU cores"),
+    Variant("transfer_cifar10", transfer_cifar10,
+            "a classifier on a tenth of JPEG CIFAR-10, above the same: --config.stages.backbone.workdir=DIR", hardware="2 CPU cores"),
     Variant("finetune_backbone", finetune_backbone, "the encoder of :transfer is trained, too", hardware="2 CPU cores"),
     Variant("scratch", scratch, "the same network and labels from initial weights: --config.stages.backbone.workdir=DIR",
             hardware="2 CPU cores"),

@@ -12,7 +12,7 @@ from ssl_jax.engine.health import HealthMonitor, spectral_norms
 HEALTHY = {
     "d/loss": 1.3, "d/accuracy_real": 0.7, "d/accuracy_fake": 0.99, "d/logit_std": 0.8, "d/diversity": 0.9, "game/code_variance": 0.3,
     "ge/mean_variance": 0.3, "ae/code_deviation": 0.3, "vae/active_units": 3.0, "vqvae/usage_of_batch": 0.4,
-    "color/colored": 1.0, "ssl/target_spread": 0.9,
+    "color/colored": 1.0, "ssl/target_spread": 0.9, "ssl/teacher_entropy": 3.0, "ssl/entropy_of_mean": 5.0, "ssl/target_std": 0.5,
     "d/grad_norm/discriminator": 1.0, "g/grad_norm/generator": 0.1, "judge/accuracy_train": 60.0, "judge/accuracy_test": 55.0,
     "time/slowest_input_process": 0.0, "time/slowest_input_wait": 0.1,
 }  # fmt: skip
@@ -26,6 +26,9 @@ SICK = [
     ({"time/slowest_input_process": 3.0, "time/slowest_input_wait": 0.83}, 100, "process 3 waits for it 83% of the time"),
     ({"ae/code_deviation": 1e-5}, 1000, "the code collapses"),
     ({"ssl/target_spread": 0.2}, 300, "the embeddings collapse"),
+    ({"ssl/teacher_entropy": 0.001, "ssl/entropy_of_mean": 0.002}, 300, "the prototypes collapse"),
+    ({"ssl/teacher_entropy": 5.54, "ssl/entropy_of_mean": 5.545}, 300, "the prototypes collapse"),
+    ({"ssl/target_std": 1e-4}, 300, "the teacher collapses"),
     ({"vae/active_units": 0.0}, 1000, "the posterior collapses"),
     ({"vqvae/usage_of_batch": 0.02}, 1000, "the codebook collapses"),
     ({"color/colored": 0.0}, 100, "the images are gray"),

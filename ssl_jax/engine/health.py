@@ -45,6 +45,11 @@ def _vanished(line: Line) -> bool | None:
     return max(norms[0]) < 1e-3 * max(norms[1])
 
 
+def _assigned_alike(line: Line) -> bool | None:
+    each, together = _ends(line, "/teacher_entropy"), _ends(line, "/entropy_of_mean")
+    return together[0] - each[0] < 0.01 if each and together else None
+
+
 def _memorized(line: Line) -> bool | None:
     train, test = _ends(line, "judge/accuracy_train"), _ends(line, "judge/accuracy_test")
     return train[0] - test[0] > 30 if train and test else None
@@ -93,6 +98,18 @@ RULES = (
         "the embeddings collapse: they point in nearly one direction for all images (target_spread below 0.5; about 1 is healthy); a "
         "predictor, targets without a gradient, or a variance term prevents it",
         _all(("/target_spread",), lambda x: x < 0.5),
+        300,
+    ),
+    Rule(
+        "the prototypes collapse: the teacher gives all images the same ones (its mean entropy is that of its mean); check centering "
+        "and config.model.teacher_temperature",
+        _assigned_alike,
+        300,
+    ),
+    Rule(
+        "the teacher collapses: its codes are nearly equal for all images and places (target_std below 0.01); raise "
+        "config.model.momentum",
+        _all(("/target_std",), lambda x: x < 0.01),
         300,
     ),
     Rule(
