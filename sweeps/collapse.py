@@ -3,8 +3,8 @@
   python launch.py sweep --sweep=sweeps/collapse.py --workdir=sweeps_out/collapse --jobs=2
   python launch.py compare sweeps_out/collapse
 
-BYOL has a predictor, SimSiam a stop-gradient, VICReg a variance term, DINO centering and sharpening, MoCo a BatchNorm for each group of images.
-`embedding/l2_std` is about 1 where embeddings are spread, and 0 where all images have the same one.
+BYOL has a predictor, SimSiam a stop-gradient, VICReg a variance term, DINO centering and sharpening, and MoCo normalizes groups of
+images by themselves. `embedding/l2_std` is about 1 where embeddings are spread, and 0 where all images have the same one.
 """
 
 from ssl_jax.experiment.sweep import Sweep, Variation
