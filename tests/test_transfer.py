@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import sys
 
 import numpy as np
@@ -12,8 +13,10 @@ from test_report import write_run
 from launch import main
 from ssl_jax.errors import MachineFault
 from ssl_jax.experiment import runs, transfer
+from ssl_jax.experiment.config import load
 from ssl_jax.report.write import write_report
 
+ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = """
 from configs import common, simclr
 def get_config(variant=""):
@@ -75,6 +78,15 @@ def test_plan_has_a_run_for_each_task_start_and_seed(task, tmp_path):
     trained, untrained = "--config.model.backbone=trained", "--config.stages.backbone.untrained=True"
     flags = {cell.start: {trained, untrained} & set(cell.overrides) for cell in cells}
     assert flags == {"untrained": {untrained}, "pretrained": set(), "finetuned": {trained}, "scratch": {trained, untrained}}
+
+
+@pytest.mark.parametrize("recipe", [*transfer.TASKS.values(), "configs/detection.py:bccd"])
+def test_only_a_trained_pretrained_encoder_has_a_lower_rate(recipe, tmp_path, monkeypatch):
+    """Whatever the recipe says: a frozen backbone has no parameters, so a rule for them would be refused."""
+    monkeypatch.chdir(ROOT)
+    for cell in plan(recipe, tmp_path, tuple(transfer.STARTS), (0,)):
+        multipliers = load(cell.recipe, cell.overrides).optim.net.lr_multipliers
+        assert multipliers == ((("^net/backbone/", 0.1), (".*", 1.0)) if cell.start == "finetuned" else ((".*", 1.0),)), cell.start
 
 
 def test_finished_runs_are_not_run_again_and_failed_ones_do_not_stop_the_others(task, tmp_path, train):

@@ -31,12 +31,13 @@ TASKS = {
     "detection": "configs/detection.py",
     "vqa": "configs/vqa.py",
 }
+SAME = "--config.optim.net.lr_multipliers=(('.*', 1.0),)"  # whatever the recipe has
 SLOWER = "--config.optim.net.lr_multipliers=(('^net/backbone/', 0.1), ('.*', 1.0))"  # pretrained weights need small steps
 STARTS = {  # where the backbone starts, and whether it is trained with the task
-    "untrained": ("--config.stages.backbone.untrained=True", "--config.model.backbone=frozen"),
-    "pretrained": ("--config.model.backbone=frozen",),
+    "untrained": ("--config.stages.backbone.untrained=True", "--config.model.backbone=frozen", SAME),
+    "pretrained": ("--config.model.backbone=frozen", SAME),
     "finetuned": ("--config.model.backbone=trained", SLOWER),
-    "scratch": ("--config.stages.backbone.untrained=True", "--config.model.backbone=trained"),
+    "scratch": ("--config.stages.backbone.untrained=True", "--config.model.backbone=trained", SAME),
 }
 WORDS = {
     "untrained": "initial weights, frozen",
