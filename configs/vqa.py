@@ -70,14 +70,14 @@ def scratch(config):
 
 
 def easy_vqa(config):
-    """64 x 64 pixels and 107 questions; three quarters of them ask for yes or no. 5 epochs."""
+    """64 x 64 pixels and 107 questions; three quarters of them ask for yes or no. 20 epochs."""
     scenes(config)
     config.data.name = "easy_vqa"
     config.stages.backbone.recipe = "configs/simclr.py:cifar10_small"
     config.model.question.length = 12
-    config.total = "5 epochs"
-    config.optim.net.warmup = "0.25 epochs"
-    config.evaluate_every, config.checkpoint_every = "5 epochs", "0.5 epochs"
+    config.total = "20 epochs"
+    config.optim.net.warmup = "1 epoch"
+    config.evaluate_every, config.checkpoint_every = "20 epochs", "1 epoch"
 
 
 def easy_vqa_question_only(config):
@@ -114,7 +114,7 @@ VARIANTS = (
     Variant("finetune", finetune, "the encoder is trained, too, at a tenth of the learning rate", hardware="2 CPU cores"),
     Variant("scratch", scratch, "the same network from its initial weights: give any run of the recipe as the stage",
             hardware="2 CPU cores"),
-    Variant("easy_vqa", easy_vqa, "easy-VQA (a TFDS directory that you prepare), on a run of configs/simclr.py:cifar10_small, 5 epochs",
+    Variant("easy_vqa", easy_vqa, "easy-VQA (a TFDS directory that you prepare), on a run of configs/simclr.py:cifar10_small, 20 epochs",
             hardware="2 CPU cores"),
     Variant("easy_vqa_question_only", easy_vqa_question_only, "the same without the image", hardware="2 CPU cores"),
     Variant("clevr_film", clevr_film, "CLEVR: GRU 4096, four blocks of 128, on the third stage of a frozen ResNet-50",
