@@ -114,7 +114,7 @@ VARIANTS = (
     Variant("finetune", finetune, "the encoder is trained, too, at a tenth of the learning rate", hardware="2 CPU cores"),
     Variant("scratch", scratch, "the same network from its initial weights: give any run of the recipe as the stage",
             hardware="2 CPU cores"),
-    Variant("easy_vqa", easy_vqa, "easy-VQA (a TFDS directory that you prepare), on a run of configs/simclr.py:cifar10_small, 20 epochs",
+    Variant("easy_vqa", easy_vqa, "easy-VQA (a TFDS directory of yours), on a run of configs/simclr.py:cifar10_small, 20 epochs",
             hardware="2 CPU cores"),
     Variant("easy_vqa_question_only", easy_vqa_question_only, "the same without the image", hardware="2 CPU cores"),
     Variant("clevr_film", clevr_film, "CLEVR: GRU 4096, four blocks of 128, on the third stage of a frozen ResNet-50",
