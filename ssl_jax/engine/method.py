@@ -16,7 +16,7 @@ from ssl_jax.errors import UserError
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, jax.Array]
 Metrics = Mapping[str, jax.Array]  # name -> float32 scalar
-FEATURES = "features"  # the metric that is none: [B, V, D] of a training pass, for `with_online_probe`; not logged
+FEATURES = "features"  # not logged: features [B, V, D] of a training pass, which a loss may return for `with_online_probe`
 
 
 class Spec(NamedTuple):
