@@ -25,6 +25,7 @@ from ssl_jax.data.reader import element_spec
 from ssl_jax.engine import loop
 from ssl_jax.engine.checkpoint import Checkpoints, write_json
 from ssl_jax.engine.method import encoder_statistics, encoder_weights, groups, inference_state, loss_groups, trained
+from ssl_jax.engine.online_probe import optimizers
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import make_step
 from ssl_jax.errors import UserError
@@ -175,7 +176,7 @@ def test_every_variant_locks_and_builds_abstractly(name):
         shape = (size, size, 3) if crops is None else (crops, size, size, 3)
         fill_in(config, shape)
         params, _ = abstract_init(config, shape)
-        assert set(params) == groups(build_method(config)) == set(config.optim)
+        assert set(params) == groups(build_method(config)) == set(optimizers(config))
 
 
 @every_config

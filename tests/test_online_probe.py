@@ -8,7 +8,7 @@ import scipy.special
 from test_siamese import load
 
 from ssl_jax.engine.method import State, groups
-from ssl_jax.engine.online_probe import neighbor_accuracy, with_online_probe
+from ssl_jax.engine.online_probe import neighbor_accuracy, optimizers, with_online_probe
 from ssl_jax.engine.optim import make_optimizers
 from ssl_jax.engine.step import loss_and_grads, make_step
 from ssl_jax.errors import UserError
@@ -29,11 +29,8 @@ def step_of(config):
     """(method, one jitted train step, the first state)"""
     method = build_method(config)
     state = begin(method)
-    if "probe" in state.params:
-        with config.unlocked():
-            config.optim.probe = dict(name="adamw", lr=config.online_probe, schedule="constant")
-    optimizers, _ = make_optimizers(config.optim, state.params, 8, 32, 512)
-    return jax.jit(make_step(method, optimizers)), state._replace(opt={g: optimizers[g].init(p) for g, p in state.params.items()})
+    made, _ = make_optimizers(optimizers(config), state.params, 8, 32, 512)
+    return jax.jit(make_step(method, made)), state._replace(opt={g: made[g].init(p) for g, p in state.params.items()})
 
 
 @pytest.mark.full

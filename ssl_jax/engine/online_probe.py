@@ -57,6 +57,13 @@ def with_online_probe(method: Method, classes: int | None) -> Method:
     )
 
 
+def optimizers(config) -> dict:
+    """`config.optim`, with one for the probe if there is one: AdamW with the constant rate `config.online_probe`."""
+    if not config.get("online_probe"):  # earlier runs have no such key
+        return config.optim
+    return {**config.optim.to_dict(), "probe": dict(name="adamw", lr=config.online_probe, schedule="constant")}
+
+
 def neighbor_accuracy(features: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of the rows [B, D] whose nearest other row by cosine has the same label [B]."""
     x = features / jnp.linalg.norm(features, axis=-1, keepdims=True).clip(1e-12)

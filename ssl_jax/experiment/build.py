@@ -17,6 +17,7 @@ from ssl_jax.data.geometry import check_host_ops, is_random, output_shape
 from ssl_jax.data.pipeline import TrainBatches
 from ssl_jax.engine import loop, optim, sharding
 from ssl_jax.engine.method import Method
+from ssl_jax.engine.online_probe import optimizers
 from ssl_jax.engine.xla_options import xla_options
 from ssl_jax.errors import UserError
 from ssl_jax.experiment.config import resolve
@@ -48,8 +49,8 @@ def fill_in(config, facts: DatasetFacts, platform: str | None = None) -> Any:
         for name, count in config.data.get("classes", {}).items():
             config.data.classes[name] = count or facts.class_counts.get(name)
         config.dtype = compute_type(config.dtype, platform)
-        if config.get("online_probe"):  # earlier runs have no such key
-            config.optim.probe = dict(name="adamw", lr=config.online_probe, schedule="constant")
+        if config.get("online_probe"):
+            config.optim = optimizers(config)
     if config.on_nonfinite not in ("stop", "skip"):
         raise UserError(f"config.on_nonfinite={config.on_nonfinite!r} is unknown; choose stop or skip")
     if config.keep_checkpoints < 1:
